@@ -1,0 +1,37 @@
+# Everything works on a bare machine with Python >= 3.11 and make: each target sets up .venv first if needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format golden-losses clean
+
+.venv/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ldit needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.dev: .venv/.runtime
+	$(BIN)/pip install --quiet --constraint constraints.txt pytest pytest-timeout pytest-xdist hypothesis ruff mypy
+	touch $@
+
+demo: .venv/.runtime
+	$(BIN)/ldit sample --ckpt emoji64-class-xs --class-labels animals food smileys travel --per-class 4 --image-save-path demo.png
+	@echo "$(CURDIR)/demo.png"
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden-losses: .venv/.dev
+	$(BIN)/python -m tests.train.regenerate_golden_losses
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache demo.png

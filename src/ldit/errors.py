@@ -1,0 +1,25 @@
+"""Faults a user can mend. Each message is one line that names the file, key or number at fault."""
+
+
+class LditError(Exception):
+    """Base of all of them; the command line prints the message alone and exits with 2."""
+
+
+class ConfigError(LditError):
+    """A configuration key or value that cannot be used."""
+
+
+class SourceError(LditError):
+    """A checkpoint or model source that is missing, damaged or of another kind than asked for."""
+
+
+class DataError(LditError):
+    """Training data that is missing, unreadable or does not fit the model."""
+
+
+class RequestError(LditError):
+    """A sampling request that the model cannot serve."""
+
+
+class CodecError(LditError):
+    """The codec that turns latents into pictures is not at hand."""

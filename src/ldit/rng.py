@@ -1,0 +1,25 @@
+"""The one place for seeding. Every random number is a function of (seed, stream, step, id), drawn on the CPU in fp32.
+
+So resume, world size and batch size change nothing. The rule never changes.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, stream: str, step: int = 0, id: int | str = 0) -> torch.Generator:
+    """A CPU generator seeded by the first 8 bytes (big-endian) of sha256("ldit|stream|seed|step|id")."""
+    digest = hashlib.sha256(f"ldit|{stream}|{seed}|{step}|{id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def normal(shape: tuple[int, ...], seed: int, stream: str, step: int = 0, id: int | str = 0) -> Tensor:
+    """Standard normal fp32 numbers of one sample."""
+    return torch.randn(shape, generator=generator(seed, stream, step, id))
+
+
+def uniform(seed: int, stream: str, step: int = 0, id: int | str = 0) -> float:
+    """One number in [0, 1)."""
+    return torch.rand((), generator=generator(seed, stream, step, id)).item()
