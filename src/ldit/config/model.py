@@ -1,0 +1,187 @@
+"""Network configurations and the presets table. Torch-free; defaults are the original constructor's."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ldit.config.serial import from_dict
+from ldit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What class- and text-conditional networks share (Large-DiT, `DiT_Llama`)."""
+
+    patch_size: int = 2
+    in_channels: int = 4
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int | None = None
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    learn_sigma: bool = True
+    qk_norm: bool | Literal["head"] = False
+    rope: Literal["raster", "2d"] = "raster"
+    cond_channels: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_channels", "dim", "n_layers", "n_heads", "multiple_of"):
+            _at_least(self, name, 1)
+        _at_least(self, "cond_channels", 0)
+        if self.dim % self.n_heads:
+            raise ConfigError(f"model.n_heads: {self.n_heads} does not divide dim {self.dim}")
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(f"model.n_kv_heads: {self.kv_heads} does not divide n_heads {self.n_heads}")
+        if self.head_dim % (4 if self.rope == "2d" else 2):
+            raise ConfigError(f"model.dim: head width {self.head_dim} does not fit rope {self.rope!r}")
+        if not self.norm_eps > 0:
+            raise ConfigError(f"model.norm_eps: must be positive, got {self.norm_eps}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else max(self.n_kv_heads, 1)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_hidden(self) -> int:
+        """SwiGLU width: 2/3 of 4·dim, optionally scaled, rounded up to `multiple_of`."""
+        hidden = int(2 * (4 * self.dim) / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return self.multiple_of * -(-hidden // self.multiple_of)
+
+    @property
+    def cond_dim(self) -> int:
+        """Width of the conditioning vector."""
+        return min(self.dim, 1024)
+
+    @property
+    def out_channels(self) -> int:
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+
+@dataclass(frozen=True)
+class ClassModelConfig(BackboneConfig):
+    """Class-conditional DiT; label index `num_classes` is the null class when `class_dropout_prob` > 0."""
+
+    kind: Literal["class"] = field(default="class", kw_only=True)
+    input_size: int = 32
+    class_dropout_prob: float = 0.1
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_class_fields(self)
+
+    @property
+    def null_class(self) -> int | None:
+        return self.num_classes if self.class_dropout_prob > 0 else None
+
+
+@dataclass(frozen=True)
+class TextModelConfig(BackboneConfig):
+    """Text-conditional DiT over rows of patches, padded to `max_seq_len` tokens."""
+
+    kind: Literal["text"] = field(default="text", kw_only=True)
+    max_seq_len: int = 288
+    cap_feat_dim: int = 5120
+    rope_scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, "max_seq_len", 1)
+        _at_least(self, "cap_feat_dim", 1)
+        if not self.rope_scaling_factor > 0:
+            raise ConfigError(f"model.rope_scaling_factor: must be positive, got {self.rope_scaling_factor}")
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """The original DiT (facebookresearch/DiT), also the network of SiT."""
+
+    kind: Literal["dit"] = field(default="dit", kw_only=True)
+    input_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    class_dropout_prob: float = 0.1
+    num_classes: int = 1000
+    learn_sigma: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
+            _at_least(self, name, 1)
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ConfigError(f"model.num_heads: {self.num_heads} does not fit hidden_size {self.hidden_size}")
+        _check_class_fields(self)
+
+    @property
+    def null_class(self) -> int | None:
+        return self.num_classes if self.class_dropout_prob > 0 else None
+
+    @property
+    def out_channels(self) -> int:
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+
+ModelConfig = ClassModelConfig | TextModelConfig | BaselineConfig
+
+_KINDS: dict[str, type[Any]] = {"class": ClassModelConfig, "text": TextModelConfig, "dit": BaselineConfig}
+
+
+def model_from_dict(data: Any, where: str = "model") -> ModelConfig:
+    """Read the `model` section of a config.json; `kind` selects the class."""
+    kind = data.get("kind", "class") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"{where}.kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
+    return from_dict(_KINDS[kind], data, where)
+
+
+def _at_least(config: Any, name: str, least: int) -> None:
+    if getattr(config, name) < least:
+        raise ConfigError(f"model.{name}: must be at least {least}, got {getattr(config, name)}")
+
+
+def _check_class_fields(config: Any) -> None:
+    _at_least(config, "num_classes", 1)
+    _at_least(config, "input_size", 1)
+    if config.input_size % config.patch_size:
+        raise ConfigError(f"model.input_size: {config.input_size} is not divisible by patch_size {config.patch_size}")
+    if not 0 <= config.class_dropout_prob < 1:
+        raise ConfigError(f"model.class_dropout_prob: must be in [0, 1), got {config.class_dropout_prob}")
+
+
+# name: (dim, n_layers, n_heads). The first three are the original's registered sizes, the others are ours.
+PRESETS: dict[str, dict[str, int]] = {
+    "DiT_Llama_600M_patch2": {"dim": 1536, "n_layers": 16, "n_heads": 32},
+    "DiT_Llama_3B_patch2": {"dim": 3072, "n_layers": 32, "n_heads": 32},
+    "DiT_Llama_7B_patch2": {"dim": 4096, "n_layers": 32, "n_heads": 32},
+    "XS": {"dim": 256, "n_layers": 6, "n_heads": 4},
+    "S": {"dim": 384, "n_layers": 12, "n_heads": 6},
+    "B": {"dim": 768, "n_layers": 12, "n_heads": 12},
+    "L": {"dim": 1024, "n_layers": 24, "n_heads": 16},
+}
+
+# The original DiT's sizes by (hidden_size, depth): its checkpoints do not tell the number of heads.
+BASELINE_HEADS: dict[tuple[int, int], int] = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
+
+
+def preset(name: str, **changes: Any) -> ClassModelConfig:
+    """A class-conditional configuration by preset name, with changes."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown model {name!r} (known: {', '.join(PRESETS)})")
+    return ClassModelConfig(**{**PRESETS[name], **changes})
+
+
+def text_preset(name: str, **changes: Any) -> TextModelConfig:
+    """A text-conditional configuration by preset name, with changes."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown model {name!r} (known: {', '.join(PRESETS)})")
+    return TextModelConfig(**{**PRESETS[name], **changes})

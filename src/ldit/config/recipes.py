@@ -1,0 +1,154 @@
+"""Recipes: registered functions that return a whole RunConfig. `ldit train NAME` starts one; every field is a flag."""
+
+from collections.abc import Callable
+
+from ldit.config.model import preset
+from ldit.config.run import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
+from ldit.config.spec import AutoencoderConfig, DDPMConfig, FlowConfig, PixelCodecConfig, SamplingConfig
+from ldit.errors import ConfigError
+
+EMOJI_CLASSES = 9
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {}
+
+
+def recipe(name: str) -> RunConfig:
+    """The configuration of a registered recipe."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)})")
+    return RECIPES[name]()
+
+
+def _register(name: str) -> Callable[[Callable[[], RunConfig]], Callable[[], RunConfig]]:
+    def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+        RECIPES[name] = function
+        return function
+
+    return register
+
+
+def _emoji(model: str, patch: int, train: TrainConfig, ema: float) -> RunConfig:
+    """Flow matching in pixel space with data prediction (JiT): 64x64 RGB, nine classes."""
+    return RunConfig(
+        model=preset(
+            model,
+            input_size=64,
+            patch_size=patch,
+            in_channels=3,
+            num_classes=EMOJI_CLASSES,
+            learn_sigma=False,
+            qk_norm=True,
+            rope="2d",
+        ),
+        process=FlowConfig(prediction="x0"),
+        codec=PixelCodecConfig(),
+        sampling=SamplingConfig("heun", 20, 2.0, "all", (0.1, 0.9)),
+        data=DataConfig("emoji64", 64, flip=False, heldout="heldout.txt", max_per_class=300),
+        train=train,
+        optim=OptimConfig(beta2=0.95),
+        ema=EMAConfig(ema),
+        objective=ObjectiveConfig(time_mean=0.8, time_std=0.8),
+        heldout=HeldoutConfig(every=100, num=256),
+    )
+
+
+@_register("emoji64-class-xs")
+def emoji64_class_xs() -> RunConfig:
+    """The bundled model: 7.9M parameters, trains on two CPU cores."""
+    train = TrainConfig(
+        steps=8000,
+        batch_size=64,
+        lr=5e-4,
+        warmup=200,
+        cooldown=1500,
+        grad_clip=1.0,
+        log_every=50,
+        checkpoint_every=250,
+        sample_every=1000,
+    )
+    return _emoji("XS", 8, train, 0.999)
+
+
+@_register("emoji64-class-s")
+def emoji64_class_s() -> RunConfig:
+    """33M parameters over 256 tokens, for one GPU."""
+    train = TrainConfig(
+        steps=60_000,
+        batch_size=256,
+        lr=3e-4,
+        warmup=1000,
+        schedule="cosine",
+        precision="bf16",
+        grad_clip=1.0,
+        checkpoint_every=2000,
+        sample_every=5000,
+    )
+    return _emoji("S", 4, train, 0.9995)
+
+
+@_register("tiny-cpu")
+def tiny_cpu() -> RunConfig:
+    """A test of the whole path in seconds: 16x16 pictures, under 0.3M parameters, 50 steps."""
+    return RunConfig(
+        model=preset(
+            "XS",
+            dim=64,
+            n_layers=2,
+            multiple_of=32,
+            input_size=16,
+            patch_size=4,
+            in_channels=3,
+            num_classes=EMOJI_CLASSES,
+            qk_norm=True,
+        ),
+        process=DDPMConfig(),
+        codec=PixelCodecConfig(),
+        sampling=SamplingConfig("ddim", 10, 1.5, "all"),
+        data=DataConfig("emoji64", 16, flip=False, heldout="heldout.txt", max_per_class=20),
+        train=TrainConfig(steps=50, batch_size=16, lr=1e-3, log_every=10, checkpoint_every=25, sample_every=50),
+        ema=EMAConfig(0.99),
+        heldout=HeldoutConfig(every=50, num=32),
+    )
+
+
+def _imagenet(model: str, image_size: int, batch: int, micro: int) -> RunConfig:
+    """The original's settings: DDPM, AdamW 1e-4, EMA 0.9999, clip 2.0, bf16, q/k norm, 3M steps."""
+    return RunConfig(
+        model=preset(model, input_size=image_size // 8, qk_norm=True),
+        process=DDPMConfig(),
+        codec=AutoencoderConfig(),
+        data=DataConfig("", image_size),
+        train=TrainConfig(
+            steps=3_000_000,
+            batch_size=batch,
+            micro_batch_size=micro,
+            lr=1e-4,
+            precision="bf16",
+            grad_clip=2.0,
+            checkpoint_every=10_000,
+        ),
+    )
+
+
+@_register("imagenet256-600m")
+def imagenet256_600m() -> RunConfig:
+    """Large-DiT 600M at 256 px."""
+    return _imagenet("DiT_Llama_600M_patch2", 256, 256, 32)
+
+
+@_register("imagenet256-3b")
+def imagenet256_3b() -> RunConfig:
+    """Large-DiT 3B at 256 px."""
+    return _imagenet("DiT_Llama_3B_patch2", 256, 256, 32)
+
+
+@_register("imagenet256-7b")
+def imagenet256_7b() -> RunConfig:
+    """Large-DiT 7B at 256 px, batch 512."""
+    return _imagenet("DiT_Llama_7B_patch2", 256, 512, 32)
+
+
+@_register("imagenet512-3b")
+def imagenet512_3b() -> RunConfig:
+    """Large-DiT 3B at 512 px."""
+    return _imagenet("DiT_Llama_3B_patch2", 512, 256, 8)

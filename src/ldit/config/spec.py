@@ -1,0 +1,181 @@
+"""ModelSpec: all that weights need to become pictures. It is the content of config.json and travels in every export."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ldit.config.model import ModelConfig, model_from_dict
+from ldit.config.serial import from_dict, to_dict
+from ldit.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DDPMConfig:
+    """1000 steps, linear betas, eps prediction, learned-range variance when the network has 2C outputs."""
+
+    kind: Literal["ddpm"] = field(default="ddpm", kw_only=True)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Straight-line flow. `data_at` is the native time of the data; the network is given native time x time_scale."""
+
+    kind: Literal["flow"] = field(default="flow", kw_only=True)
+    prediction: Literal["v", "x0"] = "v"
+    time_scale: float = 1000.0
+    data_at: Literal[0, 1] = 0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ConfigError(f"process.shift: must be positive, got {self.shift}")
+
+
+@dataclass(frozen=True)
+class ClassConditionerConfig:
+    """Class labels; `names[i]` is the name of class i where known."""
+
+    kind: Literal["class"] = field(default="class", kw_only=True)
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TextConditionerConfig:
+    """A frozen language model by id or relative path."""
+
+    kind: Literal["text"] = field(default="text", kw_only=True)
+    encoder: str = "meta-llama/Llama-2-7b-hf"
+    max_tokens: int = 128
+    null: str = ""
+
+
+@dataclass(frozen=True)
+class PixelCodecConfig:
+    """Latents are RGB pictures in [-1, 1]."""
+
+    kind: Literal["pixels"] = field(default="pixels", kw_only=True)
+
+    @property
+    def factor(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """A KL autoencoder of diffusers' layout: z = (raw - shift) * scale; `factor` pixels a latent."""
+
+    kind: Literal["autoencoder_kl"] = field(default="autoencoder_kl", kw_only=True)
+    name: str = "stabilityai/sd-vae-ft-ema"
+    scale: float | tuple[float, ...] = 0.18215
+    shift: float | tuple[float, ...] = 0.0
+    factor: int = 8
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The defaults a picture is sampled with."""
+
+    solver: str = "ddpm"
+    steps: int = 250
+    guidance: float = 4.0
+    guidance_channels: int | Literal["all"] = "all"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+
+ProcessConfig = DDPMConfig | FlowConfig
+ConditionerConfig = ClassConditionerConfig | TextConditionerConfig
+CodecConfig = PixelCodecConfig | AutoencoderConfig
+
+_PROCESSES: dict[str, type[Any]] = {"ddpm": DDPMConfig, "flow": FlowConfig}
+_CONDITIONERS: dict[str, type[Any]] = {"class": ClassConditionerConfig, "text": TextConditionerConfig}
+_CODECS: dict[str, type[Any]] = {"pixels": PixelCodecConfig, "autoencoder_kl": AutoencoderConfig}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Network, process, codec, and optionally conditioner, sampling defaults and training record."""
+
+    model: ModelConfig
+    process: ProcessConfig
+    codec: CodecConfig
+    conditioner: ConditionerConfig | None = None
+    sampling: SamplingConfig | None = None
+    training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        names = self.class_names
+        if names is not None and len(names) != getattr(self.model, "num_classes", len(names)):
+            raise ConfigError(f"conditioner.names: {len(names)} names for {self.model.num_classes} classes")  # type: ignore[union-attr]
+        if isinstance(self.codec, PixelCodecConfig) and self.model.in_channels != 3:
+            raise ConfigError(f"model.in_channels: a pixel codec needs 3, got {self.model.in_channels}")
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.conditioner.names if isinstance(self.conditioner, ClassConditionerConfig) else None
+
+    @property
+    def sampling_defaults(self) -> SamplingConfig:
+        """The spec's own section, or the published defaults of its process."""
+        if self.sampling is not None:
+            return self.sampling
+        if isinstance(self.process, DDPMConfig):
+            return SamplingConfig("ddpm", 250, 4.0, min(3, self.model.in_channels))
+        return SamplingConfig("heun", 25, 1.5, "all")
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"format": FORMAT}
+        for name in ("model", "process", "conditioner", "codec", "sampling", "training"):
+            if getattr(self, name) is not None:
+                out[name] = to_dict(getattr(self, name))
+        return out
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "config.json") -> "ModelSpec":
+        """Strict reader; ConfigError names the key at fault."""
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where}: expected an object")
+        if not isinstance(data.get("format"), int) or isinstance(data.get("format"), bool):
+            raise ConfigError(f"{where}: missing key 'format'")
+        if data["format"] > FORMAT:
+            raise ConfigError(f"{where}: format {data['format']} is newer than {FORMAT}; update ldit")
+        known = {"format", "model", "process", "conditioner", "codec", "sampling", "training"}
+        for key in data:
+            if key not in known:
+                raise ConfigError(f"{where}: unknown key {key!r}")
+        for key in ("model", "process", "codec"):
+            if key not in data:
+                raise ConfigError(f"{where}: missing key {key!r}")
+        try:
+            spec = cls(
+                model=model_from_dict(data["model"]),
+                process=process_from_dict(data["process"]),
+                codec=codec_from_dict(data["codec"]),
+                conditioner=_by_kind(_CONDITIONERS, data["conditioner"], "conditioner")
+                if data.get("conditioner")
+                else None,
+                sampling=from_dict(SamplingConfig, data["sampling"], "sampling") if data.get("sampling") else None,
+                training=data.get("training"),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if spec.training is not None and not isinstance(spec.training, dict):
+            raise ConfigError(f"{where}: training: expected an object")
+        return spec
+
+
+def _by_kind(kinds: dict[str, type[Any]], data: Any, where: str) -> Any:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{where}.kind: expected one of {', '.join(kinds)}, got {kind!r}")
+    return from_dict(kinds[kind], data, where)
+
+
+def process_from_dict(data: Any) -> ProcessConfig:
+    """Read a `process` section; `kind` selects the class."""
+    return _by_kind(_PROCESSES, data, "process")
+
+
+def codec_from_dict(data: Any) -> CodecConfig:
+    """Read a `codec` section; `kind` selects the class."""
+    return _by_kind(_CODECS, data, "codec")
