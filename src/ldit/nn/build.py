@@ -1,0 +1,56 @@
+"""From a configuration to a network, and what it costs. Counting builds on the meta device: no memory, milliseconds."""
+
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from ldit.config.model import BaselineConfig, ModelConfig, TextModelConfig
+from ldit.nn import baseline
+from ldit.nn.conditioning import FEATURES
+from ldit.nn.dit import DiT
+
+
+def build_model(config: ModelConfig, device: torch.device | str | None = None) -> nn.Module:
+    """The network of `config` on `device`, parameters not filled in (see `ldit.nn.dit.init_weights`)."""
+    with torch.device(device or "cpu"):
+        if isinstance(config, BaselineConfig):
+            arguments = asdict(config)
+            del arguments["kind"]
+            return baseline.DiT(**arguments)
+        return DiT(config)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every entry of the state dict, in its order."""
+    return {name: tuple(p.shape) for name, p in build_model(config, "meta").state_dict().items()}
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of values in the state dict."""
+    return sum(p.numel() for p in build_model(config, "meta").parameters())
+
+
+def forward_flops(config: ModelConfig, height: int, width: int, text_tokens: int = 128) -> int:
+    """FLOPs of one forward pass of one picture of latent size height x width: matrix products only, 1 MAC = 2 FLOPs.
+
+    Attention counts 2·T²·D MACs (scores and values); training is three times this without recomputation.
+    """
+    p = config.patch_size
+    tokens = (height // p) * (width // p)
+    if isinstance(config, BaselineConfig):
+        dim, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+        block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim + 6 * dim * dim
+        ends = tokens * p * p * dim * (config.in_channels + config.out_channels) + 2 * dim * dim
+        return 2 * (config.depth * block + ends + dim * (FEATURES + dim))
+    dim, cond, kv = config.dim, config.cond_dim, config.kv_heads * config.head_dim
+    conditioning = cond * (FEATURES + cond)
+    if isinstance(config, TextModelConfig):
+        tokens = config.max_seq_len
+        conditioning += cond * config.cap_feat_dim
+    block = tokens * (2 * dim * dim + 2 * dim * kv + 3 * dim * config.ffn_hidden)
+    block += 2 * tokens * tokens * dim + 6 * dim * cond
+    if isinstance(config, TextModelConfig):
+        block += text_tokens * 2 * config.cap_feat_dim * kv + 2 * tokens * text_tokens * dim
+    ends = tokens * p * p * dim * (config.in_channels + config.cond_channels + config.out_channels) + 2 * dim * cond
+    return 2 * (config.n_layers * block + ends + conditioning)

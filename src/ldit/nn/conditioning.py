@@ -1,0 +1,71 @@
+"""What the network is conditioned on: time, and a class or a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldit.nn.layers import timestep_features
+
+FEATURES = 256
+
+
+class TimestepEmbedder(nn.Module):
+    """256 sinusoids in fp32, then Linear SiLU Linear in the weights' dtype; t (B,) -> (B, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        weight: Tensor = self.mlp[0].weight  # type: ignore[assignment]
+        return self.mlp(timestep_features(t, FEATURES).to(weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of class vectors; with `null`, one row more for "no class" (classifier-free guidance)."""
+
+    def __init__(self, num_classes: int, null: bool, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + int(null), width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Text features (B, T, F) and their mask (B, T), bool, True = a token of the text."""
+
+    features: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3 or self.mask.shape != self.features.shape[:2]:
+            raise ValueError(f"features {tuple(self.features.shape)} and mask {tuple(self.mask.shape)} do not fit")
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "TextCondition":
+        return TextCondition(self.features[index], self.mask[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextCondition":
+        return TextCondition(self.features.to(device=device, dtype=dtype), self.mask.to(device=device))
+
+    @staticmethod
+    def cat(parts: Sequence["TextCondition"]) -> "TextCondition":
+        """Joined along the batch; shorter texts are padded with masked zeros."""
+        length = max(part.features.shape[1] for part in parts)
+        pads = [length - part.features.shape[1] for part in parts]
+        features = [nn.functional.pad(part.features, (0, 0, 0, n)) for part, n in zip(parts, pads, strict=True)]
+        masks = [nn.functional.pad(part.mask, (0, n)) for part, n in zip(parts, pads, strict=True)]
+        return TextCondition(torch.cat(features), torch.cat(masks))
+
+    def mean(self) -> Tensor:
+        """Mean of the features over the text's tokens, (B, F)."""
+        weight = self.mask.unsqueeze(-1).to(self.features.dtype)
+        return (self.features * weight).sum(1) / weight.sum(1)

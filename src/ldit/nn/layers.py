@@ -1,0 +1,114 @@
+"""Bricks: normalisation, SwiGLU, attention, timestep features. Tensors in, tensors out.
+
+Shapes: B batch, T tokens, D width, H heads, d head width, F text feature width, L text tokens.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldit.config.model import BackboneConfig
+from ldit.nn.rope import rotate
+
+QK_NORM_EPS = 1e-5  # fixed in the original, whatever norm_eps
+
+
+class RMSNorm(nn.Module):
+    """x · rsqrt(mean(x²) + eps) · weight over the last axis, statistics in fp32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """w2(SiLU(w1 x) · w3 x), no biases (Shazeer 2020)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x·(1 + scale) + shift, with x (B, T, D) and shift, scale (B, D)."""
+    return torch.addcmul(shift.unsqueeze(1), x, (1 + scale).unsqueeze(1))
+
+
+def gated_add(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """x + gate·update, with x, update (B, T, D) and gate (B, D)."""
+    return torch.addcmul(x, gate.unsqueeze(1), update)
+
+
+def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
+    """[cos(t·f) | sin(t·f)] in fp32 with f_i = max_period^(-i/(dim/2)); t (B,) -> (B, dim)."""
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * index / half)[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Attention(nn.Module):
+    """Full bidirectional attention with normalised queries and keys, RoPE, grouped heads, and for text models a
+    second, gated attention of the same rotated queries to the text (Large-DiT).
+
+    `qk_norm`: False; True = affine LayerNorm over the full projected width (all heads together), before RoPE; "head" =
+    RMSNorm of each head. With `context_dim`, keys and values of the text come from `context_dim`-wide features.
+    """
+
+    def __init__(self, config: BackboneConfig, context_dim: int | None = None) -> None:
+        super().__init__()
+        dim, d = config.dim, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, d
+        self.norm_heads = config.qk_norm == "head"
+        kv_width = self.kv_heads * d
+        self.wq = nn.Linear(dim, dim, bias=False)
+        self.wk = nn.Linear(dim, kv_width, bias=False)
+        self.wv = nn.Linear(dim, kv_width, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+        self.q_norm = self._norm(config, dim)
+        self.k_norm = self._norm(config, kv_width)
+        if context_dim is not None:
+            self.wk_y = nn.Linear(context_dim, kv_width, bias=False)
+            self.wv_y = nn.Linear(context_dim, kv_width, bias=False)
+            self.ky_norm = self._norm(config, kv_width)
+            self.gate = nn.Parameter(torch.zeros(self.heads))
+
+    @staticmethod
+    def _norm(config: BackboneConfig, width: int) -> nn.Module:
+        if config.qk_norm == "head":
+            return RMSNorm(config.head_dim, QK_NORM_EPS)
+        return nn.LayerNorm(width, eps=QK_NORM_EPS) if config.qk_norm else nn.Identity()
+
+    def _heads(self, x: Tensor, heads: int, norm: nn.Module) -> Tensor:
+        """(B, T, heads·d) -> normalised (B, T, heads, d)."""
+        shape = (*x.shape[:-1], heads, self.head_dim)
+        return norm(x.view(shape)) if self.norm_heads else norm(x).view(shape)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=self.heads != self.kv_heads
+        )
+
+    def forward(self, x: Tensor, rope: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B, T, D), rope (T, d/2, 2), context (B, L, F) and mask (B, L), True = attend -> (B, T, D)."""
+        q = rotate(self._heads(self.wq(x), self.heads, self.q_norm), rope).transpose(1, 2)
+        k = rotate(self._heads(self.wk(x), self.kv_heads, self.k_norm), rope)
+        v = self.wv(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        out = self._attend(q, k, v)
+        if context is not None:
+            k_y = self._heads(self.wk_y(context), self.kv_heads, self.ky_norm)
+            v_y = self.wv_y(context).unflatten(-1, (self.kv_heads, self.head_dim))
+            text = self._attend(q, k_y, v_y, None if mask is None else mask[:, None, None, :])
+            out = out + text * self.gate.tanh()[None, :, None, None]
+        return self.wo(out.transpose(1, 2).flatten(2))

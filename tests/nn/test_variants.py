@@ -1,0 +1,133 @@
+"""Switches that the golden files do not cover, against the independent implementation in reference.py."""
+
+from typing import Any
+
+import pytest
+import reference
+import torch
+
+from ldit.config.model import ClassModelConfig, TextModelConfig
+from ldit.nn.build import build_model
+from ldit.nn.conditioning import TextCondition
+from ldit.nn.dit import DiT
+
+TINY: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "multiple_of": 16}
+TOLERANCE = 3e-6  # fp32 against float64; times are small because the angles themselves are fp32 by definition
+
+
+def filled(config: ClassModelConfig | TextModelConfig) -> DiT:
+    """Random weights everywhere, also where a fresh model has zeros."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    assert isinstance(model, DiT)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            spread = p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3
+            p.copy_(torch.randn_like(p) * spread + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return model.eval().requires_grad_(False)
+
+
+def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    error = (actual.double() - expected).abs().max() / expected.abs().max()
+    assert error <= TOLERANCE, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": True, "n_kv_heads": 2},
+        {"qk_norm": "head", "n_kv_heads": 1},
+        {"rope": "2d"},
+        {"ffn_dim_multiplier": 1.3, "norm_eps": 1e-3},
+        {"class_dropout_prob": 0.0},
+        {"learn_sigma": False},
+        {"patch_size": 4},
+        {"patch_size": 1, "input_size": 4},
+        {"in_channels": 3},
+        {"dim": 1152, "n_heads": 2, "n_layers": 1, "multiple_of": 256, "patch_size": 4},
+    ],
+    ids=str,
+)
+def test_class_model(changes: dict[str, Any]) -> None:
+    config = ClassModelConfig(**{**TINY, "input_size": 8, "num_classes": 5, **changes})
+    model = filled(config)
+    x = torch.randn(2, config.in_channels, config.input_size, config.input_size)
+    t, y = torch.tensor([17.0, 3.5]), torch.tensor([4, 0])
+    out = model(x, t, y)
+    for i in range(2):
+        check(out[i], reference.forward(config, model.state_dict(), x[i], t[i].item(), y=int(y[i])))
+
+
+def test_other_sizes_and_null_class() -> None:
+    config = ClassModelConfig(**TINY, input_size=8, num_classes=5, rope="2d")
+    model = filled(config)
+    x, t, y = torch.randn(1, 4, 4, 12), torch.tensor([3.0]), torch.tensor([5])
+    check(model(x, t, y)[0], reference.forward(config, model.state_dict(), x[0], 3.0, y=5))
+
+
+def test_extra_channels_go_in_and_not_out() -> None:
+    config = ClassModelConfig(**TINY, input_size=8, num_classes=5, cond_channels=2)
+    model = filled(config)
+    x, t, y = torch.randn(1, 6, 8, 8), torch.tensor([3.0]), torch.tensor([1])
+    out = model(x, t, y)
+    assert out.shape == (1, 8, 8, 8)
+    check(out[0], reference.forward(config, model.state_dict(), x[0], 3.0, y=1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": True, "n_kv_heads": 2},
+        {"qk_norm": "head"},
+        {"rope_scaling_factor": 2.5},
+        {"rope": "2d", "rope_scaling_factor": 2.0},
+        {"learn_sigma": False, "in_channels": 3, "patch_size": 1, "max_seq_len": 30},
+    ],
+    ids=str,
+)
+def test_text_model(changes: dict[str, Any]) -> None:
+    config = TextModelConfig(**{**TINY, "max_seq_len": 24, "cap_feat_dim": 12, **changes})
+    model = filled(config)
+    pictures = [torch.randn(config.in_channels, 4, 6), torch.randn(config.in_channels, 6, 4)]
+    t = torch.tensor([17.0, 3.0])
+    features, mask = torch.randn(2, 5, 12), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    out = model(pictures, t, TextCondition(features, mask))
+    assert isinstance(out, list)
+    for i in range(2):
+        text = features[i][mask[i]]
+        check(out[i], reference.forward(config, model.state_dict(), pictures[i], t[i].item(), text=text))
+
+
+def test_sizes_that_do_not_fit() -> None:
+    model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
+    with pytest.raises(ValueError, match="9x8 is not divisible by the patch size 2"):
+        model(torch.randn(1, 4, 9, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    text = filled(TextModelConfig(**TINY, max_seq_len=8, cap_feat_dim=12))
+    condition = TextCondition(torch.randn(1, 2, 12), torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="needs 12 tokens, more than max_seq_len 8"):
+        text(torch.randn(1, 4, 6, 6), torch.zeros(1), condition)
+
+
+def test_precomputed_modulations_are_the_same() -> None:
+    """What the sampler may compute ahead gives the same picture as forward."""
+    model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 6.0]), torch.tensor([0, 1])
+    blocks, final = model.modulations(model.condition(t, y))
+    from ldit.nn.tokens import patchify, rope_table, unpatchify
+
+    tokens = model.x_embedder(patchify(x, 2)).flatten(1, 2)
+    out = model.trunk(tokens, rope_table("raster", 4, 4, 8, tokens.device), blocks, final)
+    assert torch.equal(unpatchify(out.unflatten(1, (4, 4)), 2), model(x, t, y))
+
+
+def test_real_and_complex_rotation_agree() -> None:
+    """The two forms of the rotation (CPU eager, everything else) to fp32 rounding."""
+    from ldit.nn.rope import raster_table, rotate
+
+    x, table = torch.randn(2, 7, 3, 8), raster_table(7, 8)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table.unsqueeze(-3).unbind(-1)
+    real = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    assert (rotate(x, table) - real).abs().max() <= 4 * torch.finfo(torch.float32).eps * x.abs().max()
