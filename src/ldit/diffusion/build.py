@@ -1,0 +1,14 @@
+"""From a process configuration to its objective."""
+
+from ldit.config.spec import DDPMConfig, ProcessConfig
+from ldit.diffusion.ddpm import DDPM
+from ldit.diffusion.flow import Flow
+
+Process = DDPM | Flow
+
+
+def build_process(config: ProcessConfig) -> Process:
+    """The objective of `config`."""
+    if isinstance(config, DDPMConfig):
+        return DDPM()
+    return Flow(config.prediction, config.time_scale, config.data_at, config.shift)

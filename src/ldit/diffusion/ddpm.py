@@ -1,0 +1,147 @@
+"""DDPM with learned-range variance: Ho et al. 2020, Nichol & Dhariwal 2021, as DiT and Large-DiT train it.
+
+The only home of DDPM indices besides its sampling grid. Tables are float64, gathered, then fp32.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldit.diffusion.prediction import Predict, output_of, per_sample
+from ldit.diffusion.schedule import Tables, respace, tables
+
+TRAIN_STEPS = 1000
+
+
+class Posterior(NamedTuple):
+    """p(x_{t-1} | x_t) of a network's output, each (B, C, H, W)."""
+
+    mean: Tensor
+    variance: Tensor
+    log_variance: Tensor
+    pred_xstart: Tensor
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """The discrete process with `steps` training steps, of which `kept` are in use (all by default).
+
+    Indices t count kept steps; networks are given the original index `kept[t]`.
+    """
+
+    steps: int = TRAIN_STEPS
+    kept: tuple[int, ...] | None = None
+    tables: Tables = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kept is None:
+            object.__setattr__(self, "kept", tuple(range(self.steps)))
+        object.__setattr__(self, "tables", tables(self.steps, self.timestep_map))
+
+    @classmethod
+    def respaced(cls, sections: str, steps: int = TRAIN_STEPS) -> "DDPM":
+        """The original's strings: "250", "10,15,20", "ddim50"."""
+        return cls(steps, respace(steps, sections))
+
+    @property
+    def timestep_map(self) -> tuple[int, ...]:
+        """Original index of each kept step."""
+        assert self.kept is not None
+        return self.kept
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Original indices (B,) of kept indices t."""
+        return torch.tensor(self.timestep_map, device=t.device)[t]
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = sqrt(a_t)·x0 + sqrt(1-a_t)·noise."""
+        a = self.tables.alphas_cumprod
+        return _gather(np.sqrt(a), t, x0) * x0 + _gather(np.sqrt(1.0 - a), t, x0) * noise
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Mean of q(x_{t-1} | x_t, x0)."""
+        c1, c2 = self.tables.posterior_mean_coef1, self.tables.posterior_mean_coef2
+        return _gather(c1, t, x0) * x0 + _gather(c2, t, x0) * x_t
+
+    def posterior(self, out: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
+        """p(x_{t-1} | x_t) from the network's output (B, 2C or C, H, W); with C channels, fixed large variance."""
+        table = self.tables
+        eps, v = _split(out, x_t.shape[1])
+        a = table.alphas_cumprod
+        x0 = _gather(np.sqrt(1.0 / a), t, x_t) * x_t - _gather(np.sqrt(1.0 / a - 1.0), t, x_t) * eps
+        if v is None:
+            large = np.append(table.posterior_variance[1:2], table.betas[1:])
+            log_variance = _gather(np.log(large), t, x_t).expand_as(x_t)
+        else:
+            low = _gather(table.posterior_log_variance_clipped, t, x_t)
+            high = _gather(np.log(table.betas), t, x_t)
+            fraction = (v + 1) / 2
+            log_variance = fraction * high + (1 - fraction) * low
+        return Posterior(self.posterior_mean(x0, x_t, t), log_variance.exp(), log_variance, x0)
+
+    def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Per-sample loss = mse + vb, each (B,); vb only moves the variance (its eps is detached).
+
+        x0, noise (B, C, H, W) fp32; t (B,) kept indices; `predict` is given x_t and the original indices.
+        """
+        x_t = self.q_sample(x0, t, noise)
+        out = output_of(predict(x_t, self.network_time(t)))
+        eps, v = _split(out, x0.shape[1])
+        mse = per_sample((eps - noise).square())
+        if v is None:
+            return {"loss": mse, "mse": mse, "vb": torch.zeros_like(mse)}
+        vb = self._variational_bound(torch.cat([eps.detach(), v], dim=1), x0, x_t, t)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
+        """Squared error of eps (B,), comparable across processes."""
+        return losses["mse"]
+
+    def _variational_bound(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Bits per value: KL(q(x_{t-1}|x_t,x0) || p), or at t=0 the negative log-likelihood of x0 in 256 bins."""
+        mean, _, log_variance, _ = self.posterior(out, x_t, t)
+        true_mean = self.posterior_mean(x0, x_t, t)
+        true_log = _gather(self.tables.posterior_log_variance_clipped, t, x0)
+        kl = 0.5 * (
+            -1.0
+            + log_variance
+            - true_log
+            + (true_log - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+        )
+        nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
+        return torch.where(t == 0, per_sample(nll), per_sample(kl)) / math.log(2.0)
+
+
+def _split(out: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    if out.shape[1] == channels:
+        return out, None
+    if out.shape[1] != 2 * channels:
+        raise ValueError(f"network output has {out.shape[1]} channels, expected {channels} or {2 * channels}")
+    eps, v = out.chunk(2, dim=1)
+    return eps, v
+
+
+def _gather(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
+    """table[t] as fp32 (B, 1, 1, 1) on like's device."""
+    values = torch.from_numpy(table)[t.cpu()].float().to(like.device)
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log P of a Gaussian in the bin x ± 1/255; the outermost bins reach to infinity."""
+    centred, inverse = x - mean, (-log_scale).exp()
+    upper = _normal_cdf(inverse * (centred + 1.0 / 255.0))
+    lower = _normal_cdf(inverse * (centred - 1.0 / 255.0))
+    inside = (upper - lower).clamp(min=1e-12).log()
+    first, last = upper.clamp(min=1e-12).log(), (1.0 - lower).clamp(min=1e-12).log()
+    return torch.where(x < -0.999, first, torch.where(x > 0.999, last, inside))
+
+
+def _normal_cdf(z: Tensor) -> Tensor:
+    """The tanh approximation: ½(1 + tanh(sqrt(2/π)·(z + 0.044715 z³)))."""
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z.pow(3))))

@@ -1,0 +1,83 @@
+"""Discrete noise schedules: linear betas, respacing, and the float64 tables that follow from betas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def linear_betas(steps: int) -> Array:
+    """betas from 1e-4 to 0.02 for 1000 steps, scaled by 1000/steps otherwise (Ho et al. 2020)."""
+    scale = 1000 / steps
+    return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+
+
+def respace(steps: int, sections: str) -> tuple[int, ...]:
+    """The kept indices of 0..steps-1, ascending.
+
+    "N" or "a,b,c": section i of n has steps//n indices (+1 for the first steps%n) of which the i-th number are kept,
+    spread by repeated addition of (size-1)/(count-1) and rounded half to even. "ddimN": the smallest stride that keeps
+    exactly N. ValueError where that is impossible.
+    """
+    if sections.startswith("ddim"):
+        count = _count(sections[4:], sections)
+        for every in range(1, steps + 1):
+            if len(range(0, steps, every)) == count:
+                return tuple(range(0, steps, every))
+        raise ValueError(f"no stride keeps exactly {count} of {steps} steps")
+    counts = [_count(part, sections) for part in sections.split(",")]
+    kept: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        size = steps // len(counts) + (1 if i < steps % len(counts) else 0)
+        if count > size:
+            raise ValueError(f"cannot keep {count} steps of a section of {size}")
+        stride = 1.0 if count == 1 else (size - 1) / (count - 1)
+        current = 0.0
+        for _ in range(count):
+            kept.append(start + round(current))
+            current += stride
+        start += size
+    return tuple(kept)
+
+
+def _count(text: str, whole: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ValueError(f"steps {whole!r}: expected positive numbers such as '250', '10,15,20' or 'ddim50'")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the equations of DDPM read, float64, one entry a kept step."""
+
+    betas: Array
+    alphas_cumprod: Array
+    alphas_cumprod_prev: Array
+    posterior_variance: Array
+    posterior_log_variance_clipped: Array
+    posterior_mean_coef1: Array
+    posterior_mean_coef2: Array
+
+
+def tables(steps: int, kept: Sequence[int]) -> Tables:
+    """Tables over the kept steps, whose betas are 1 - a_i/a_prev of the full schedule's cumulative products."""
+    full = np.cumprod(1.0 - linear_betas(steps))[list(kept)]
+    betas = 1.0 - full / np.append(1.0, full[:-1])
+    alphas = 1.0 - betas
+    cumprod = np.cumprod(alphas)
+    previous = np.append(1.0, cumprod[:-1])
+    variance = betas * (1.0 - previous) / (1.0 - cumprod)
+    clipped = np.append(variance[1], variance[1:]) if len(variance) > 1 else betas
+    return Tables(
+        betas=betas,
+        alphas_cumprod=cumprod,
+        alphas_cumprod_prev=previous,
+        posterior_variance=variance,
+        posterior_log_variance_clipped=np.log(clipped),
+        posterior_mean_coef1=betas * np.sqrt(previous) / (1.0 - cumprod),
+        posterior_mean_coef2=(1.0 - previous) * np.sqrt(alphas) / (1.0 - cumprod),
+    )
