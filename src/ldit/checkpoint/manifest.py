@@ -1,0 +1,79 @@
+"""manifest.json: size and sha256 of every file of a folder, and the sha256 of its own canonical body."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ldit.errors import SourceError
+
+NAME = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _body_digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def build(folder: Path) -> dict[str, Any]:
+    """The manifest of every file below `folder`."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != NAME:
+            files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    body = {"format": FORMAT, "files": files}
+    return {**body, "sha256": _body_digest(body)}
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """name -> {"size", "sha256"}; SourceError when the manifest is missing, damaged or of a newer format."""
+    path = folder / NAME
+    try:
+        data = json.loads(path.read_bytes())
+        body = {key: value for key, value in data.items() if key != "sha256"}
+        stated, version, files = data["sha256"], data["format"], data["files"]
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing") from None
+    except (ValueError, KeyError, AttributeError, OSError):
+        raise SourceError(f"{path} is damaged: not a manifest") from None
+    if isinstance(version, int) and version > FORMAT:
+        raise SourceError(f"{path}: format {version} is newer than {FORMAT}; update ldit")
+    if _body_digest(body) != stated:
+        raise SourceError(f"{path} is damaged: its own checksum does not match")
+    return files
+
+
+def verify(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Check `names` (default: every listed file, and that no other exists) against the manifest.
+
+    SourceError names the first file that is missing, extra, of another size or of another content.
+    """
+    files = read(folder)
+    if names is None:
+        present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {NAME}
+        for extra in sorted(present - files.keys()):
+            raise SourceError(f"{folder / extra} is not in the manifest")
+        names = files
+    for name in names:
+        path, entry = folder / name, files.get(name)
+        if entry is None:
+            raise SourceError(f"{path} is not in the manifest")
+        if not path.is_file():
+            raise SourceError(f"{path} is missing")
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise SourceError(f"{path} is damaged: {size} bytes, the manifest says {entry['size']}")
+        if sha256_file(path) != entry["sha256"]:
+            raise SourceError(f"{path} is damaged: its content does not match the manifest's checksum")

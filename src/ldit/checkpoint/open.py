@@ -1,0 +1,147 @@
+"""Sniff a source: what it is, its spec, and its weights when asked for."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from ldit.checkpoint import dit_pt, export, manifest, original
+from ldit.checkpoint.run import committed_steps, is_run
+from ldit.config.spec import ModelSpec
+from ldit.errors import SourceError
+from ldit.log import logger
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+Kind = Literal["ldit", "original", "dit-pt"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?$")
+_HUB_FILES = ["*.json", "*.safetensors", "*.pth", "*.pt", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model source, opened but not loaded."""
+
+    kind: Kind
+    path: Path
+    spec: ModelSpec
+
+    def tensors(self, ema: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first."""
+        if self.kind == "original":
+            yield from original.read_weights(self.path, ema, bool(getattr(self.spec.model, "qk_norm", False)), check)
+        elif self.kind == "dit-pt":
+            yield from dit_pt.read_state(self.path, ema, check).items()
+        else:
+            if check:
+                export.verify_export(self.path, ema)
+            yield from export.read_weights(self.path, ema)
+
+    def has_ema(self) -> bool:
+        """Whether EMA weights are kept apart."""
+        if self.kind == "original":
+            return bool(list(self.path.glob("consolidated_ema.*.pth")))
+        return self.kind == "ldit" and (self.path / export.EMA_WEIGHTS).is_file()
+
+    def has_raw(self) -> bool:
+        """Whether weights other than EMA are there."""
+        if self.kind == "original":
+            return bool(list(self.path.glob("consolidated.*.pth")))
+        return self.kind == "dit-pt" or (self.path / export.WEIGHTS).is_file() or (self.path / export.INDEX).is_file()
+
+    def shapes(self, ema: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+        """name -> (shape, dtype word) without reading the weights."""
+        if self.kind == "ldit":
+            return export.weight_shapes(self.path, ema)
+        return {
+            name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self.tensors(ema, check=False)
+        }
+
+    def verify(self) -> None:
+        """Check every file; SourceError names the first fault."""
+        if self.kind == "ldit" and (self.path / manifest.NAME).exists():
+            manifest.verify(self.path)
+        for ema in (True, False):
+            if self.has_ema() if ema else self.has_raw():
+                for _ in self.tensors(ema):
+                    pass
+
+
+def open_source(source: str | Path, heads: int | None = None) -> Source:
+    """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes."""
+    path = _locate(source)
+    if path.is_file():
+        if path.suffix not in (".pt", ".pth"):
+            raise SourceError(f"{path}: expected a folder or a DiT .pt file")
+        shapes = {name: tuple(t.shape) for name, t in dit_pt.read_state(path, True, check=False).items()}
+        return Source("dit-pt", path, dit_pt.spec_from_shapes(path, shapes, heads))
+    if is_run(path):
+        return _open_run(path)
+    if original.is_original(path):
+        return _open_original(path)
+    if export.is_export(path):
+        return Source("ldit", path, export.read_spec(path))
+    if (path / "model_index.json").is_file():
+        raise SourceError(f"{path} is a diffusers pipeline folder; reading those is not built yet")
+    raise SourceError(
+        f"{path} is not a model: found neither config.json with weights, nor model_args.pth, nor checkpoints/"
+    )
+
+
+def _open_original(path: Path) -> Source:
+    file = original.shard_files(path, ema=not list(path.glob("consolidated.*.pth")))[0]
+    shapes = {name: tuple(t.shape) for name, t in original.open_state(file, check=False).items()}
+    spec = original.read_spec(path, shapes)
+    step = original.training_step(path)
+    return Source("original", path, replace(spec, training={"step": step}) if step is not None else spec)
+
+
+def _open_run(run: Path) -> Source:
+    """The newest committed step that is true to its manifest; falls back loudly."""
+    steps = committed_steps(run)
+    if not steps:
+        raise SourceError(f"{run} has no committed step yet")
+    for step, folder in steps:
+        try:
+            export.verify_export(folder, ema=True)
+            return Source("ldit", folder, export.read_spec(folder))
+        except SourceError as error:
+            logger.warning("step %d is passed over: %s", step, error)
+    raise SourceError(f"{run}: every committed step is damaged")
+
+
+def _locate(source: str | Path) -> Path:
+    text = str(source)
+    bundled = ASSETS / "models" / text
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    if re.fullmatch(r"[\w.-]+", text) and bundled.is_dir():
+        return bundled
+    if isinstance(source, str) and _HUB_ID.match(text) and not text.startswith((".", "/")):
+        return _from_hub(text)
+    known = sorted(p.name for p in (ASSETS / "models").iterdir()) if (ASSETS / "models").is_dir() else []
+    raise SourceError(f"no file or folder {text!r}, and no bundled model of that name ({', '.join(known) or 'none'})")
+
+
+def _from_hub(text: str) -> Path:
+    """Download or find in the local cache org/name[/sub/folder]; HF_HUB_OFFLINE is honoured."""
+    from huggingface_hub import snapshot_download
+
+    org, name, *rest = text.split("/", 2)
+    folder = rest[0] if rest else ""
+    patterns = [f"{folder}/{p}" for p in _HUB_FILES] if folder else _HUB_FILES
+    try:
+        root = snapshot_download(f"{org}/{name}", allow_patterns=patterns)
+    except Exception as error:  # the hub's client raises many kinds
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise SourceError(
+            f"no file or folder {text!r}, and the Hub did not give it{offline}: {type(error).__name__}"
+        ) from None
+    path = Path(root) / folder
+    if not path.is_dir():
+        raise SourceError(f"{org}/{name} on the Hub has no folder {folder!r}")
+    return path

@@ -1,0 +1,75 @@
+"""Named tensors from files to a network, without a second copy in memory."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldit.errors import SourceError
+
+NamedTensors = Iterable[tuple[str, Tensor]]
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of one file, memory-mapped, one by one; SourceError when the file is not safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged: {error}") from None
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """name -> (shape, dtype word) from the header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged: {error}") from None
+
+
+def write_safetensors(path: Path, tensors: NamedTensors, dtype: torch.dtype | None = None) -> None:
+    """Write contiguous copies, floating tensors as `dtype` where given."""
+    table = {
+        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().contiguous().cpu()
+        for name, t in tensors
+    }
+    save_file(table, path)
+
+
+def assign(
+    model: nn.Module, tensors: NamedTensors, where: str, device: torch.device | str, dtype: torch.dtype | None
+) -> None:
+    """Put `tensors` into `model` (built on the meta device) as they come, converted one by one.
+
+    SourceError names missing and unknown entries and wrong shapes.
+    """
+    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    seen: set[str] = set()
+    extra: list[str] = []
+    for name, tensor in tensors:
+        if name not in wanted:
+            extra.append(name)
+            continue
+        if tuple(tensor.shape) != wanted[name]:
+            raise SourceError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model needs {wanted[name]}")
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        old = getattr(owner, leaf)
+        value = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+        seen.add(name)
+    missing = [name for name in wanted if name not in seen]
+    if missing or extra:
+        problems = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("unknown", extra)) if names]
+        raise SourceError(f"{where}: {'; '.join(problems)}")
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    shown = ", ".join(names[:limit])
+    return f"{len(names)} entries ({shown}{', …' if len(names) > limit else ''})"
