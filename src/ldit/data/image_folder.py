@@ -1,0 +1,92 @@
+"""A folder of class folders: class index = place of the folder's name in byte order."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldit.data.transforms import to_array
+from ldit.errors import DataError
+from ldit.rng import generator
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
+MEMORY_LIMIT = 1 << 28  # bytes of decoded pictures kept; larger sets are decoded at every visit
+
+
+class ImageFolder:
+    """Pictures cut to `size` x `size` uint8 RGB with their class index.
+
+    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
+    subset of each larger class. DataError names a folder that is missing, without classes, or a class without pictures.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        max_per_class: int = 0,
+    ) -> None:
+        if not root.is_dir():
+            raise DataError(f"no folder {root}")
+        self.root, self.size = root, size
+        self.names = tuple(sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode))
+        if not self.names:
+            raise DataError(f"no class folders in {root}")
+        self.paths: list[Path] = []
+        self.labels: list[int] = []
+        left_out, kept = set(exclude), None if only is None else set(only)
+        for label, name in enumerate(self.names):
+            files = _pictures(root / name)
+            if not files:
+                raise DataError(f"class folder {root / name} holds no pictures")
+            chosen = [f for f in files if f"{name}/{f}" not in left_out and (kept is None or f"{name}/{f}" in kept)]
+            if max_per_class and len(chosen) > max_per_class:
+                chosen = _subset(chosen, max_per_class, name)
+            self.paths.extend(root / name / f for f in chosen)
+            self.labels.extend([label] * len(chosen))
+        if not self.paths:
+            raise DataError(f"no pictures left in {root} after the held-out list")
+        self._memory: dict[int, np.ndarray] | None = {} if len(self.paths) * size * size * 3 <= MEMORY_LIMIT else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(size, size, 3) uint8 and its class; DataError names a picture that cannot be read."""
+        if self._memory is not None and index in self._memory:
+            return self._memory[index], self.labels[index]
+        try:
+            with Image.open(self.paths[index]) as picture:
+                array = to_array(picture, self.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"cannot read picture {self.paths[index]}: {error}") from None
+        if self._memory is not None:
+            self._memory[index] = array
+        return array, self.labels[index]
+
+
+def read_list(path: Path) -> list[str]:
+    """Relative paths, one a line; blank lines and lines that start with # are passed over."""
+    if not path.is_file():
+        raise DataError(f"no held-out list {path}")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Relative names of the pictures below `folder`, in byte order."""
+    found = []
+    for base, folders, files in os.walk(folder):
+        folders.sort()
+        relative = Path(base).relative_to(folder)
+        found += [(relative / f).as_posix() for f in files if Path(f).suffix.lower() in SUFFIXES]
+    return sorted(found, key=os.fsencode)
+
+
+def _subset(files: list[str], count: int, name: str) -> list[str]:
+    """A fixed choice that depends on each file's own name alone."""
+    return sorted(sorted(files, key=lambda f: generator(0, "subset", 0, f"{name}/{f}").initial_seed())[:count])
