@@ -1,0 +1,36 @@
+"""`ldit info SOURCE [--json] [--verify]`."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ldit.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class InfoArguments:
+    """Say what a checkpoint is, from headers and shapes alone."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Folder, run, DiT .pt file, bundled name or Hub id."""
+    json: bool = False
+    """One JSON object."""
+    verify: bool = False
+    """Read and check every file."""
+    heads: int | None = None
+    """Attention heads of a DiT .pt of an unlisted size."""
+
+
+def run(arguments: list[str]) -> int:
+    args = parse(InfoArguments, arguments, "ldit info")
+    from ldit.flows.info import describe
+
+    report = describe(args.source, args.verify, args.heads)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        for key, value in report.items():
+            print(f"{key:<12}{json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    return 0

@@ -1,0 +1,75 @@
+"""The `ldit` command: find the sub-command, run it, turn faults into one line and an exit code. Imports no torch."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ldit.errors import LditError
+
+COMMANDS = {
+    "train": "train a recipe, or go on with a run",
+    "sample": "make pictures from a checkpoint",
+    "info": "say what a checkpoint is, without loading it",
+    "convert": "write a checkpoint in another layout",
+}
+PLANNED = ("evaluate", "encode", "bench", "plan", "plot", "ema", "stats", "data", "launch", "demo", "doctor")
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: ldit COMMAND [--help] [--debug] …\n\n"
+        f"diffusion transformers: training, sampling, checkpoints\n\n{rows}\n\n"
+        f"not built yet: {', '.join(PLANNED)}\n--debug shows the traceback of an error"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 a fault the user can mend, 1 a failed run, 130 / 138 / 143 stopped by a signal."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from ldit import __version__
+
+        print(__version__)
+        return 0
+    return guard(lambda: _dispatch(arguments[0], arguments[1:]), debug)
+
+
+def _dispatch(name: str, arguments: list[str]) -> int:
+    if name in PLANNED:
+        raise LditError(f"ldit {name} is not built yet")
+    if name not in COMMANDS:
+        raise LditError(f"unknown command {name!r} (commands: {', '.join(COMMANDS)})")
+    code: int = importlib.import_module(f"ldit.cli.{name}").run(arguments)
+    return code
+
+
+def guard(command: Callable[[], int], debug: bool = False) -> int:
+    """Run `command()`; a LditError becomes one line on stderr and exit code 2."""
+    try:
+        return command()
+    except LditError as error:
+        if debug:
+            raise
+        print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ldit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"ldit: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,94 @@
+"""`ldit sample --ckpt SOURCE …`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ldit.cli.arguments import parse
+from ldit.errors import RequestError
+
+
+def _also(*names: str) -> object:
+    return tyro.conf.arg(aliases=names)
+
+
+@dataclass(frozen=True)
+class SampleArguments:
+    """Sample pictures. Defaults of the sampler come from the checkpoint."""
+
+    ckpt: str
+    """Folder, run, DiT .pt file, bundled name (emoji64-class-xs) or Hub id."""
+    class_labels: tuple[str, ...] = ()
+    """Class numbers or names; default every class, or the original's eight on ImageNet."""
+    per_class: int = 1
+    """Pictures of each label."""
+    steps: Annotated[str | None, _also("--num-sampling-steps")] = None
+    """Solver steps; DDPM models also take "10,15,20" and "ddim50"."""
+    solver: str | None = None
+    """ddpm, ddim, euler or heun."""
+    guidance: Annotated[float | None, _also("--cfg-scale")] = None
+    """Classifier-free guidance scale, 1 = off."""
+    guidance_channels: str | None = None
+    """How many channels are guided: a number or all."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise times between which guidance acts."""
+    seed: int = 0
+    """Picture k uses seed + k."""
+    height: int | None = None
+    """Pixels; default the training size."""
+    width: int | None = None
+    """Pixels; default the training size."""
+    batch_size: int = 16
+    """Pictures sampled together; does not change them."""
+    image_save_path: Path = Path("sample.png")
+    """The labelled grid."""
+    out: Path | None = None
+    """Folder for single PNGs too."""
+    latents_out: Path | None = None
+    """Write latents instead of pictures: .safetensors, .npy or .pt. Needs no codec."""
+    ema: bool = True
+    """Take the EMA weights where they are kept apart."""
+    device: str | None = None
+    """cpu, cuda, …; default cuda where there is one."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Weights' dtype; default fp32 on the CPU, bf16 on CUDA. The sampler's state is fp32 always."""
+    local_diffusers_model_root: Path | None = None
+    """Folder that holds autoencoders by name (stabilityai/sd-vae-ft-ema)."""
+    prompts: tuple[str, ...] = ()
+    """Texts, for text-to-image models (not built yet)."""
+
+
+def run(arguments: list[str]) -> int:
+    args = parse(SampleArguments, arguments, "ldit sample")
+    from ldit.flows.pictures import Request, make_pictures
+
+    channels = args.guidance_channels
+    if channels is not None and channels != "all" and not channels.isdigit():
+        raise RequestError(f"guidance_channels: expected a number or all, got {channels!r}")
+    options = {
+        "steps": args.steps,
+        "solver": args.solver,
+        "guidance": args.guidance,
+        "guidance_channels": int(channels) if channels and channels != "all" else channels,
+        "guidance_interval": args.guidance_interval,
+        "seed": args.seed,
+        "height": args.height,
+        "width": args.width,
+        "batch_size": args.batch_size,
+        "prompts": args.prompts or None,
+    }
+    request = Request(
+        source=args.ckpt,
+        labels=args.class_labels,
+        per_class=args.per_class,
+        options={key: value for key, value in options.items() if value is not None},
+        ema=args.ema,
+        device=args.device,
+        dtype=args.dtype,
+        codec_root=args.local_diffusers_model_root,
+    )
+    for line in make_pictures(request, args.image_save_path, args.out, args.latents_out):
+        print(line)
+    return 0

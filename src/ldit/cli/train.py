@@ -1,0 +1,52 @@
+"""`ldit train RECIPE --out RUN [--section.key value …]`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ldit.cli.arguments import parse
+from ldit.config.recipes import RECIPES, recipe
+from ldit.config.run import RunConfig
+from ldit.errors import ConfigError
+
+PLANNED = ("--parallel.", "--eval.", "--train.init-from")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Flags of `ldit train`."""
+
+    out: Path
+    """Directory of the run; the same command again resumes it."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+def run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name is None and not {"-h", "--help"} & set(arguments):
+        raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
+    for flag in arguments:
+        if flag.replace("_", "-").startswith(PLANNED):
+            raise ConfigError(f"{flag} is not built yet")
+    default = recipe(name or "emoji64-class-xs")
+    parsed = parse(
+        TrainArguments,
+        arguments if name is None else arguments[1:],
+        f"ldit train {name or 'RECIPE'}",
+        _description(name),
+        TrainArguments(tyro.MISSING, default),
+    )
+    from ldit.flows.train import train
+    from ldit.log import setup
+
+    setup()
+    return train(parsed.config, parsed.out)
+
+
+def _description(name: str | None) -> str:
+    if name is not None:
+        return f"{RECIPES[name].__doc__} Defaults below are this recipe's."
+    rows = "\n".join(f"  {key}: {function.__doc__}" for key, function in RECIPES.items())
+    return f"Train a recipe:\n{rows}\nDefaults below are those of emoji64-class-xs."

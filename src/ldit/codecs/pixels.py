@@ -1,0 +1,68 @@
+"""Tensors in [-1, 1] to pictures, and grids of pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+class PixelCodec:
+    """Latents are the pictures themselves."""
+
+    factor = 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the same, fp32."""
+        return latents.float()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] (B, 3, H, W) -> uint8: clamp(127.5·x + 128, 0, 255) truncated, the field's rule for sample sets."""
+    return (127.5 * images.float() + 128.0).clamp(0, 255).to(torch.uint8)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """uint8 (B, 3, H, W) -> pictures."""
+    return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.Image:
+    """The original's sample.png: black padding, clamp to [-1, 1], (x+1)/2·255 + 0.5 truncated; images (B, 3, H, W)."""
+    array = ((images.float().clamp(-1, 1) + 1) / 2 * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+    n, _, height, width = array.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * (height + padding) + padding, columns * (width + padding) + padding, 3), np.uint8)
+    for i, picture in enumerate(array.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = (i // columns) * (height + padding) + padding, (i % columns) * (width + padding) + padding
+        canvas[top : top + height, left : left + width] = picture
+    return Image.fromarray(canvas)
+
+
+def labelled_grid(
+    pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, padding: int = 6, scale: int = 1
+) -> Image.Image:
+    """Pictures on white with a line of text below each, cut to the picture's width."""
+    width, height = (side * scale for side in pictures[0].size)
+    size = max(10, min(14, width // 6))
+    font = ImageFont.load_default(size=size)
+    text_height = int(size * 1.6)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    canvas = Image.new(
+        "RGB", (columns * (width + padding) + padding, rows * (height + text_height + padding) + padding), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = (
+            (i % columns) * (width + padding) + padding,
+            (i // columns) * (height + text_height + padding) + padding,
+        )
+        shown = picture if scale == 1 else picture.resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(shown, (left, top))
+        while caption and draw.textlength(caption, font=font) > width:
+            caption = caption[:-1]
+        draw.text((left + width // 2, top + height + 2), caption, fill="black", font=font, anchor="ma")
+    return canvas

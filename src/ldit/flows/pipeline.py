@@ -1,0 +1,123 @@
+"""`ldit.load`: a source to an object that makes pictures."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ldit.checkpoint.open import Source, open_source
+from ldit.checkpoint.tensors import assign
+from ldit.codecs.open import Codec, open_codec
+from ldit.config.spec import ModelSpec
+from ldit.errors import RequestError
+from ldit.flows.generate import Event, Generator, Picture, StepNoise
+from ldit.nn.build import build_model
+
+OutputType = Literal["pil", "tensor", "latent"]
+
+
+class Pipeline:
+    """Weights and all they need to become pictures.
+
+    `model` is the raw network, `spec` the content of config.json. Calling the pipeline samples; see `sample`.
+    """
+
+    def __init__(
+        self, model: nn.Module, spec: ModelSpec, source: Path | None = None, codec_root: Path | None = None
+    ) -> None:
+        self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
+        self._codec: Codec | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        self.model.to(device)
+        return self
+
+    @property
+    def codec(self) -> Codec:
+        """Opened at first use; CodecError when it is not at hand."""
+        if self._codec is None:
+            self._codec = open_codec(self.spec.codec, self.codec_root)
+        return self._codec
+
+    def __call__(self, class_labels: Sequence[int | str] | None = None, **arguments: Any) -> Any:
+        return self.sample(class_labels, **arguments)
+
+    def sample(
+        self, class_labels: Sequence[int | str] | None = None, *, output_type: OutputType = "pil", **arguments: Any
+    ) -> Any:
+        """One picture a label: a list of PIL images, or a (B, 3, H, W) tensor in [-1, 1], or latents.
+
+        Arguments (defaults in `spec.sampling_defaults`): steps, solver, guidance (1 = off), guidance_channels (int or
+        "all"), guidance_interval (lo, hi in noise time), seed (pictures get seed, seed+1, …) or seeds, height, width
+        (pixels), batch_size, progress, callback(step), initial_noise (B, C, H, W), step_noise(i, shape).
+        RequestError names what cannot be served. Picture k depends on its seed alone.
+        """
+        if output_type == "latent":
+            return self.sample_latents(class_labels, **arguments)
+        if output_type not in ("pil", "tensor"):
+            raise RequestError(f"output_type: expected pil, tensor or latent, got {output_type!r}")
+        pictures = [e for e in self.iterate(class_labels, **arguments) if isinstance(e, Picture)]
+        if output_type == "tensor":
+            return torch.stack([picture.tensor for picture in pictures if picture.tensor is not None])
+        return [picture.image for picture in pictures]
+
+    def sample_latents(self, class_labels: Sequence[int | str] | None = None, **arguments: Any) -> Tensor:
+        """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened."""
+        events = Generator(self, class_labels, decode=False, **arguments).events()
+        return torch.stack([event.latent for event in events if isinstance(event, Picture)])
+
+    def iterate(
+        self,
+        class_labels: Sequence[int | str] | None = None,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        preview_every: int = 0,
+        **arguments: Any,
+    ) -> Iterator[Event]:
+        """Previews, finished pictures and a final Done; stops early when `cancelled()` turns true or the iterator is
+        closed."""
+        return Generator(self, class_labels, cancelled=cancelled, preview_every=preview_every, **arguments).events()
+
+
+def load(
+    source: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    ema: bool = True,
+    codec_root: str | Path | None = None,
+) -> Pipeline:
+    """Open a model: a folder in the original's layout, a folder or run in ours, a facebookresearch/DiT `.pt`, a
+    bundled name, or a Hub id. dtype None: fp32 on the CPU, bf16 on CUDA. `ema` takes the EMA weights where kept apart.
+    Neither codec nor text encoder is opened; local autoencoders will be looked for in `codec_root`.
+
+    SourceError names what is missing, damaged or unknown.
+    """
+    device = torch.device(device) if device is not None else default_device()
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    opened = open_source(source)
+    model = load_model(opened, device, dtype, ema)
+    return Pipeline(model, opened.spec, opened.path, Path(codec_root) if codec_root else None)
+
+
+def load_model(
+    source: Source, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, ema: bool = True
+) -> nn.Module:
+    """The network with its weights, for inference: built on the meta device, filled tensor by tensor, so that the peak
+    of memory is the final size and one tensor."""
+    model = build_model(source.spec.model, "meta")
+    assign(model, source.tensors(ema), str(source.path), device, dtype)
+    return model.eval().requires_grad_(False)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+__all__ = ["Pipeline", "StepNoise", "default_device", "load", "load_model"]
