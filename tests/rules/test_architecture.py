@@ -1,0 +1,98 @@
+"""Who may import whom, deferred imports too; and what each room may use from outside."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "ldit"
+
+GROUND = {"errors"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "rng": set(),
+    "log": set(),
+    "config": set(),
+    "nn": {"config"},
+    "diffusion": {"config", "rng"},
+    "sampling": {"nn", "diffusion", "config", "rng"},
+    "codecs": {"config", "log"},
+    "data": {"config", "rng", "log"},
+    "checkpoint": {"config", "rng", "log"},
+    "train": {"config", "rng", "log", "nn", "diffusion", "codecs", "data", "checkpoint"},
+    "flows": {"config", "rng", "log", "nn", "diffusion", "sampling", "codecs", "data", "checkpoint", "train"},
+    "cli": {"flows", "config", "log"},
+}
+OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
+    "torchvision": set(),
+    "diffusers": {"codecs"},
+    "transformers": {"codecs"},
+    "gradio": {"web"},
+    "tyro": {"cli"},
+    "safetensors": {"checkpoint", "data"},
+    "huggingface_hub": {"checkpoint"},
+    "pickle": {"checkpoint"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module named by an import statement anywhere in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_looks_upstairs(path: Path) -> None:
+    own = room(path)
+    if own in ("__init__", "__main__"):
+        return
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("ldit.")}
+    assert ours - GROUND - {own, "__version__"} <= ALLOWED[own]
+    if own == "config":
+        assert "torch" not in {name.split(".")[0] for name in imports(path)}
+    for package, rooms in OUTSIDE.items():
+        if package in {name.split(".")[0] for name in imports(path)}:
+            assert own in rooms, f"{package} is not for {own}"
+
+
+def test_pickles_open_in_one_room() -> None:
+    users = [p for p in modules() if "torch.load(" in p.read_text() or "pickle.load" in p.read_text()]
+    assert [p.name for p in users] == ["pickled.py"]
+
+
+def test_model_and_diffusion_do_not_know_each_other() -> None:
+    assert "diffusion" not in ALLOWED["nn"] and "nn" not in ALLOWED["diffusion"]
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in modules():
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 380, f"{path}: {len(lines)} lines"
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                assert node.end_lineno - node.lineno < 75, f"{path}: {node.name}"
+
+
+def test_networks_need_torch_alone() -> None:
+    code = (
+        "import ldit.nn.dit, sys; print([m for m in ('diffusers', 'safetensors', 'PIL', 'tyro') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
