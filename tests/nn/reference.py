@@ -1,7 +1,7 @@
 """A second implementation of the network, in float64 and loops, written from the architecture's description alone.
 
-It takes a state dict and a configuration and knows nothing of ldit.nn. Slow on purpose: one picture, one head, one token
-at a time wherever that keeps it plain.
+It takes a state dict and a configuration and knows nothing of ldit.nn. Slow on purpose: one picture, one head, one
+token at a time wherever that keeps it plain.
 """
 
 import math

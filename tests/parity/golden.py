@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ldit.config.model import BaselineConfig, ModelConfig, model_from_dict
+from ldit.config.model import ModelConfig, model_from_dict
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, ModelSpec
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
@@ -55,11 +55,8 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE)
 
 
 def doubled_noise(seed: int, shape: tuple[int, ...], steps: int) -> tuple[Tensor, list[Tensor]]:
-    """The original's random numbers: z, then for each step a draw for the doubled state, of which the first half counts."""
+    """The original's random numbers: z, then a draw for the doubled state at each step; its first half counts."""
     generator = torch.Generator().manual_seed(seed + 7)
     z = torch.randn(shape, generator=generator)
     doubled = (2 * shape[0], *shape[1:])
     return z, [torch.randn(doubled, generator=generator)[: shape[0]] for _ in range(steps)]
-
-
-__all__ = ["TOLERANCE", "BaselineConfig", "Golden", "assert_close", "doubled_noise", "golden"]

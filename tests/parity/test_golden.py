@@ -1,4 +1,4 @@
-"""The original's own numbers: forward, losses, posteriors, lists, sampling chains, schedule tables, parameter counts."""
+"""The original's own numbers: forward, losses, posteriors, lists, sampling chains, schedules, parameter counts."""
 
 import json
 

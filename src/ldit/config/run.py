@@ -29,8 +29,9 @@ class DataConfig:
     """Side of the square training pictures, in pixels."""
     flip: bool = True
     """Mirror half of the pictures."""
-    heldout: str = ""
-    """File beside the class folders that lists pictures kept from training, one relative path a line."""
+    heldout: str | None = None
+    """File beside the class folders that lists pictures kept from training, one relative path a line; default
+    heldout.txt where there is one, "" = none."""
     max_per_class: int = 0
     """Use at most this many pictures of a class, 0 = all (evens out lopsided sets)."""
 
@@ -143,8 +144,6 @@ class RunConfig:
                 f"data.image_size: {side} pixels give latents of {side / factor:g}, "
                 f"the model takes {self.model.input_size}"
             )
-        if self.heldout.every and not self.data.heldout:
-            raise ConfigError("heldout.every: needs data.heldout, the list of held-out pictures")
 
     def to_json(self) -> dict[str, Any]:
         return {"format": RUN_FORMAT, **to_dict(self)}

@@ -7,6 +7,7 @@ from ldit.errors import DataError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("emoji64",)
+HELDOUT = "heldout.txt"
 
 
 def data_root(path: str) -> Path:
@@ -18,10 +19,12 @@ def data_root(path: str) -> Path:
 
 
 def open_data(
-    path: str, size: int, heldout: str = "", max_per_class: int = 0
+    path: str, size: int, heldout: str | None = None, max_per_class: int = 0
 ) -> tuple[ImageFolder, ImageFolder | None]:
-    """(training pictures, held-out pictures or None)."""
+    """(training pictures, held-out pictures or None); `heldout` names the list, "" = none, None = heldout.txt if any."""
     root = data_root(path)
+    if heldout is None:
+        heldout = HELDOUT if (root / HELDOUT).is_file() else ""
     if not heldout:
         return ImageFolder(root, size, max_per_class=max_per_class), None
     listed = read_list(root / heldout)
