@@ -56,6 +56,8 @@ class SampleArguments:
     """Weights' dtype; default fp32 on the CPU, bf16 on CUDA. The sampler's state is fp32 always."""
     local_diffusers_model_root: Path | None = None
     """Folder that holds autoencoders by name (stabilityai/sd-vae-ft-ema)."""
+    heads: int | None = None
+    """Attention heads of a DiT .pt of an unlisted size."""
     prompts: tuple[str, ...] = ()
     """Texts, for text-to-image models (not built yet)."""
 
@@ -88,6 +90,7 @@ def run(arguments: list[str]) -> int:
         device=args.device,
         dtype=args.dtype,
         codec_root=args.local_diffusers_model_root,
+        heads=args.heads,
     )
     for line in make_pictures(request, args.image_save_path, args.out, args.latents_out):
         print(line)

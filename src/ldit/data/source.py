@@ -21,7 +21,7 @@ def data_root(path: str) -> Path:
 def open_data(
     path: str, size: int, heldout: str | None = None, max_per_class: int = 0
 ) -> tuple[ImageFolder, ImageFolder | None]:
-    """(training pictures, held-out pictures or None); `heldout` names the list, "" = none, None = heldout.txt if any."""
+    """(training, held-out or None); `heldout` names the list, "" = none, None = heldout.txt where there is one."""
     root = data_root(path)
     if heldout is None:
         heldout = HELDOUT if (root / HELDOUT).is_file() else ""

@@ -12,13 +12,15 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldit.checkpoint.open import open_source
 from ldit.checkpoint.tensors import write_safetensors
+from ldit.codecs.open import open_codec
 from ldit.codecs.pixels import labelled_grid, published_grid
 from ldit.config.labels import resolve_label
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.flows.generate import Done, Generator, Picture
-from ldit.flows.pipeline import Pipeline, load
+from ldit.flows.pipeline import Pipeline, load_source
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LATENT_SUFFIXES = (".safetensors", ".npy", ".pt")
@@ -38,6 +40,7 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     codec_root: Path | None = None
+    heads: int | None = None
     published: bool = False
     """The original's unlabelled grid instead of ours."""
 
@@ -53,9 +56,11 @@ def make_pictures(request: Request, grid: Path, singles: Path | None, latents: P
         raise RequestError(f"{grid}: pictures are written as .png")
     if request.per_class < 1:
         raise RequestError(f"per_class: must be at least 1, got {request.per_class}")
-    pipe = load(
-        request.source, _device(request.device), DTYPES.get(request.dtype or ""), request.ema, request.codec_root
-    )
+    opened = open_source(request.source, request.heads)
+    if latents is None:
+        open_codec(opened.spec.codec, request.codec_root)  # before gigabytes of weights are read
+    dtype = DTYPES.get(request.dtype or "")
+    pipe = load_source(opened, _device(request.device), dtype, request.ema, request.codec_root)
     labels = [label for label in _labels(request.labels, pipe.spec) for _ in range(request.per_class)]
     generator = Generator(pipe, labels, decode=latents is None, progress=True, **request.options)
     pictures: list[Picture] = []

@@ -91,19 +91,31 @@ def load(
     dtype: torch.dtype | None = None,
     ema: bool = True,
     codec_root: str | Path | None = None,
+    heads: int | None = None,
 ) -> Pipeline:
     """Open a model: a folder in the original's layout, a folder or run in ours, a facebookresearch/DiT `.pt`, a
     bundled name, or a Hub id. dtype None: fp32 on the CPU, bf16 on CUDA. `ema` takes the EMA weights where kept apart.
-    Neither codec nor text encoder is opened; local autoencoders will be looked for in `codec_root`.
+    Neither codec nor text encoder is opened; local autoencoders will be looked for in `codec_root`. `heads` is for DiT
+    files of unlisted sizes.
 
     SourceError names what is missing, damaged or unknown.
     """
+    return load_source(open_source(source, heads), device, dtype, ema, codec_root)
+
+
+def load_source(
+    source: Source,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    ema: bool = True,
+    codec_root: str | Path | None = None,
+) -> Pipeline:
+    """`load` for a source that is open already."""
     device = torch.device(device) if device is not None else default_device()
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    opened = open_source(source)
-    model = load_model(opened, device, dtype, ema)
-    return Pipeline(model, opened.spec, opened.path, Path(codec_root) if codec_root else None)
+    model = load_model(source, device, dtype, ema)
+    return Pipeline(model, source.spec, source.path, Path(codec_root) if codec_root else None)
 
 
 def load_model(
@@ -120,4 +132,4 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-__all__ = ["Pipeline", "StepNoise", "default_device", "load", "load_model"]
+__all__ = ["Pipeline", "StepNoise", "default_device", "load", "load_model", "load_source"]

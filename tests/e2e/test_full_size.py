@@ -1,0 +1,77 @@
+"""A full-size 600M folder in the original's layout: memory while loading, and the original's command through it."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ldit.config.model import preset
+from ldit.nn.build import parameter_shapes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 1 << 30
+
+LOAD = """
+import json, sys, threading, time
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(l for l in lines if l.startswith("RssAnon")).split()[1]) * 1024
+import torch, ldit
+import ldit.flows.pipeline
+before = peak = anonymous()
+done = False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+thread = threading.Thread(target=watch); thread.start()
+started = time.perf_counter()
+pipe = ldit.load(sys.argv[1], "cpu", torch.bfloat16)
+seconds = time.perf_counter() - started
+done = True; thread.join()
+size = sum(p.numel() * p.element_size() for p in pipe.model.parameters())
+print(json.dumps({"before": before, "peak": peak, "final": anonymous(), "weights": size, "seconds": seconds}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("600m")
+    generator = torch.Generator().manual_seed(0)
+    shapes = parameter_shapes(preset("DiT_Llama_600M_patch2", qk_norm=True))
+    state = {name: torch.rand(shape, generator=generator).sub_(0.5).mul_(0.05) for name, shape in shapes.items()}
+    torch.save(state, base / "consolidated_ema.00-of-01.pth")
+    args = argparse.Namespace(
+        model="DiT_Llama_600M_patch2", image_size=256, num_classes=1000, vae="ema", qk_norm=True, precision="bf16"
+    )
+    torch.save(args, base / "model_args.pth")
+    return base
+
+
+def test_loading_in_bf16_needs_little_more_than_the_weights(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LOAD, folder], capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    print(report)
+    assert report["weights"] == 2 * 609_836_576
+    assert report["peak"] <= report["final"] + GIB
+
+
+def test_the_originals_command(folder: Path, tmp_path: Path) -> None:
+    latents = tmp_path / "z.safetensors"
+    command = [sys.executable, "-u", str(ROOT / "sample.py"), "--ckpt", str(folder), "--precision", "fp32"]
+    few = ["--num_sampling_steps", "2"]
+    subprocess.run([*command, *few, "--latents-out", str(latents)], check=True)
+    z = load_file(latents)["latents"]
+    assert z.shape == (8, 4, 32, 32) and z.isfinite().all()
+
+    stopped = subprocess.run([*command, *few], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 2
+    assert len(stopped.stderr.splitlines()) == 1 and "stabilityai/sd-vae-ft-ema" in stopped.stderr
+    assert not list(folder.glob("*.png"))
