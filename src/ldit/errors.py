@@ -1,8 +1,14 @@
 """Faults a user can mend. Each message is one line that names the file, key or number at fault."""
 
+_LIMIT = 1000  # characters: file names and values come from outside
+
 
 class LditError(Exception):
     """Base of all of them; the command line prints the message alone and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LIMIT else line[: _LIMIT // 2] + " … " + line[-_LIMIT // 3 :])
 
 
 class ConfigError(LditError):

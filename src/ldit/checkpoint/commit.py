@@ -12,6 +12,7 @@ from typing import Any
 from ldit.checkpoint import manifest
 
 _MARK = ".tmp-"
+_ASIDE = ".old-"
 
 
 def fsync(path: Path) -> None:
@@ -24,7 +25,7 @@ def fsync(path: Path) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def write_json_atomic(path: Path, data: Any) -> None:
@@ -40,7 +41,7 @@ def write_json_atomic(path: Path, data: Any) -> None:
 def committed(final: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `final`; on success it becomes `final`, on failure it is removed.
 
-    An existing `final` is replaced: moved aside first, removed after the new one stands.
+    An existing `final` is replaced: moved aside, removed after the new one stands.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f"{final.name}{_MARK}{uuid.uuid4().hex[:8]}")
@@ -51,20 +52,36 @@ def committed(final: Path) -> Iterator[Path]:
         write_json(temporary / manifest.NAME, manifest_data)
         for path in [*temporary.rglob("*"), temporary]:
             fsync(path)
-        if final.exists():
-            old = final.with_name(f"{final.name}{_MARK}{uuid.uuid4().hex[:8]}")
-            os.rename(final, old)
-            os.rename(temporary, final)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, final)
+        _replace(temporary, final)
         fsync(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def _replace(new: Path, final: Path) -> None:
+    """Rename `new` to `final`. What stood there is moved aside first and comes back if the second rename fails, or at
+    the next `remove_leftovers` if the process dies between the two."""
+    old = final.with_name(f"{final.name}{_ASIDE}{uuid.uuid4().hex[:8]}")
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(new, final)
+    except BaseException:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    if old.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def remove_leftovers(parent: Path) -> None:
-    """Delete what a killed process left half written in `parent`."""
+    """Delete what a killed process left half written in `parent`; put back what it had only moved aside."""
+    for path in parent.glob(f"*{_ASIDE}*"):
+        final = path.with_name(path.name.partition(_ASIDE)[0])
+        if final.exists():
+            shutil.rmtree(path)
+        else:
+            os.rename(path, final)
     for path in parent.glob(f"*{_MARK}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

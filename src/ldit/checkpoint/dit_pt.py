@@ -14,31 +14,43 @@ from ldit.errors import ConfigError, SourceError
 
 
 def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
-    """The state dict asked for, memory-mapped; `check` as in `load_pickled`."""
+    """The state dict asked for, memory-mapped: EMA weights where kept apart; `check` as in `load_pickled`."""
+    states = read_states(path, check)
+    if not ema and "model" not in states:
+        raise SourceError(f"{path} has no raw weights ('model'), only 'ema'")
+    return states["ema"] if "model" not in states or (ema and "ema" in states) else states["model"]
+
+
+def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of the file by name, "model" and "ema"; a bare one is "model"."""
     data = load_pickled(path, check)
     if not isinstance(data, dict):
         raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
-    if "model" in data or "ema" in data:
-        key = "ema" if ema and "ema" in data else "model"
-        data = data.get(key)
-    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
-        raise SourceError(f"{path} is not a state dict of tensors")
-    if "pos_embed" not in data or "x_embedder.proj.weight" not in data:
-        raise SourceError(f"{path} is not a DiT checkpoint: it has no pos_embed and x_embedder.proj")
-    return data
+    states = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    for key, state in states.items():
+        if not isinstance(state, dict) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+        ):
+            raise SourceError(f"{path}: {key} is not a state dict of tensors")
+        if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
+            raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
+    return states
 
 
 def spec_from_shapes(path: Path, shapes: dict[str, tuple[int, ...]], heads: int | None) -> ModelSpec:
     """The spec read off the shapes; heads come from the S/B/L/XL table unless given."""
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
-        depth = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name)))
+        blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
+        depth = len(blocks)
         tokens = shapes["pos_embed"][1]
         rows = shapes["y_embedder.embedding_table.weight"][0]
         hidden = shapes["blocks.0.mlp.fc1.weight"][0]
         out = shapes["final_layer.linear.weight"][0] // (patch * patch)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise SourceError(f"{path} is not a DiT checkpoint: {error}") from None
+    if blocks != {str(i) for i in range(depth)}:
+        raise SourceError(f"{path}: its blocks are not numbered 0 to {depth - 1}")
     heads = heads or BASELINE_HEADS.get((width, depth))
     if heads is None:
         raise SourceError(
@@ -59,7 +71,7 @@ def spec_from_shapes(path: Path, shapes: dict[str, tuple[int, ...]], heads: int 
             num_classes=rows - 1,
             learn_sigma=out == 2 * channels,
         )
-    except ConfigError as error:
+    except (ConfigError, ZeroDivisionError) as error:
         raise SourceError(f"{path}: {error}") from None
     names = imagenet_names() if model.num_classes == 1000 else None
     return ModelSpec(model, DDPMConfig(), AutoencoderConfig("stabilityai/sd-vae-ft-mse"), ClassConditionerConfig(names))

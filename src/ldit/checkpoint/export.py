@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is damaged: {error}") from None
 
 
@@ -54,13 +54,13 @@ def read_spec(folder: Path) -> ModelSpec:
     """The ModelSpec of config.json."""
     try:
         return ModelSpec.from_json(read_json(folder / CONFIG), str(folder / CONFIG))
-    except (ConfigError, RecursionError) as error:
+    except ConfigError as error:
         raise SourceError(str(error)) from None
 
 
 def weight_files(folder: Path, ema: bool) -> list[str]:
     """Names of the files that hold the weights asked for: EMA where kept apart, else the only ones."""
-    if ema and (folder / EMA_WEIGHTS).is_file():
+    if ema and has_ema(folder):
         return [EMA_WEIGHTS]
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
@@ -72,17 +72,40 @@ def weight_files(folder: Path, ema: bool) -> list[str]:
         raise SourceError(f"{folder / INDEX} is damaged: no weight_map")
     names = sorted(set(files.values()))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise SourceError(f"{folder / INDEX}: {name!r} is not the name of a weight file beside it")
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise SourceError(f"{folder / name} is missing")
     return names
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes
+        return False
+
+
 def verify_export(folder: Path, ema: bool) -> None:
-    """Where a manifest stands, check it, the configuration and the weight files that will be read."""
-    if (folder / manifest.NAME).exists():
+    """Check the manifest, the configuration and the weight files that will be read.
+
+    A committed step (it has training state) must have its manifest; an export may come without one.
+    """
+    if (folder / manifest.NAME).exists() or (folder / "state").is_dir():
         manifest.verify(folder, [CONFIG, *weight_files(folder, ema)])
+
+
+def has_ema(folder: Path) -> bool:
+    """Whether EMA weights are kept apart; a file that the manifest lists counts, so that its loss is noticed."""
+    if (folder / EMA_WEIGHTS).is_file():
+        return True
+    return (folder / manifest.NAME).is_file() and EMA_WEIGHTS in manifest.read(folder)
+
+
+def kept(folder: Path) -> tuple[str, ...]:
+    """Which weights the folder keeps: "raw", "ema" (kept apart), or both."""
+    raw = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+    return (("raw",) if raw else ()) + (("ema",) if has_ema(folder) else ())
 
 
 def read_weights(folder: Path, ema: bool) -> Iterator[tuple[str, Tensor]]:

@@ -44,15 +44,30 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
         data = json.loads(path.read_bytes())
         body = {key: value for key, value in data.items() if key != "sha256"}
         stated, version, files = data["sha256"], data["format"], data["files"]
+        sound = isinstance(version, int) and _body_digest(body) == stated
     except FileNotFoundError:
         raise SourceError(f"{path} is missing") from None
-    except (ValueError, KeyError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise SourceError(f"{path} is damaged: not a manifest") from None
     if isinstance(version, int) and version > FORMAT:
         raise SourceError(f"{path}: format {version} is newer than {FORMAT}; update ldit")
-    if _body_digest(body) != stated:
+    if not sound:
         raise SourceError(f"{path} is damaged: its own checksum does not match")
+    if not isinstance(files, dict) or not all(_sound_entry(name, entry) for name, entry in files.items()):
+        raise SourceError(f"{path} is damaged: it lists what is not a file below it")
     return files
+
+
+def _sound_entry(name: str, entry: Any) -> bool:
+    """A relative name that stays inside, with a size and a digest."""
+    parts = Path(name).parts
+    inside = bool(parts) and not Path(name).is_absolute() and ".." not in parts and "\0" not in name
+    return (
+        inside
+        and isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
 
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> None:
@@ -72,8 +87,12 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
             raise SourceError(f"{path} is not in the manifest")
         if not path.is_file():
             raise SourceError(f"{path} is missing")
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+            digest = sha256_file(path) if size == entry["size"] else ""
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error}") from None
         if size != entry["size"]:
             raise SourceError(f"{path} is damaged: {size} bytes, the manifest says {entry['size']}")
-        if sha256_file(path) != entry["sha256"]:
+        if digest != entry["sha256"]:
             raise SourceError(f"{path} is damaged: its content does not match the manifest's checksum")

@@ -28,6 +28,10 @@ class Source:
     kind: Kind
     path: Path
     spec: ModelSpec
+    kept: tuple[str, ...]
+    """Which weights are there: "raw", "ema" (kept apart) or both."""
+    verified: bool | None = None
+    """The value of `ema` whose files were compared with their checksums when this was opened."""
 
     def tensors(self, ema: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first."""
@@ -36,21 +40,17 @@ class Source:
         elif self.kind == "dit-pt":
             yield from dit_pt.read_state(self.path, ema, check).items()
         else:
-            if check:
+            if check and self.verified is not ema:
                 export.verify_export(self.path, ema)
             yield from export.read_weights(self.path, ema)
 
     def has_ema(self) -> bool:
         """Whether EMA weights are kept apart."""
-        if self.kind == "original":
-            return bool(list(self.path.glob("consolidated_ema.*.pth")))
-        return self.kind == "ldit" and (self.path / export.EMA_WEIGHTS).is_file()
+        return "ema" in self.kept
 
     def has_raw(self) -> bool:
         """Whether weights other than EMA are there."""
-        if self.kind == "original":
-            return bool(list(self.path.glob("consolidated.*.pth")))
-        return self.kind == "dit-pt" or (self.path / export.WEIGHTS).is_file() or (self.path / export.INDEX).is_file()
+        return "raw" in self.kept
 
     def shapes(self, ema: bool) -> dict[str, tuple[tuple[int, ...], str]]:
         """name -> (shape, dtype word) without reading the weights."""
@@ -64,26 +64,32 @@ class Source:
         """Check every file; SourceError names the first fault."""
         if self.kind == "ldit" and (self.path / manifest.NAME).exists():
             manifest.verify(self.path)
+            return
         for ema in (True, False):
             if self.has_ema() if ema else self.has_raw():
                 for _ in self.tensors(ema):
                     pass
 
 
-def open_source(source: str | Path, heads: int | None = None) -> Source:
-    """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes."""
+def open_source(source: str | Path, heads: int | None = None, ema: bool = True) -> Source:
+    """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes; `ema` says
+    which weights must be sound for a run's step to count."""
     path = _locate(source)
     if path.is_file():
         if path.suffix not in (".pt", ".pth"):
             raise SourceError(f"{path}: expected a folder or a DiT .pt file")
-        shapes = {name: tuple(t.shape) for name, t in dit_pt.read_state(path, True, check=False).items()}
-        return Source("dit-pt", path, dit_pt.spec_from_shapes(path, shapes, heads))
+        states = dit_pt.read_states(path, check=False)
+        shapes = {name: tuple(t.shape) for name, t in next(iter(states.values())).items()}
+        kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in states)
+        return Source("dit-pt", path, dit_pt.spec_from_shapes(path, shapes, heads), kept)
     if is_run(path):
-        return _open_run(path)
+        return _open_run(path, ema)
     if original.is_original(path):
         return _open_original(path)
     if export.is_export(path):
-        return Source("ldit", path, export.read_spec(path))
+        if (path / "state").is_dir():
+            manifest.verify(path, [export.CONFIG])
+        return Source("ldit", path, export.read_spec(path), export.kept(path))
     if (path / "model_index.json").is_file():
         raise SourceError(f"{path} is a diffusers pipeline folder; reading those is not built yet")
     raise SourceError(
@@ -92,22 +98,23 @@ def open_source(source: str | Path, heads: int | None = None) -> Source:
 
 
 def _open_original(path: Path) -> Source:
-    file = original.shard_files(path, ema=not list(path.glob("consolidated.*.pth")))[0]
+    kept = original.kept(path)
+    file = original.shard_files(path, ema="raw" not in kept)[0]
     shapes = {name: tuple(t.shape) for name, t in original.open_state(file, check=False).items()}
     spec = original.read_spec(path, shapes)
     step = original.training_step(path)
-    return Source("original", path, replace(spec, training={"step": step}) if step is not None else spec)
+    return Source("original", path, replace(spec, training={"step": step}) if step is not None else spec, kept)
 
 
-def _open_run(run: Path) -> Source:
-    """The newest committed step that is true to its manifest; falls back loudly."""
+def _open_run(run: Path, ema: bool) -> Source:
+    """The newest committed step whose weights asked for are true to the manifest; falls back loudly."""
     steps = committed_steps(run)
     if not steps:
         raise SourceError(f"{run} has no committed step yet")
     for step, folder in steps:
         try:
-            export.verify_export(folder, ema=True)
-            return Source("ldit", folder, export.read_spec(folder))
+            export.verify_export(folder, ema)
+            return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
         except SourceError as error:
             logger.warning("step %d is passed over: %s", step, error)
     raise SourceError(f"{run}: every committed step is damaged")
@@ -116,9 +123,12 @@ def _open_run(run: Path) -> Source:
 def _locate(source: str | Path) -> Path:
     text = str(source)
     bundled = ASSETS / "models" / text
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError):  # too long for a name, with a NUL, ~ of nobody
+        raise SourceError(f"no file or folder {text[:100]!r}…") from None
     if re.fullmatch(r"[\w.-]+", text) and bundled.is_dir():
         return bundled
     if isinstance(source, str) and _HUB_ID.match(text) and not text.startswith((".", "/")):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,16 @@ from ldit.checkpoint.commit import fsync
 from ldit.checkpoint.pickled import load_pickled
 from ldit.checkpoint.tensors import NamedTensors
 from ldit.config.imagenet import imagenet_names
-from ldit.config.model import PRESETS, ClassModelConfig, ModelConfig, TextModelConfig
-from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec, TextConditionerConfig
+from ldit.config.model import PRESETS, ClassModelConfig, ModelConfig, TextModelConfig, model_from_dict
+from ldit.config.serial import convert, show
+from ldit.config.spec import (
+    AutoencoderConfig,
+    ClassConditionerConfig,
+    ConditionerConfig,
+    DDPMConfig,
+    ModelSpec,
+    TextConditionerConfig,
+)
 from ldit.errors import ConfigError, SourceError
 
 ARGS = "model_args.pth"
@@ -47,6 +55,12 @@ def is_original(folder: Path) -> bool:
     return (folder / ARGS).is_file() or any(_SHARD.match(path.name) for path in folder.glob("consolidated*.pth"))
 
 
+def kept(folder: Path) -> tuple[str, ...]:
+    """Which weights the folder keeps: "raw", "ema", or both."""
+    matches = [match for path in folder.glob("consolidated*.pth") if (match := _SHARD.match(path.name))]
+    return tuple(word for word, ema in (("raw", False), ("ema", True)) if any(bool(m[1]) == ema for m in matches))
+
+
 def shard_files(folder: Path, ema: bool) -> list[Path]:
     """The weight files in rank order; SourceError names what is missing."""
     found = {}
@@ -59,10 +73,11 @@ def shard_files(folder: Path, ema: bool) -> list[Path]:
         hint = "; ema=False takes the raw weights" if ema else ""
         raise SourceError(f"{folder} has no {word}.00-of-01.pth{hint}")
     size = max(total for _, total in found)
-    missing = [rank for rank in range(size) if (rank, size) not in found]
-    if missing:
-        raise SourceError(f"{folder / f'{word}.{missing[0]:02d}-of-{size:02d}.pth'} is missing")
-    return [found[rank, size] for rank in range(size)]
+    ranks = sorted(rank for rank, total in found if total == size)
+    missing = next((i for i, rank in enumerate(ranks) if i != rank), len(ranks))
+    if missing != size:
+        raise SourceError(f"{folder / f'{word}.{missing:02d}-of-{size:02d}.pth'} is missing")
+    return [found[rank, size] for rank in ranks]
 
 
 def read_args(folder: Path) -> argparse.Namespace:
@@ -77,61 +92,79 @@ def read_spec(folder: Path, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
     args = read_args(folder)
     try:
         return _spec(args, shapes)
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise SourceError(f"{folder / ARGS}: {error}") from None
 
 
 def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
     name = getattr(args, "model", None)
     fields: dict[str, Any] = {key: getattr(args, key) for key in _SHARED if hasattr(args, key)}
-    if name in PRESETS:
+    if isinstance(name, str) and name in PRESETS:
         fields = {**fields, **PRESETS[name]}
-    elif not all(key in fields for key in ("dim", "n_layers", "n_heads")):
+    elif not all(key in fields for key in ("dim", "n_layers", "n_heads")) or not isinstance(name, str):
         known = ", ".join(key for key in PRESETS if key.startswith("DiT_"))
-        raise ConfigError(f"model: unknown name {name!r} (known: {known})")
-    fields["qk_norm"] = bool(getattr(args, "qk_norm", False))
-    model: ModelConfig
-    if "cap_embedder.1.weight" in shapes:
-        model = TextModelConfig(
-            **fields,
-            cap_feat_dim=shapes["cap_embedder.1.weight"][1],
-            max_seq_len=getattr(args, "max_seq_len", 288),
-            rope_scaling_factor=float(getattr(args, "rope_scaling_factor", 1.0)),
-        )
-        encoder = getattr(args, "lm", None) or getattr(args, "tokenizer_path", None) or "meta-llama/Llama-2-7b-hf"
-        conditioner: Any = TextConditionerConfig(encoder=str(encoder), max_tokens=getattr(args, "max_text_tokens", 128))
+        raise ConfigError(f"model: unknown name {show(name)} (known: {known})")
+    fields["qk_norm"] = _setting(args, "qk_norm", bool, False)
+    vae = _setting(args, "vae", Literal["ema", "mse"], "ema")
+    projection = shapes.get("cap_embedder.1.weight")
+    if projection is None:
+        model, conditioner = _class_parts(args, fields, shapes)
     else:
-        num_classes = int(getattr(args, "num_classes", 1000))
-        rows = shapes.get("y_embedder.embedding_table.weight", (num_classes + 1,))[0]
-        model = ClassModelConfig(
-            **fields,
-            input_size=int(getattr(args, "image_size", 256)) // _FACTOR,
-            num_classes=num_classes,
-            class_dropout_prob=0.0 if rows == num_classes else 0.1,
-        )
-        conditioner = ClassConditionerConfig(imagenet_names() if num_classes == 1000 else None)
-    vae = getattr(args, "vae", None) or "ema"
-    return ModelSpec(
-        model, DDPMConfig(), AutoencoderConfig(f"stabilityai/sd-vae-ft-{vae}"), conditioner, None, _record(args)
-    )
-
-
-def _record(args: argparse.Namespace) -> dict[str, Any] | None:
+        model, conditioner = _text_parts(args, fields, projection)
     step = getattr(args, "step", None)
-    return {"step": step} if isinstance(step, int) else None
+    training = {"step": step} if isinstance(step, int) else None
+    codec = AutoencoderConfig(f"stabilityai/sd-vae-ft-{vae}")
+    return ModelSpec(model, DDPMConfig(), codec, conditioner, None, training)
+
+
+def _setting(args: argparse.Namespace, name: str, kind: Any, default: Any) -> Any:
+    """A setting of the Namespace, checked; an absent one or None is the default."""
+    value = getattr(args, name, None)
+    return default if value is None else convert(kind, value, name)
+
+
+def _class_parts(
+    args: argparse.Namespace, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> tuple[ModelConfig, ConditionerConfig]:
+    num_classes = _setting(args, "num_classes", int, 1000)
+    image_size = _setting(args, "image_size", int, 256)
+    rows = shapes.get("y_embedder.embedding_table.weight", (num_classes + 1,))[:1]
+    dropout = _setting(args, "class_dropout_prob", float, 0.0 if rows == (num_classes,) else 0.1)
+    if image_size % _FACTOR:
+        raise ConfigError(f"image_size: {show(image_size)} is not divisible by {_FACTOR}")
+    own = {"input_size": image_size // _FACTOR, "num_classes": num_classes, "class_dropout_prob": dropout}
+    names = _setting(args, "class_names", tuple[str, ...], imagenet_names() if num_classes == 1000 else None)
+    return model_from_dict({**fields, **own, "kind": "class"}, "model"), ClassConditionerConfig(names)
+
+
+def _text_parts(
+    args: argparse.Namespace, fields: dict[str, Any], projection: tuple[int, ...]
+) -> tuple[ModelConfig, ConditionerConfig]:
+    if len(projection) != 2:
+        raise ConfigError(f"cap_embedder.1.weight has shape {projection}, expected two axes")
+    own = {
+        "cap_feat_dim": projection[1],
+        "max_seq_len": _setting(args, "max_seq_len", int, TextModelConfig.max_seq_len),
+        "rope_scaling_factor": _setting(args, "rope_scaling_factor", float, 1.0),
+    }
+    default = TextConditionerConfig()
+    encoder = _setting(args, "lm", str, None) or _setting(args, "tokenizer_path", str, default.encoder)
+    tokens = _setting(args, "max_text_tokens", int, default.max_tokens)
+    model = model_from_dict({**fields, **own, "kind": "text"}, "model")
+    return model, TextConditionerConfig(encoder=encoder, max_tokens=tokens)
 
 
 def training_step(folder: Path) -> int | None:
     """The step in resume_step.txt, or in the folder's name as training wrote it."""
     path = folder / "resume_step.txt"
     text = path.read_text(errors="replace").strip() if path.is_file() else folder.name
-    return int(text) if re.fullmatch(r"\d+", text) else None
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def open_state(path: Path, check: bool = True) -> dict[str, Tensor]:
     """A bare state dict, memory-mapped; `check` as in `load_pickled`."""
     state = load_pickled(path, check)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise SourceError(f"{path} is not a state dict of tensors")
     return state
 
@@ -149,12 +182,20 @@ def read_weights(folder: Path, ema: bool, qk_norm: bool, check: bool = True) -> 
         missing = [path for path, part in zip(files, parts, strict=True) if name not in part]
         if missing:
             raise SourceError(f"{missing[0]} lacks {name}")
-        yield name, _join(name, [part[name] for part in parts])
+        try:
+            yield name, _join(name, [part[name] for part in parts])
+        except (RuntimeError, IndexError) as error:
+            raise SourceError(f"{folder}: the parts of {name} do not fit together: {error}") from None
+    for path, part in zip(files, parts, strict=True):
+        if extra := part.keys() - parts[0].keys():
+            raise SourceError(f"{path} holds {min(extra)}, which {files[0].name} lacks")
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
+    if any(part.ndim != parts[0].ndim for part in parts):
+        raise RuntimeError("different numbers of axes")
     if any(word in name for word in _ROWS):
         return torch.cat(parts, dim=0)
     return torch.cat(parts, dim=1) if name.endswith(_COLUMNS) else parts[0]
@@ -196,8 +237,12 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
         args.rope_scaling_factor, args.max_seq_len = model.rope_scaling_factor, model.max_seq_len
         if isinstance(spec.conditioner, TextConditionerConfig):
             args.lm = args.tokenizer_path = spec.conditioner.encoder
+            args.max_text_tokens = spec.conditioner.max_tokens
     else:
         args.image_size, args.num_classes = model.input_size * _FACTOR, model.num_classes
+        args.class_dropout_prob = model.class_dropout_prob
+        if spec.class_names is not None:
+            args.class_names = list(spec.class_names)
     return args
 
 
@@ -217,5 +262,12 @@ def check_original(spec: ModelSpec) -> None:
         problems.append(f"process {spec.process.kind!r}")
     if not isinstance(spec.codec, AutoencoderConfig):
         problems.append(f"codec {spec.codec.kind!r}")
+    elif spec.codec not in (
+        AutoencoderConfig("stabilityai/sd-vae-ft-ema"),
+        AutoencoderConfig("stabilityai/sd-vae-ft-mse"),
+    ):
+        problems.append(f"codec {spec.codec.name!r} or its scale, shift or factor")
+    if isinstance(spec.conditioner, TextConditionerConfig) and spec.conditioner.null:
+        problems.append(f"null caption {spec.conditioner.null!r}")
     if problems:
         raise SourceError(f"the original's layout cannot hold: {', '.join(problems)}")

@@ -84,7 +84,8 @@ def save_step(
         write_export(folder, spec, weights, ema)
         write_safetensors(folder / OPTIMIZER, optimizer)
         write_json(folder / TRAINER, trainer)
-    for _, old in committed_steps(run)[keep:] if keep else ():
+    others = [folder for number, folder in committed_steps(run) if number != step]
+    for old in others[keep - 1 :] if keep else ():
         # Renamed first: a folder half removed must not look committed.
         doomed = old.with_name(f"{old.name}.tmp-old")
         os.rename(old, doomed)

@@ -19,7 +19,7 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise SourceError(f"{path} is damaged: {error}") from None
 
 
@@ -29,7 +29,7 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise SourceError(f"{path} is damaged: {error}") from None
 
 
@@ -56,12 +56,16 @@ def assign(
         if name not in wanted:
             extra.append(name)
             continue
+        if name in seen:
+            raise SourceError(f"{where}: {name} is there twice")
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
+            raise SourceError(f"{where}: {name} is a {tensor.dtype} tensor, expected plain floating-point numbers")
         if tuple(tensor.shape) != wanted[name]:
             raise SourceError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model needs {wanted[name]}")
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
         old = getattr(owner, leaf)
-        value = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        value = tensor.to(device=device, dtype=dtype)
         setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
         seen.add(name)
     missing = [name for name in wanted if name not in seen]
@@ -71,5 +75,5 @@ def assign(
 
 
 def _some(names: list[str], limit: int = 4) -> str:
-    shown = ", ".join(names[:limit])
+    shown = ", ".join(name[:100] for name in names[:limit])
     return f"{len(names)} entries ({shown}{', …' if len(names) > limit else ''})"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.serial import from_dict
+from ldit.config.serial import from_dict, show
 from ldit.errors import ConfigError
 
 
@@ -27,8 +27,12 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "dim", "n_layers", "n_heads", "multiple_of"):
-            _at_least(self, name, 1)
-        _at_least(self, "cond_channels", 0)
+            _within(self, name, 1)
+        _within(self, "cond_channels", 0)
+        if self.n_kv_heads is not None:
+            _within(self, "n_kv_heads", 1)
+        if self.ffn_dim_multiplier is not None and not 0 < self.ffn_dim_multiplier <= 64:
+            raise ConfigError(f"model.ffn_dim_multiplier: must be in (0, 64], got {self.ffn_dim_multiplier}")
         if self.dim % self.n_heads:
             raise ConfigError(f"model.n_heads: {self.n_heads} does not divide dim {self.dim}")
         if self.n_heads % self.kv_heads:
@@ -40,7 +44,7 @@ class BackboneConfig:
 
     @property
     def kv_heads(self) -> int:
-        return self.n_heads if self.n_kv_heads is None else max(self.n_kv_heads, 1)
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def head_dim(self) -> int:
@@ -93,8 +97,8 @@ class TextModelConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, "max_seq_len", 1)
-        _at_least(self, "cap_feat_dim", 1)
+        _within(self, "max_seq_len", 1)
+        _within(self, "cap_feat_dim", 1)
         if not self.rope_scaling_factor > 0:
             raise ConfigError(f"model.rope_scaling_factor: must be positive, got {self.rope_scaling_factor}")
 
@@ -117,7 +121,9 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
-            _at_least(self, name, 1)
+            _within(self, name, 1)
+        if not 0 < self.mlp_ratio <= 64:
+            raise ConfigError(f"model.mlp_ratio: must be in (0, 64], got {self.mlp_ratio}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ConfigError(f"model.num_heads: {self.num_heads} does not fit hidden_size {self.hidden_size}")
         _check_class_fields(self)
@@ -133,6 +139,15 @@ class BaselineConfig:
 
 ModelConfig = ClassModelConfig | TextModelConfig | BaselineConfig
 
+_MOST = {
+    "n_layers": 1024,
+    "depth": 1024,
+    "n_heads": 4096,
+    "num_heads": 4096,
+    "num_classes": 1 << 24,
+    "max_seq_len": 1 << 20,
+}
+
 _KINDS: dict[str, type[Any]] = {"class": ClassModelConfig, "text": TextModelConfig, "dit": BaselineConfig}
 
 
@@ -140,18 +155,20 @@ def model_from_dict(data: Any, where: str = "model") -> ModelConfig:
     """Read the `model` section of a config.json; `kind` selects the class."""
     kind = data.get("kind", "class") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ConfigError(f"{where}.kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
+        raise ConfigError(f"{where}.kind: expected one of {', '.join(_KINDS)}, got {show(kind)}")
     return from_dict(_KINDS[kind], data, where)
 
 
-def _at_least(config: Any, name: str, least: int) -> None:
-    if getattr(config, name) < least:
-        raise ConfigError(f"model.{name}: must be at least {least}, got {getattr(config, name)}")
+def _within(config: Any, name: str, least: int) -> None:
+    """A size that a network can have: a file from outside must not ask for any number of layers."""
+    most = _MOST.get(name, 1 << 17)
+    if not least <= getattr(config, name) <= most:
+        raise ConfigError(f"model.{name}: must be {least} to {most}, got {show(getattr(config, name))}")
 
 
 def _check_class_fields(config: Any) -> None:
-    _at_least(config, "num_classes", 1)
-    _at_least(config, "input_size", 1)
+    _within(config, "num_classes", 1)
+    _within(config, "input_size", 1)
     if config.input_size % config.patch_size:
         raise ConfigError(f"model.input_size: {config.input_size} is not divisible by patch_size {config.patch_size}")
     if not 0 <= config.class_dropout_prob < 1:

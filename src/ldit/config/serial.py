@@ -24,14 +24,14 @@ def to_dict(value: Any) -> Any:
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """Build dataclass `cls` from JSON data; absent keys take the defaults. `where` is the path used in messages."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{where or cls.__name__}: expected an object, got {data!r}")
+        raise _wrong(where or cls.__name__, data, "an object")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {}
     for key, value in data.items():
         path = f"{where}.{key}" if where else key
         if key not in fields:
-            raise ConfigError(f"unknown key {path!r} (known: {', '.join(fields)})")
+            raise ConfigError(f"unknown key {path!r:.200} (known: {', '.join(fields)})")
         values[key] = convert(hints[key], value, path)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -64,7 +64,16 @@ def convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def _wrong(path: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{path}: expected {expected}, got {value!r:.80}")
+    return ConfigError(f"{path}: expected {expected}, got {show(value)}")
+
+
+def show(value: Any, limit: int = 80) -> str:
+    """repr of a value from outside, which may be huge or refer to itself."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -98,7 +107,10 @@ def _convert_scalar(hint: type, value: Any, path: str) -> Any:
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise _wrong(path, value, "a finite number") from None
         if number != number or number in (float("inf"), float("-inf")):
             raise _wrong(path, value, "a finite number")
         return number

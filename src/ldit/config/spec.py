@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ldit.config.model import ModelConfig, model_from_dict
-from ldit.config.serial import from_dict, to_dict
+from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError
 
 FORMAT = 1
@@ -71,6 +71,10 @@ class AutoencoderConfig:
     shift: float | tuple[float, ...] = 0.0
     factor: int = 8
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.factor <= 1024:
+            raise ConfigError(f"codec.factor: must be 1 to 1024, got {show(self.factor)}")
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -107,6 +111,10 @@ class ModelSpec:
         names = self.class_names
         if names is not None and len(names) != getattr(self.model, "num_classes", len(names)):
             raise ConfigError(f"conditioner.names: {len(names)} names for {self.model.num_classes} classes")  # type: ignore[union-attr]
+        if isinstance(self.codec, AutoencoderConfig):
+            for key, value in (("scale", self.codec.scale), ("shift", self.codec.shift)):
+                if isinstance(value, tuple) and len(value) != self.model.in_channels:
+                    raise ConfigError(f"codec.{key}: {len(value)} values for {self.model.in_channels} channels")
         if isinstance(self.codec, PixelCodecConfig) and self.model.in_channels != 3:
             raise ConfigError(f"model.in_channels: a pixel codec needs 3, got {self.model.in_channels}")
 
@@ -142,7 +150,7 @@ class ModelSpec:
         known = {"format", "model", "process", "conditioner", "codec", "sampling", "training"}
         for key in data:
             if key not in known:
-                raise ConfigError(f"{where}: unknown key {key!r}")
+                raise ConfigError(f"{where}: unknown key {key!r:.200}")
         for key in ("model", "process", "codec"):
             if key not in data:
                 raise ConfigError(f"{where}: missing key {key!r}")
@@ -152,9 +160,11 @@ class ModelSpec:
                 process=process_from_dict(data["process"]),
                 codec=codec_from_dict(data["codec"]),
                 conditioner=_by_kind(_CONDITIONERS, data["conditioner"], "conditioner")
-                if data.get("conditioner")
+                if data.get("conditioner") is not None
                 else None,
-                sampling=from_dict(SamplingConfig, data["sampling"], "sampling") if data.get("sampling") else None,
+                sampling=from_dict(SamplingConfig, data["sampling"], "sampling")
+                if data.get("sampling") is not None
+                else None,
                 training=data.get("training"),
             )
         except ConfigError as error:
@@ -167,7 +177,7 @@ class ModelSpec:
 def _by_kind(kinds: dict[str, type[Any]], data: Any, where: str) -> Any:
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"{where}.kind: expected one of {', '.join(kinds)}, got {kind!r}")
+        raise ConfigError(f"{where}.kind: expected one of {', '.join(kinds)}, got {show(kind)}")
     return from_dict(kinds[kind], data, where)
 
 

@@ -56,7 +56,7 @@ def make_pictures(request: Request, grid: Path, singles: Path | None, latents: P
         raise RequestError(f"{grid}: pictures are written as .png")
     if request.per_class < 1:
         raise RequestError(f"per_class: must be at least 1, got {request.per_class}")
-    opened = open_source(request.source, request.heads)
+    opened = open_source(request.source, request.heads, request.ema)
     if latents is None:
         open_codec(opened.spec.codec, request.codec_root)  # before gigabytes of weights are read
     dtype = DTYPES.get(request.dtype or "")

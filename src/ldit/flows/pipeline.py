@@ -100,7 +100,7 @@ def load(
 
     SourceError names what is missing, damaged or unknown.
     """
-    return load_source(open_source(source, heads), device, dtype, ema, codec_root)
+    return load_source(open_source(source, heads, ema), device, dtype, ema, codec_root)
 
 
 def load_source(

@@ -105,7 +105,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, class_dropout_prob > 0, hidden_size)
         self.pos_embed = nn.Parameter(position_table(side, side, hidden_size), requires_grad=False)
-        hidden = int(hidden_size * mlp_ratio)
+        hidden = round(hidden_size * mlp_ratio)
         self.blocks = nn.ModuleList(_Block(hidden_size, num_heads, hidden) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, hidden_size, patch_size**2 * self.config.out_channels)
 

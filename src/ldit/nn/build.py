@@ -39,7 +39,7 @@ def forward_flops(config: ModelConfig, height: int, width: int, text_tokens: int
     p = config.patch_size
     tokens = (height // p) * (width // p)
     if isinstance(config, BaselineConfig):
-        dim, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+        dim, hidden = config.hidden_size, round(config.hidden_size * config.mlp_ratio)
         block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim + 6 * dim * dim
         ends = tokens * p * p * dim * (config.in_channels + config.out_channels) + 2 * dim * dim
         return 2 * (config.depth * block + ends + dim * (FEATURES + dim))

@@ -1,0 +1,139 @@
+"""Tiny models as files, and the tools that damage them."""
+
+import argparse
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldit.checkpoint.commit import committed
+from ldit.checkpoint.export import write_export
+from ldit.config.model import ClassModelConfig, ModelConfig
+from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
+from ldit.errors import SourceError
+from ldit.nn.build import parameter_shapes
+
+SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32}
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Named without the test's parameters, which messages are searched for, and removed: models add up."""
+    path = tmp_path_factory.mktemp("at")
+    yield path
+    shutil.rmtree(path)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model of a few hundred kilobytes: its spec, and two different sets of weights."""
+
+    spec: ModelSpec
+    raw: dict[str, Tensor]
+    ema: dict[str, Tensor]
+
+
+def random_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    config = ClassModelConfig(**SIZES, input_size=8, num_classes=10)
+    names = tuple(f"class {i}" for i in range(10))
+    spec = ModelSpec(config, DDPMConfig(), AutoencoderConfig(), ClassConditionerConfig(names))
+    return Tiny(spec, random_weights(config, 1), random_weights(config, 2))
+
+
+@pytest.fixture
+def make_export(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
+    """A folder in our layout, with a manifest unless told not to write one."""
+
+    def make(name: str = "export", ema: bool = True, with_manifest: bool = True) -> Path:
+        folder = tmp_path / name
+        with committed(folder) as temporary:
+            write_export(temporary, tiny.spec, tiny.raw.items(), tiny.ema.items() if ema else None)
+        if not with_manifest:
+            (folder / "manifest.json").unlink()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_original(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
+    """A folder in the original's layout written by hand; sizes stand in the Namespace, as no registered one is tiny."""
+
+    def make(
+        raw: dict[Any, Any] | None = None,
+        ema: dict[Any, Any] | None = None,
+        name: str = "original",
+        **changes: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        arguments = {"model": "DiT_Llama", **SIZES, "image_size": 64, "num_classes": 10, "vae": "ema", **changes}
+        torch.save(argparse.Namespace(**arguments), folder / "model_args.pth")
+        torch.save(tiny.raw if raw is None else raw, folder / "consolidated.00-of-01.pth")
+        torch.save(tiny.ema if ema is None else ema, folder / "consolidated_ema.00-of-01.pth")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fault() -> Callable[..., str]:
+    """Call, expect a SourceError of one line, return its message."""
+
+    def check(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+        with pytest.raises(SourceError) as caught:
+            call(*arguments, **options)
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1, message
+        return message
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def flip() -> Callable[[Path, int], None]:
+    """Flip one bit of a file."""
+
+    def apply(path: Path, bit: int) -> None:
+        data = bytearray(path.read_bytes())
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+
+    return apply
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[..., bool]:
+    """Whether two tables hold the same names with the same bits."""
+
+    def equal(one: Any, other: Any) -> bool:
+        one, other = dict(one), dict(other)
+        return one.keys() == other.keys() and all(
+            a.dtype == other[k].dtype and a.shape == other[k].shape and torch.equal(a, other[k]) for k, a in one.items()
+        )
+
+    return equal
+
+
+@pytest.fixture
+def warnings_said() -> Iterator[list[str]]:
+    """What the package's logger warns of, whether or not it propagates."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("ldit")
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
