@@ -90,13 +90,13 @@ def make_original(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def fault() -> Callable[..., str]:
-    """Call, expect a SourceError of one line, return its message."""
+    """Call, expect a SourceError of one line without terminal controls, return its message."""
 
     def check(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
         with pytest.raises(SourceError) as caught:
             call(*arguments, **options)
         message = str(caught.value)
-        assert len(message.splitlines()) == 1, message
+        assert len(message.splitlines()) == 1 and message.isprintable(), repr(message)
         return message
 
     return check

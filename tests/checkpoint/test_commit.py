@@ -166,6 +166,19 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "config.json", "notes.tmp"}
 
 
+@pytest.mark.parametrize("name", ["samples.old-january", "samples.tmp-mine", "samples.old-", "other.old-2024"])
+def test_names_that_only_look_like_leftovers_are_the_users(tmp_path: Path, name: str) -> None:
+    """A backup somebody made in the run's folder is neither deleted, nor renamed, nor a reason to fail."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "x").write_text("mine")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / f"config.json{Path(name).suffix}").write_text("mine too")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / name / "x").read_text() == "mine"
+    assert (tmp_path / f"config.json{Path(name).suffix}").read_text() == "mine too"
+
+
 @pytest.mark.parametrize("kind", [OSError, Death])
 def test_a_json_file_is_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]) -> None:
     path = tmp_path / "config.json"

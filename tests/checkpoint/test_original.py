@@ -242,6 +242,8 @@ def test_missing_parts_of_the_folder(make_original: Make, fault: Fault) -> None:
         (lambda w: w.update({TABLE: torch.zeros(11, 64, device="meta")}), []),
         (lambda w: w.update({TABLE: torch.zeros(11, 64).to_sparse()}), []),
         (lambda w: w.update({TABLE: torch.zeros(())}), [TABLE]),
+        (lambda w: w.update({TABLE: torch.zeros(1).expand(11, 64)}), []),
+        (lambda w: w.update({"\x1b[2Jstray": torch.zeros(1)}), []),
     ],
     ids=[
         "missing",
@@ -256,6 +258,8 @@ def test_missing_parts_of_the_folder(make_original: Make, fault: Fault) -> None:
         "meta",
         "sparse",
         "scalar",
+        "one number spread out",
+        "terminal controls",
     ],
 )
 def test_tensors_at_fault(
@@ -340,6 +344,29 @@ def test_hostile_settings(make_original: Make, name: str, value: Any, fault: Fau
     folder = make_original(**{name: value})
     message = fault(open_source, folder)
     assert str(folder / "model_args.pth") in message and name in message
+
+
+def test_a_setting_is_shown_in_bounded_memory(make_original: Make, fault: Fault) -> None:
+    """A list of lists of itself is small in a pickle and endless in print."""
+    value: Any = [1]
+    for _ in range(6):
+        value = [value] * 10
+    folder = make_original(dim=value)
+    tracemalloc.start()
+    try:
+        assert "dim" in fault(open_source, folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+@pytest.mark.parametrize("word", ["consolidated", "model_args"])
+def test_the_refusal_of_a_torn_file_names_it(make_original: Make, word: str, fault: Fault) -> None:
+    folder = make_original()
+    path = next(folder.glob(f"{word}*"))
+    path.write_bytes(path.read_bytes()[:500])
+    assert str(path) in fault(lambda: load_model(open_source(folder), ema="ema" in path.name))
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_text_tokens", "x"), ("max_seq_len", "x"), ("max_seq_len", 64.5)])

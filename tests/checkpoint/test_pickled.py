@@ -8,6 +8,7 @@ import struct
 import sys
 import tarfile
 import tracemalloc
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -294,6 +295,52 @@ def test_a_small_pickle_cannot_ask_for_much_memory(tmp_path: Path, form: str, gu
     """bytearray(n) is on torch's own list of allowed calls."""
     hostile(tmp_path / "x.pth", call("builtins", "bytearray", b"J" + struct.pack("<i", 64 << 20)), form)
     assert peak_of(tmp_path / "x.pth") < 4 << 20
+
+
+@pytest.mark.parametrize("name", ["DATA.PKL", "Data.pkl"])
+def test_the_pickle_is_found_under_any_case(tmp_path: Path, name: str, guard: Guard) -> None:
+    """torch looks records up without regard to case."""
+    path = tmp_path / "x.pth"
+    hostile(path, call("builtins", "bytearray", b"J" + struct.pack("<i", 64 << 20)), "zip")
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, data in records.items():
+            archive.writestr(record.replace("data.pkl", name), data)
+    assert peak_of(path) < 4 << 20
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_records_of_one_name_are_no_way_around_the_check(tmp_path: Path, order: tuple[int, int]) -> None:
+    """Readers of archives differ in which of the two they take."""
+    path = tmp_path / "x.pth"
+    bomb = b"\x80\x02" + call("builtins", "bytearray", b"J" + struct.pack("<i", 64 << 20)) + b"."
+    pickles = (bomb, b"\x80\x02}.")
+    torch.save({"x": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        rest = {i.filename: archive.read(i) for i in archive.infolist() if not i.filename.endswith("data.pkl")}
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for which in order:
+            archive.writestr("x/data.pkl", pickles[which])
+        for name, data in rest.items():
+            archive.writestr(name, data)
+    assert peak_of(path) < 4 << 20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        call("torch", "FloatTensor", b"J\x00\x00\x01\x00", b"J\x00\x00\x01\x00"),
+        call("torch", "Tensor", b"J\x00\x00\x01\x00", b"J\x00\x00\x01\x00"),
+        call("torch.storage", "UntypedStorage", b"J\x00\x00\x00\x40"),
+    ],
+    ids=["FloatTensor", "Tensor", "UntypedStorage"],
+)
+def test_constructors_of_unfilled_tensors_are_refused(tmp_path: Path, body: bytes, fault: Fault) -> None:
+    """A few bytes that would take 1 to 16 GiB of address space, and whose content would be whatever was there."""
+    hostile(tmp_path / "x.pth", body, "zip")
+    fault(load_pickled, tmp_path / "x.pth")
 
 
 def test_a_compressed_record_is_not_inflated_into_memory(tmp_path: Path, guard: Guard, fault: Fault) -> None:

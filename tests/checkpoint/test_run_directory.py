@@ -1,6 +1,7 @@
 """A run's directory: which steps count, which are kept, who may write."""
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,6 +198,18 @@ def test_a_run_as_source_falls_back_for_raw_weights_too(save: Save, run: Path, w
     save(1)
     damage_bit(save(2), "model.safetensors")
     assert marker(open_source(run, ema=False), ema=False) == 1
+    assert len(warnings_said) == 1
+
+
+def test_a_step_of_a_run_without_manifest_and_state_does_not_count(
+    save: Save, run: Path, warnings_said: list[str]
+) -> None:
+    """An export may come without a manifest, a step of a run may not, whatever else it lost."""
+    save(1)
+    folder = save(2)
+    shutil.rmtree(folder / "state")
+    (folder / "manifest.json").unlink()
+    assert open_source(run).path == step_folder(run, 1)
     assert len(warnings_said) == 1
 
 

@@ -77,6 +77,22 @@ def test_faults_are_named(folder: Path) -> None:
         ImageFolder(folder / "flat", 8)
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("manifest.json", "latent cache"),
+        ("metadata.jsonl", "captioned"),
+        ("a.tar", "tar"),
+        ("train-images-idx3-ubyte.gz", "MNIST"),
+        ("loose.png", "unconditional"),
+    ],
+)
+def test_kinds_of_data_to_come_say_so(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(DataError, match=said):
+        open_data(str(tmp_path), 8)
+
+
 def test_bad_picture_stops_the_loader(folder: Path) -> None:
     (folder / "B" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"B/0\.png"):

@@ -40,7 +40,7 @@ class ImageFolder:
         self.labels: list[int] = []
         left_out, kept = set(exclude), None if only is None else set(only)
         for label, name in enumerate(self.names):
-            files = _pictures(root / name)
+            files = pictures_in(root / name)
             if not files:
                 raise DataError(f"class folder {root / name} holds no pictures")
             chosen = [f for f in files if f"{name}/{f}" not in left_out and (kept is None or f"{name}/{f}" in kept)]
@@ -77,7 +77,7 @@ def read_list(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _pictures(folder: Path) -> list[str]:
+def pictures_in(folder: Path) -> list[str]:
     """Relative names of the pictures below `folder`, in byte order."""
     found = []
     for base, folders, files in os.walk(folder):

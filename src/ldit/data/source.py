@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldit.data.image_folder import ImageFolder, read_list
+from ldit.data.image_folder import ImageFolder, pictures_in, read_list
 from ldit.errors import DataError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -18,11 +18,29 @@ def data_root(path: str) -> Path:
     return root
 
 
+_LATER = {
+    "manifest.json": "a latent cache",
+    "metadata.jsonl": "a captioned folder",
+    "*.tar": "tar shards",
+    "*-ubyte*": "an MNIST-kind data set",
+}
+
+
+def _check_kind(root: Path) -> None:
+    """DataError for kinds of data that are not built yet, and for a folder of loose pictures."""
+    for pattern, kind in _LATER.items():
+        if next(root.glob(pattern), None) is not None:
+            raise DataError(f"data.path: {root} is {kind}; training on those is not built yet")
+    if not any(entry.is_dir() for entry in root.iterdir()) and pictures_in(root):
+        raise DataError(f"data.path: {root} holds loose pictures; unconditional training is not built yet")
+
+
 def open_data(
     path: str, size: int, heldout: str | None = None, max_per_class: int = 0
 ) -> tuple[ImageFolder, ImageFolder | None]:
     """(training, held-out or None); `heldout` names the list, "" = none, None = heldout.txt where there is one."""
     root = data_root(path)
+    _check_kind(root)
     if heldout is None:
         heldout = HELDOUT if (root / HELDOUT).is_file() else ""
     if not heldout:

@@ -37,7 +37,9 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(dim, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, value = F.silu(self.w1(x)), self.w3(x)
+        # The hidden width is the network's largest temporary: without gradients it is reused, not allocated again.
+        return self.w2(gate * value if torch.is_grad_enabled() else gate.mul_(value))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
