@@ -105,6 +105,15 @@ def test_files_are_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest
     assert after == [tmp_path.name]
 
 
+def test_a_json_file_is_on_disk_before_it_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    synced, replaced = commit.fsync, os.replace
+    monkeypatch.setattr(commit, "fsync", lambda path: (happened.append(Path(path).name), synced(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (happened.append("replace"), replaced(a, b)))
+    write_json_atomic(tmp_path / "config.json", {})
+    assert happened[0].startswith("config.json.") and happened[1:] == ["replace", tmp_path.name]
+
+
 def outcome(final: Path) -> str:
     """What stands: one of the two contents, true to its manifest, or nothing."""
     if not final.exists():
@@ -133,6 +142,8 @@ def test_failure_at_every_operation(
                 write(final, "new")
             except kind:
                 failed = True
+        if kind is OSError and existing:
+            assert outcome(final) in ("old", "new"), "an error is mended at once, without waiting for the sweep"
         remove_leftovers(parent)
         found = outcome(final)
         seen.add(found)

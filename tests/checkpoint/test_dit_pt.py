@@ -211,6 +211,11 @@ def test_tensors_at_fault(
     assert str(path) in fault(lambda: load_model(open_source(path, HEADS), dtype=torch.float32))
 
 
+def test_positions_that_are_no_square(save: Callable[..., Path], raw: dict[str, Tensor], fault: Fault) -> None:
+    path = save({**raw, "pos_embed": torch.zeros(1, 15, 64)})
+    assert "15 positions are not a square" in fault(open_source, path, HEADS)
+
+
 def test_depth_comes_from_blocks_that_are_there(
     save: Callable[..., Path], raw: dict[str, Tensor], fault: Fault
 ) -> None:

@@ -198,13 +198,14 @@ def test_shards_of_the_raw_weights_beside_ema(
     "name",
     [
         "../evil.safetensors",
-        "sub/../model-00001-of-00003.safetensors",
+        "sub/../good.safetensors",
+        "weights.bin",
         "sub/x.safetensors",
         "{root}/evil.safetensors",
         "..",
         "",
         "config.json",
-        "model-00001-of-00003.safetensors/",
+        "good.safetensors/",
         "absent.safetensors",
         "x\0.safetensors",
         "two\nlines.safetensors",
@@ -216,12 +217,14 @@ def test_index_naming_what_is_not_a_weight_file_beside_it(
 ) -> None:
     """Even where such a file stands outside, it is not read."""
     folder = make_export(ema=False, with_manifest=False)
-    save_file(tiny.raw, folder.parent / "evil.safetensors")
     (folder / "sub").mkdir()
-    save_file(tiny.raw, folder / "sub" / "x.safetensors")
-    table = shard(folder, tiny.raw)
-    table["x_embedder.bias"] = name.format(root=folder.parent)
-    write_index(folder, table)
+    last = {"x_embedder.bias": tiny.raw["x_embedder.bias"]}
+    for place in ("../evil.safetensors", "sub/x.safetensors", "weights.bin", "good.safetensors"):
+        save_file(last, folder / place)
+    table = shard(folder, {n: t for n, t in tiny.raw.items() if n not in last})
+    write_index(folder, {**table, "x_embedder.bias": "good.safetensors"})
+    load_model(open_source(folder))
+    write_index(folder, {**table, "x_embedder.bias": name.format(root=folder.parent)})
     fault(lambda: load_model(open_source(folder)))
 
 

@@ -35,6 +35,7 @@ def test_content_is_what_the_contract_says(folder: Path) -> None:
     files = {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in FILES.items()}
     assert data == sign({"format": 1, "files": files})
     manifest.verify(folder)
+    assert manifest.build(folder) == data, "a manifest that stands is no part of the next"
 
 
 def test_large_files_are_hashed_whole(tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_registered_names(
     assert spec.conditioner == ClassConditionerConfig(imagenet_names())
 
 
+def test_a_registered_name_outweighs_other_settings(tmp_path: Path) -> None:
+    args = argparse.Namespace(model="DiT_Llama_600M_patch2", dim=64, n_layers=1, n_heads=1, norm_eps=1e-6)
+    torch.save(args, tmp_path / "model_args.pth")
+    assert original.read_spec(tmp_path, {}).model == preset("DiT_Llama_600M_patch2", norm_eps=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

@@ -194,6 +194,25 @@ def test_a_run_as_source_falls_back_loudly(
     assert len(warnings_said) == 1 and "step 2" in warnings_said[0]
 
 
+def test_a_changed_configuration_that_still_reads_is_damage(save: Save, run: Path, warnings_said: list[str]) -> None:
+    save(1)
+    path = save(2) / "config.json"
+    path.write_text(path.read_text().replace("class 3", "class 4"))
+    assert open_source(run).path == step_folder(run, 1)
+    assert len(warnings_said) == 1 and "config.json" in warnings_said[0]
+
+
+def test_weights_not_checked_at_opening_are_checked_at_loading(
+    save: Save, run: Path, fault: Callable[..., str]
+) -> None:
+    """A run is opened for its EMA weights; asked for the raw ones, it checks those then."""
+    folder = save(1)
+    source = open_source(run)
+    damage_bit(folder, "model.safetensors")
+    assert marker(source) == 1
+    assert "model.safetensors" in fault(load_model, source, ema=False)
+
+
 def test_a_run_as_source_falls_back_for_raw_weights_too(save: Save, run: Path, warnings_said: list[str]) -> None:
     save(1)
     damage_bit(save(2), "model.safetensors")

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = ["train", "tiny-cpu", "--train.checkpoint-every", "5", "--train.sample-every", "0", "--train.steps", "40"]
+TRAIN = ["train", "tiny-cpu", "--train.checkpoint-every", "5", "--train.sample-every", "0", "--train.steps", "40",
+         "--train.log-every", "1"]  # fmt: skip
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -46,9 +47,10 @@ def final(run: Path, step: int = 40) -> dict[str, torch.Tensor]:
     return {f"{f}:{k}": v for f in files for k, v in load_file(folder / f"{f}.safetensors").items()}
 
 
-def losses(run: Path) -> dict[int, float]:
+def losses(run: Path) -> list[tuple[int, float]]:
+    """The loss log line by line, so that a step logged twice would show."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {r["step"]: r["loss"] for r in records}
+    return [(r["step"], r["loss"]) for r in records]
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -18,7 +18,7 @@ from ldit.config.spec import (
     SamplingConfig,
 )
 from ldit.errors import CodecError, RequestError
-from ldit.flows.generate import Done, Picture, Preview
+from ldit.flows.generate import Done, Generator, Picture, Preview
 from ldit.flows.pipeline import Pipeline
 from ldit.nn.build import build_model
 from ldit.rng import normal
@@ -74,6 +74,15 @@ def test_the_noise_rule_never_changes() -> None:
     seed = int.from_bytes(hashlib.sha256(b"ldit|picture|7|0|0").digest()[:8], "big")
     expected = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(normal((2, 3), 7, "picture"), expected)
+
+
+def test_every_step_and_seed_has_its_own_noise() -> None:
+    drawn = [normal((100,), seed, "step", i) for seed in (0, 1) for i in (0, 1)]
+    generator = Generator(pipeline(), [0, 1], seed=0)
+    rows = [generator._noise(i, range(2))[row].flatten() for row in (0, 1) for i in (0, 1)]
+    for a in range(4):
+        assert torch.equal(rows[a][:100], normal((3, 8, 8), a // 2, "step", a % 2).flatten()[:100])
+        assert all(not torch.equal(drawn[a], drawn[b]) and not torch.equal(rows[a], rows[b]) for b in range(a))
 
 
 def test_given_noise_is_used() -> None:

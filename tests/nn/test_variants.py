@@ -10,6 +10,8 @@ from ldit.config.model import ClassModelConfig, TextModelConfig
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
 from ldit.nn.dit import DiT
+from ldit.nn.rope import raster_table, rotate_complex, rotate_real
+from ldit.nn.tokens import patchify, rope_table, unpatchify
 
 TINY: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "multiple_of": 16}
 TOLERANCE = 3e-6  # fp32 against float64; times are small because the angles themselves are fp32 by definition
@@ -115,8 +117,6 @@ def test_precomputed_modulations_are_the_same() -> None:
     model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 6.0]), torch.tensor([0, 1])
     blocks, final = model.modulations(model.condition(t, y))
-    from ldit.nn.tokens import patchify, rope_table, unpatchify
-
     tokens = model.x_embedder(patchify(x, 2)).flatten(1, 2)
     out = model.trunk(tokens, rope_table("raster", 4, 4, 8, tokens.device), blocks, final)
     assert torch.equal(unpatchify(out.unflatten(1, (4, 4)), 2), model(x, t, y))
@@ -124,10 +124,6 @@ def test_precomputed_modulations_are_the_same() -> None:
 
 def test_real_and_complex_rotation_agree() -> None:
     """The two forms of the rotation (CPU eager, everything else) to fp32 rounding."""
-    from ldit.nn.rope import raster_table, rotate
-
-    x, table = torch.randn(2, 7, 3, 8), raster_table(7, 8)
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.unsqueeze(-3).unbind(-1)
-    real = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-    assert (rotate(x, table) - real).abs().max() <= 4 * torch.finfo(torch.float32).eps * x.abs().max()
+    pairs, table = torch.randn(2, 7, 3, 4, 2), raster_table(7, 8).unsqueeze(-3)
+    real, complex_ = rotate_real(pairs, table), rotate_complex(pairs, table)
+    assert (real - complex_).abs().max() <= 4 * torch.finfo(torch.float32).eps * pairs.abs().max()

@@ -115,6 +115,17 @@ def test_ema_by_hand() -> None:
     assert p.item() == 1.0
 
 
+def test_the_first_update_of_the_average() -> None:
+    """n = 0 at the first step: a tenth of the initial weights stays."""
+    state, task, loader = started(tiny())
+    before = weights(state).clone()
+    (batch,) = loader.from_step(0, 1)
+    train_step(state, task, batch)
+    average = torch.cat([a.flatten() for a in state.ema.average])
+    expected = 0.1 * before + 0.9 * weights(state)
+    assert (average - expected).abs().max() <= 2 * torch.finfo(torch.float32).eps * expected.abs().max()
+
+
 def test_learning_rates() -> None:
     warm = TrainConfig(steps=100, lr=1.0, warmup=10, cooldown=20)
     rates = [learning_rate(warm, step) for step in (1, 10, 11, 80, 81, 100)]

@@ -27,7 +27,7 @@ from ldit.train.step import TrainState
 from ldit.train.task import DiffusionTask
 from ldit.train.trainer import Hook, Stopped, Trainer
 
-# What may differ when a run goes on; everything else would make it another run.
+# What may differ when a run goes on, besides the sampling defaults; everything else would make it another run.
 RESUMABLE = {
     "train.steps",
     "train.cooldown",
@@ -113,7 +113,7 @@ def _check_resume(config: RunConfig, spec: ModelSpec, out: Path) -> tuple[int, P
     changed = [
         f"{key} {before!r} -> {after!r}"
         for key, (before, after) in _differences(old, config.to_json()).items()
-        if key not in RESUMABLE
+        if key not in RESUMABLE and not key.startswith("sampling")
     ]
     if changed:
         raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(changed)}")
@@ -146,7 +146,8 @@ def _heldout_hook(task: DiffusionTask, data: ImageFolder, count: int) -> Callabl
             for batch in batches:
                 for name, found in task.evaluate(model, batch).items():
                     values.setdefault(name, []).append(found)
-        return {name: torch.cat(parts).mean().item() for name, parts in values.items()}
+        joined = {name: torch.cat(parts) for name, parts in values.items()}
+        return {name: found.mean().item() for name, found in joined.items() if found.numel()}
 
     return run
 

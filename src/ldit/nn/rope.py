@@ -40,10 +40,17 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     On the CPU in eager mode one complex product is faster than four real ones; elsewhere the real form lets compilers
     fuse it (Inductor does not generate complex arithmetic).
     """
-    pairs = x.float().unflatten(-1, (-1, 2))
-    table = table.unsqueeze(-3)
-    if x.device.type == "cpu":
-        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2).type_as(x)
+    form = rotate_complex if x.device.type == "cpu" else rotate_real
+    return form(x.float().unflatten(-1, (-1, 2)), table.unsqueeze(-3)).type_as(x)
+
+
+def rotate_complex(pairs: Tensor, table: Tensor) -> Tensor:
+    """pairs (…, d/2, 2) times table as complex numbers -> (…, d)."""
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)
+
+
+def rotate_real(pairs: Tensor, table: Tensor) -> Tensor:
+    """The same from real products."""
     a, b = pairs.unbind(-1)
     cos, sin = table.unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).type_as(x)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
