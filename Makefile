@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format golden-losses clean
+.PHONY: demo test lint format clean
 
 .venv/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ldit needs Python 3.11 or newer")'
@@ -11,7 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 .venv/.dev: .venv/.runtime
-	$(BIN)/pip install --quiet --constraint constraints.txt pytest pytest-timeout pytest-xdist hypothesis ruff mypy
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: .venv/.runtime
@@ -29,9 +29,6 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-golden-losses: .venv/.dev
-	$(BIN)/python -m tests.train.regenerate_golden_losses
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache demo.png

@@ -7,7 +7,7 @@ class LditError(Exception):
     """Base of all of them; the command line prints the message alone and exits with 2."""
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
         super().__init__(line if len(line) <= _LIMIT else line[: _LIMIT // 2] + " … " + line[-_LIMIT // 3 :])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,30 @@ class MetricsFile:
     def __init__(self, path: Path, committed_step: int) -> None:
         self.path = path
         kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the run died while writing this line
-                if record["step"] > committed_step:
-                    break
-                kept.append(line + "\n")
-        path.write_text("".join(kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        for line in lines:
+            if not _is_record(line, committed_step):
+                break  # of a later step, or the line the run died in
+            kept.append(line + "\n")
+        temporary = path.with_name(f"{path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("".join(kept))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
     def write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        """Append one line and push it to the disk, so that a committed step never lacks its log."""
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _is_record(line: str, last_step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    step = record.get("step") if isinstance(record, dict) else None
+    return isinstance(step, int) and step <= last_step

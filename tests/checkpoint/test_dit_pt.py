@@ -78,7 +78,7 @@ def test_a_checkpoint_of_its_training(
     source = open_source(save(trained(raw, ema)), heads=HEADS)
     assert same(load_model(source, ema=True).state_dict(), ema)
     assert same(load_model(source, ema=False).state_dict(), raw)
-    assert source.shapes(ema=True)["pos_embed"] == ((1, 16, 64), "float32")
+    assert source.shapes(ema=True)["pos_embed"] == ((1, 16, 64), "fp32")
     source.verify()
 
 

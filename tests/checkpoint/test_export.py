@@ -83,7 +83,7 @@ def test_round_trip(tmp_path: Path, name: str, same: Callable[..., bool]) -> Non
     model = load_model(source)
     assert same(model.state_dict(), weights)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert source.shapes(ema=True) == {n: (tuple(t.shape), "F32") for n, t in weights.items()}
+    assert source.shapes(ema=True) == {n: (tuple(t.shape), "fp32") for n, t in weights.items()}
 
 
 def test_files_are_what_other_tools_read(
@@ -128,7 +128,7 @@ def test_bf16(make_export: Callable[..., Path], tiny: Any, tmp_path: Path, same:
     write_export(folder, tiny.spec, tiny.raw.items(), tiny.ema.items(), torch.bfloat16)
     assert same(load_file(folder / "ema.safetensors"), rounded)
     source = open_source(folder)
-    assert {word for _, word in source.shapes(ema=True).values()} == {"BF16"}
+    assert {word for _, word in source.shapes(ema=True).values()} == {"bf16"}
     assert same(load_model(source).state_dict(), rounded)
     assert same(load_model(source, dtype=torch.float32).state_dict(), {n: t.float() for n, t in rounded.items()})
 
@@ -151,7 +151,7 @@ def test_opening_reads_no_weights(make_export: Callable[..., Path]) -> None:
     data = path.read_bytes()
     header = 8 + struct.unpack("<Q", data[:8])[0]
     path.write_bytes(data[:header] + b"\xff" * (len(data) - header))
-    assert open_source(folder).shapes(ema=True)["x_embedder.weight"] == ((64, 16), "F32")
+    assert open_source(folder).shapes(ema=True)["x_embedder.weight"] == ((64, 16), "fp32")
 
 
 # ---------------------------------------------------------------- shards

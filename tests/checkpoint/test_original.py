@@ -71,7 +71,7 @@ def test_class_model(make_original: Make, tiny: Any, same: Callable[..., bool]) 
     assert source.has_ema() and source.has_raw()
     assert same(load_model(source, ema=True).state_dict(), tiny.ema)
     assert same(load_model(source, ema=False).state_dict(), tiny.raw)
-    assert source.shapes(ema=True) == {name: (tuple(t.shape), "float32") for name, t in tiny.ema.items()}
+    assert source.shapes(ema=True) == {name: (tuple(t.shape), "fp32") for name, t in tiny.ema.items()}
     bf16 = {name: t.to(torch.bfloat16) for name, t in tiny.ema.items()}
     assert same(load_model(source, dtype=torch.bfloat16).state_dict(), bf16)
     source.verify()

@@ -532,7 +532,16 @@ def test_opening_spares_reading_the_weights(
     folder = make_original()
     flip(folder / "consolidated.00-of-01.pth", 8 * record_span(folder / "consolidated.00-of-01.pth", "data/3").start)
     source = open_source(folder)
-    assert source.shapes(ema=False)["x_embedder.weight"] == ((64, 16), "float32")
+    assert source.shapes(ema=False)["x_embedder.weight"] == ((64, 16), "fp32")
+
+
+@pytest.mark.parametrize("body", [b"cos\nsystem\n.", b"cbuiltins\nbytearray\n."])
+def test_numbers_of_the_old_format_are_not_taken_for_a_pickle(tmp_path: Path, body: bytes) -> None:
+    """99 numbers: their count begins with the byte of the instruction GLOBAL, and raw numbers follow it."""
+    numbers = torch.tensor(list(body.ljust(99, b".")), dtype=torch.uint8)
+    assert len(numbers) == ord("c")
+    torch.save({"x": numbers}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_pickled(tmp_path / "x.pth")["x"], numbers)
 
 
 def test_old_format_flips_raise_nothing_else(tmp_path: Path, flip: Callable[[Path, int], None]) -> None:

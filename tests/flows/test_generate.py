@@ -20,6 +20,7 @@ from ldit.config.spec import (
 from ldit.errors import CodecError, RequestError
 from ldit.flows.generate import Done, Generator, Picture, Preview
 from ldit.flows.pipeline import Pipeline
+from ldit.flows.request import check_request
 from ldit.nn.build import build_model
 from ldit.rng import normal
 
@@ -78,7 +79,8 @@ def test_the_noise_rule_never_changes() -> None:
 
 def test_every_step_and_seed_has_its_own_noise() -> None:
     drawn = [normal((100,), seed, "step", i) for seed in (0, 1) for i in (0, 1)]
-    generator = Generator(pipeline(), [0, 1], seed=0)
+    pipe = pipeline()
+    generator = Generator(pipe, check_request(pipe.spec, [0, 1], seed=0))
     rows = [generator._noise(i, range(2))[row].flatten() for row in (0, 1) for i in (0, 1)]
     for a in range(4):
         assert torch.equal(rows[a][:100], normal((3, 8, 8), a // 2, "step", a % 2).flatten()[:100])
@@ -128,6 +130,47 @@ def test_cancelling_stops_at_the_next_step() -> None:
     events = list(pipeline().iterate([0], cancelled=cancelled))
     assert len(events) == 1
     assert isinstance(events[0], Done) and events[0].cancelled and events[0].evaluations == 2
+
+
+def test_the_callers_mode_stands_between_events() -> None:
+    """Neither inference mode nor no_grad leaks out of an iterator, also when two are interleaved and closed."""
+    first, second = (pipeline().iterate([0], steps=4, preview_every=1) for _ in range(2))
+    weight = torch.ones(1, requires_grad=True)
+    for iterator in (first, second, first):
+        next(iterator)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        (weight * 2).sum().backward()
+    first.close()  # type: ignore[attr-defined]
+    second.close()  # type: ignore[attr-defined]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    picture = pipeline().sample_latents([0], steps=1)
+    assert (weight * picture).sum().requires_grad  # pictures are ordinary tensors
+
+
+@pytest.mark.parametrize("labels", ["dog", 3, (3,), torch.tensor([3]), torch.tensor(3)])
+def test_ways_to_name_one_class(labels: Any) -> None:
+    assert check_request(pipeline().spec, labels).labels == (3,)
+
+
+def test_a_class_named_like_a_number() -> None:
+    pipe = pipeline(conditioner=ClassConditionerConfig(("3", "2", "1", "x")))
+    assert check_request(pipe.spec, ["3", 3, "0"]).labels == (0, 3, 0)
+    with pytest.raises(RequestError, match="²"):
+        check_request(pipe.spec, ["²"])
+
+
+def test_the_spec_is_the_content_of_config_json() -> None:
+    import json
+
+    spec = pipeline().spec
+    assert json.loads(json.dumps(spec))["model"]["num_classes"] == 4 == spec["model"]["num_classes"]
+    assert ModelSpec.from_json(json.loads(json.dumps(spec))) == spec
+    assert replace(spec, training={"step": 1})["training"] == {"step": 1}
+
+
+def test_extra_input_channels_say_so() -> None:
+    with pytest.raises(RequestError, match="cond_channels"):
+        pipeline(replace(MODEL, cond_channels=1)).sample([0])
 
 
 def test_closing_the_iterator_stops_it() -> None:

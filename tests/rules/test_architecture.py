@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "ldit"
 
-GROUND = {"errors"}
+GROUND = {"errors", "dtypes"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "dtypes": set(),
     "rng": set(),
     "log": set(),
     "config": set(),
@@ -65,8 +66,10 @@ def test_nothing_looks_upstairs(path: Path) -> None:
         return
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("ldit.")}
     assert ours - GROUND - {own, "__version__"} <= ALLOWED[own]
-    if own == "config":
-        assert "torch" not in {name.split(".")[0] for name in imports(path)}
+    if own in ("config", "errors"):
+        assert not {"torch", "ldit.dtypes"} & imports(path) and "torch" not in {
+            name.split(".")[0] for name in imports(path)
+        }
     for package, rooms in OUTSIDE.items():
         if package in {name.split(".")[0] for name in imports(path)}:
             assert own in rooms, f"{package} is not for {own}"
@@ -75,10 +78,6 @@ def test_nothing_looks_upstairs(path: Path) -> None:
 def test_pickles_open_in_one_room() -> None:
     users = [p for p in modules() if "torch.load(" in p.read_text() or "pickle.load" in p.read_text()]
     assert [p.name for p in users] == ["pickled.py"]
-
-
-def test_model_and_diffusion_do_not_know_each_other() -> None:
-    assert "diffusion" not in ALLOWED["nn"] and "nn" not in ALLOWED["diffusion"]
 
 
 def test_files_and_functions_stay_small() -> None:

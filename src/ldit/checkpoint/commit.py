@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from ldit.checkpoint import manifest
 
 _MARK = ".tmp-"
 _ASIDE = ".old-"
+_LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)$")  # the names written here and by rotation
 
 
 def fsync(path: Path) -> None:
@@ -28,13 +30,23 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields the name of a temporary file beside `path`, which replaces it whole on success."""
+    temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json_atomic(path: Path, data: Any) -> None:
     """Replace a single JSON file whole."""
-    temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
-    write_json(temporary, data)
-    fsync(temporary)
-    os.replace(temporary, path)
-    fsync(path.parent)
+    with replaced(path) as temporary:
+        write_json(temporary, data)
 
 
 @contextmanager
@@ -77,11 +89,12 @@ def _replace(new: Path, final: Path) -> None:
 
 def remove_leftovers(parent: Path) -> None:
     """Delete what a killed process left half written in `parent`; put back what it had only moved aside."""
-    for path in parent.glob(f"*{_ASIDE}*"):
-        final = path.with_name(path.name.partition(_ASIDE)[0])
-        if final.exists():
+    for path in list(parent.iterdir()) if parent.is_dir() else ():
+        if not (match := _LEFTOVER.match(path.name)):
+            continue
+        if match[2] == "old" and not (final := path.with_name(match[1])).exists():
+            os.rename(path, final)
+        elif path.is_dir():
             shutil.rmtree(path)
         else:
-            os.rename(path, final)
-    for path in parent.glob(f"*{_MARK}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()

@@ -12,6 +12,8 @@ from ldit.config.model import BASELINE_HEADS, BaselineConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
 from ldit.errors import ConfigError, SourceError
 
+_VAE = "stabilityai/sd-vae-ft-mse"
+
 
 def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
     """The state dict asked for, memory-mapped: EMA weights where kept apart; `check` as in `load_pickled`."""
@@ -35,6 +37,26 @@ def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
             raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
     return states
+
+
+def check_dit_pt(spec: ModelSpec) -> None:
+    """SourceError naming everything about the model that a bare state dict cannot tell its reader."""
+    model = spec.model
+    if not isinstance(model, BaselineConfig):
+        raise SourceError(f"a DiT .pt cannot hold a model of kind {model.kind!r}")
+    problems = []
+    if not isinstance(spec.process, DDPMConfig):
+        problems.append(f"process {spec.process.kind!r}")
+    if spec.codec != AutoencoderConfig(_VAE):
+        problems.append(f"a codec other than {_VAE} as published")
+    if model.class_dropout_prob == 0:
+        problems.append("a model without a null class")
+    if spec.class_names not in (None, imagenet_names()):
+        problems.append("class names")
+    if BASELINE_HEADS.get((model.hidden_size, model.depth), model.num_heads) != model.num_heads:
+        problems.append(f"{model.num_heads} heads at this width and depth")
+    if problems:
+        raise SourceError(f"a DiT .pt cannot hold: {', '.join(problems)}")
 
 
 def spec_from_shapes(path: Path, shapes: dict[str, tuple[int, ...]], heads: int | None) -> ModelSpec:
@@ -74,4 +96,4 @@ def spec_from_shapes(path: Path, shapes: dict[str, tuple[int, ...]], heads: int 
     except (ConfigError, ZeroDivisionError) as error:
         raise SourceError(f"{path}: {error}") from None
     names = imagenet_names() if model.num_classes == 1000 else None
-    return ModelSpec(model, DDPMConfig(), AutoencoderConfig("stabilityai/sd-vae-ft-mse"), ClassConditionerConfig(names))
+    return ModelSpec(model, DDPMConfig(), AutoencoderConfig(_VAE), ClassConditionerConfig(names))

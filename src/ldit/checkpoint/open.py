@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ldit.checkpoint import dit_pt, export, manifest, original
 from ldit.checkpoint.run import committed_steps, is_run
+from ldit.config.assets import ASSETS
 from ldit.config.spec import ModelSpec
+from ldit.dtypes import dtype_word
 from ldit.errors import SourceError
 from ldit.log import logger
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 Kind = Literal["ldit", "original", "dit-pt"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?$")
 _HUB_FILES = ["*.json", "*.safetensors", "*.pth", "*.pt", "*.txt"]
@@ -55,9 +56,11 @@ class Source:
     def shapes(self, ema: bool) -> dict[str, tuple[tuple[int, ...], str]]:
         """name -> (shape, dtype word) without reading the weights."""
         if self.kind == "ldit":
-            return export.weight_shapes(self.path, ema)
+            shapes = export.weight_shapes(self.path, ema)
+            return {name: (shape, dtype_word(word)) for name, (shape, word) in shapes.items()}
         return {
-            name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self.tensors(ema, check=False)
+            name: (tuple(t.shape), dtype_word(str(t.dtype).removeprefix("torch.")))
+            for name, t in self.tensors(ema, check=False)
         }
 
     def verify(self) -> None:
@@ -113,6 +116,7 @@ def _open_run(run: Path, ema: bool) -> Source:
         raise SourceError(f"{run} has no committed step yet")
     for step, folder in steps:
         try:
+            manifest.read(folder)  # in a run, a step without one is not committed
             export.verify_export(folder, ema)
             return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
         except SourceError as error:
@@ -142,10 +146,12 @@ def _from_hub(text: str) -> Path:
     from huggingface_hub import snapshot_download
 
     org, name, *rest = text.split("/", 2)
+    if ".." in text.split("/"):
+        raise SourceError(f"{text!r} is not the name of a folder on the Hub")
     folder = rest[0] if rest else ""
     patterns = [f"{folder}/{p}" for p in _HUB_FILES] if folder else _HUB_FILES
     try:
-        root = snapshot_download(f"{org}/{name}", allow_patterns=patterns)
+        root = snapshot_download(f"{org}/{name}", allow_patterns=patterns, ignore_patterns=["*optimizer*"])
     except Exception as error:  # the hub's client raises many kinds
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise SourceError(

@@ -166,6 +166,9 @@ def open_state(path: Path, check: bool = True) -> dict[str, Tensor]:
     state = load_pickled(path, check)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise SourceError(f"{path} is not a state dict of tensors")
+    for name, tensor in state.items():
+        if tensor.layout == torch.strided and tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise SourceError(f"{path}: {name} claims more numbers than the file holds")
     return state
 
 

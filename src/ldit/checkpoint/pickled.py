@@ -15,6 +15,15 @@ import torch
 
 from ldit.errors import SourceError
 
+# What a state dict, a train.py checkpoint and a Namespace are made of. torch's own list is longer, and holds calls that
+# allocate whatever they are told to (bytearray, FloatTensor).
+_ALLOWED = re.compile(
+    r"collections OrderedDict|argparse Namespace|torch Size|torch device|torch\._utils _rebuild_tensor(_v2)?"
+    r"|torch\._utils _rebuild_parameter|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+    r"|torch (float64|float32|float16|bfloat16|int64|int32|int16|int8|uint8|bool)"
+)
+_LEGACY_PICKLES = 5  # files before torch 1.6: magic number, protocol, system, content, keys; then raw numbers
+
 
 def load_pickled(path: Path, check: bool = True) -> Any:
     """Content of a torch file, tensors memory-mapped on the CPU.
@@ -56,19 +65,20 @@ def check_archive(path: Path, contents: bool = True) -> None:
 
 
 def _check_calls(path: Path, archive: bool) -> None:
-    """Refuse bytearray(n), which torch's unpickler allows: a few bytes of pickle could ask for gigabytes."""
+    """Refuse every class but those of `_ALLOWED`, reading the instructions without following them: a few bytes of
+    pickle could ask torch's unpickler for gigabytes."""
     if archive:
         with zipfile.ZipFile(path) as zipped:
-            names = [name for name in zipped.namelist() if name.rpartition("/")[2] == "data.pkl"]
-            streams: list[IO[bytes]] = [io.BytesIO(zipped.read(name)) for name in names]
+            records = [r for r in zipped.infolist() if r.filename.lower().endswith("data.pkl")]
+            streams: list[IO[bytes]] = [io.BytesIO(zipped.read(record)) for record in records]
     else:
         streams = [path.open("rb")]
     for stream in streams:
         with stream, contextlib.suppress(ValueError, EOFError, UnicodeDecodeError, OverflowError, IndexError):
-            while True:  # files before torch 1.6 hold several pickles, then raw numbers, which end the scan
-                for _, argument, _ in pickletools.genops(stream):
-                    if isinstance(argument, str) and "bytearray" in argument.split()[-1:]:
-                        raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
+            for _ in range(1 if archive else _LEGACY_PICKLES):
+                for code, argument, _ in pickletools.genops(stream):
+                    if code.name in ("GLOBAL", "INST") and not _ALLOWED.fullmatch(str(argument)):
+                        raise pickle.UnpicklingError(f"GLOBAL {str(argument).replace(' ', '.')}")
 
 
 def _refusal(text: str) -> str:

@@ -29,6 +29,18 @@ def is_run(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
 
 
+def set_aside_newer(run: Path, step: int) -> None:
+    """Rename steps newer than `step`, which the run falls back behind because they are damaged: nothing is lost, and
+    they count no longer."""
+    for number, folder in committed_steps(run):
+        if number > step:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            if aside.exists():
+                shutil.rmtree(aside)
+            os.rename(folder, aside)
+            logger.warning("damaged step %d is set aside as %s", number, aside)
+
+
 def step_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:08d}"
 

@@ -1,9 +1,11 @@
 """Dataclasses to flags through tyro, with every mistake reduced to one line."""
 
 import contextlib
+import dataclasses
 import io
 import re
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -26,7 +28,7 @@ def parse(
                 cls,
                 prog=prog,
                 description=description,
-                args=list(argv),
+                args=_spell_booleans(cls, list(argv)),
                 default=default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
@@ -34,6 +36,34 @@ def parse(
         if not stop.code:
             raise
         raise ConfigError(f"{_first_paragraph(said.getvalue())} (see {prog} --help)") from None
+
+
+def _spell_booleans(cls: type[Any], argv: list[str]) -> list[str]:
+    """`--section.flag true|false` as tyro's `--section.flag` / `--section.no-flag`; other values that are spelled so
+    (qk_norm) get Python's capital."""
+    flags = set(_bool_flags(cls))
+    out: list[str] = []
+    for token in argv:
+        value = token.casefold()
+        if value not in ("true", "false") or not out or not out[-1].startswith("--"):
+            out.append(token)
+        elif out[-1].replace("_", "-") not in flags:
+            out.append(value.capitalize())
+        elif value == "false":
+            section, dot, name = out[-1].removeprefix("--").rpartition(".")
+            out[-1] = f"--{section}{dot}no-{name}"
+    return out
+
+
+def _bool_flags(cls: type[Any], prefix: str = "--") -> Iterator[str]:
+    """The flags of every plain bool field of a dataclass tree."""
+    for name, hint in typing.get_type_hints(cls).items():
+        own = prefix + name.replace("_", "-")
+        if hint is bool:
+            yield own
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part) and isinstance(part, type):
+                yield from _bool_flags(part, prefix if name == "config" else own + ".")
 
 
 def _first_paragraph(box: str) -> str:

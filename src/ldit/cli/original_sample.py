@@ -36,21 +36,22 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"num_gpus: sampling uses one device, got {args.num_gpus}")
     import torch
 
-    from ldit.flows.pictures import Request, make_pictures
+    from ldit.flows.pictures import PictureJob, make_pictures
 
     if args.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    folder = Path(args.ckpt) if Path(args.ckpt).is_dir() else Path()
+    folder = Path(args.ckpt)
+    if not folder.is_dir() or (folder / "manifest.json").exists():
+        folder = Path()  # a folder with a manifest is sealed: one file more would count as damage
     grid = args.image_save_path or folder / ("sample_ema.png" if args.ema else "sample.png")
-    request = Request(
+    job = PictureJob(
         source=args.ckpt,
         labels=args.class_labels,
         options={
             "solver": "ddpm",
             "steps": args.num_sampling_steps,
             "guidance": args.cfg_scale,
-            "guidance_channels": 3,
             "guidance_interval": (0.0, 1.0),
             "seed": args.seed,
         },
@@ -59,6 +60,6 @@ def run(arguments: list[str]) -> int:
         codec_root=args.local_diffusers_model_root,
         published=True,
     )
-    for line in make_pictures(request, grid, None, args.latents_out):
+    for line in make_pictures(job, grid, None, args.latents_out):
         print(line)
     return 0

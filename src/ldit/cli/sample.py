@@ -63,8 +63,10 @@ class SampleArguments:
 
 
 def run(arguments: list[str]) -> int:
+    if any(flag.partition("=")[0] == "--num" for flag in arguments):
+        raise RequestError("--num: sets of many pictures are not built yet")
     args = parse(SampleArguments, arguments, "ldit sample")
-    from ldit.flows.pictures import Request, make_pictures
+    from ldit.flows.pictures import PictureJob, make_pictures
 
     channels = args.guidance_channels
     if channels is not None and channels != "all" and not channels.isdigit():
@@ -78,20 +80,20 @@ def run(arguments: list[str]) -> int:
         "seed": args.seed,
         "height": args.height,
         "width": args.width,
-        "batch_size": args.batch_size,
         "prompts": args.prompts or None,
     }
-    request = Request(
+    job = PictureJob(
         source=args.ckpt,
         labels=args.class_labels,
         per_class=args.per_class,
         options={key: value for key, value in options.items() if value is not None},
+        batch_size=args.batch_size,
         ema=args.ema,
         device=args.device,
         dtype=args.dtype,
         codec_root=args.local_diffusers_model_root,
         heads=args.heads,
     )
-    for line in make_pictures(request, args.image_save_path, args.out, args.latents_out):
+    for line in make_pictures(job, args.image_save_path, args.out, args.latents_out):
         print(line)
     return 0

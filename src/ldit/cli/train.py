@@ -24,7 +24,9 @@ class TrainArguments:
 
 
 def run(arguments: list[str]) -> int:
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    name = next((a for a in arguments if a in RECIPES), None)
+    if name is None and arguments and not arguments[0].startswith("-"):
+        name = arguments[0]
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
     for flag in arguments:
@@ -33,7 +35,7 @@ def run(arguments: list[str]) -> int:
     default = recipe(name or "emoji64-class-xs")
     parsed = parse(
         TrainArguments,
-        arguments if name is None else arguments[1:],
+        [a for i, a in enumerate(arguments) if name is None or i != arguments.index(name)],
         f"ldit train {name or 'RECIPE'}",
         _description(name),
         TrainArguments(tyro.MISSING, default),

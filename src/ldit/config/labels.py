@@ -1,21 +1,25 @@
 """Class names to class indices."""
 
+import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from ldit.errors import RequestError
 
 
-def resolve_label(label: int | str, num_classes: int, names: Sequence[str] | None) -> int:
-    """An index as it is; a name exactly, then case-folded, then as a unique prefix. RequestError otherwise."""
-    if isinstance(label, int) or label.lstrip("-").isdigit():
-        index = int(label)
-        if not 0 <= index < num_classes:
-            raise RequestError(f"class label {index} is out of range: this model has classes 0 to {num_classes - 1}")
-        return index
+def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[str] | None) -> int:
+    """An index as it is; a string as a name exactly, as a number, as a name case-folded, as a unique prefix.
+
+    RequestError otherwise.
+    """
+    if not isinstance(label, str):
+        return _checked(label, num_classes)
+    if names is not None and label in names:
+        return list(names).index(label)
+    if label.isascii() and label.removeprefix("-").isdecimal():
+        return _checked(int(label), num_classes)
     if names is None:
         raise RequestError(f"class {label!r}: this model has no class names; use numbers 0 to {num_classes - 1}")
-    if label in names:
-        return list(names).index(label)
     folded = label.casefold()
     for matches in (
         [i for i, name in enumerate(names) if name.casefold() == folded],
@@ -27,3 +31,13 @@ def resolve_label(label: int | str, num_classes: int, names: Sequence[str] | Non
             raise RequestError(f"class {label!r} is ambiguous: {', '.join(names[i] for i in matches[:6])}")
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     raise RequestError(f"unknown class {label!r} (classes: {shown})")
+
+
+def _checked(label: SupportsIndex, num_classes: int) -> int:
+    try:
+        index = operator.index(label)
+    except TypeError:
+        raise RequestError(f"class label {label!r}: expected a number or a name") from None
+    if not 0 <= index < num_classes:
+        raise RequestError(f"class label {index} is out of range: this model has classes 0 to {num_classes - 1}")
+    return index

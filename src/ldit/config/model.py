@@ -12,18 +12,31 @@ class BackboneConfig:
     """What class- and text-conditional networks share (Large-DiT, `DiT_Llama`)."""
 
     patch_size: int = 2
+    """Side of a patch in latent pixels."""
     in_channels: int = 4
+    """Channels of a latent."""
     dim: int = 4096
+    """Width."""
     n_layers: int = 32
+    """Blocks."""
     n_heads: int = 32
+    """Attention heads."""
     n_kv_heads: int | None = None
+    """Key and value heads, shared by groups of query heads; default one each."""
     multiple_of: int = 256
+    """The FFN's width is rounded up to a multiple of this."""
     ffn_dim_multiplier: float | None = None
+    """Scales the FFN's width."""
     norm_eps: float = 1e-5
+    """Epsilon of the RMS norms."""
     learn_sigma: bool = True
+    """Predict the variance too: twice the channels out."""
     qk_norm: bool | Literal["head"] = False
+    """Normalise queries and keys: over the full width (True) or per head."""
     rope: Literal["raster", "2d"] = "raster"
+    """Rotary positions: index in the sequence, or row and column."""
     cond_channels: int = 0
+    """Extra input channels without output."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "dim", "n_layers", "n_heads", "multiple_of"):
@@ -74,8 +87,11 @@ class ClassModelConfig(BackboneConfig):
 
     kind: Literal["class"] = field(default="class", kw_only=True)
     input_size: int = 32
+    """Side of the training latents."""
     class_dropout_prob: float = 0.1
+    """Share of labels replaced by the null class in training; 0 = no null class, no guidance."""
     num_classes: int = 1000
+    """Number of classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,8 +61,11 @@ class TrainConfig:
     grad_clip: float = 2.0
     """Largest gradient norm, 0 = off."""
     log_every: int = 100
+    """Steps between log lines."""
     checkpoint_every: int = 1000
+    """Steps between commits; the last step is always committed."""
     sample_every: int = 0
+    """Steps between picture grids from EMA weights."""
     keep: int = 2
     """Committed steps kept, newest first; 0 = all."""
 
@@ -72,9 +75,13 @@ class OptimConfig:
     """Optimiser."""
 
     kind: Literal["adamw"] = "adamw"
+    """The algorithm."""
     beta1: float = 0.9
+    """Decay of the first moment."""
     beta2: float = 0.999
+    """Decay of the second moment."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class EMAConfig:
     """Moving average of the weights: decay min(decay, (1+n)/(10+n)) at step n."""
 
     decay: float = 0.9999
+    """Decay after the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,9 @@ class ObjectiveConfig:
     """Flow times: t = sigmoid(mean + std·normal). DDPM draws its indices uniformly."""
 
     time_mean: float = 0.0
+    """Mean before the sigmoid; above 0 = noisier."""
     time_std: float = 1.0
+    """Deviation before the sigmoid."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,9 @@ class HeldoutConfig:
     """Loss on held-out pictures with fixed noise, by time bucket."""
 
     every: int = 0
+    """Steps between measurements of the EMA weights."""
     num: int = 256
+    """Pictures, spread over the held-out set."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,18 @@ class RunConfig:
             raise ConfigError(f"train.micro_batch_size: {t.micro_batch_size} does not divide batch_size {t.batch_size}")
         if not t.lr > 0:
             raise ConfigError(f"train.lr: must be positive, got {t.lr}")
+        if self.model.cond_channels:
+            raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
+        for name in ("every", "num"):
+            if getattr(self.heldout, name) < 0:
+                raise ConfigError(f"heldout.{name}: must not be negative, got {getattr(self.heldout, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self.optim, name) < 1:
+                raise ConfigError(f"optim.{name}: must be in [0, 1), got {getattr(self.optim, name)}")
+        if not 0 <= self.optim.weight_decay < float("inf"):
+            raise ConfigError(f"optim.weight_decay: must not be negative, got {self.optim.weight_decay}")
+        if not 0 <= t.grad_clip < float("inf"):
+            raise ConfigError(f"train.grad_clip: must not be negative, got {t.grad_clip}")
         if t.cooldown and t.schedule == "cosine":
             raise ConfigError("train.cooldown: goes with the constant schedule only")
         if not 0 <= self.ema.decay < 1:

@@ -1,6 +1,7 @@
 """Dataclass <-> JSON, strictly: an unknown or missing key or a value of the wrong type is an error that names it."""
 
 import dataclasses
+import reprlib
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -8,6 +9,8 @@ from typing import Any, Literal, TypeVar, Union
 from ldit.errors import ConfigError
 
 T = TypeVar("T")
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring = 3, 200
 
 
 def to_dict(value: Any) -> Any:
@@ -68,9 +71,11 @@ def _wrong(path: str, value: Any, expected: str) -> ConfigError:
 
 
 def show(value: Any, limit: int = 80) -> str:
-    """repr of a value from outside, which may be huge or refer to itself."""
+    """repr of a value from outside, which may be huge, refer to itself, or hold itself a billion times."""
+    if not isinstance(value, (str, int, float, list, tuple, dict, set, type(None))):
+        return f"a {type(value).__name__}"
     try:
-        text = repr(value)
+        text = _REPR.repr(value)
     except (ValueError, RecursionError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[:limit] + "…"

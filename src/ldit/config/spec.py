@@ -23,9 +23,13 @@ class FlowConfig:
 
     kind: Literal["flow"] = field(default="flow", kw_only=True)
     prediction: Literal["v", "x0"] = "v"
+    """What the network predicts: velocity or data."""
     time_scale: float = 1000.0
+    """The network is given native time times this."""
     data_at: Literal[0, 1] = 0
+    """Native time of the data."""
     shift: float = 1.0
+    """Time shift for larger pictures, above 1 = noisier."""
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -67,9 +71,13 @@ class AutoencoderConfig:
 
     kind: Literal["autoencoder_kl"] = field(default="autoencoder_kl", kw_only=True)
     name: str = "stabilityai/sd-vae-ft-ema"
+    """Hub id or folder."""
     scale: float | tuple[float, ...] = 0.18215
+    """Scale of latents, a number or one a channel."""
     shift: float | tuple[float, ...] = 0.0
+    """Shift of latents, likewise."""
     factor: int = 8
+    """Pixels a latent pixel, along a side."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor <= 1024:
@@ -81,10 +89,15 @@ class SamplingConfig:
     """The defaults a picture is sampled with."""
 
     solver: str = "ddpm"
+    """ddpm, ddim, euler or heun."""
     steps: int = 250
+    """Solver steps."""
     guidance: float = 4.0
+    """Classifier-free guidance scale, 1 = off."""
     guidance_channels: int | Literal["all"] = "all"
+    """Channels that are guided."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Noise times between which guidance acts."""
 
 
 ProcessConfig = DDPMConfig | FlowConfig
@@ -97,8 +110,11 @@ _CODECS: dict[str, type[Any]] = {"pixels": PixelCodecConfig, "autoencoder_kl": A
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Network, process, codec, and optionally conditioner, sampling defaults and training record."""
+class ModelSpec(dict[str, Any]):
+    """Network, process, codec, and optionally conditioner, sampling defaults and training record.
+
+    Also the dict that config.json holds, so that it can be dumped and read as one.
+    """
 
     model: ModelConfig
     process: ProcessConfig
@@ -117,6 +133,7 @@ class ModelSpec:
                     raise ConfigError(f"codec.{key}: {len(value)} values for {self.model.in_channels} channels")
         if isinstance(self.codec, PixelCodecConfig) and self.model.in_channels != 3:
             raise ConfigError(f"model.in_channels: a pixel codec needs 3, got {self.model.in_channels}")
+        self.update(self.to_json())
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """A folder of class folders: class index = place of the folder's name in byte order."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +39,15 @@ class ImageFolder:
             raise DataError(f"no class folders in {root}")
         self.paths: list[Path] = []
         self.labels: list[int] = []
+        self.found = 0
+        """Pictures before `max_per_class`."""
         left_out, kept = set(exclude), None if only is None else set(only)
         for label, name in enumerate(self.names):
             files = pictures_in(root / name)
             if not files:
                 raise DataError(f"class folder {root / name} holds no pictures")
             chosen = [f for f in files if f"{name}/{f}" not in left_out and (kept is None or f"{name}/{f}" in kept)]
+            self.found += len(chosen)
             if max_per_class and len(chosen) > max_per_class:
                 chosen = _subset(chosen, max_per_class, name)
             self.paths.extend(root / name / f for f in chosen)
@@ -55,6 +59,11 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def fingerprint(self) -> str:
+        """sha256 of the relative names in order: the same order of samples needs the same names."""
+        names = "\n".join(path.relative_to(self.root).as_posix() for path in self.paths)
+        return hashlib.sha256(os.fsencode(names)).hexdigest()
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """(size, size, 3) uint8 and its class; DataError names a picture that cannot be read."""
         if self._memory is not None and index in self._memory:
@@ -62,7 +71,7 @@ class ImageFolder:
         try:
             with Image.open(self.paths[index]) as picture:
                 array = to_array(picture, self.size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # damaged pictures raise nearly anything in Pillow
             raise DataError(f"cannot read picture {self.paths[index]}: {error}") from None
         if self._memory is not None:
             self._memory[index] = array

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from ldit.config.assets import ASSETS
 from ldit.data.image_folder import ImageFolder, pictures_in, read_list
 from ldit.errors import DataError
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("emoji64",)
 HELDOUT = "heldout.txt"
 

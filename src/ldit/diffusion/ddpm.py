@@ -43,9 +43,9 @@ class DDPM:
         object.__setattr__(self, "tables", tables(self.steps, self.timestep_map))
 
     @classmethod
-    def respaced(cls, sections: str, steps: int = TRAIN_STEPS) -> "DDPM":
+    def respaced(cls, sections: str | int, steps: int = TRAIN_STEPS) -> "DDPM":
         """The original's strings: "250", "10,15,20", "ddim50"."""
-        return cls(steps, respace(steps, sections))
+        return cls(steps, respace(steps, str(sections)))
 
     @property
     def timestep_map(self) -> tuple[int, ...]:

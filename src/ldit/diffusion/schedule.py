@@ -12,6 +12,8 @@ Array = NDArray[np.float64]
 def linear_betas(steps: int) -> Array:
     """betas from 1e-4 to 0.02 for 1000 steps, scaled by 1000/steps otherwise (Ho et al. 2020)."""
     scale = 1000 / steps
+    if scale * 0.02 >= 1:
+        raise ValueError(f"linear betas need more than 20 steps, got {steps}")
     return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
 
 

@@ -1,19 +1,19 @@
 """A checkpoint in another layout, written whole or not at all."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ldit.checkpoint.commit import committed, fsync
+from ldit.checkpoint.commit import committed, replaced
+from ldit.checkpoint.dit_pt import check_dit_pt
 from ldit.checkpoint.export import write_export
 from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.original import check_original, write_original
+from ldit.dtypes import DTYPES
 from ldit.errors import SourceError
 
 Layout = Literal["ldit", "original", "diffusers", "pt"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def convert(
@@ -26,6 +26,8 @@ def convert(
 ) -> Path:
     """Write `source` to `out` in layout `to`; SourceError names impossible pairs and an `out` that exists."""
     opened = open_source(source, heads)
+    if not out.absolute().parent.is_dir():
+        raise SourceError(f"no folder {out.absolute().parent} to write {out.name} into")
     if out.exists():
         raise SourceError(f"{out} exists already; choose another name")
     if ema_only and not opened.has_ema():
@@ -53,13 +55,10 @@ def convert(
 
 
 def _write_pt(opened: Source, out: Path, raw: bool, ema: bool) -> Path:
-    if opened.spec.model.kind != "dit":
-        raise SourceError(f"a DiT .pt cannot hold a model of kind {opened.spec.model.kind!r}")
+    check_dit_pt(opened.spec)
     state: object = {name: t.clone() for name, t in opened.tensors(ema=not raw)}
     if raw and ema:
         state = {"model": state, "ema": {name: t.clone() for name, t in opened.tensors(ema=True)}}
-    temporary = out.with_name(out.name + ".tmp")
-    torch.save(state, temporary)
-    fsync(temporary)
-    os.replace(temporary, out)
+    with replaced(out) as temporary:
+        torch.save(state, temporary)
     return out

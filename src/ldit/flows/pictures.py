@@ -1,6 +1,7 @@
 """Pictures to files: the labelled grid, single PNGs with their settings inside, latents."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -16,53 +18,46 @@ from ldit.checkpoint.open import open_source
 from ldit.checkpoint.tensors import write_safetensors
 from ldit.codecs.open import open_codec
 from ldit.codecs.pixels import labelled_grid, published_grid
-from ldit.config.labels import resolve_label
+from ldit.config.imagenet import imagenet_names
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.flows.generate import Done, Generator, Picture
 from ldit.flows.pipeline import Pipeline, load_source
+from ldit.flows.request import Request, check_request
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LATENT_SUFFIXES = (".safetensors", ".npy", ".pt")
-DEFAULT_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # the original's eight
+DEFAULT_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # the original's eight of ImageNet
 FEW_CLASSES = 16
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to sample from where; `options` are arguments of `Pipeline.sample`."""
+class PictureJob:
+    """What to sample from where; `options` are arguments of `check_request`."""
 
     source: str
     labels: tuple[str, ...] = ()
     per_class: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 16
     ema: bool = True
     device: str | None = None
     dtype: str | None = None
     codec_root: Path | None = None
     heads: int | None = None
     published: bool = False
-    """The original's unlabelled grid instead of ours."""
+    """The original's unlabelled grid and its three guided channels."""
 
 
-def make_pictures(request: Request, grid: Path, singles: Path | None, latents: Path | None) -> Iterator[str]:
-    """Sample and write; yields a line for each thing done. Faults are raised before sampling starts."""
-    target = latents or grid
-    if not target.absolute().parent.is_dir():
-        raise RequestError(f"no folder {target.absolute().parent} to write {target.name} into")
-    if latents and latents.suffix not in LATENT_SUFFIXES:
-        raise RequestError(f"{latents}: latents are written as {', '.join(LATENT_SUFFIXES)}")
-    if not latents and grid.suffix.lower() != ".png":
-        raise RequestError(f"{grid}: pictures are written as .png")
-    if request.per_class < 1:
-        raise RequestError(f"per_class: must be at least 1, got {request.per_class}")
-    opened = open_source(request.source, request.heads, request.ema)
+def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Path | None) -> Iterator[str]:
+    """Sample and write; yields a line for each thing done. Every fault of the request or of the files to write is
+    raised before weights are read."""
+    _check_targets(job, grid, singles, latents)
+    opened = open_source(job.source, job.heads, job.ema)
+    request = check_request(opened.spec, _labels(job, opened.spec), **_options(job, opened.spec))
     if latents is None:
-        open_codec(opened.spec.codec, request.codec_root)  # before gigabytes of weights are read
-    dtype = DTYPES.get(request.dtype or "")
-    pipe = load_source(opened, _device(request.device), dtype, request.ema, request.codec_root)
-    labels = [label for label in _labels(request.labels, pipe.spec) for _ in range(request.per_class)]
-    generator = Generator(pipe, labels, decode=latents is None, progress=True, **request.options)
+        open_codec(opened.spec.codec, job.codec_root)
+    pipe = load_source(opened, _device(job.device), job.dtype, job.ema, job.codec_root)
+    generator = Generator(pipe, request, decode=latents is None, batch_size=job.batch_size, progress=True)
     pictures: list[Picture] = []
     for event in generator.events():
         if isinstance(event, Picture):
@@ -76,25 +71,50 @@ def make_pictures(request: Request, grid: Path, singles: Path | None, latents: P
         _write_latents(latents, torch.stack([picture.latent for picture in pictures]))
         yield str(latents)
         return
-    settings = _settings(request, generator)
+    settings = _settings(job, request, pipe.spec)
     if singles:
         singles.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
             path = singles / f"{picture.index:05d}_{_slug(_name(pipe, picture.label))}_seed{picture.seed}.png"
             assert picture.image is not None
-            picture.image.save(path, pnginfo=_chunk({**settings, "label": picture.label, "seed": picture.seed}))
+            _save(picture.image, path, {**settings, "label": picture.label, "seed": picture.seed})
         yield f"{len(pictures)} PNGs in {singles}"
-    _grid(pipe, pictures, request.published).save(grid, pnginfo=_chunk(settings))
+    _save(_grid(pipe, pictures, job.published), grid, settings)
     yield str(grid)
 
 
-def _labels(wanted: tuple[str, ...], spec: ModelSpec) -> list[int]:
+def _check_targets(job: PictureJob, grid: Path, singles: Path | None, latents: Path | None) -> None:
+    target = latents or grid
+    if not target.absolute().parent.is_dir():
+        raise RequestError(f"no folder {target.absolute().parent} to write {target.name} into")
+    if target.is_dir():
+        raise RequestError(f"{target} is a folder, expected the name of a file")
+    if latents and latents.suffix not in LATENT_SUFFIXES:
+        raise RequestError(f"{latents}: latents are written as {', '.join(LATENT_SUFFIXES)}")
+    if not latents and grid.suffix.lower() not in Image.registered_extensions():
+        raise RequestError(f"{grid}: unknown kind of picture; use .png")
+    if singles and singles.suffix == ".npz":
+        raise RequestError(f"{singles}: sample sets as .npz are not built yet")
+    if singles and singles.exists() and not singles.is_dir():
+        raise RequestError(f"{singles} is a file, expected a folder")
+    if job.per_class < 1:
+        raise RequestError(f"per_class: must be at least 1, got {job.per_class}")
+
+
+def _labels(job: PictureJob, spec: ModelSpec) -> list[int | str]:
+    """The labels asked for; else every class of a small set, the original's eight of ImageNet, or the first sixteen."""
     count = getattr(spec.model, "num_classes", 0)
-    if wanted:
-        return [resolve_label(label, count, spec.class_names) for label in wanted]
-    if count > FEW_CLASSES:
-        return [label for label in DEFAULT_CLASSES if label < count]
-    return list(range(count))
+    chosen: list[int | str] = list(job.labels)
+    if not chosen:
+        imagenet = count == len(imagenet_names()) and spec.class_names in (None, imagenet_names())
+        chosen = list(DEFAULT_CLASSES if imagenet else range(min(count, FEW_CLASSES)))
+    return [label for label in chosen for _ in range(job.per_class)]
+
+
+def _options(job: PictureJob, spec: ModelSpec) -> dict[str, Any]:
+    if not job.published:
+        return job.options
+    return {**job.options, "guidance_channels": min(3, spec.model.in_channels)}
 
 
 def _device(name: str | None) -> torch.device | None:
@@ -108,7 +128,7 @@ def _device(name: str | None) -> torch.device | None:
     return device
 
 
-def _grid(pipe: Pipeline, pictures: list[Picture], published: bool) -> Any:
+def _grid(pipe: Pipeline, pictures: list[Picture], published: bool) -> Image.Image:
     if published:
         return published_grid(torch.stack([p.tensor for p in pictures if p.tensor is not None]))
     images = [p.image for p in pictures if p.image is not None]
@@ -125,21 +145,30 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-")[:60]
 
 
-def _settings(request: Request, generator: Generator) -> dict[str, Any]:
+def _settings(job: PictureJob, request: Request, spec: ModelSpec) -> dict[str, Any]:
     return {
-        "source": request.source,
-        "labels": generator.labels,
-        "seeds": generator.seeds,
-        "sampling": {**asdict(generator.settings), "steps": request.options.get("steps", generator.settings.steps)},
-        "ema": request.ema,
-        "training": generator.spec.training,
+        "source": job.source,
+        "labels": request.labels,
+        "seeds": request.seeds,
+        "sampling": {**asdict(request.settings), "steps": request.steps},
+        "ema": job.ema,
+        "training": spec.training,
     }
 
 
-def _chunk(settings: dict[str, Any]) -> PngInfo:
+def _save(picture: Image.Image, path: Path, settings: dict[str, Any]) -> None:
+    """PNGs carry their settings in the text chunk "ldit"; the file appears whole."""
     info = PngInfo()
     info.add_text("ldit", json.dumps(settings))
-    return info
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix.lower() == ".png":
+            picture.save(temporary, pnginfo=info)
+        else:
+            picture.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_latents(path: Path, latents: Tensor) -> None:

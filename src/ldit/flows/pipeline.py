@@ -1,6 +1,6 @@
 """`ldit.load`: a source to an object that makes pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,17 +11,21 @@ from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.tensors import assign
 from ldit.codecs.open import Codec, open_codec
 from ldit.config.spec import ModelSpec
+from ldit.dtypes import DTYPES
 from ldit.errors import RequestError
-from ldit.flows.generate import Event, Generator, Picture, StepNoise
+from ldit.flows.generate import Event, Generator, Picture
+from ldit.flows.request import Labels, check_request
 from ldit.nn.build import build_model
 
 OutputType = Literal["pil", "tensor", "latent"]
+RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")  # arguments of the run, not the request
 
 
 class Pipeline:
     """Weights and all they need to become pictures.
 
-    `model` is the raw network, `spec` the content of config.json. Calling the pipeline samples; see `sample`.
+    `model` is the raw network; `spec` is the content of config.json (a dict, and its parts as attributes). Calling the
+    pipeline samples; see `sample`.
     """
 
     def __init__(
@@ -34,8 +38,9 @@ class Pipeline:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def to(self, device: torch.device | str) -> "Pipeline":
-        self.model.to(device)
+    def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
+        """Move or convert the network, as torch.nn.Module.to."""
+        self.model.to(*args, **kwargs)
         return self
 
     @property
@@ -45,12 +50,10 @@ class Pipeline:
             self._codec = open_codec(self.spec.codec, self.codec_root)
         return self._codec
 
-    def __call__(self, class_labels: Sequence[int | str] | None = None, **arguments: Any) -> Any:
+    def __call__(self, class_labels: Labels = None, **arguments: Any) -> Any:
         return self.sample(class_labels, **arguments)
 
-    def sample(
-        self, class_labels: Sequence[int | str] | None = None, *, output_type: OutputType = "pil", **arguments: Any
-    ) -> Any:
+    def sample(self, class_labels: Labels = None, *, output_type: OutputType = "pil", **arguments: Any) -> Any:
         """One picture a label: a list of PIL images, or a (B, 3, H, W) tensor in [-1, 1], or latents.
 
         Arguments (defaults in `spec.sampling_defaults`): steps, solver, guidance (1 = off), guidance_channels (int or
@@ -64,17 +67,17 @@ class Pipeline:
             raise RequestError(f"output_type: expected pil, tensor or latent, got {output_type!r}")
         pictures = [e for e in self.iterate(class_labels, **arguments) if isinstance(e, Picture)]
         if output_type == "tensor":
-            return torch.stack([picture.tensor for picture in pictures if picture.tensor is not None])
+            return _stack([picture.tensor for picture in pictures if picture.tensor is not None])
         return [picture.image for picture in pictures]
 
-    def sample_latents(self, class_labels: Sequence[int | str] | None = None, **arguments: Any) -> Tensor:
+    def sample_latents(self, class_labels: Labels = None, **arguments: Any) -> Tensor:
         """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened."""
-        events = Generator(self, class_labels, decode=False, **arguments).events()
-        return torch.stack([event.latent for event in events if isinstance(event, Picture)])
+        events = self._generator(class_labels, False, arguments).events()
+        return _stack([event.latent for event in events if isinstance(event, Picture)])
 
     def iterate(
         self,
-        class_labels: Sequence[int | str] | None = None,
+        class_labels: Labels = None,
         *,
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
@@ -82,21 +85,31 @@ class Pipeline:
     ) -> Iterator[Event]:
         """Previews, finished pictures and a final Done; stops early when `cancelled()` turns true or the iterator is
         closed."""
-        return Generator(self, class_labels, cancelled=cancelled, preview_every=preview_every, **arguments).events()
+        arguments = {**arguments, "cancelled": cancelled, "preview_every": preview_every}
+        return self._generator(class_labels, True, arguments).events()
+
+    def _generator(self, class_labels: Labels, decode: bool, arguments: dict[str, Any]) -> Generator:
+        running = {name: arguments[name] for name in RUNNING if name in arguments}
+        request = {name: value for name, value in arguments.items() if name not in RUNNING}
+        return Generator(self, check_request(self.spec, class_labels, **request), decode=decode, **running)
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors) if tensors else torch.empty(0)  # a cancelled request may have none
 
 
 def load(
     source: str | Path,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     ema: bool = True,
     codec_root: str | Path | None = None,
     heads: int | None = None,
 ) -> Pipeline:
     """Open a model: a folder in the original's layout, a folder or run in ours, a facebookresearch/DiT `.pt`, a
-    bundled name, or a Hub id. dtype None: fp32 on the CPU, bf16 on CUDA. `ema` takes the EMA weights where kept apart.
-    Neither codec nor text encoder is opened; local autoencoders will be looked for in `codec_root`. `heads` is for DiT
-    files of unlisted sizes.
+    bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on the CPU, bf16 on CUDA.
+    `ema` takes the EMA weights where kept apart. Neither codec nor text encoder is opened; local autoencoders will be
+    looked for in `codec_root`. `heads` is for DiT files of unlisted sizes.
 
     SourceError names what is missing, damaged or unknown.
     """
@@ -106,7 +119,7 @@ def load(
 def load_source(
     source: Source,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     ema: bool = True,
     codec_root: str | Path | None = None,
 ) -> Pipeline:
@@ -114,6 +127,10 @@ def load_source(
     device = torch.device(device) if device is not None else default_device()
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    elif isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise RequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        dtype = DTYPES[dtype]
     model = load_model(source, device, dtype, ema)
     return Pipeline(model, source.spec, source.path, Path(codec_root) if codec_root else None)
 
@@ -130,6 +147,3 @@ def load_model(
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-__all__ = ["Pipeline", "StepNoise", "default_device", "load", "load_model", "load_source"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +51,16 @@ class TextCondition:
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "TextCondition":
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> "TextCondition":
+        """Some of the texts; one number gives a batch of one."""
+        if isinstance(index, int):
+            index = [index]
         return TextCondition(self.features[index], self.mask[index])
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextCondition":
-        return TextCondition(self.features.to(device=device, dtype=dtype), self.mask.to(device=device))
+    def to(self, *args: Any, **kwargs: Any) -> "TextCondition":
+        """Features as torch.Tensor.to, the mask on the same device."""
+        features = self.features.to(*args, **kwargs)
+        return TextCondition(features, self.mask.to(features.device))
 
     @staticmethod
     def cat(parts: Sequence["TextCondition"]) -> "TextCondition":
@@ -66,6 +72,6 @@ class TextCondition:
         return TextCondition(torch.cat(features), torch.cat(masks))
 
     def mean(self) -> Tensor:
-        """Mean of the features over the text's tokens, (B, F)."""
+        """Mean of the features over the text's tokens, (B, F); zero for a text without tokens."""
         weight = self.mask.unsqueeze(-1).to(self.features.dtype)
-        return (self.features * weight).sum(1) / weight.sum(1)
+        return (self.features * weight).sum(1) / weight.sum(1).clamp(min=1)

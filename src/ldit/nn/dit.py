@@ -75,8 +75,8 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(config.cond_dim)
         if isinstance(config, TextModelConfig):
             self.layout = TextLayout(p, config.max_seq_len)
-            self.eol_token = nn.Parameter(torch.empty(config.dim))
-            self.pad_token = nn.Parameter(torch.empty(config.dim))
+            self.eol_token = nn.Parameter(torch.zeros(config.dim))
+            self.pad_token = nn.Parameter(torch.zeros(config.dim))
             self.cap_embedder = nn.Sequential(
                 nn.LayerNorm(config.cap_feat_dim, eps=1e-5), nn.Linear(config.cap_feat_dim, config.cond_dim)
             )

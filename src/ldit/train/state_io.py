@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from ldit.train.step import TrainState
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def save(run: Path, state: TrainState, spec: ModelSpec, keep: int) -> Path:
-    """Commit the state as RUN/checkpoints/step-…"""
+def save(run: Path, state: TrainState, spec: ModelSpec, keep: int, data: dict[str, Any] | None = None) -> Path:
+    """Commit the state as RUN/checkpoints/step-…; `data` is the record of the training set."""
     record = {"step": state.step, "images": state.step * state.config.train.batch_size}
     spec = replace(spec, training=record)
     weights = state.master.state_dict().items()
-    return save_step(run, state.step, spec, weights, state.ema_tensors(), _optimizer_tensors(state), record, keep)
+    trainer = {**record, "data": data}
+    return save_step(run, state.step, spec, weights, state.ema_tensors(), _optimizer_tensors(state), trainer, keep)
 
 
 @torch.no_grad()
@@ -39,7 +41,8 @@ def restore(folder: Path, state: TrainState) -> None:
         moment, _, name = key.partition(".")
         if name not in parameters:
             raise SourceError(f"{folder}: optimiser state of unknown parameter {name}")
-        state.optimizer.state[parameters[name]][moment] = value.clone()
+        parameter = parameters[name]
+        state.optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
     state.step = record["step"]
     state.sync_compute()
 

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
+from ldit.dtypes import DTYPES
 from ldit.train.ema import EMA
 from ldit.train.optim import build_optimizer, learning_rate
 from ldit.train.task import Task
-
-COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TrainState:
@@ -26,7 +25,7 @@ class TrainState:
         self.optimizer = build_optimizer(config.optim, self.parameters, config.train.lr)
         self.ema = EMA(self.parameters, config.ema.decay)
         self.step = 0
-        dtype = COMPUTE[config.train.precision]
+        dtype = DTYPES[config.train.precision]
         self.compute = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self._compute_parameters: list[Tensor] = [p for p in self.compute.parameters() if p.requires_grad]
 

@@ -46,6 +46,8 @@ class Trainer:
     batches: Callable[[int, int], Iterable[Batch]]
     out: Path
     hooks: Sequence[Hook] = field(default_factory=tuple)
+    data_record: dict[str, Any] | None = None
+    """What identifies the training set; committed with every step and compared on resume."""
 
     def fit(self) -> None:
         """Run to the end; Stopped after a checkpoint when a signal came. A second signal exits at once."""
@@ -56,17 +58,16 @@ class Trainer:
             for batch in self.batches(state.step, train.steps):
                 values: dict[str, Any] = train_step(state, self.task, batch)
                 last = state.step == train.steps
-                record = values if _due(train.log_every, state.step, last) or state.step == 1 else {}
-                for hook in self.hooks:
-                    if _due(hook.every, state.step, last):
-                        record = {**record, **(hook.run(state) or {})}
-                if record:
+                due = [hook for hook in self.hooks if _due(hook.every, state.step, last)]
+                for hook in due:
+                    values = {**values, **(hook.run(state) or {})}
+                if due or _due(train.log_every, state.step, last) or (train.log_every and state.step == 1):
                     rate = (state.step - first) * train.batch_size / (time.perf_counter() - started)
-                    record = {"step": state.step, **record, "images_per_second": round(rate, 2)}
+                    record = {"step": state.step, **values, "images_per_second": round(rate, 2)}
                     metrics.write(record)
                     logger.info(_line(record, train.steps, train.batch_size))
                 if last or received or _due(train.checkpoint_every, state.step, False):
-                    state_io.save(self.out, state, self.task.spec, train.keep)
+                    state_io.save(self.out, state, self.task.spec, train.keep, self.data_record)
                 if received and not last:
                     raise Stopped(EXIT_CODES[received[0]])
 

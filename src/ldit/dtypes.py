@@ -1,0 +1,12 @@
+"""Words for dtypes, the same in every flag, file and report."""
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16"}
+
+
+def dtype_word(name: str) -> str:
+    """torch's or safetensors' name of a dtype as our word; others stay as they are."""
+    return _WORDS.get(name, name)
