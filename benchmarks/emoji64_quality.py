@@ -133,7 +133,7 @@ def sample(args: argparse.Namespace, names: Sequence[str]) -> tuple[Tensor, Tens
     if count != len(names) or (pipe.spec.class_names or tuple(names)) != tuple(names):
         raise RequestError(f"{args.model}: not a model of the emoji64 classes ({', '.join(names)})")
     labels = [k % count for k in range(args.num)]
-    wanted = {"steps": args.steps, "guidance": args.guidance}
+    wanted = {"steps": args.steps, "guidance": args.guidance, "guidance_interval": args.guidance_interval}
     overrides = {key: value for key, value in wanted.items() if value is not None}
     images, done = _run(pipe, labels, overrides)
     defaults = pipe.spec.sampling_defaults
@@ -146,7 +146,7 @@ def sample(args: argparse.Namespace, names: Sequence[str]) -> tuple[Tensor, Tens
             "steps": overrides.get("steps", defaults.steps),
             "guidance": overrides.get("guidance", defaults.guidance),
             "guidance_channels": defaults.guidance_channels,
-            "guidance_interval": list(defaults.guidance_interval),
+            "guidance_interval": list(overrides.get("guidance_interval", defaults.guidance_interval)),
             "seeds": [0, args.num - 1],
             "batch": SAMPLING_BATCH,
         },
@@ -321,6 +321,7 @@ def main() -> int:
         task.add_argument("--model", required=True, help="anything ldit.load opens")
         task.add_argument("--num", type=int, default=num)
         task.add_argument("--guidance", type=float)
+        task.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"))
         task.add_argument("--steps", type=int)
     for task in (one, two, three):
         task.add_argument("--json", type=Path, help="write the result here too")

@@ -113,6 +113,11 @@ def _open_run(run: Path, ema: bool) -> Source:
     """The newest committed step whose weights asked for are true to the manifest; falls back loudly."""
     steps = committed_steps(run)
     if not steps:
+        others = sorted(
+            path for path in (run / "checkpoints").iterdir() if path.is_dir() and original.is_original(path)
+        )
+        if others:
+            raise SourceError(f"{run} is a results folder of the original; name one of its checkpoints: {others[-1]}")
         raise SourceError(f"{run} has no committed step yet")
     for step, folder in steps:
         try:

@@ -42,7 +42,7 @@ def _emoji(model: str, patch: int, train: TrainConfig, ema: float) -> RunConfig:
         ),
         process=FlowConfig(prediction="x0"),
         codec=PixelCodecConfig(),
-        sampling=SamplingConfig("heun", 20, 2.0, "all", (0.1, 0.9)),
+        sampling=SamplingConfig("heun", 20, 3.0, "all"),
         data=DataConfig("emoji64", 64, flip=False, max_per_class=300),
         train=train,
         optim=OptimConfig(beta2=0.95),
@@ -56,11 +56,11 @@ def _emoji(model: str, patch: int, train: TrainConfig, ema: float) -> RunConfig:
 def emoji64_class_xs() -> RunConfig:
     """The bundled model: 7.9M parameters, trains on two CPU cores."""
     train = TrainConfig(
-        steps=8000,
+        steps=7400,
         batch_size=64,
         lr=5e-4,
         warmup=200,
-        cooldown=1500,
+        cooldown=1600,
         grad_clip=1.0,
         log_every=50,
         checkpoint_every=250,

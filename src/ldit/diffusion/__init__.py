@@ -1,6 +1,7 @@
-"""Objectives: `from ldit.diffusion import DDPM, Flow`."""
+"""Objectives: `from ldit.diffusion import DDPM, Flow, Prediction`."""
 
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.flow import Flow
+from ldit.diffusion.prediction import Prediction
 
-__all__ = ["DDPM", "Flow"]
+__all__ = ["DDPM", "Flow", "Prediction"]
