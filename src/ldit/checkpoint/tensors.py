@@ -40,6 +40,7 @@ def write_safetensors(path: Path, tensors: NamedTensors, dtype: torch.dtype | No
         for name, t in tensors
     }
     save_file(table, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def assign(

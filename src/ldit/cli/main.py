@@ -1,6 +1,7 @@
 """The `ldit` command: find the sub-command, run it, turn faults into one line and an exit code. Imports no torch."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -58,10 +59,13 @@ def guard(command: Callable[[], int], debug: bool = False) -> int:
             raise
         print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if debug:
             raise
-        named = error.filename is not None and not isinstance(error, BrokenPipeError)
+        named = error.filename is not None
         print(f"ldit: {error.filename}: {error.strerror}" if named else f"ldit: failed: {error}", file=sys.stderr)
         return 2 if named else 1
     except KeyboardInterrupt:
