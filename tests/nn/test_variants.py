@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from ldit.config.model import ClassModelConfig, TextModelConfig
+from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
 from ldit.nn.dit import DiT
@@ -110,6 +110,33 @@ def test_sizes_that_do_not_fit() -> None:
     condition = TextCondition(torch.randn(1, 2, 12), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="needs 12 tokens, more than max_seq_len 8"):
         text(torch.randn(1, 4, 6, 6), torch.zeros(1), condition)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True, "head"])
+@pytest.mark.parametrize("kind", ["class", "text", "dit"])
+def test_memory_is_reused_without_changing_anything(kind: str, qk_norm: bool) -> None:
+    """Without gradients bricks overwrite their own temporaries: the same bits, and no input or weight is touched."""
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 6.0])
+    cond: Any = torch.tensor([0, 1])
+    if kind == "text":
+        model: Any = filled(TextModelConfig(**TINY, max_seq_len=24, cap_feat_dim=12, qk_norm=qk_norm))
+        cond = TextCondition(torch.randn(2, 3, 12), torch.ones(2, 3, dtype=torch.bool))
+    elif kind == "class":
+        model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5, qk_norm=qk_norm))
+    else:
+        model = build_model(BaselineConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = x.clone()
+    with torch.enable_grad():
+        expected = model(x, t, cond).detach()
+    with torch.no_grad():
+        assert torch.equal(model(x, t, cond), expected)
+        assert torch.equal(model(x, t, cond), expected)
+    assert torch.equal(x, given)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_precomputed_modulations_are_the_same() -> None:

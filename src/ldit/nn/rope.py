@@ -35,7 +35,7 @@ def _table(angles: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the pairs of x (B, T, H, d) by table (T, d/2, 2) or (B, T, d/2, 2); fp32 inside, x's dtype out.
+    """Turn the pairs of x (B, T, H, d), fresh, by table (T, d/2, 2) or (B, T, d/2, 2); fp32 inside, x's dtype out.
 
     On the CPU in eager mode one complex product is faster than four real ones; elsewhere the real form lets compilers
     fuse it (Inductor does not generate complex arithmetic).
@@ -45,8 +45,9 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def rotate_complex(pairs: Tensor, table: Tensor) -> Tensor:
-    """pairs (…, d/2, 2) times table as complex numbers -> (…, d)."""
-    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)
+    """pairs (…, d/2, 2), fresh (overwritten when gradients are off), times table as complex numbers -> (…, d)."""
+    numbers, turn = torch.view_as_complex(pairs), torch.view_as_complex(table)
+    return torch.view_as_real(numbers * turn if torch.is_grad_enabled() else numbers.mul_(turn)).flatten(-2)
 
 
 def rotate_real(pairs: Tensor, table: Tensor) -> Tensor:
