@@ -143,8 +143,9 @@ def test_the_callers_mode_stands_between_events() -> None:
     first.close()  # type: ignore[attr-defined]
     second.close()  # type: ignore[attr-defined]
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    picture = pipeline().sample_latents([0], steps=1)
-    assert (weight * picture).sum().requires_grad  # pictures are ordinary tensors
+    picture = next(e for e in pipeline().iterate([0], steps=1) if isinstance(e, Picture))
+    assert (weight * picture.latent).sum().requires_grad  # pictures are ordinary tensors
+    assert not picture.latent.is_inference()
 
 
 @pytest.mark.parametrize("labels", ["dog", 3, (3,), torch.tensor([3]), torch.tensor(3)])

@@ -139,6 +139,15 @@ def test_memory_is_reused_without_changing_anything(kind: str, qk_norm: bool) ->
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_block_leaves_its_input_alone() -> None:
+    model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
+    tokens, modulation = torch.randn(2, 16, 32), torch.randn(2, 6, 32)
+    given = tokens.clone()
+    with torch.no_grad():
+        model.layers[0](tokens, rope_table("raster", 4, 4, 8, tokens.device), modulation)
+    assert torch.equal(tokens, given)
+
+
 def test_precomputed_modulations_are_the_same() -> None:
     """What the sampler may compute ahead gives the same picture as forward."""
     model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
