@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ldit.config.recipes import recipe
-from ldit.config.run import RunConfig, TrainConfig
+from ldit.config.run import RunConfig
+from ldit.config.sections import TrainConfig
 from ldit.config.spec import ClassConditionerConfig, FlowConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.loader import Loader

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from ldit.config.model import preset
-from ldit.config.run import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
+from ldit.config.run import RunConfig
+from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, FlowConfig, PixelCodecConfig, SamplingConfig
 from ldit.errors import ConfigError
 

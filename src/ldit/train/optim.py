@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ldit.config.run import OptimConfig, TrainConfig
+from ldit.config.sections import OptimConfig, TrainConfig
 
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
 

@@ -68,7 +68,7 @@ def train_step(state: TrainState, task: Task, batch: Batch) -> dict[str, float]:
     """
     config = state.config.train
     sums: dict[str, Tensor] = {}
-    for micro in batch.micro(state.config.micro_batch_size):
+    for micro in batch.micro(config.micro_batch_size or len(batch)):
         losses = task.losses(state.compute, micro)
         (losses["loss"].sum() / len(batch)).backward()
         state.collect_gradients()

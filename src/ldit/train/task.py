@@ -5,7 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ldit.config.run import ObjectiveConfig, RunConfig
+from ldit.config.run import RunConfig
+from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
 from ldit.diffusion.build import Process, build_process

@@ -1,0 +1,165 @@
+"""The sections of a RunConfig. Frozen dataclasses whose fields and docstrings are the command line's flags."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are and how they are cut."""
+
+    path: str = ""
+    """Folder of class folders, or the bundled "emoji64"."""
+    image_size: int = 256
+    """Side of the square training pictures, in pixels."""
+    flip: bool = True
+    """Mirror half of the pictures."""
+    heldout: str | None = None
+    """File beside the class folders that lists pictures kept from training, one relative path a line; default
+    heldout.txt where there is one, "" = none."""
+    max_per_class: int = 0
+    """Use at most this many pictures of a class, 0 = all (evens out lopsided sets)."""
+    workers: int = 2
+    """Threads that read pictures ahead; 0 = read when needed."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Steps, batch, learning rate, and what happens how often (0 = never)."""
+
+    steps: int = 100_000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 256
+    """Global batch size."""
+    micro_batch_size: int | None = None
+    """Samples in one pass through the network of one process; default its whole share of the batch."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"
+    """Learning rate after the warm-up; cosine falls to a hundredth at the last step, inverse-sqrt as
+    sqrt(warmup / step)."""
+    seed: int = 0
+    """Seed of weights, order, noise and times."""
+    cooldown: int = 0
+    """Last steps over which the rate falls linearly to zero."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Dtype of the weights in use and of activations; master weights are fp32. fp16 scales its loss."""
+    reduce_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Dtype in which gradients are summed over processes."""
+    grad_clip: float = 2.0
+    """Largest gradient norm, 0 = off."""
+    log_every: int = 100
+    """Steps between log lines."""
+    checkpoint_every: int = 1000
+    """Steps between commits; the last step is always committed."""
+    sample_every: int = 0
+    """Steps between picture grids from EMA weights."""
+    keep: int = 2
+    """Committed steps kept, newest first; 0 = all."""
+    keep_every: int = 0
+    """Committed steps that this divides are kept for good."""
+    async_save: bool = True
+    """Write checkpoints beside training; a step waits for the copy only."""
+    attention_every: int = 1000
+    """Steps between looks at the largest attention logit of each layer."""
+    init_from: str = ""
+    """Checkpoint whose matching weights the run starts with."""
+    init_ema: bool = True
+    """Start from its EMA weights, where kept apart."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """Muon orthogonalises the updates of attention and FFN matrices; the rest goes with AdamW."""
+    momentum: float = 0.95
+    """Muon's momentum."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Moving averages of the weights: decay min(decay, (1+n)/(10+n)) at update n."""
+
+    decay: float = 0.9999
+    """Decay after the warm-up, of the average that is sampled and exported."""
+    more: tuple[float, ...] = ()
+    """Further decays, averaged beside it."""
+    power: tuple[float, ...] = ()
+    """Relative widths of power-function averages (EDM2); snapshots of two, such as 0.05 0.10, give any width
+    afterwards (`ldit ema`)."""
+    snapshot_every: int = 0
+    """Steps between snapshots of the power averages."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What a step does that must not be applied. It is applied on no process, and counts as done."""
+
+    nonfinite: Literal["skip", "stop", "rollback"] = "skip"
+    """Loss or gradient not finite: leave the step out, end the run, or go back to the last commit and past its data."""
+    spike: Literal["skip", "stop", "rollback"] = "skip"
+    """The same for a loss spike."""
+    spike_z: float = 0.0
+    """A loss this many deviations above its running mean is a spike, 0 = never."""
+    limit: int = 10
+    """Steps left out in a row, or rollbacks between two commits, that end the run."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes of torchrun or Slurm share the work: replicate x shard x tp."""
+
+    tp: int = 1
+    """Processes that share every layer (tensor parallelism)."""
+    shard: int = 0
+    """Processes that share weights, gradients, averages and optimiser state (FSDP2); 0 = all that are left."""
+    replicate: int = 1
+    """Groups that each hold everything."""
+    reshard: bool = True
+    """Free gathered weights between forward and backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations made again in the backward pass: none, all but matrix products, everything."""
+    compile: bool = False
+    """Compile each block (needs a C++ compiler on the CPU)."""
+    timeout: float = 600.0
+    """Seconds without progress after which a process ends itself and says who stalls."""
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Event files in RUN/tensorboard (needs the package tensorboard)."""
+    wandb: str = ""
+    """Weights & Biases project (needs the package wandb)."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Flow times: t = sigmoid(mean + std·normal). DDPM draws its indices uniformly."""
+
+    time_mean: float = 0.0
+    """Mean before the sigmoid; above 0 = noisier."""
+    time_std: float = 1.0
+    """Deviation before the sigmoid."""
+
+
+@dataclass(frozen=True)
+class HeldoutConfig:
+    """Loss on held-out pictures with fixed noise, by time bucket."""
+
+    every: int = 0
+    """Steps between measurements of the EMA weights."""
+    num: int = 256
+    """Pictures, spread over the held-out set."""
