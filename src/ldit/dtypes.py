@@ -3,6 +3,8 @@
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What activations are computed in, by precision policy; tf32 is fp32 whose products are rounded inside.
+COMPUTE = {**DTYPES, "tf32": torch.float32}
 
 _WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16"}
 

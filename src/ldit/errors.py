@@ -4,7 +4,9 @@ _LIMIT = 1000  # characters: file names and values come from outside
 
 
 class LditError(Exception):
-    """Base of all of them; the command line prints the message alone and exits with 2."""
+    """Base of all of them; the command line prints the message alone and exits with `code`."""
+
+    code = 2
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
@@ -29,3 +31,9 @@ class RequestError(LditError):
 
 class CodecError(LditError):
     """The codec that turns latents into pictures is not at hand."""
+
+
+class RunError(LditError):
+    """A run that failed: nothing in its command is wrong, so the exit code is 1."""
+
+    code = 1

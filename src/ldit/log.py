@@ -20,6 +20,11 @@ def setup() -> None:
         logger.propagate = False
 
 
+def only_warnings() -> None:
+    """For processes beside the first: what all do alike is said once."""
+    logger.setLevel(logging.ERROR)
+
+
 class MetricsFile:
     """RUN/metrics.jsonl: one JSON object a logged step, cut back to the committed step when a run resumes."""
 

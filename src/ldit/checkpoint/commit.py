@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,38 @@ def write_json_atomic(path: Path, data: Any) -> None:
         write_json(temporary, data)
 
 
+class Commit:
+    """A folder that becomes `final` or is removed. What several processes write into `folder` one of them commits."""
+
+    def __init__(self, final: Path) -> None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self.final = final
+        self.folder = final.with_name(f"{final.name}{_MARK}{uuid.uuid4().hex[:8]}")
+        self.folder.mkdir()
+
+    def finish(self, known: Mapping[str, manifest.Record] | None = None) -> None:
+        """Manifest, sync, rename; an existing `final` is moved aside, and removed after the new one stands. Files in
+        `known` are on the disk already, with these sizes and digests."""
+        write_json(self.folder / manifest.NAME, manifest.build(self.folder, known))
+        for path in [*self.folder.rglob("*"), self.folder]:
+            if path.relative_to(self.folder).as_posix() not in (known or {}):
+                fsync(path)
+        _replace(self.folder, self.final)
+        fsync(self.final.parent)
+
+    def abort(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 @contextmanager
 def committed(final: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `final`; on success it becomes `final`, on failure it is removed.
-
-    An existing `final` is replaced: moved aside, removed after the new one stands.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f"{final.name}{_MARK}{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
+    """Yields a temporary folder beside `final`; on success it becomes `final`, on failure it is removed."""
+    commit = Commit(final)
     try:
-        yield temporary
-        manifest_data = manifest.build(temporary)
-        write_json(temporary / manifest.NAME, manifest_data)
-        for path in [*temporary.rglob("*"), temporary]:
-            fsync(path)
-        _replace(temporary, final)
-        fsync(final.parent)
+        yield commit.folder
+        commit.finish()
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        commit.abort()
         raise
 
 

@@ -10,20 +10,18 @@ from torch import Tensor
 
 from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import write_json
+from ldit.checkpoint.sets import has_set, index_name, set_files
 from ldit.checkpoint.tensors import NamedTensors, read_safetensors, safetensors_shapes, write_safetensors
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, SourceError
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-EMA_WEIGHTS = "ema.safetensors"
-INDEX = "model.safetensors.index.json"
+MODEL = "model"
+EMA = "ema"
 
 
 def is_export(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (
-        (folder / WEIGHTS).exists() or (folder / INDEX).exists() or (folder / EMA_WEIGHTS).exists()
-    )
+    return (folder / CONFIG).is_file() and (has_set(folder, MODEL) or has_set(folder, EMA))
 
 
 def write_export(
@@ -35,9 +33,9 @@ def write_export(
 ) -> None:
     """Write the files into an existing folder (see `commit.committed`)."""
     write_json(folder / CONFIG, spec.to_json())
-    write_safetensors(folder / WEIGHTS, weights, dtype)
+    write_safetensors(folder / f"{MODEL}.safetensors", weights, dtype)
     if ema is not None:
-        write_safetensors(folder / EMA_WEIGHTS, ema, dtype)
+        write_safetensors(folder / f"{EMA}.safetensors", ema, dtype)
 
 
 def read_json(path: Path) -> Any:
@@ -60,30 +58,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def weight_files(folder: Path, ema: bool) -> list[str]:
     """Names of the files that hold the weights asked for: EMA where kept apart, else the only ones."""
-    if ema and has_ema(folder):
-        return [EMA_WEIGHTS]
-    if (folder / WEIGHTS).is_file():
-        return [WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise SourceError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
-    table = read_json(folder / INDEX)
-    files = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
-        raise SourceError(f"{folder / INDEX} is damaged: no weight_map")
-    names = sorted(set(files.values()))
-    for name in names:
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise SourceError(f"{folder / INDEX}: {name!r} is not the name of a weight file beside it")
-        if not _is_file(folder / name):
-            raise SourceError(f"{folder / name} is missing")
-    return names
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than the file system takes
-        return False
+    return set_files(folder, EMA if ema and has_ema(folder) else MODEL)
 
 
 def verify_export(folder: Path, ema: bool) -> None:
@@ -92,20 +67,24 @@ def verify_export(folder: Path, ema: bool) -> None:
     A committed step (it has training state) must have its manifest; an export may come without one.
     """
     if (folder / manifest.NAME).exists() or (folder / "state").is_dir():
-        manifest.verify(folder, [CONFIG, *weight_files(folder, ema)])
+        manifest.verify(folder, [CONFIG, *_indices(folder), *weight_files(folder, ema)])
+
+
+def _indices(folder: Path) -> list[str]:
+    return [name for name in map(index_name, (MODEL, EMA)) if (folder / name).is_file()]
 
 
 def has_ema(folder: Path) -> bool:
-    """Whether EMA weights are kept apart; a file that the manifest lists counts, so that its loss is noticed."""
-    if (folder / EMA_WEIGHTS).is_file():
+    """Whether EMA weights are kept apart; files that the manifest lists count, so that their loss is noticed."""
+    if has_set(folder, EMA):
         return True
-    return (folder / manifest.NAME).is_file() and EMA_WEIGHTS in manifest.read(folder)
+    listed = manifest.read(folder) if (folder / manifest.NAME).is_file() else {}
+    return f"{EMA}.safetensors" in listed or index_name(EMA) in listed
 
 
 def kept(folder: Path) -> tuple[str, ...]:
     """Which weights the folder keeps: "raw", "ema" (kept apart), or both."""
-    raw = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
-    return (("raw",) if raw else ()) + (("ema",) if has_ema(folder) else ())
+    return (("raw",) if has_set(folder, MODEL) else ()) + (("ema",) if has_ema(folder) else ())
 
 
 def read_weights(folder: Path, ema: bool) -> Iterator[tuple[str, Tensor]]:

@@ -2,15 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ldit.errors import SourceError
 
 NAME = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 20
+
+
+class Record(NamedTuple):
+    """What the manifest says of a file."""
+
+    size: int
+    sha256: str
 
 
 def sha256_file(path: Path) -> str:
@@ -26,13 +33,14 @@ def _body_digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def build(folder: Path) -> dict[str, Any]:
-    """The manifest of every file below `folder`."""
+def build(folder: Path, known: Mapping[str, Record] | None = None) -> dict[str, Any]:
+    """The manifest of every file below `folder`; those in `known` were hashed as they were written."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if name != NAME:
-            files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+            record = (known or {}).get(name) or Record(path.stat().st_size, sha256_file(path))
+            files[name] = record._asdict()
     body = {"format": FORMAT, "files": files}
     return {**body, "sha256": _body_digest(body)}
 
@@ -70,8 +78,9 @@ def _sound_entry(name: str, entry: Any) -> bool:
     )
 
 
-def verify(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Check `names` (default: every listed file, and that no other exists) against the manifest.
+def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
+    """Check `names` (default: every listed file, and that no other exists) against the manifest; of these every
+    n-th from i with `share` (i, n).
 
     SourceError names the first file that is missing, extra, of another size or of another content.
     """
@@ -81,7 +90,7 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> None:
         for extra in sorted(present - files.keys()):
             raise SourceError(f"{folder / extra} is not in the manifest")
         names = files
-    for name in names:
+    for name in sorted(names)[share[0] :: share[1]]:
         path, entry = folder / name, files.get(name)
         if entry is None:
             raise SourceError(f"{path} is not in the manifest")

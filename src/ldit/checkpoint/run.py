@@ -7,20 +7,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import committed, remove_leftovers, write_json
-from ldit.checkpoint.export import read_json, write_export
-from ldit.checkpoint.tensors import NamedTensors, read_safetensors, write_safetensors
-from ldit.config.spec import ModelSpec
+from ldit.checkpoint.commit import remove_leftovers
 from ldit.errors import SourceError
 from ldit.log import logger
+from ldit.parallel.world import World
 
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
 RUN_CONFIG = "config.json"
 STATE = "state"
-OPTIMIZER = f"{STATE}/optimizer.safetensors"
+OPTIMIZER = f"{STATE}/optimizer"
 TRAINER = f"{STATE}/trainer.json"
 _STEP = re.compile(r"step-(\d{8,})$")
 
@@ -53,11 +53,14 @@ def committed_steps(run: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest_true_step(run: Path) -> tuple[int, Path] | None:
-    """The newest step all of whose files match its manifest; damaged ones are passed over loudly."""
-    for step, folder in committed_steps(run):
+def newest_true_step(run: Path, world: World | None = None) -> tuple[int, Path] | None:
+    """The newest step all of whose files match its manifest; damaged ones are passed over loudly. With several
+    processes each checks its share of the files, and all call this together."""
+    world = world or World(torch.device("cpu"))
+    for step in world.from_first(lambda: [number for number, _ in committed_steps(run)]):
+        folder = step_folder(run, step)
         try:
-            manifest.verify(folder)
+            world.agreed(lambda folder=folder: manifest.verify(folder, share=(world.rank, world.size)))  # type: ignore[misc]
             return step, folder
         except SourceError as error:
             logger.warning("step %d is damaged and passed over: %s", step, error)
@@ -79,44 +82,19 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
 
 
-def save_step(
-    run: Path,
-    step: int,
-    spec: ModelSpec,
-    weights: NamedTensors,
-    ema: NamedTensors,
-    optimizer: NamedTensors,
-    trainer: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Commit one step, then remove steps beyond the newest `keep` (0 = none)."""
-    final = step_folder(run, step)
-    with committed(final) as folder:
-        (folder / STATE).mkdir()
-        write_export(folder, spec, weights, ema)
-        write_safetensors(folder / OPTIMIZER, optimizer)
-        write_json(folder / TRAINER, trainer)
-    others = [folder for number, folder in committed_steps(run) if number != step]
-    for old in others[keep - 1 :] if keep else ():
+def retire(run: Path, keep: int, keep_every: int) -> None:
+    """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides."""
+    steps = [
+        (number, folder) for number, folder in committed_steps(run) if not (keep_every and number % keep_every == 0)
+    ]
+    for _, old in steps[keep:] if keep else ():
         # Renamed first: a folder half removed must not look committed.
         doomed = old.with_name(f"{old.name}.tmp-old")
         os.rename(old, doomed)
         shutil.rmtree(doomed)
-    return final
-
-
-def read_state(folder: Path) -> tuple[NamedTensors, NamedTensors, NamedTensors, dict[str, Any]]:
-    """(weights, EMA, optimiser tensors, trainer record) of a verified step folder."""
-    return (
-        read_safetensors(folder / "model.safetensors"),
-        read_safetensors(folder / "ema.safetensors"),
-        read_safetensors(folder / OPTIMIZER),
-        read_json(folder / TRAINER),
-    )
 
 
 def clean(run: Path) -> None:
     """Remove what a killed process left behind."""
-    remove_leftovers(run)
-    if is_run(run):
-        remove_leftovers(run / CHECKPOINTS)
+    for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS):
+        remove_leftovers(folder)

@@ -11,7 +11,7 @@ from ldit.config.recipes import RECIPES, recipe
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
 
-PLANNED = ("--parallel.", "--eval.", "--train.init-from")
+PLANNED = ("--eval.",)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class TrainArguments:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
-def run(arguments: list[str]) -> int:
+def parse_arguments(arguments: list[str]) -> TrainArguments:
+    """RECIPE and flags as they stand on the command line; ConfigError when they do not fit. Does nothing else."""
     name = next((a for a in arguments if a in RECIPES), None)
     if name is None and arguments and not arguments[0].startswith("-"):
         name = arguments[0]
@@ -33,13 +34,17 @@ def run(arguments: list[str]) -> int:
         if flag.replace("_", "-").startswith(PLANNED):
             raise ConfigError(f"{flag} is not built yet")
     default = recipe(name or "emoji64-class-xs")
-    parsed = parse(
+    return parse(
         TrainArguments,
         [a for i, a in enumerate(arguments) if name is None or i != arguments.index(name)],
         f"ldit train {name or 'RECIPE'}",
         _description(name),
         TrainArguments(tyro.MISSING, default),
     )
+
+
+def run(arguments: list[str]) -> int:
+    parsed = parse_arguments(arguments)
     from ldit.flows.train import train
     from ldit.log import setup
 

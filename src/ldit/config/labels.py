@@ -10,8 +10,10 @@ from ldit.errors import RequestError
 def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[str] | None) -> int:
     """An index as it is; a string as a name exactly, as a number, as a name case-folded, as a unique prefix.
 
-    RequestError otherwise.
+    RequestError otherwise, and for every label when there are no classes.
     """
+    if num_classes == 0:
+        raise RequestError(f"class {label!r}: this model has no classes, it is sampled without labels")
     if not isinstance(label, str):
         return _checked(label, num_classes)
     if names is not None and label in names:

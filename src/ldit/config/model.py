@@ -83,7 +83,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ClassModelConfig(BackboneConfig):
-    """Class-conditional DiT; label index `num_classes` is the null class when `class_dropout_prob` > 0."""
+    """Class-conditional DiT; label index `num_classes` is the null class when `class_dropout_prob` > 0.
+
+    Without classes (`num_classes` 0) the null class 0 is the only label, whatever `class_dropout_prob`.
+    """
 
     kind: Literal["class"] = field(default="class", kw_only=True)
     input_size: int = 32
@@ -91,15 +94,15 @@ class ClassModelConfig(BackboneConfig):
     class_dropout_prob: float = 0.1
     """Share of labels replaced by the null class in training; 0 = no null class, no guidance."""
     num_classes: int = 1000
-    """Number of classes."""
+    """Number of classes, 0 = unconditional."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_class_fields(self)
+        _check_class_fields(self, 0)
 
     @property
     def null_class(self) -> int | None:
-        return self.num_classes if self.class_dropout_prob > 0 else None
+        return self.num_classes if self.class_dropout_prob > 0 or not self.num_classes else None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class BaselineConfig:
             raise ConfigError(f"model.mlp_ratio: must be in (0, 64], got {self.mlp_ratio}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ConfigError(f"model.num_heads: {self.num_heads} does not fit hidden_size {self.hidden_size}")
-        _check_class_fields(self)
+        _check_class_fields(self, 1)
 
     @property
     def null_class(self) -> int | None:
@@ -182,8 +185,8 @@ def _within(config: Any, name: str, least: int) -> None:
         raise ConfigError(f"model.{name}: must be {least} to {most}, got {show(getattr(config, name))}")
 
 
-def _check_class_fields(config: Any) -> None:
-    _within(config, "num_classes", 1)
+def _check_class_fields(config: Any, least_classes: int) -> None:
+    _within(config, "num_classes", least_classes)
     _within(config, "input_size", 1)
     if config.input_size % config.patch_size:
         raise ConfigError(f"model.input_size: {config.input_size} is not divisible by patch_size {config.patch_size}")

@@ -1,4 +1,4 @@
-"""A folder of class folders: class index = place of the folder's name in byte order."""
+"""Folders of picture files: class folders (class index = place of the folder's name in byte order), or loose files."""
 
 import hashlib
 import os
@@ -16,45 +16,21 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", "
 MEMORY_LIMIT = 1 << 28  # bytes of decoded pictures kept; larger sets are decoded at every visit
 
 
-class ImageFolder:
-    """Pictures cut to `size` x `size` uint8 RGB with their class index.
+class _PictureFiles:
+    """Picture files cut to `size` x `size` uint8 RGB, with a label each."""
 
-    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
-    subset of each larger class. DataError names a folder that is missing, without classes, or a class without pictures.
-    """
+    names: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        root: Path,
-        size: int,
-        exclude: Sequence[str] = (),
-        only: Sequence[str] | None = None,
-        max_per_class: int = 0,
-    ) -> None:
+    def __init__(self, root: Path, size: int, exclude: Sequence[str], only: Sequence[str] | None) -> None:
         if not root.is_dir():
             raise DataError(f"no folder {root}")
         self.root, self.size = root, size
-        self.names = tuple(sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode))
-        if not self.names:
-            raise DataError(f"no class folders in {root}")
         self.paths: list[Path] = []
         self.labels: list[int] = []
         self.found = 0
         """Pictures before `max_per_class`."""
-        left_out, kept = set(exclude), None if only is None else set(only)
-        for label, name in enumerate(self.names):
-            files = pictures_in(root / name)
-            if not files:
-                raise DataError(f"class folder {root / name} holds no pictures")
-            chosen = [f for f in files if f"{name}/{f}" not in left_out and (kept is None or f"{name}/{f}" in kept)]
-            self.found += len(chosen)
-            if max_per_class and len(chosen) > max_per_class:
-                chosen = _subset(chosen, max_per_class, name)
-            self.paths.extend(root / name / f for f in chosen)
-            self.labels.extend([label] * len(chosen))
-        if not self.paths:
-            raise DataError(f"no pictures left in {root} after the held-out list")
-        self._memory: dict[int, np.ndarray] | None = {} if len(self.paths) * size * size * 3 <= MEMORY_LIMIT else None
+        self._left_out, self._kept = set(exclude), None if only is None else set(only)
+        self._memory: dict[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -77,6 +53,74 @@ class ImageFolder:
             self._memory[index] = array
         return array, self.labels[index]
 
+    def _add(self, files: list[str], folder: str, label: int, most: int) -> None:
+        """Those of `files`, relative to `folder`, that the lists leave; at most `most` of them, 0 = all."""
+        prefix = f"{folder}/" if folder else ""
+        chosen = [f for f in files if prefix + f not in self._left_out]
+        if self._kept is not None:
+            chosen = [f for f in chosen if prefix + f in self._kept]
+        self.found += len(chosen)
+        if most and len(chosen) > most:
+            chosen = subset(chosen, most, folder)
+        self.paths.extend(self.root / folder / f for f in chosen)
+        self.labels.extend([label] * len(chosen))
+
+    def _finish(self) -> None:
+        if not self.paths:
+            raise DataError(f"no pictures left in {self.root} after the held-out list")
+        if len(self.paths) * self.size**2 * 3 <= MEMORY_LIMIT:
+            self._memory = {}
+
+
+class ImageFolder(_PictureFiles):
+    """The pictures of a folder of class folders, with their class index.
+
+    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
+    subset of each larger class. DataError names a folder that is missing, without classes, or a class without pictures.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        max_per_class: int = 0,
+    ) -> None:
+        super().__init__(root, size, exclude, only)
+        self.names = tuple(sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode))
+        if not self.names:
+            raise DataError(f"no class folders in {root}")
+        for label, name in enumerate(self.names):
+            files = pictures_in(root / name)
+            if not files:
+                raise DataError(f"class folder {root / name} holds no pictures")
+            self._add(files, name, label, max_per_class)
+        self._finish()
+
+
+class LoosePictures(_PictureFiles):
+    """The pictures of a folder without classes: no names, every label 0.
+
+    `exclude` and `only` as for ImageFolder; `max_per_class` counts all pictures as one class. DataError names a folder
+    that is missing or holds no pictures.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        max_per_class: int = 0,
+    ) -> None:
+        super().__init__(root, size, exclude, only)
+        files = pictures_in(root)
+        if not files:
+            raise DataError(f"no pictures in {root}")
+        self._add(files, "", 0, max_per_class)
+        self._finish()
+
 
 def read_list(path: Path) -> list[str]:
     """Relative paths, one a line; blank lines and lines that start with # are passed over."""
@@ -96,6 +140,6 @@ def pictures_in(folder: Path) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def _subset(files: list[str], count: int, name: str) -> list[str]:
-    """A fixed choice that depends on each file's own name alone."""
+def subset(files: list[str], count: int, name: str) -> list[str]:
+    """`count` of the files of class `name`: a fixed random choice that depends on each file's own name alone."""
     return sorted(sorted(files, key=lambda f: generator(0, "subset", 0, f"{name}/{f}").initial_seed())[:count])

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 
 class EpochOrder:
     """Epoch e is a fresh shuffle of 0..size-1 seeded by seed + e; the stream is the epochs one after another.
 
-    Global step b (from 0) takes positions b·batch … (b+1)·batch-1, whatever the world size. Memory: one epoch.
+    Memory: one epoch at a time, made when it is first asked for, 4 bytes a sample.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -16,18 +17,33 @@ class EpochOrder:
             raise ValueError("an order needs at least one sample")
         self.size, self.seed = size, seed
         self._epoch = -1
-        self._permutation: list[int] = []
+        self._permutation = np.empty(0, np.int32)
 
     def __getitem__(self, position: int) -> int:
         """Sample index at `position` of the stream."""
         epoch, offset = divmod(position, self.size)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            self._permutation = torch.randperm(self.size, generator=generator).tolist()
-            self._epoch = epoch
-        return self._permutation[offset]
+        return int(self._shuffled(epoch)[offset])
+
+    def between(self, first: int, last: int) -> list[int]:
+        """Sample indices at positions first … last-1, over as many epochs as they touch."""
+        found: list[int] = []
+        while first < last:
+            epoch, offset = divmod(first, self.size)
+            part = self._shuffled(epoch)[offset : offset + last - first]
+            found += part.tolist()
+            first += len(part)
+        return found
 
     def batch(self, step: int, size: int) -> tuple[Sequence[int], Sequence[int]]:
-        """(positions, sample indices) of global step `step`."""
+        """(positions, sample indices) of global step `step`, from 0: positions step·size … (step+1)·size-1."""
         positions = range(step * size, (step + 1) * size)
-        return positions, [self[position] for position in positions]
+        return positions, self.between(positions.start, positions.stop)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            # The shuffle does not depend on the dtype, which only saves memory.
+            dtype = torch.int32 if self.size < 1 << 31 else torch.int64
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._permutation = torch.randperm(self.size, generator=generator, dtype=dtype).numpy()
+            self._epoch = epoch
+        return self._permutation

@@ -127,8 +127,8 @@ def _split(out: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _gather(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
-    """table[t] as fp32 (B, 1, 1, 1) on like's device."""
-    values = torch.from_numpy(table)[t.cpu()].float().to(like.device)
+    """table[t] as fp32 (B, 1, 1, 1), without the host waiting for it."""
+    values = torch.from_numpy(table).float().to(like.device)[t.to(like.device)]
     return values.view(-1, *[1] * (like.ndim - 1))
 
 

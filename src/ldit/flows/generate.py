@@ -123,8 +123,8 @@ class Generator:
         labels = torch.tensor(request.labels[rows.start : rows.stop], device=self.pipe.device)
         null = None if request.null is None else torch.full_like(labels, request.null)
         settings = request.settings
-        dtype = next(model.parameters()).dtype
-        return Guided(model, labels, null, settings.guidance, request.channels, settings.guidance_interval, dtype)
+        interval = settings.guidance_interval
+        return Guided(model, labels, null, settings.guidance, request.channels, interval, self.pipe.dtype)
 
     def _initial(self, rows: range) -> Tensor:
         request = self.request

@@ -29,14 +29,25 @@ class Pipeline:
     """
 
     def __init__(
-        self, model: nn.Module, spec: ModelSpec, source: Path | None = None, codec_root: Path | None = None
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        source: Path | None = None,
+        codec_root: Path | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
+        self._dtype = dtype
         self._codec: Codec | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network takes: its parameters' dtype, or the one given where those are cast as they are used."""
+        return self._dtype or next(self.model.parameters()).dtype
 
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
         """Move or convert the network, as torch.nn.Module.to."""
@@ -54,11 +65,13 @@ class Pipeline:
         return self.sample(class_labels, **arguments)
 
     def sample(self, class_labels: Labels = None, *, output_type: OutputType = "pil", **arguments: Any) -> Any:
-        """One picture a label: a list of PIL images, or a (B, 3, H, W) tensor in [-1, 1], or latents.
+        """One picture a label, or `num` pictures of a model without classes: a list of PIL images, or a (B, 3, H, W)
+        tensor in [-1, 1], or latents.
 
-        Arguments (defaults in `spec.sampling_defaults`): steps, solver, guidance (1 = off), guidance_channels (int or
-        "all"), guidance_interval (lo, hi in noise time), seed (pictures get seed, seed+1, …) or seeds, height, width
-        (pixels), batch_size, progress, callback(step), initial_noise (B, C, H, W), step_noise(i, shape).
+        Arguments (defaults in `spec.sampling_defaults`): num (default 1, or as many as seeds), steps, solver, guidance
+        (1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time), seed (pictures get seed,
+        seed+1, …) or seeds, height, width (pixels), batch_size, progress, callback(step), initial_noise (B, C, H, W),
+        step_noise(i, shape).
         RequestError names what cannot be served. Picture k depends on its seed alone.
         """
         if output_type == "latent":

@@ -127,8 +127,16 @@ class DiT(nn.Module):
 
 
 def init_weights(model: nn.Module, generator: Callable[[str], torch.Generator]) -> None:
-    """Fill every parameter in place; `generator(name)` gives the random numbers of one parameter by its name, so the
-    values do not depend on the order of filling or on who holds which parameter.
+    """Fill every trained parameter in place, see `init_parameter`; `generator(name)` gives its random numbers."""
+    for name, p in model.named_parameters():
+        if p.requires_grad:  # the baseline's position table is fixed
+            init_parameter(name, p, generator)
+
+
+@torch.no_grad()
+def init_parameter(name: str, p: Tensor, generator: Callable[[str], torch.Generator]) -> None:
+    """Fill the whole parameter `name` in place. Its values depend on its name alone, not on the order of filling or on
+    who holds which part.
 
     | parameter                                                        | value                |
     |------------------------------------------------------------------|----------------------|
@@ -138,20 +146,16 @@ def init_weights(model: nn.Module, generator: Callable[[str], torch.Generator]) 
     | every other matrix (attention, FFN, patch embedder)              | Xavier uniform       |
 
     (The original leaves the text embedder's weight at torch's default.) Works for the baseline too, whose patch
-    convolution counts as a matrix and whose position table is fixed.
+    convolution counts as a matrix.
     """
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            owner = name.split(".")
-            if not p.requires_grad:
-                continue  # the baseline's position table
-            if "adaLN_modulation" in owner or name.startswith("final_layer.linear") or owner[-1] in ("bias", "gate"):
-                p.zero_()
-            elif owner[0] in ("t_embedder", "y_embedder", "eol_token", "pad_token") or name == "cap_embedder.1.weight":
-                p.normal_(0.0, EMBEDDING_STD, generator=generator(name))
-            elif p.ndim == 1:
-                p.fill_(1.0)
-            else:
-                matrix = p.view(p.shape[0], -1)
-                bound = (6.0 / sum(matrix.shape)) ** 0.5
-                p.uniform_(-bound, bound, generator=generator(name))
+    owner = name.split(".")
+    if "adaLN_modulation" in owner or name.startswith("final_layer.linear") or owner[-1] in ("bias", "gate"):
+        p.zero_()
+    elif owner[0] in ("t_embedder", "y_embedder", "eol_token", "pad_token") or name == "cap_embedder.1.weight":
+        p.normal_(0.0, EMBEDDING_STD, generator=generator(name))
+    elif p.ndim == 1:
+        p.fill_(1.0)
+    else:
+        matrix = p.view(p.shape[0], -1)
+        bound = (6.0 / sum(matrix.shape)) ** 0.5
+        p.uniform_(-bound, bound, generator=generator(name))

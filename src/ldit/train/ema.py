@@ -1,20 +1,60 @@
-"""Exponential moving average of the weights, fp32, in foreach passes."""
+"""Moving averages of the weights, fp32, each process of its own part, in foreach passes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ldit.config.sections import EMAConfig
+from ldit.train.posthoc import gamma_of, power_decay
 
-class EMA:
-    """ema += (1 - d)·(weights - ema) with d = min(decay, (1+n)/(10+n)) at update n = 0, 1, …; warm-up lets short runs
-    forget their initial weights."""
+MAIN = "ema"
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
-        self.decay = decay
-        self.average = [p.detach().clone().float() for p in parameters]
+
+def warmed_decay(decay: float, n: int) -> float:
+    """min(decay, (1+n)/(10+n)) at update n = 1, 2, …: short runs forget their initial weights."""
+    return min(decay, n / (9 + n))
+
+
+def power_name(sigma_rel: float) -> str:
+    """What a power-function average is called in files."""
+    return f"power-{sigma_rel:.4f}"
+
+
+@dataclass(frozen=True)
+class Average:
+    """One average: decay(n) is the share of it that update n = 1, 2, … keeps."""
+
+    decay: Callable[[int], float]
+    values: list[Tensor]
+
+
+class Averages:
+    """All averages of a run by name: "ema" (sampled and exported), "ema-D" for further decays, "power-S"."""
+
+    def __init__(self, config: EMAConfig, masters: Sequence[Tensor]) -> None:
+        decays: dict[str, Callable[[int], float]] = {MAIN: partial(warmed_decay, config.decay)}
+        decays.update({f"{MAIN}-{decay}": partial(warmed_decay, decay) for decay in config.more})
+        decays.update({power_name(width): partial(power_decay, gamma_of(width)) for width in config.power})
+        self.tracks = {
+            name: Average(decay, [torch.empty_like(m, requires_grad=False) for m in masters])
+            for name, decay in decays.items()
+        }
+
+    @property
+    def main(self) -> list[Tensor]:
+        return self.tracks[MAIN].values
 
     @torch.no_grad()
-    def update(self, parameters: Sequence[Tensor], n: int) -> None:
-        decay = min(self.decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(self.average, [p.detach() for p in parameters], 1.0 - decay)
+    def start(self, masters: Sequence[Tensor]) -> None:
+        """Every average begins as the weights."""
+        for track in self.tracks.values():
+            torch._foreach_copy_(track.values, list(masters))
+
+    @torch.no_grad()
+    def update(self, masters: Sequence[Tensor], n: int) -> None:
+        """average += (1 - decay(n))·(weights - average), n = 1 for the first update."""
+        for track in self.tracks.values():
+            torch._foreach_lerp_(track.values, [m.detach() for m in masters], 1.0 - track.decay(n))

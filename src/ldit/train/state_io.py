@@ -1,6 +1,6 @@
-"""TrainState <-> named tensors: what a committed step holds beyond the weights."""
+"""TrainState <-> a committed step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,53 +8,117 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.run import read_state, save_step
+from ldit.checkpoint.export import EMA, MODEL, read_json
+from ldit.checkpoint.run import OPTIMIZER, SNAPSHOTS, STATE, TRAINER, retire
+from ldit.checkpoint.save import Entry, Sets, write_folder, write_step
+from ldit.checkpoint.sets import PartReader
 from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
+from ldit.parallel.layout import Layout
+from ldit.train.ema import MAIN
+from ldit.train.guard import Guard, Scaler
+from ldit.train.saver import Staging
 from ldit.train.step import TrainState
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
-
-def save(run: Path, state: TrainState, spec: ModelSpec, keep: int, data: dict[str, Any] | None = None) -> Path:
-    """Commit the state as RUN/checkpoints/step-…; `data` is the record of the training set."""
-    record = {"step": state.step, "images": state.step * state.config.train.batch_size}
+def save_work(
+    run: Path,
+    state: TrainState,
+    spec: ModelSpec,
+    staging: Staging,
+    data: dict[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Callable[[], None]:
+    """Copy the state to the host now; the returned function commits the copy as a step of `run`, whenever it is
+    called, and then removes steps that are not to be kept. `data` is the record of the training set."""
+    train, world, step = state.config.train, state.world, state.step
+    record = {"step": step, "images": step * train.batch_size}
     spec = replace(spec, training=record)
-    weights = state.master.state_dict().items()
-    trainer = {**record, "data": data}
-    return save_step(run, state.step, spec, weights, state.ema_tensors(), _optimizer_tensors(state), trainer, keep)
+    sets = _staged(_sets(state), staging)
+    trainer = {
+        **record,
+        "updates": state.updates,
+        "offset": state.offset,
+        "scaler": state.scaler.to_json(),
+        "guard": {**state.guard.to_json(), "rollbacks": 0},
+        "data": data,
+    }
+
+    def work() -> None:
+        write_step(run, step, spec, sets, trainer, world, progress)
+        world.from_first(lambda: retire(run, train.keep, train.keep_every), world.saving)
+
+    return work
 
 
-@torch.no_grad()
+def snapshot_work(run: Path, state: TrainState, spec: ModelSpec, staging: Staging) -> Callable[[], None]:
+    """The same for a snapshot of the power-function averages: RUN/snapshots/step-…, for `ldit ema`."""
+    step, world = state.step, state.world
+    powers = {name: track for name, track in state.averages.tracks.items() if name.startswith("power-")}
+    sets = _staged({name: lambda track=track: _entries(state, track.values) for name, track in powers.items()}, staging)  # type: ignore[misc]
+    spec = replace(spec, training={"step": step, "images": step * state.config.train.batch_size})
+    documents = {"config.json": spec.to_json(), "snapshot.json": {"step": step, "updates": state.updates}}
+    needed = sum(entry.bytes for entries in sets.values() for entry in entries)
+
+    def work() -> None:
+        write_folder(run / SNAPSHOTS / f"step-{step:08d}", sets, documents, world, needed)
+
+    return work
+
+
 def restore(folder: Path, state: TrainState) -> None:
-    """Fill `state` from a verified step folder, bit for bit."""
-    weights, ema, optimizer, record = read_state(folder)
-    own = state.master.state_dict()
-    for name, value in weights:
-        _copy(own, name, value, folder)
-    averaged = dict(zip(state.names, state.ema.average, strict=True))
-    for name, value in ema:
-        if name in averaged:
-            _copy(averaged, name, value, folder)
-    parameters = dict(zip(state.names, state.parameters, strict=True))
-    for key, value in optimizer:
-        moment, _, name = key.partition(".")
-        if name not in parameters:
-            raise SourceError(f"{folder}: optimiser state of unknown parameter {name}")
-        parameter = parameters[name]
-        state.optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
-    state.step = record["step"]
-    state.sync_compute()
+    """Fill `state` from a verified step folder, bit for bit, whatever the number of processes that wrote it."""
+    weights, place = state.weights, state.world.circle.here
+    model = PartReader(folder, MODEL)
+    if unknown := model.names() - set(weights.names):
+        raise SourceError(f"{folder}: {sorted(unknown)[0]} does not fit the model")
+    weights.fill(lambda name, layout, part: model.read(name, layout.shape, part))
+    for track_name, track in state.averages.tracks.items():
+        reader = PartReader(folder, _stem(track_name))
+        for name, layout, part, value in zip(weights.names, weights.layouts, weights.parts, track.values, strict=True):
+            value.copy_(reader.read(name, layout.shape, part))
+    optimizer = PartReader(folder, OPTIMIZER)
+
+    def read(name: str, layout: Layout, device: torch.device) -> Tensor:
+        return optimizer.read(name, layout.shape, layout.part(*place)).to(device, copy=True).contiguous()
+
+    state.optimizer.load(read)
+    _restore_numbers(folder, state)
 
 
-def _optimizer_tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in zip(state.names, state.parameters, strict=True):
-        for moment in _MOMENTS:
-            if moment in state.optimizer.state[parameter]:
-                yield f"{moment}.{name}", state.optimizer.state[parameter][moment]
+def _restore_numbers(folder: Path, state: TrainState) -> None:
+    record = read_json(folder / TRAINER)
+    try:
+        state.step = record["step"]
+        state.updates = record.get("updates", state.step)  # runs of before there were skipped steps
+        state.offset = record.get("offset", 0)
+        if "scaler" in record:
+            state.scaler = Scaler(**record["scaler"])
+        state.guard = Guard(**record.get("guard", {}))
+    except (TypeError, KeyError, AttributeError):
+        raise SourceError(f"{folder / TRAINER} is not a training record") from None
 
 
-def _copy(table: dict[str, Tensor], name: str, value: Tensor, folder: Path) -> None:
-    if name not in table or table[name].shape != value.shape:
-        raise SourceError(f"{folder}: {name} does not fit the model")
-    table[name].copy_(value)
+def _stem(track: str) -> str:
+    return EMA if track == MAIN else f"{STATE}/{track}"
+
+
+def _sets(state: TrainState) -> dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]]:
+    masters: list[Tensor] = list(state.weights.masters)
+    sets = {MODEL: lambda: _entries(state, masters)}
+    for name, track in state.averages.tracks.items():
+        sets[_stem(name)] = lambda track=track: _entries(state, track.values)  # type: ignore[misc]
+    return {**sets, OPTIMIZER: state.optimizer.state}
+
+
+def _entries(state: TrainState, values: list[Tensor]) -> Iterator[tuple[str, Layout, Tensor]]:
+    return zip(state.weights.names, state.weights.layouts, values, strict=True)
+
+
+def _staged(sets: dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]], staging: Staging) -> Sets:
+    copied = {
+        stem: [Entry(name, layout, staging.copy(f"{stem}/{name}", value)) for name, layout, value in entries()]
+        for stem, entries in sets.items()
+    }
+    staging.settle()
+    return copied

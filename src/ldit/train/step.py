@@ -1,93 +1,179 @@
-"""One optimiser step: micro-batches, gradient clipping, AdamW, EMA, under one precision policy."""
+"""One optimiser step over a global batch: micro-batches, gradient norm, verdict, optimiser, averages.
 
-import copy
-from collections.abc import Iterator
+The host waits once a step, for a handful of numbers that were ready before the optimiser began; what must not be
+applied is refused on the device.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
-from ldit.dtypes import DTYPES
-from ldit.train.ema import EMA
-from ldit.train.optim import build_optimizer, learning_rate
+from ldit.dtypes import COMPUTE
+from ldit.parallel.plan import sync_gradients
+from ldit.parallel.world import World
+from ldit.train.ema import Averages
+from ldit.train.guard import Guard, Scaler
+from ldit.train.optim import Optimizer, learning_rate
 from ldit.train.task import Task
+from ldit.train.weights import Weights
+
+TIME_BUCKETS = 4
 
 
 class TrainState:
-    """Master weights (fp32), their compute copy, optimiser, EMA and the number of steps done."""
+    """All that changes in a run: weights, averages, optimiser, and a few numbers."""
 
-    def __init__(self, model: nn.Module, config: RunConfig) -> None:
-        self.config = config
-        self.master = model
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.optim, self.parameters, config.train.lr)
-        self.ema = EMA(self.parameters, config.ema.decay)
+    def __init__(self, weights: Weights, config: RunConfig, world: World) -> None:
+        self.config, self.world, self.weights = config, world, weights
+        self.averages = Averages(config.ema, weights.masters)
+        self.optimizer = Optimizer(config.optim, weights, world.circle)
+        self.scaler = Scaler.of(config.train.precision)
+        self.guard = Guard()
         self.step = 0
-        dtype = DTYPES[config.train.precision]
-        self.compute = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        self._compute_parameters: list[Tensor] = [p for p in self.compute.parameters() if p.requires_grad]
-
-    @torch.no_grad()
-    def sync_compute(self) -> None:
-        """Refresh the compute copy from the master weights."""
-        if self.compute is not self.master:
-            torch._foreach_copy_(self._compute_parameters, self.parameters)
-
-    @torch.no_grad()
-    def collect_gradients(self) -> None:
-        """Move the compute copy's gradients into the master's fp32 ones."""
-        if self.compute is self.master:
-            return
-        for master, compute in zip(self.parameters, self._compute_parameters, strict=True):
-            if compute.grad is not None:
-                master.grad = compute.grad.float() if master.grad is None else master.grad.add_(compute.grad)
-        for p in self._compute_parameters:
-            p.grad = None
-
-    @torch.no_grad()
-    def ema_model(self) -> nn.Module:
-        """A copy of the network with the EMA weights, for sampling and held-out loss."""
-        model = copy.deepcopy(self.master)
-        targets: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        torch._foreach_copy_(targets, self.ema.average)
-        return model.eval().requires_grad_(False)
-
-    def ema_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every entry of the state dict with EMA weights where they are averaged."""
-        averaged = dict(zip(self.names, self.ema.average, strict=True))
-        for name, value in self.master.state_dict().items():
-            yield name, averaged.get(name, value)
+        """Steps done, those left out included."""
+        self.updates = 0
+        """Steps applied."""
+        self.offset = 0
+        """Samples passed over by rollbacks: step s takes positions offset + s·batch_size …"""
+        # What a part adds to the sum over all processes: replicas hold the same gradients, and so do tensor-parallel
+        # neighbours of a parameter that is not cut.
+        shares = [1.0 / (world.replicate * layout.copies) for layout in weights.layouts]
+        self.shares = torch.tensor(shares, dtype=_exact(world.device), device=world.device)
 
 
-def train_step(state: TrainState, task: Task, batch: Batch) -> dict[str, float]:
-    """Advance by one step over the global batch; returns the mean of each loss, gradient norm and learning rate.
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did. `values` are means over the global batch; `fault` says why it was left out, "" = applied;
+    `flags` are the sums over processes of what each brought along."""
 
-    Raises FloatingPointError, nothing applied, when the loss or the gradient is not finite.
+    values: dict[str, float]
+    fault: str = ""
+    flags: tuple[float, ...] = field(default_factory=tuple)
+
+
+def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[float] = ()) -> Outcome:
+    """Advance by one step; `batch` is this process's share of the global batch.
+
+    All processes must call it together and get the same outcome.
     """
-    config = state.config.train
-    sums: dict[str, Tensor] = {}
-    for micro in batch.micro(config.micro_batch_size or len(batch)):
-        losses = task.losses(state.compute, micro)
-        (losses["loss"].sum() / len(batch)).backward()
-        state.collect_gradients()
-        for name, values in losses.items():
-            total = values.detach().sum()
-            sums[name] = sums[name] + total if name in sums else total
-    norm = torch.nn.utils.get_total_norm([p.grad for p in state.parameters if p.grad is not None])
-    if not torch.isfinite(norm):
-        state.optimizer.zero_grad()
-        raise FloatingPointError(f"gradient norm is {norm.item()} at step {state.step + 1}; no step was applied")
-    if config.grad_clip > 0:
-        torch.nn.utils.clip_grads_with_norm_(state.parameters, config.grad_clip, norm)
+    config, world, weights = state.config.train, state.world, state.weights
+    sums = _accumulate(state, task, batch)
+    grads = weights.gradients()
+    squares = torch.stack(torch._foreach_norm(grads)).to(state.shares.dtype).square()
+    names = list(sums)
+    report = torch.cat(
+        [
+            torch.stack([squares @ state.shares, *(sums[name] / world.tp for name in names)]),
+            torch.tensor(list(flags), dtype=squares.dtype, device=squares.device),
+        ]
+    )
+    if world.size > 1:
+        dist.all_reduce(report)
+    norm = report[0].sqrt() / state.scaler.scale
+    limit = state.guard.limit(state.config.guard)
+    loss = report[1 + names.index("loss")] / config.batch_size
+    sound = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limit)
+    host = _HostCopy(report)
+    _scale(grads, norm, config.grad_clip, state.scaler.scale)
     lr = learning_rate(config, state.step + 1)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.ema.update(state.parameters, state.step)
-    state.sync_compute()
+    state.optimizer.step(lr, sound)
+    numbers = host.wait()
+    totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))
+    values = _means(totals, config.batch_size)
+    values |= {"grad_norm": math.sqrt(numbers[0]) / state.scaler.scale if numbers[0] >= 0 else math.nan, "lr": lr}
+    fault = _conclude(state, values, limit)
+    weights.clear()
+    return Outcome(values, fault, tuple(numbers[1 + len(names) :]))
+
+
+def _accumulate(state: TrainState, task: Task, batch: Batch) -> dict[str, Tensor]:
+    """Backward passes of all micro-batches; sums of the losses over this process's samples, and over those of each
+    quarter of the time range, with their number."""
+    config, world, model = state.config.train, state.world, state.weights.model
+    # FSDP2 takes the mean over the processes that see different samples.
+    factor = state.scaler.scale * world.data_parts / config.batch_size
+    dtype = COMPUTE[config.precision]
+    sums: dict[str, Tensor] = {}
+    micros = list(batch.micro(config.micro_batch_size or len(batch)))
+    for micro in micros:
+        sync_gradients(model, micro is micros[-1])
+        losses = task.losses(model, micro, world.device, dtype)
+        (losses["loss"].sum() * factor).backward()
+        time = losses.pop("time")
+        quarter = (time * TIME_BUCKETS).long().clamp(max=TIME_BUCKETS - 1)
+        found = {name: values.detach().to(state.shares.dtype).sum() for name, values in losses.items()}
+        loss = losses["loss"].detach().to(state.shares.dtype)
+        for q in range(TIME_BUCKETS):
+            inside = quarter == q
+            found[f"loss_q{q + 1}"] = torch.where(inside, loss, 0).sum()
+            found[f"count_q{q + 1}"] = inside.sum().to(loss.dtype)
+        sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+    return sums
+
+
+@torch.no_grad()
+def _scale(grads: list[Tensor], norm: Tensor, clip: float, scale: float) -> None:
+    """Undo the loss scale, and shrink gradients longer than `clip` to it, in one pass."""
+    if not clip and scale == 1.0:
+        return
+    factor = torch.ones_like(norm) / scale
+    if clip:
+        factor = factor * torch.where(norm > clip, clip / norm, 1.0)
+    torch._foreach_mul_(grads, factor.to(torch.float32))
+
+
+def _means(totals: dict[str, float], batch_size: int) -> dict[str, float]:
+    values = {name: total / batch_size for name, total in totals.items() if name[-3:-1] != "_q"}
+    for q in range(1, TIME_BUCKETS + 1):
+        if totals[f"count_q{q}"]:
+            values[f"loss_q{q}"] = totals[f"loss_q{q}"] / totals[f"count_q{q}"]
+    return values
+
+
+def _conclude(state: TrainState, values: dict[str, float], limit: float) -> str:
+    """What the host adds to a step once it knows the verdict; returns the fault."""
     state.step += 1
-    means = {name: (total / len(batch)).item() for name, total in sums.items()}
-    return {**means, "grad_norm": norm.item(), "lr": lr}
+    loss, precision = values["loss"], state.config.train.precision
+    if math.isfinite(loss) and math.isfinite(values["grad_norm"]) and loss <= limit:
+        state.updates += 1
+        state.averages.update(state.weights.masters, state.updates)
+        state.weights.publish()
+        state.scaler.passed(precision)
+        state.guard.accept(loss)
+        return ""
+    if loss > limit:
+        state.guard.left_out += 1
+        return "spike"
+    if state.scaler.overflowed():
+        return "overflow"
+    state.guard.left_out += 1
+    return "nonfinite"
+
+
+class _HostCopy:
+    """Numbers on their way to the host: asked for before the optimiser is queued, waited for after."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.event: torch.cuda.Event | None = None
+        self.numbers = numbers
+        if numbers.is_cuda:
+            self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def wait(self) -> list[float]:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.numbers.tolist()
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """Sums of squares and losses are joined in fp64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -13,7 +13,7 @@ from ldit.diffusion.build import Process, build_process
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.times import logit_normal, shifted, uniform_index
 from ldit.nn.build import build_model
-from ldit.nn.dit import init_weights
+from ldit.nn.dit import init_parameter
 from ldit.rng import generator, normal, uniform
 
 HELDOUT_BUCKETS = 4
@@ -24,15 +24,20 @@ class Task(Protocol):
 
     spec: ModelSpec
 
-    def build(self) -> nn.Module:
-        """The network, initialised."""
+    def network(self) -> nn.Module:
+        """The network, on the meta device."""
         ...
 
-    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample values (B,); "loss" is what is minimised."""
+    def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The whole parameter `name` of a fresh network, fp32 on the CPU."""
         ...
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Per-sample values (B,) on `device`: "loss" is what is minimised, "time" in [0, 1] how noisy the sample was.
+        The network is given inputs in `dtype`."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Per-sample values of held-out pictures, by name; a name may cover only some of the samples."""
         ...
 
@@ -46,34 +51,49 @@ class DiffusionTask:
         self.objective: ObjectiveConfig = config.objective
         self.process: Process = build_process(spec.process)
 
-    def build(self) -> nn.Module:
-        model = build_model(self.spec.model)
-        init_weights(model, lambda name: generator(self.seed, "init", 0, name))
-        return model
+    def network(self) -> nn.Module:
+        return build_model(self.spec.model, "meta")
 
-    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        value = torch.empty(shape)
+        init_parameter(name, value, lambda name: generator(self.seed, "init", 0, name))
+        return value
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         t = self._times(batch)
-        return self._run(model, batch, self._drop(batch), t, "noise")
+        losses = self._run(model, batch, self._drop(batch), t, "noise", device, dtype)
+        share = (t + 1) / self.process.steps if isinstance(self.process, DDPM) else t
+        return {**losses, "time": to_device(share, device)}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Squared error of eps at evenly spread times with fixed noise: overall and by quarter of the time range."""
         share = torch.tensor([(position + 0.5) * 0.618033988749895 % 1.0 for position in batch.positions])
         t = uniform_index(share, self.process.steps) if isinstance(self.process, DDPM) else share
-        error = self.process.heldout_error(self._run(model, batch, batch.labels, t, "heldout"), t)
+        losses = self._run(model, batch, batch.labels, t, "heldout", device, dtype)
+        error = self.process.heldout_error(losses, to_device(t, device)).cpu()
         quarter = (share * HELDOUT_BUCKETS).long()
         buckets = {f"eps_mse_q{q + 1}": error[quarter == q] for q in range(HELDOUT_BUCKETS)}
         return {"eps_mse": error, **buckets}
 
-    def _run(self, model: nn.Module, batch: Batch, labels: Tensor, t: Tensor, stream: str) -> dict[str, Tensor]:
-        device = next(model.parameters()).device
-        dtype = next(model.parameters()).dtype
+    def _run(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        labels: Tensor,
+        t: Tensor,
+        stream: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> dict[str, Tensor]:
         shape = tuple(batch.images.shape[1:])
         noise = torch.stack([normal(shape, self.seed, stream, 0, position) for position in batch.positions])
+        labels = to_device(labels, device)
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor:
-            return model(x_t.to(dtype), time, labels.to(device))
+            return model(x_t.to(dtype), time, labels)
 
-        return self.process.losses(predict, batch.images.to(device), t.to(device), noise.to(device))
+        x0, t, noise = (to_device(value, device) for value in (batch.images, t, noise))
+        return self.process.losses(predict, x0, t, noise)
 
     def _times(self, batch: Batch) -> Tensor:
         if isinstance(self.process, DDPM):
@@ -89,3 +109,8 @@ class DiffusionTask:
             return batch.labels
         drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
         return torch.where(drawn < share, null, batch.labels)
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """Move host numbers without making the host wait for the GPU."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

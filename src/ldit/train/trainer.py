@@ -1,8 +1,8 @@
 """The loop: batches in, steps, log lines, hooks, commits. What is trained is the Task's business."""
 
+import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,14 +10,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ldit.checkpoint.run import newest_true_step
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
-from ldit.log import MetricsFile, logger
+from ldit.errors import RunError
+from ldit.log import logger
+from ldit.parallel.watchdog import Watchdog
 from ldit.train import state_io
-from ldit.train.step import TrainState, train_step
+from ldit.train.saver import Saver, Staging
+from ldit.train.sight import Clock, peak_memory
+from ldit.train.step import Outcome, TrainState, train_step
 from ldit.train.task import Task
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+SAVE_FAILED = len(EXIT_CODES)  # place of this flag, after those of the signals
 
 
 class Stopped(Exception):
@@ -30,7 +36,8 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Hook:
-    """Called after a step that `every` divides, and after the last one; its result goes into metrics.jsonl."""
+    """Called on every process after a step that `every` divides, and after the last one; its result goes into
+    metrics.jsonl."""
 
     every: int
     run: Callable[[TrainState], dict[str, Any] | None]
@@ -38,50 +45,145 @@ class Hook:
 
 @dataclass
 class Trainer:
-    """Trains `task` from `state.step` to `config.train.steps` over `batches(first, last)`."""
+    """Trains `task` from `state.step` to `config.train.steps` over `batches(first, last, offset)`."""
 
     config: RunConfig
     task: Task
     state: TrainState
-    batches: Callable[[int, int], Iterable[Batch]]
+    batches: Callable[[int, int, int], Iterable[Batch]]
     out: Path
+    write: Callable[[dict[str, Any]], None]
+    """Takes the record of a logged step, on the first process."""
+    watchdog: Watchdog
     hooks: Sequence[Hook] = field(default_factory=tuple)
     data_record: dict[str, Any] | None = None
     """What identifies the training set; committed with every step and compared on resume."""
+    flops_per_image: float = 0.0
+    peak_flops: float | None = None
+    """FLOP/s of the devices all together, where known."""
+
+    def __post_init__(self) -> None:
+        self.saver = Saver(self.config.train.async_save)
+        self.staging, self.snapshot_staging = Staging(), Staging()
 
     def fit(self) -> None:
-        """Run to the end; Stopped after a checkpoint when a signal came. A second signal exits at once."""
-        train, state = self.config.train, self.state
-        metrics = MetricsFile(self.out / "metrics.jsonl", state.step)
-        started, first = time.perf_counter(), state.step
+        """Run to the end; Stopped after a checkpoint when a signal came to any process. A second signal exits at once.
+
+        RunError when a checkpoint cannot be saved, or when the guard ends the run.
+        """
+        state, steps = self.state, self.config.train.steps
         with _signals() as received:
-            for batch in self.batches(state.step, train.steps):
-                values: dict[str, Any] = train_step(state, self.task, batch)
-                last = state.step == train.steps
-                due = [hook for hook in self.hooks if _due(hook.every, state.step, last)]
-                for hook in due:
-                    values = {**values, **(hook.run(state) or {})}
-                if due or _due(train.log_every, state.step, last) or (train.log_every and state.step == 1):
-                    rate = (state.step - first) * train.batch_size / (time.perf_counter() - started)
-                    record = {"step": state.step, **values, "images_per_second": round(rate, 2)}
-                    metrics.write(record)
-                    logger.info(_line(record, train.steps, train.batch_size))
-                if last or received or _due(train.checkpoint_every, state.step, False):
-                    state_io.save(self.out, state, self.task.spec, train.keep, self.data_record)
-                if received and not last:
-                    raise Stopped(EXIT_CODES[received[0]])
+            clock = Clock(state.step)
+            while state.step < steps:
+                for batch in clock.timed(self.batches(state.step, steps, state.offset)):
+                    self.watchdog.mark(f"step {state.step + 1}")
+                    outcome = train_step(state, self.task, batch, self._flags(received))
+                    if self._rolls_back(outcome):
+                        break
+                    code = next((c for c, flag in zip(EXIT_CODES.values(), outcome.flags, strict=False) if flag), None)
+                    self._report(outcome, clock)
+                    self._commit(code is not None)
+                    if code is not None and state.step < steps:
+                        self.saver.wait()
+                        raise Stopped(code)
+                    self.watchdog.mark(f"data of step {state.step + 1}")
+            self.saver.wait()
+
+    def _flags(self, received: Sequence[signal.Signals]) -> list[float]:
+        flags = [float(bool(received) and received[0] == one) for one in EXIT_CODES]
+        return [*flags, float(self.saver.failed)]
+
+    def _rolls_back(self, outcome: Outcome) -> bool:
+        """Deal with a step that was left out; True when the state is an earlier one now. RunError ends the run."""
+        state, config = self.state, self.config.guard
+        if outcome.flags[SAVE_FAILED]:
+            self.saver.wait()  # raises where it failed
+            raise RunError("a checkpoint could not be saved by another process")
+        if outcome.fault not in ("nonfinite", "spike"):
+            return False
+        policy = config.spike if outcome.fault == "spike" else config.nonfinite
+        told = f"step {state.step}: loss {outcome.values['loss']:.4g}, gradient norm {outcome.values['grad_norm']:.4g}"
+        if policy == "stop" or state.guard.left_out > config.limit:
+            raise RunError(f"{told}; it was applied nowhere, and the run ends (guard.{outcome.fault})")
+        if policy == "skip":
+            logger.warning("%s: %s, left out", told, outcome.fault)
+            return False
+        self._roll_back(told)
+        return True
+
+    def _roll_back(self, told: str) -> None:
+        state, failed = self.state, self.state.step
+        offset, rollbacks = state.offset, state.guard.rollbacks + 1
+        self.saver.wait()
+        newest = newest_true_step(self.out, state.world)
+        if newest is None or rollbacks > self.config.guard.limit:
+            why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
+            raise RunError(f"{told}; {why}")
+        state_io.restore(newest[1], state)
+        # The same data would lead to the same place: go on with what comes after it.
+        state.offset = offset + (failed - state.step) * self.config.train.batch_size
+        state.guard.rollbacks = rollbacks
+        logger.warning("%s: back to step %d, past the data since", told, state.step)
+
+    def _report(self, outcome: Outcome, clock: Clock) -> None:
+        state, train = self.state, self.config.train
+        last = state.step == train.steps
+        values: dict[str, Any] = dict(outcome.values)
+        due = [hook for hook in self.hooks if _due(hook.every, state.step, last)]
+        for hook in due:
+            with clock.apart():
+                values |= hook.run(state) or {}
+            self.watchdog.mark(f"after step {state.step}")
+        if outcome.fault:
+            values["left_out"] = outcome.fault
+        first = train.log_every and state.step == 1
+        if not (due or outcome.fault or first or _due(train.log_every, state.step, last)):
+            return
+        values |= clock.rates(state.step, train.batch_size, self.flops_per_image, self.peak_flops)
+        values |= {"memory": peak_memory(state.world.device)}
+        if state.scaler.scale != 1.0:
+            values["loss_scale"] = state.scaler.scale
+        if state.world.first:
+            record = {"step": state.step, **{name: _plain(value) for name, value in values.items()}}
+            self.write(record)
+            logger.info(_line(record, train.steps, train.batch_size))
+
+    def _commit(self, stopping: bool) -> None:
+        """Start saving when it is time. All processes decide alike."""
+        state, train = self.state, self.config.train
+        if _due(self.config.ema.snapshot_every, state.step, False):
+            self.saver.start(state_io.snapshot_work(self.out, state, self.task.spec, self.snapshot_staging))
+        if state.step == train.steps or stopping or _due(train.checkpoint_every, state.step, False):
+            self.watchdog.mark("save")
+            self.saver.wait()  # the staging memory is free again
+            state.guard.rollbacks = 0
+            work = state_io.save_work(
+                self.out, state, self.task.spec, self.staging, self.data_record, self.watchdog.mark
+            )
+            self.saver.start(work)
 
 
 def _due(every: int, step: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
+def _plain(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(record: dict[str, Any], steps: int, batch_size: int) -> str:
     remaining = (steps - record["step"]) * batch_size / max(record["images_per_second"], 1e-9)
-    shown = ("loss", "grad_norm", "lr", "eps_mse")
-    parts = [f"{name} {record[name]:.4g}" for name in shown if name in record]
+    shown = ("loss", "grad_norm", "lr", "eps_mse", "mfu", "left_out")
+    parts = [_shown(name, record[name]) for name in shown if name in record]
     eta = f"{int(remaining // 3600)}:{int(remaining % 3600 // 60):02d}:{int(remaining % 60):02d}"
     return f"step {record['step']}/{steps}  {'  '.join(parts)}  {record['images_per_second']:.1f} images/s  left {eta}"
+
+
+def _shown(name: str, value: Any) -> str:
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 @contextmanager

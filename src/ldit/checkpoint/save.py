@@ -1,0 +1,191 @@
+"""One step of a run to the disk, from as many processes as there are: each writes the tensors it was dealt, whole; the
+first commits. Files hold full tensors, so neither a reader nor a resumed run cares how many processes there were."""
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldit.checkpoint.commit import Commit, write_json
+from ldit.checkpoint.export import CONFIG
+from ldit.checkpoint.manifest import Record
+from ldit.checkpoint.run import STATE, TRAINER, step_folder
+from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
+from ldit.config.spec import ModelSpec
+from ldit.errors import RunError
+from ldit.parallel.exchange import collect
+from ldit.parallel.layout import Layout
+from ldit.parallel.world import World
+
+SHARD_BYTES = 1 << 30  # a set is split over this many bytes a file, and no further than processes go
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a set: this process's part of it, on the CPU."""
+
+    name: str
+    layout: Layout
+    part: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return _numel(self.layout.shape) * self.part.element_size()
+
+
+Sets = Mapping[str, Sequence[Entry]]
+"""Stem of the files -> tensors; every process names the same ones in the same order."""
+
+
+def write_step(
+    run: Path,
+    step: int,
+    spec: ModelSpec,
+    sets: Sets,
+    trainer: dict[str, Any],
+    world: World,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Path:
+    """Commit RUN/checkpoints/step-…; all processes call it, from the thread that owns `world.saving`.
+
+    RunError on all of them, with what stood before intact, when one cannot write.
+    """
+    final = step_folder(run, step)
+    needed = sum(entry.bytes for entries in sets.values() for entry in entries)
+    documents = {CONFIG: spec.to_json(), TRAINER: trainer}
+    return write_folder(final, sets, documents, world, needed, progress)
+
+
+def write_folder(
+    final: Path,
+    sets: Sets,
+    documents: Mapping[str, Any],
+    world: World,
+    needed: int,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Path:
+    """Commit a folder of tensor sets and JSON documents."""
+    commit: list[Commit] = []
+
+    def begin() -> str:
+        _room(final, needed)
+        commit.append(Commit(final))
+        (commit[0].folder / STATE).mkdir()
+        return str(commit[0].folder)
+
+    try:
+        folder = Path(world.from_first(lambda: _explained(begin, final, needed), world.saving))
+        records: dict[str, Record] = {}
+
+        def write() -> None:
+            for stem, entries in sets.items():
+                records.update(_write_set(folder, stem, entries, world, progress))
+
+        world.agreed(lambda: _explained(write, final, needed), world.saving)
+        known = {name: Record(*pair) for found in world.gather(records, world.saving) for name, pair in found.items()}
+
+        def finish() -> None:
+            for name, document in documents.items():
+                write_json(folder / name, document)
+            for stem, entries in sets.items():
+                _index(folder, stem, entries, world.size)
+            commit[0].finish(known)
+
+        world.from_first(lambda: _explained(finish, final, needed), world.saving)
+    except BaseException:
+        for one in commit:
+            one.abort()
+        raise
+    return final
+
+
+def _write_set(
+    folder: Path, stem: str, entries: Sequence[Entry], world: World, progress: Callable[[str], None]
+) -> dict[str, Record]:
+    """Write this process's files of a set. A process that cannot write still takes part in the exchange to its end:
+    the others wait for what it holds."""
+    owners = deal(entries, world.size)
+    circle = world.saving_circle
+    base = world.replica * len(circle)
+    queues = [[e for e, owner in zip(entries, owners, strict=True) if owner == base + j] for j in range(len(circle))]
+    mine = queues[circle.me]
+    failure: OSError | None = None
+    writer: ShardWriter | None = None
+    with ExitStack() as stack:
+        try:
+            if mine:
+                name = _file_of(stem, world.rank, owners)
+                announced = [(e.name, e.part.dtype, e.layout.shape) for e in mine]
+                writer = stack.enter_context(ShardWriter(folder / name, announced))
+        except OSError as error:
+            failure = error
+        for turn in range(max(map(len, queues))):
+            dealt = [queue[turn] if turn < len(queue) else None for queue in queues]
+            parts = [None if e is None else e.part for e in dealt]
+            whole = collect(parts, [None if e is None else e.layout for e in dealt], circle)
+            progress("save")
+            if whole is not None and failure is None and writer is not None:
+                try:
+                    writer.add(whole)
+                except OSError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+    return {name: writer.record} if writer is not None else {}
+
+
+def deal(entries: Sequence[Entry], processes: int) -> list[int]:
+    """The process that writes each tensor: neighbours together, about equal bytes each, as few files as SHARD_BYTES
+    allows, spread over all processes."""
+    total = sum(entry.bytes for entry in entries)
+    files = min(processes, max(1, -(-total // SHARD_BYTES)))
+    owners, before = [], 0
+    for entry in entries:
+        file = min(before * files // max(total, 1), files - 1)
+        owners.append(file * processes // files)
+        before += entry.bytes
+    return owners
+
+
+def _file_of(stem: str, owner: int, owners: Sequence[int]) -> str:
+    files = sorted(set(owners))
+    return shard_name(stem, files.index(owner), len(files))
+
+
+def _index(folder: Path, stem: str, entries: Sequence[Entry], processes: int) -> None:
+    owners = deal(entries, processes)
+    if len(set(owners)) > 1:
+        files = {e.name: _file_of(stem, owner, owners) for e, owner in zip(entries, owners, strict=True)}
+        write_index(folder, stem, files, sum(entry.bytes for entry in entries))
+
+
+def _room(final: Path, needed: int) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(final.parent).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, "no space left", str(final))
+
+
+def _explained(work: Callable[[], Any], final: Path, needed: int) -> Any:
+    """`work()`, with faults of the file system as one line that says what a checkpoint needs."""
+    try:
+        return work()
+    except OSError as error:
+        what = error.strerror or str(error)
+        if error.errno in _FULL:
+            free = shutil.disk_usage(final.parent).free
+            what = f"{what}: a checkpoint needs {needed:,} bytes, {free:,} are free"
+        raise RunError(f"{final} was not saved: {what}; checkpoints before it are intact") from None
+
+
+def _numel(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,99 @@
+"""What a run does beside its steps: held-out loss, pictures, attention logits. Hooks run on every process alike,
+because a network whose weights are shared out needs all of them for every forward pass."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldit.codecs.pixels import labelled_grid
+from ldit.config.spec import ModelSpec
+from ldit.data.batch import Batch
+from ldit.data.loader import load_batch
+from ldit.data.picture_set import PictureSet
+from ldit.dtypes import COMPUTE
+from ldit.flows.generate import Generator, Picture
+from ldit.flows.pipeline import Pipeline
+from ldit.flows.request import Request
+from ldit.parallel.watchdog import Watchdog
+from ldit.train.sight import largest_logits
+from ldit.train.step import TrainState
+from ldit.train.task import Task
+
+HELDOUT_BATCH = 64
+PROBE_PICTURES = 2
+
+
+def heldout_hook(task: Task, data: PictureSet, count: int) -> Callable[[TrainState], dict[str, float]]:
+    """Mean squared error of the EMA weights on pictures kept from training, with fixed times and noise."""
+    count = min(count, len(data))
+    indices = [i * len(data) // count for i in range(count)]
+
+    def run(state: TrainState) -> dict[str, float]:
+        world, dtype = state.world, COMPUTE[state.config.train.precision]
+        sums: dict[str, list[float]] = {}
+        with state.weights.showing(state.averages.main) as model, _eager(), torch.no_grad():
+            for first in range(0, count, HELDOUT_BATCH * world.data_parts):
+                # Every process takes part in every pass; one that has no picture left repeats and does not count.
+                mine = list(range(first, min(first + HELDOUT_BATCH * world.data_parts, count)))
+                mine = mine[world.data_part :: world.data_parts]
+                rows = mine or [0]
+                batch = load_batch(data, rows, [indices[row] for row in rows], None)
+                found = task.evaluate(model, batch, world.device, dtype)
+                for name, values in found.items() if mine and world.tp_index == 0 else ():
+                    total = sums.setdefault(name, [0.0, 0.0])
+                    total[0] += values.double().sum().item()
+                    total[1] += len(values)
+        reports = world.gather(sums)
+        names = dict.fromkeys(name for report in reports for name in report)
+        totals = {name: [sum(r[name][i] for r in reports if name in r) for i in (0, 1)] for name in names}
+        return {name: total / number for name, (total, number) in totals.items() if number}
+
+    return run
+
+
+def sample_hook(spec: ModelSpec, request: Request, out: Path, watchdog: Watchdog) -> Callable[[TrainState], None]:
+    """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
+
+    def run(state: TrainState) -> None:
+        with state.weights.showing(state.averages.main) as model, _eager():
+            pipe = Pipeline(model, spec, dtype=COMPUTE[state.config.train.precision])
+            events = Generator(pipe, request, callback=lambda step: watchdog.mark("samples")).events()
+            pictures = [event.image for event in events if isinstance(event, Picture) and event.image is not None]
+        if not state.world.first:
+            return
+        labels = request.labels
+        names = spec.class_names or [str(label) for label in range(max(labels) + 1)]
+        folder = out / "samples"
+        folder.mkdir(exist_ok=True)
+        scale = 2 if pictures[0].width < 128 else 1
+        grid = labelled_grid(pictures, [names[label] for label in labels], columns=6, scale=scale)
+        grid.save(folder / f"step-{state.step:08d}.png")
+
+    return run
+
+
+def attention_hook(task: Task, data: PictureSet) -> Callable[[TrainState], dict[str, list[float]]]:
+    """Largest attention logit of each layer on two training pictures with fixed noise: where it grows without end,
+    training will not stay stable (Dehghani et al. 2023)."""
+    indices = [i * len(data) // PROBE_PICTURES for i in range(PROBE_PICTURES)]
+    batch: Batch = load_batch(data, range(PROBE_PICTURES), indices, None)
+
+    def run(state: TrainState) -> dict[str, list[float]]:
+        world, dtype = state.world, COMPUTE[state.config.train.precision]
+
+        def forward() -> None:
+            task.evaluate(state.weights.model, batch, world.device, dtype)
+
+        with _eager(), torch.no_grad():
+            return {"attention_logit": largest_logits(state.weights.model, forward, world)}
+
+    return run
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled blocks run uncompiled: hooks see inside them, and other batch sizes compile nothing."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

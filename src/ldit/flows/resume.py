@@ -1,0 +1,95 @@
+"""Whether a run's directory may be gone on with, and from which step."""
+
+from pathlib import Path
+from typing import Any
+
+from ldit.checkpoint.export import read_json, read_spec
+from ldit.checkpoint.run import RUN_CONFIG, TRAINER, committed_steps, newest_true_step, step_folder
+from ldit.config.run import RunConfig
+from ldit.config.serial import to_dict
+from ldit.config.spec import ModelSpec
+from ldit.errors import ConfigError, DataError, SourceError
+from ldit.log import logger
+from ldit.parallel.world import World
+
+# What may differ when a run goes on; everything else would make it another run.
+RESUMABLE = {
+    "train.steps",
+    "train.micro_batch_size",
+    "train.cooldown",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.attention_every",
+    "train.keep",
+    "train.keep_every",
+    "train.async_save",
+    "ema.snapshot_every",
+    "data.path",
+    "data.workers",
+    "heldout.every",
+}
+RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track")
+
+
+def step_to_resume(
+    config: RunConfig, spec: ModelSpec, out: Path, record: dict[str, Any], world: World
+) -> tuple[int, Path] | None:
+    """The newest true step of `out`, None for a new run. All processes call this together.
+
+    SourceError when there are steps and all are damaged, ConfigError or DataError when the run in `out` was another
+    one; differences that are allowed are logged.
+    """
+    newest = newest_true_step(out, world)
+    step: int | None = world.from_first(lambda: _compared(config, spec, out, record, newest))
+    return None if step is None else (step, step_folder(out, step))
+
+
+def _compared(
+    config: RunConfig, spec: ModelSpec, out: Path, record: dict[str, Any], newest: tuple[int, Path] | None
+) -> int | None:
+    if newest is None:
+        if committed_steps(out):
+            raise SourceError(f"{out}: every committed step is damaged; nothing to resume from")
+        return None
+    step, folder = newest
+    _same_classes(folder, spec)
+    old = read_json(out / RUN_CONFIG)
+    differences = _differences(RunConfig.from_json(old).to_json(), config.to_json())
+    said = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
+    refused = [text for key, text in said.items() if not _may_change(key)]
+    if refused:
+        raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(refused)}")
+    if said:
+        logger.info("goes on with %s", "; ".join(said.values()))
+    trainer = read_json(folder / TRAINER)
+    if not isinstance(trainer, dict):
+        raise SourceError(f"{folder / TRAINER} is not a training record")
+    old_record = trainer.get("data")
+    if old_record is not None and old_record != record:
+        raise DataError(
+            f"the training pictures are not those of {folder}: {old_record.get('pictures')} there, "
+            f"{record['pictures']} now, or other names"
+        )
+    return step
+
+
+def _may_change(key: str) -> bool:
+    return key in RESUMABLE or key.split(".")[0] in RESUMABLE_SECTIONS
+
+
+def _same_classes(folder: Path, spec: ModelSpec) -> None:
+    old = read_spec(folder)
+    if old.class_names != spec.class_names:
+        missing = sorted(set(old.class_names or ()) ^ set(spec.class_names or ()))
+        raise DataError(f"class names differ from those of {folder}: {', '.join(missing[:6])}")
+
+
+def _differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    new = to_dict(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted(old.keys() | new.keys()):
+            found.update(_differences(old.get(key), new.get(key), f"{where}.{key}" if where else key))
+        return found
+    return {} if old == new else {where: (old, new)}

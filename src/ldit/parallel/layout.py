@@ -1,0 +1,48 @@
+"""Which part of a full tensor a process holds. Pure arithmetic: any process can work out any other's part."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Part = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A full tensor of `shape`, cut in two ways: tensor parallelism cuts axis `tp_axis` into `tp` equal parts (None =
+    every tensor-parallel process holds the same), then FSDP cuts axis 0 of that into `shard` chunks as torch.chunk
+    does: equal but for the last, which may be short or empty."""
+
+    shape: tuple[int, ...]
+    tp_axis: int | None = None
+    tp: int = 1
+    shard: int = 1
+
+    def part(self, shard: int = 0, tp: int = 0) -> Part:
+        """What the process at these two indices holds, as slices of the full tensor."""
+        bounds = [(0, size) for size in self.shape]
+        if self.tp_axis is not None:
+            size = self.shape[self.tp_axis] // self.tp
+            bounds[self.tp_axis] = (tp * size, (tp + 1) * size)
+        if bounds:
+            low, high = bounds[0]
+            chunk = -(-(high - low) // self.shard)
+            bounds[0] = (min(low + shard * chunk, high), min(low + (shard + 1) * chunk, high))
+        return tuple(slice(low, high) for low, high in bounds)
+
+    def part_shape(self, shard: int = 0, tp: int = 0) -> tuple[int, ...]:
+        return tuple(s.stop - s.start for s in self.part(shard, tp))
+
+    @property
+    def copies(self) -> int:
+        """Processes of one group that hold the same numbers."""
+        return self.tp if self.tp_axis is None else 1
+
+    def sent_by(self, shard: int, tp: int) -> bool:
+        """Whether this process speaks for its part: of equal copies the first does."""
+        return self.tp_axis is not None or tp == 0
+
+
+def view(full: Tensor, part: Part) -> Tensor:
+    """The part of a full tensor, without a copy."""
+    return full[part] if part else full

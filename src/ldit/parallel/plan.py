@@ -1,0 +1,101 @@
+"""Parallelism, applied from outside to a network on the meta device, always in this order: tensor parallelism →
+recomputation → compilation → FSDP2. (fp8 matrix products will come between the first two, where the layers are
+already cut and not yet wrapped.)"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ldit.config.sections import ParallelConfig
+from ldit.nn.dit import Block, DiT
+from ldit.parallel.layout import Layout
+from ldit.parallel.tensor import cut_layers
+from ldit.parallel.world import REPLICATE, SHARD, World
+
+_OPS = torch.ops.aten
+# Selective recomputation keeps what is dear to make again: matrix products and attention.
+_KEPT = frozenset(
+    {
+        _OPS.mm.default,
+        _OPS.addmm.default,
+        _OPS._scaled_dot_product_flash_attention.default,
+        _OPS._scaled_dot_product_efficient_attention.default,
+        _OPS._scaled_dot_product_cudnn_attention.default,
+        _OPS._scaled_dot_product_flash_attention_for_cpu.default,
+        _OPS._scaled_dot_product_fused_attention_overrideable.default,
+    }
+)
+
+
+def parallelise(
+    model: DiT, config: ParallelConfig, world: World, compute: torch.dtype, reduce: torch.dtype
+) -> dict[str, Layout]:
+    """Change `model` in place; returns the layout of every parameter by name, in the order of the network."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    group = world.tp_group
+    axes = cut_layers(model, group) if group is not None else {}
+    blocks: list[Block] = list(model.layers)  # type: ignore[arg-type]
+    if config.recompute != "none":
+        for block in blocks:
+            block.forward = _recomputed(block.forward, config.recompute)  # type: ignore[method-assign]
+    if config.compile:
+        for block in blocks:
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+    sharded = world.data_parts > 1
+    if sharded:
+        _shard(model, blocks, config, world, compute, reduce)
+    return {
+        name: Layout(shape, axes.get(name), world.tp, world.shard if sharded else 1) for name, shape in shapes.items()
+    }
+
+
+def _shard(
+    model: DiT,
+    blocks: list[Block],
+    config: ParallelConfig,
+    world: World,
+    compute: torch.dtype,
+    reduce: torch.dtype,
+) -> None:
+    """FSDP2: one unit a block, one for all modulations (they are made before the first block), one for the rest.
+
+    Inputs are not cast: times and rotary tables stay fp32.
+    """
+    assert world.mesh is not None
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if compute == torch.float32 else compute, reduce_dtype=reduce, cast_forward_inputs=False
+    )
+    mesh = world.mesh[REPLICATE, SHARD] if world.replicate > 1 else world.mesh[SHARD]
+    modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]
+    fully_shard(modulations, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
+    for block in blocks:
+        # The backward pass begins with the last block: freeing it would gather it twice in a row.
+        reshard = config.reshard and block is not blocks[-1]
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+
+
+def sync_gradients(model: nn.Module, on: bool) -> None:
+    """Whether the next backward pass sums gradients over processes: only the last micro-batch's needs to."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(on)
+
+
+def _recomputed(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+
+    def run(*args: Any) -> Any:
+        return checkpoint(forward, *args, **options) if torch.is_grad_enabled() else forward(*args)
+
+    return run
+
+
+def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,199 @@
+"""Tensor parallelism: every layer's matrices cut over the processes of a group (Shoeybi et al. 2019), from outside.
+
+| parameter                                             | cut along                    | forward        | backward     |
+|-------------------------------------------------------|------------------------------|----------------|--------------|
+| wq wk wv w1 w3 (wk_y wv_y)                            | output rows                  |                | sum of dx    |
+| wo w2                                                 | input columns                | sum            |              |
+| q_norm k_norm (ky_norm), full width; gate of the text | their width                  | sum of moments | sum          |
+| q_norm k_norm per head                                | whole on each                |                | sum          |
+| adaLN                                                 | output rows, gathered after  | gather         | sum of dcond |
+| everything else                                       | whole on each, computed alike |               |              |
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldit.errors import ConfigError
+from ldit.nn.dit import Block, DiT
+from ldit.nn.layers import Attention, RMSNorm
+
+_ROWS = ("attention.wq", "attention.wk", "attention.wv", "attention.wk_y", "attention.wv_y",
+         "feed_forward.w1", "feed_forward.w3", "adaLN_modulation.1")  # fmt: skip
+_COLUMNS = ("attention.wo", "feed_forward.w2")
+Group = dist.ProcessGroup
+
+
+def _sum(x: Tensor, group: Group) -> Tensor:
+    y = x.contiguous().clone()
+    dist.all_reduce(y, group=group)
+    return y
+
+
+class _Enter(torch.autograd.Function):
+    """A whole tensor goes into cut layers: its gradient is the sum of what each process finds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _sum(grads[0], ctx.group), None
+
+
+class _Leave(torch.autograd.Function):
+    """Partial results become a whole one, on which every process goes on alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        return _sum(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
+
+
+class _Share(torch.autograd.Function):
+    """A sum over processes that each of them uses in a way of its own: the gradient is summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _sum(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _sum(grads[0], ctx.group), None
+
+
+class _Gather(torch.autograd.Function):
+    """Parts of the last axis, joined; every process goes on alike, so each keeps its own part of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.index, ctx.size = dist.get_rank(group), dist.get_world_size(group)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ctx.size)]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0].chunk(ctx.size, dim=-1)[ctx.index], None
+
+
+class ShardedLayerNorm(nn.Module):
+    """LayerNorm over the full projected width of which this process holds a part: mean and variance of all of it.
+
+    Moments are taken within a part first, about its own mean, and then joined, in fp32.
+    """
+
+    def __init__(self, whole: nn.LayerNorm, group: Group) -> None:
+        super().__init__()
+        self.eps, self.group, self.parts = whole.eps, group, dist.get_world_size(group)
+        self.weight, self.bias = whole.weight, whole.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        variance, mean = torch.var_mean(wide, dim=-1, keepdim=True, correction=0)
+        moments = torch.stack([mean, variance + mean.square()])
+        mean, square = (_Share.apply(moments, self.group) / self.parts).unbind(0)
+        scale = (square - mean.square() + self.eps).rsqrt()
+        return ((wide - mean) * scale * self.weight.float() + self.bias.float()).type_as(x)
+
+
+class SharedRMSNorm(RMSNorm):
+    """RMSNorm of each head with one weight for all heads, of which this process has some: the gradient is summed."""
+
+    def __init__(self, whole: RMSNorm, group: Group) -> None:
+        super().__init__(whole.weight.shape[0], whole.eps)
+        self.weight, self.group = whole.weight, group
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, _Enter.apply(self.weight, self.group), self.eps)
+
+
+def cut_layers(model: DiT, group: Group) -> dict[str, int]:
+    """Cut every block of `model` (on the meta device) for this group; returns parameter name -> axis that was cut.
+
+    ConfigError when heads or widths do not divide.
+    """
+    parts = dist.get_world_size(group)
+    config = model.config
+    for name, value in (
+        ("n_heads", config.n_heads),
+        ("n_kv_heads", config.kv_heads),
+        ("ffn hidden", config.ffn_hidden),
+    ):
+        if value % parts:
+            raise ConfigError(f"parallel.tp: {parts} does not divide the model's {name} {value}")
+    axes: dict[str, int] = {}
+    for index, block in enumerate(model.layers):
+        assert isinstance(block, Block)
+        for name, axis in _cut_block(block, group, parts).items():
+            axes[f"layers.{index}.{name}"] = axis
+    return axes
+
+
+def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
+    attention = block.attention
+    attention.heads //= parts
+    attention.kv_heads //= parts
+    axes = {}
+    for name, module in list(block.named_modules()):
+        if name in _ROWS or name in _COLUMNS:
+            assert isinstance(module, nn.Linear)
+            for leaf, _ in list(module.named_parameters()):
+                axes[f"{name}.{leaf}"] = int(name in _COLUMNS)
+        elif isinstance(module, nn.LayerNorm):  # q_norm, k_norm, ky_norm
+            axes.update({f"{name}.weight": 0, f"{name}.bias": 0})
+    if hasattr(attention, "gate"):
+        axes["attention.gate"] = 0
+    for name, axis in axes.items():
+        _shrink(block, name, axis, parts)
+    _swap_norms(attention, group)
+    attention.register_forward_pre_hook(_entering(group))
+    block.feed_forward.register_forward_pre_hook(_entering(group))
+    for linear in (attention.wo, block.feed_forward.w2):
+        linear.register_forward_hook(lambda module, args, out: _Leave.apply(out, group))
+    adaln = block.adaLN_modulation
+    adaln.register_forward_pre_hook(_entering(group))
+    adaln.register_forward_hook(lambda module, args, out: _Gather.apply(out, group))
+    return axes
+
+
+def _swap_norms(attention: Attention, group: Group) -> None:
+    for name in ("q_norm", "k_norm", "ky_norm"):
+        norm = getattr(attention, name, None)
+        if isinstance(norm, nn.LayerNorm):
+            setattr(attention, name, ShardedLayerNorm(norm, group))
+        elif isinstance(norm, RMSNorm):
+            setattr(attention, name, SharedRMSNorm(norm, group))
+
+
+def _entering(group: Group) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """Of the arguments (x, rope, context, mask) x and the text's features enter cut layers."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            _Enter.apply(value, group) if place in (0, 2) and value is not None else value
+            for place, value in enumerate(args)
+        )
+
+    return hook
+
+
+def _shrink(block: nn.Module, name: str, axis: int, parts: int) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = block.get_submodule(owner_name)
+    old: Tensor = getattr(owner, leaf)
+    shape = list(old.shape)
+    shape[axis] //= parts
+    setattr(owner, leaf, nn.Parameter(old.new_empty(shape)))
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = owner.weight.shape

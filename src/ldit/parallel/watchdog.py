@@ -1,0 +1,109 @@
+"""A run in which one process stalls would wait for ever: this ends it and says who, where and since when."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ldit.parallel.world import World
+
+EXIT = 1
+LISTEN = 3.0  # seconds in which a process that lives lets hear of itself
+_COLLECTIVES = os.path.join("torch", "distributed")
+
+
+class Watchdog:
+    """The run marks its progress; a thread ends the process when marks stay out for `timeout` seconds.
+
+    Every process publishes its mark each second or so, so that the one left behind can be named: the lowest count of
+    marks, or of equals the one that is not waiting for others.
+    """
+
+    def __init__(self, world: World, timeout: float) -> None:
+        self.world, self.timeout = world, timeout
+        self.interval = min(1.0, timeout / 10)
+        self._mark: tuple[int, str] = (0, "start")
+        self._beat = 0
+        self._main = threading.main_thread().ident
+        self._done = threading.Event()
+
+    def mark(self, what: str) -> None:
+        """Something was done; `what` names what comes next."""
+        self._mark = (self._mark[0] + 1, what)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the block runs; a single process has nobody to wait for and is not watched."""
+        if self.world.size == 1:
+            yield
+            return
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        store = self.world.store
+        seen, since = self._mark, time.monotonic()
+        while not self._done.wait(self.interval):
+            try:
+                self._say(store)
+            except Exception:  # the store died with the first process; collectives will fail by themselves
+                store = None
+            if self._mark != seen:
+                seen, since = self._mark, time.monotonic()
+            elif time.monotonic() - since > self.timeout:
+                self._end(store)
+
+    def _say(self, store: Any) -> None:
+        if store is not None:
+            self._beat += 1
+            store.set(f"mark/{self.world.rank}", json.dumps([*self._mark, *self._where(), self._beat]))
+
+    def _heard(self, store: Any) -> dict[int, list[Any]]:
+        names = {rank: f"mark/{rank}" for rank in range(self.world.size)}
+        return {rank: json.loads(store.get(name)) for rank, name in names.items() if store.check([name])}
+
+    def _end(self, store: Any) -> None:
+        line = f"process {self.world.rank}: no progress for {self.timeout:g} s"
+        try:
+            before = self._heard(store)
+            for _ in range(int(LISTEN / self.interval) + 1):
+                time.sleep(self.interval)
+                self._say(store)
+            line += f"; {self._verdict(before, self._heard(store))}"
+        except Exception as error:
+            line += f" (the others cannot be asked: {type(error).__name__})"
+        print(f"ldit: {line}", file=sys.stderr, flush=True)
+        os._exit(EXIT)
+
+    def _verdict(self, before: dict[int, list[Any]], now: dict[int, list[Any]]) -> str:
+        """Who is behind. A process whose watchdog has fallen silent is frozen or gone."""
+        silent = [rank for rank in range(self.world.size) if before.get(rank) == now.get(rank)]
+        if silent:
+            return f"process {', '.join(map(str, silent))} stalls and does not answer"
+        least = min(entry[0] for entry in now.values())
+        behind = {rank: entry for rank, entry in now.items() if entry[0] == least}
+        busy = {rank: entry for rank, entry in behind.items() if not entry[3]}
+        guilty = busy if 0 < len(busy) < len(behind) else behind
+        return "; ".join(f"process {rank} stalls in {entry[1]!r} at {entry[2]}" for rank, entry in guilty.items())
+
+    def _where(self) -> tuple[str, bool]:
+        """Innermost line of the main thread, and whether it waits for other processes."""
+        frame: FrameType | None = sys._current_frames().get(self._main or 0)
+        if frame is None:
+            return "an unknown place", False
+        place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} ({frame.f_code.co_name})"
+        waits = False
+        while frame is not None:
+            waits = waits or _COLLECTIVES in frame.f_code.co_filename
+            frame = frame.f_back
+        return place, waits

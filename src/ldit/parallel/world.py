@@ -1,0 +1,223 @@
+"""The processes of a run: who they are, how they share the work, what they say to each other."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from ldit import errors
+from ldit.config.sections import ParallelConfig
+from ldit.errors import ConfigError, LditError
+from ldit.parallel.exchange import Circle
+
+T = TypeVar("T")
+TP, SHARD, REPLICATE = "tp", "shard", "replicate"
+# Collectives give up a little after the watchdog, which can say who stalls.
+GRACE = 10.0
+
+
+@dataclass(frozen=True)
+class World:
+    """`size` processes as replicate x shard x tp, tensor-parallel neighbours next to each other.
+
+    `circle` joins the shard x tp processes that hold one whole model among them; `control` is a CPU group for small
+    messages; `saving` and `saving_circle` are CPU groups for the thread that writes checkpoints.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    tp: int = 1
+    shard: int = 1
+    replicate: int = 1
+    mesh: DeviceMesh | None = None
+    circle: Circle = field(default_factory=Circle)
+    control: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
+    saving_circle: Circle = field(default_factory=Circle)
+    store: Any = field(default=None, repr=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def tp_index(self) -> int:
+        return self.rank % self.tp
+
+    @property
+    def shard_index(self) -> int:
+        return self.rank // self.tp % self.shard
+
+    @property
+    def replica(self) -> int:
+        return self.rank // (self.tp * self.shard)
+
+    @property
+    def data_parts(self) -> int:
+        """Processes that see different samples."""
+        return self.shard * self.replicate
+
+    @property
+    def data_part(self) -> int:
+        return self.rank // self.tp
+
+    @property
+    def tp_group(self) -> dist.ProcessGroup | None:
+        return self.mesh.get_group(TP) if self.mesh is not None and self.tp > 1 else None
+
+    def gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+        """The JSON-able `value` of every process, on every process, in rank order."""
+        if self.size == 1:
+            return [value]
+        group = group or self.control
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([data.numel()]), group=group)
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: data.numel()] = data
+        texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(texts, padded, group=group)
+        return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
+
+    def agreed(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """`work()` on every process; what one process cannot do, none has done: its LditError or OSError is raised on
+        all, as its own on that one, as one of the same class and words on the others."""
+        result, failure = None, None
+        try:
+            result = work()
+        except (LditError, OSError) as error:
+            failure = error
+        kind = "" if failure is None else type(failure).__name__
+        reports = self.gather([kind, str(failure or "")], group)
+        if failure is not None:
+            raise failure
+        for rank, (kind, text) in enumerate(reports):
+            if kind:
+                known = getattr(errors, kind, None)
+                raise (known(text) if known is not None else errors.RunError(f"process {rank}: {text}"))
+        return result  # type: ignore[return-value]
+
+    def from_first(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """`work()` on the first process alone; every process gets its JSON-able result, or its error."""
+        result = self.agreed(lambda: work() if self.first else None, group)
+        return self.gather(result, group)[0]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher told this process."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    nodes: int = 1
+
+
+def launched() -> Launch:
+    """Rank and size from torchrun's variables, or from srun's; a single process without either."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        size, local = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE"))
+        return Launch(_number("RANK"), size, _number("LOCAL_RANK", 0), max(size // max(local, 1), 1))
+    if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        size, rank = _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_PROCID")
+        env.setdefault("MASTER_ADDR", _first_host())
+        env.setdefault("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID", 0) % 20000))
+        env.update(RANK=str(rank), WORLD_SIZE=str(size))
+        return Launch(rank, size, _number("SLURM_LOCALID", 0), _number("SLURM_STEP_NUM_NODES", 1))
+    if _number("WORLD_SIZE", 1) > 1:
+        raise ConfigError("WORLD_SIZE is set and RANK is not: start with torchrun or srun")
+    return Launch()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError:
+        raise ConfigError(f"environment variable {name}: expected a number, got {text!r}") from None
+
+
+def _first_host() -> str:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    if not any(c in nodes for c in "[,"):
+        return nodes or "127.0.0.1"
+    try:
+        said = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise ConfigError(f"cannot find the first host of {nodes!r}: set MASTER_ADDR") from None
+    return said.stdout.split()[0]
+
+
+def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
+    """(replicate, shard, tp) for `size` processes; ConfigError when they do not multiply to it."""
+    fixed = config.tp * config.replicate
+    shard = config.shard or max(size // fixed, 1)
+    if fixed * shard != size:
+        raise ConfigError(
+            f"parallel: tp {config.tp} x shard {config.shard or 'rest'} x replicate {config.replicate} "
+            f"does not fit {size} process{'es' if size > 1 else ''}"
+        )
+    return config.replicate, shard, config.tp
+
+
+@contextmanager
+def joined(config: ParallelConfig) -> Iterator[World]:
+    """The world of this run; a single process needs no launcher and makes no process group."""
+    launch = launched()
+    shape(config, launch.size)
+    limit = timedelta(seconds=config.timeout + GRACE)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(device)
+    if launch.size == 1:
+        yield World(device)
+        return
+    store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=limit))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    yield world_of(config, device, PrefixStore("ldit", store.clone()))
+    dist.destroy_process_group()  # only on the way out of a sound run: after a fault it could wait for the dead
+
+
+def world_of(config: ParallelConfig, device: torch.device, store: Any = None) -> World:
+    """The world of a process group that stands already."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    replicate, shard, tp = shape(config, size)
+    limit = timedelta(seconds=config.timeout + GRACE)
+    backend = dist.get_backend_config() if device.type == "cuda" else "gloo"
+    return World(
+        device, rank, size, tp, shard, replicate,
+        mesh=init_device_mesh(device.type, (replicate, shard, tp), mesh_dim_names=(REPLICATE, SHARD, TP)),
+        circle=_circle(rank, shard, tp, replicate, backend, limit),
+        control=dist.new_group(backend="gloo", timeout=limit),
+        saving=dist.new_group(backend="gloo", timeout=limit),
+        saving_circle=_circle(rank, shard, tp, replicate, "gloo", limit),
+        store=store,
+    )  # fmt: skip
+
+
+def _circle(rank: int, shard: int, tp: int, replicate: int, backend: str, limit: timedelta) -> Circle:
+    whole = shard * tp
+    groups = [
+        dist.new_group(list(range(r * whole, (r + 1) * whole)), timeout=limit, backend=backend)
+        for r in range(replicate)
+    ]
+    members = tuple((s, t) for s in range(shard) for t in range(tp))
+    return Circle(members, rank % whole, groups[rank // whole])

@@ -1,0 +1,83 @@
+"""Trains the tiny recipe for some steps in many ways inside one process group, and prints what came out as JSON.
+
+torchrun --nproc-per-node N tests/distributed/variants.py STEPS NAME …
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from runs import ALONE, after
+
+from ldit.config.recipes import recipe
+from ldit.config.run import RunConfig
+from ldit.config.sections import ParallelConfig
+from ldit.config.spec import FlowConfig
+from ldit.parallel.world import world_of
+
+# name: (changes of parallel, of train, of optim, of model)
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}, {}, {}),
+    "accumulate": ({}, {"micro_batch_size": 1}, {}, {}),
+    "accumulate2": ({}, {"micro_batch_size": 2}, {}, {}),
+    "recompute": ({"recompute": "full"}, {}, {}, {}),
+    "selective": ({"recompute": "selective"}, {}, {}, {}),
+    "compiled": ({"compile": True}, {}, {}, {}),
+    "compiled-selective": ({"compile": True, "recompute": "selective"}, {}, {}, {}),
+    "keep": ({"reshard": False}, {}, {}, {}),
+    "replicate": ({"replicate": 2}, {}, {}, {}),
+    "tp2": ({"tp": 2}, {}, {}, {}),
+    "tp4": ({"tp": 4}, {}, {}, {}),
+    "tp2-recompute": ({"tp": 2, "recompute": "full"}, {"micro_batch_size": 2}, {}, {}),
+    "muon": ({}, {}, {"kind": "muon"}, {}),
+    "muon-tp2": ({"tp": 2}, {}, {"kind": "muon"}, {}),
+    "muon-replicate": ({"replicate": 2}, {}, {"kind": "muon"}, {}),
+    "head": ({}, {}, {}, {"qk_norm": "head"}),
+    "head-tp2": ({"tp": 2}, {}, {}, {"qk_norm": "head"}),
+    "gqa": ({}, {}, {}, {"n_kv_heads": 2, "qk_norm": True, "rope": "2d"}),
+    "gqa-tp2": ({"tp": 2}, {}, {}, {"n_kv_heads": 2, "qk_norm": True, "rope": "2d"}),
+    "bf16": ({}, {"precision": "bf16"}, {}, {}),
+    "bf16-tp2": ({"tp": 2}, {"precision": "bf16"}, {}, {}),
+    "fp16": ({}, {"precision": "fp16"}, {}, {}),
+}
+
+
+def config_of(name: str) -> RunConfig:
+    parallel, train, optim, model = VARIANTS[name]
+    config = recipe("tiny-cpu")
+    return replace(
+        config,
+        model=replace(config.model, learn_sigma=False, **{"qk_norm": True, **model}),
+        process=FlowConfig(),
+        train=replace(config.train, batch_size=8, **train),
+        optim=replace(config.optim, **optim),
+        parallel=ParallelConfig(**parallel),
+    )
+
+
+def main() -> None:
+    steps, names = int(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    together = "RANK" in os.environ
+    if together:
+        dist.init_process_group("gloo")
+    results = {}
+    for name in names:
+        config = config_of(name)
+        world = world_of(config.parallel, torch.device("cpu")) if together else ALONE
+        _, outcomes = after(config, steps, world)
+        results[name] = {key: [o.values[key] for o in outcomes] for key in ("loss", "grad_norm")}
+        assert not any(o.fault for o in outcomes), name
+    if not together or dist.get_rank() == 0:
+        print("RESULT " + json.dumps(results), flush=True)
+    if together:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

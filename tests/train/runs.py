@@ -1,0 +1,53 @@
+"""Tiny training runs for tests: state, task and loader without a run directory."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.config.recipes import recipe
+from ldit.config.run import RunConfig
+from ldit.config.spec import ClassConditionerConfig, ModelSpec
+from ldit.data.loader import Loader
+from ldit.data.source import open_data
+from ldit.dtypes import COMPUTE, DTYPES
+from ldit.parallel.plan import parallelise
+from ldit.parallel.world import World
+from ldit.train.step import Outcome, TrainState, train_step
+from ldit.train.task import DiffusionTask
+from ldit.train.weights import Weights
+
+ALONE = World(torch.device("cpu"))
+
+
+def tiny(**train: Any) -> RunConfig:
+    """The tiny recipe with other values in its train section."""
+    config = recipe("tiny-cpu")
+    return replace(config, train=replace(config.train, **train))
+
+
+def started(config: RunConfig, world: World = ALONE) -> tuple[TrainState, DiffusionTask, Loader]:
+    """A fresh run's state, task and loader."""
+    data, _ = open_data(config.data.path, config.data.image_size, config.data.heldout, config.data.max_per_class)
+    spec = ModelSpec(config.model, config.process, config.codec, ClassConditionerConfig(data.names))
+    task = DiffusionTask(config, spec)
+    compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
+    model = task.network()
+    layouts = parallelise(model, config.parallel, world, compute, reduce)  # type: ignore[arg-type]
+    state = TrainState(Weights(model, layouts, world.device, compute, world.circle.here), config, world)
+    state.weights.fill(lambda name, layout, part: task.initial(name, layout.shape)[part])
+    state.averages.start(state.weights.masters)
+    share = (world.data_part, world.data_parts)
+    return state, task, Loader(data, config.train.batch_size, config.train.seed, False, 0, *share)
+
+
+def after(config: RunConfig, steps: int, world: World = ALONE) -> tuple[TrainState, list[Outcome]]:
+    """The state after `steps` steps, and their outcomes."""
+    state, task, loader = started(config, world)
+    return state, [train_step(state, task, batch) for batch in loader.from_step(0, steps)]
+
+
+def flat(tensors: list[Any]) -> Tensor:
+    """All numbers in one row."""
+    return torch.cat([t.detach().flatten() for t in tensors])
