@@ -7,6 +7,8 @@ class LditError(Exception):
     """Base of all of them; the command line prints the message alone and exits with `code`."""
 
     code = 2
+    said_elsewhere = False
+    """Whether another process of the run prints it."""
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))

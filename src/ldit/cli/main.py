@@ -12,8 +12,11 @@ COMMANDS = {
     "sample": "make pictures from a checkpoint",
     "info": "say what a checkpoint is, without loading it",
     "convert": "write a checkpoint in another layout",
+    "ema": "make the average of another width from a run's snapshots",
+    "plot": "draw the curves of runs",
+    "launch": "write the batch script of a cluster",
 }
-PLANNED = ("evaluate", "encode", "bench", "plan", "plot", "ema", "stats", "data", "launch", "demo", "doctor")
+PLANNED = ("evaluate", "encode", "bench", "plan", "stats", "data", "demo", "doctor")
 
 
 def usage() -> str:
@@ -51,14 +54,28 @@ def _dispatch(name: str, arguments: list[str]) -> int:
 
 
 def guard(command: Callable[[], int], debug: bool = False) -> int:
-    """Run `command()`; a LditError becomes one line on stderr and exit code 2."""
+    """Run `command()`; a LditError becomes one line on stderr and its exit code.
+
+    A process of several that failed leaves at once: interpreters wait for threads, and those for other processes.
+    """
+    code = _guarded(command, debug)
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(command: Callable[[], int], debug: bool) -> int:
     try:
         return command()
     except LditError as error:
         if debug:
             raise
-        print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        if not error.said_elsewhere:
+            print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.code
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -93,7 +93,8 @@ def _train(config: RunConfig, out: Path, world: World, stack: ExitStack) -> int:
         data, config.train.batch_size, config.train.seed, d.flip, d.workers, world.data_part, world.data_parts
     )
     writers = [MetricsFile(out / "metrics.jsonl", state.step).write] if world.first else []
-    for tracker in trackers(config.track, out, config.to_json(), state.step) if world.first else []:
+    track = lambda: trackers(config.track, out, config.to_json(), state.step) if world.first else []  # noqa: E731
+    for tracker in world.agreed(track):
         writers.append(stack.enter_context(closing(tracker)).write)
 
     def write(values: dict[str, Any]) -> None:

@@ -107,7 +107,9 @@ class World:
         for rank, (kind, text) in enumerate(reports):
             if kind:
                 known = getattr(errors, kind, None)
-                raise (known(text) if known is not None else errors.RunError(f"process {rank}: {text}"))
+                heard = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
+                heard.said_elsewhere = True
+                raise heard
         return result  # type: ignore[return-value]
 
     def from_first(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

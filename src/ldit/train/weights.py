@@ -93,10 +93,12 @@ class Weights:
             torch._foreach_copy_(self._own, list[Tensor](self.masters))
 
     def gradients(self) -> list[Tensor]:
-        """The masters' fp32 gradients after the last backward pass."""
+        """The masters' fp32 gradients after the last backward pass; zeros where it did not come by."""
         for own, master in zip(self._own, self.masters, strict=True):
             if isinstance(own.grad, DTensor):
                 master.grad, own.grad = own.grad.to_local(), None
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
         return [master.grad for master in self.masters if master.grad is not None]
 
     def clear(self) -> None:

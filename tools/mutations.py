@@ -1,0 +1,150 @@
+"""Breaks one key line of the training engine at a time and sees whether the tests notice.
+
+    python tools/mutations.py [--only N …] [--json FILE]
+
+Each mutant is a copy of the tree with one replacement; the tests of its area run on it and must fail. The list was
+written before the tests of the rows it stands for.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, CHECKPOINT, DATA, SHARED = "tests/train", "tests/checkpoint", "tests/data", "tests/distributed"
+
+
+class Mutant(NamedTuple):
+    """`old` -> `new` in `file` (below src/ldit), and the tests that should notice."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    # the step
+    Mutant("train/step.py", "torch.isfinite(norm) & torch.isfinite(loss)", "torch.isfinite(loss)", TRAIN),
+    Mutant("train/step.py", "& (loss <= limit)", "", TRAIN),
+    Mutant("train/step.py", "clip / norm, 1.0", "clip, 1.0", TRAIN),
+    Mutant("train/step.py", "norm > clip", "norm < clip", TRAIN),
+    Mutant("train/step.py", "torch.ones_like(norm) / scale", "torch.ones_like(norm)", TRAIN),
+    Mutant("train/step.py", "state.updates += 1", "pass", TRAIN),
+    Mutant("train/step.py", "state.weights.publish()", "pass", TRAIN),
+    Mutant("train/step.py", "    weights.clear()\n", "", TRAIN),
+    Mutant("train/step.py", "learning_rate(config, state.step + 1)", "learning_rate(config, state.step)", TRAIN),
+    Mutant("train/step.py", "* world.data_parts / config.batch_size", "/ config.batch_size", SHARED),
+    Mutant("train/step.py", "sums[name] / world.tp", "sums[name]", SHARED),
+    Mutant("train/step.py", "1.0 / (world.replicate * layout.copies)", "1.0 / world.replicate", SHARED),
+    Mutant("train/step.py", "sync_gradients(model, micro is micros[-1])", "sync_gradients(model, False)", SHARED),
+    Mutant("train/step.py", "sums[name] + value if sums else value", "value", TRAIN),
+    # optimisers
+    Mutant("train/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
+    Mutant("train/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
+    Mutant("train/optim.py", '_layouts[name], held.get(moment, torch.zeros_like(p))', '_layouts[name], torch.zeros_like(p)', TRAIN),
+    Mutant("train/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
+    Mutant("train/muon.py", "buffer.lerp_(grad, 1 - self.momentum)", "buffer.lerp_(grad, self.momentum)", TRAIN),
+    Mutant("train/muon.py", "return grad.lerp(buffer, self.momentum)", "return buffer.clone()", TRAIN),
+    Mutant("train/muon.py", "math.sqrt(max(size))", "math.sqrt(min(size))", TRAIN),
+    Mutant("train/muon.py", "torch.where(sound, moved, matrix, out=matrix)", "matrix.copy_(moved)", TRAIN),
+    # averages
+    Mutant("train/ema.py", "min(decay, n / (9 + n))", "decay", TRAIN),
+    Mutant("train/ema.py", "1.0 - track.decay(n)", "1.0 - track.decay(n + 1)", TRAIN),
+    Mutant("train/posthoc.py", "math.exp((gamma + 1)", "math.exp(gamma", TRAIN),
+    # weights
+    Mutant("train/weights.py", "value.copy_(kept)", "pass", TRAIN),
+    Mutant("train/weights.py", "else master.grad.add_(grad)", "else grad.float()", TRAIN),
+    Mutant("train/weights.py", "if low <= row < high", "if low < row < high", TRAIN),
+    # guard and scaler
+    Mutant("train/guard.py", "self.left_out = 0", "pass", TRAIN),
+    Mutant("train/guard.py", "self.scale /= 2", "pass", TRAIN),
+    Mutant("train/guard.py", "min(self.scale * 2, 2.0**24), 0", "self.scale, 0", TRAIN),
+    Mutant("train/guard.py", "self.count < SETTLED", "False", TRAIN),
+    # trainer and state
+    Mutant("train/trainer.py", "state.offset = offset + (failed - state.step)", "state.offset = offset + 0 * (failed - state.step)", TRAIN),
+    Mutant("train/trainer.py", "state.guard.left_out > config.limit", "False", TRAIN),
+    Mutant("train/trainer.py", "self.saver.wait()  # raises where it failed", "pass", TRAIN),
+    Mutant("train/state_io.py", '"offset": state.offset,', '"offset": 0,', TRAIN),
+    Mutant("train/state_io.py", '"scaler": state.scaler.to_json(),', "", TRAIN),
+    Mutant("train/state_io.py", 'record.get("updates", state.step)', "state.step", TRAIN),
+    Mutant("train/saver.py", "self.wait()\n\n        def run", "def run", TRAIN),
+    Mutant("train/saver.py", "return held.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
+    # layouts and exchange
+    Mutant("parallel/layout.py", "chunk = -(-(high - low) // self.shard)", "chunk = (high - low) // self.shard", SHARED),
+    Mutant("parallel/layout.py", "self.tp_axis is not None or tp == 0", "self.tp_axis is not None or tp == 1", SHARED),
+    Mutant("parallel/exchange.py", "copy_(piece.view(own.part_shape(*member)))", "copy_(piece.view(own.part_shape(*member)) * 0)", SHARED),
+    Mutant("parallel/tensor.py", "return _sum(grads[0], ctx.group), None\n\n\nclass _Leave", "return grads[0], None\n\n\nclass _Leave", SHARED),
+    Mutant("parallel/tensor.py", "variance + mean.square()", "variance", SHARED),
+    Mutant("parallel/tensor.py", "return grads[0].chunk(ctx.size, dim=-1)[ctx.index], None", "return grads[0].chunk(ctx.size, dim=-1)[0], None", SHARED),
+    # checkpoints
+    Mutant("checkpoint/save.py", "commit[0].finish(known)", "commit[0].finish({name: Record(record.size, '0' * 64) for name, record in known.items()})", CHECKPOINT),
+    Mutant("checkpoint/save.py", "one.abort()", "pass", CHECKPOINT),
+    Mutant("checkpoint/save.py", "if free < needed:", "if False:", CHECKPOINT),
+    Mutant("checkpoint/sets.py", "os.fsync(self._file.fileno())", "pass", CHECKPOINT),
+    Mutant("checkpoint/sets.py", "if found != shape:", "if False:", CHECKPOINT),
+    Mutant("checkpoint/commit.py", "            os.rename(old, final)\n        raise", "            pass\n        raise", CHECKPOINT),
+    Mutant("checkpoint/run.py", "for _, old in steps[keep:]", "for _, old in steps[keep + 1 :]", CHECKPOINT),
+    Mutant("checkpoint/run.py", "keep_every and number % keep_every == 0", "keep_every and number % keep_every == 1", CHECKPOINT),
+    Mutant("checkpoint/run.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT),
+    Mutant("checkpoint/manifest.py", "[share[0] :: share[1]]", "[1:]", CHECKPOINT),
+    # order, starting points, resume
+    Mutant("data/order.py", "manual_seed(self.seed + epoch)", "manual_seed(self.seed)", DATA),
+    Mutant("data/loader.py", "offset + step * self.batch_size + self.part * self.share", "offset + step * self.batch_size", DATA),
+    Mutant("train/start.py", "mapping |= {} if null is None else {null: source_null}", "pass", TRAIN),
+    Mutant("flows/resume.py", "if refused:", "if False:", "tests/flows tests/e2e/test_run.py"),
+]  # fmt: skip
+
+
+def survives(mutant: Mutant, folder: Path) -> bool:
+    """Whether the tests pass on a copy of the tree in `folder` with this mutant."""
+    path = folder / "src" / "ldit" / mutant.file
+    sound = path.read_text()
+    if mutant.old not in sound:
+        raise SystemExit(f"{mutant.file}: {mutant.old!r} is not there any more")
+    path.write_text(sound.replace(mutant.old, mutant.new, 1))
+    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+    try:
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True).returncode == 0
+    finally:
+        path.write_text(sound)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants, from 0")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+    chosen = range(len(MUTANTS)) if arguments.only is None else arguments.only
+    alive = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("src", "tests", "benchmarks", "tools", "docs", "exps"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "Makefile"):
+            shutil.copy(file, folder / file.name)
+        for number in chosen:
+            mutant, began = MUTANTS[number], time.monotonic()
+            lives = survives(mutant, folder)
+            alive += [number] if lives else []
+            word = "SURVIVED" if lives else "killed"
+            print(
+                f"{number:2} {word:8} {time.monotonic() - began:5.0f} s  {mutant.file}: {mutant.old.split(chr(10))[0]}",
+                flush=True,
+            )
+    killed = len(chosen) - len(alive)
+    print(f"{killed} of {len(chosen)} killed")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"mutants": len(chosen), "killed": killed, "alive": alive}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
