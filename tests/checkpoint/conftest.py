@@ -1,25 +1,24 @@
 """Tiny models as files, and the tools that damage them."""
 
 import argparse
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pickles
 import pytest
 import torch
-from torch import Tensor
+from models import SIZES, Tiny, weights_of
 
 from ldit.checkpoint.commit import committed
 from ldit.checkpoint.export import write_export
-from ldit.config.model import ClassModelConfig, ModelConfig
+from ldit.checkpoint.pickled import load_pickled
+from ldit.config.model import ClassModelConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
 from ldit.errors import SourceError
-from ldit.nn.build import parameter_shapes
-
-SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32}
 
 
 @pytest.fixture
@@ -30,26 +29,12 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """A model of a few hundred kilobytes: its spec, and two different sets of weights."""
-
-    spec: ModelSpec
-    raw: dict[str, Tensor]
-    ema: dict[str, Tensor]
-
-
-def random_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
     config = ClassModelConfig(**SIZES, input_size=8, num_classes=10)
     names = tuple(f"class {i}" for i in range(10))
     spec = ModelSpec(config, DDPMConfig(), AutoencoderConfig(), ClassConditionerConfig(names))
-    return Tiny(spec, random_weights(config, 1), random_weights(config, 2))
+    return Tiny(spec, weights_of(config, 1), weights_of(config, 2))
 
 
 @pytest.fixture
@@ -137,3 +122,17 @@ def warnings_said() -> Iterator[list[str]]:
     logger.addHandler(handler)
     yield said
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> pickles.Guard:
+    """Armed after ordinary loads and refusals, so that torch's own imports at the first of them are not heard."""
+    path = tmp_path_factory.mktemp("warm") / "warm.pth"
+    for zipped in (True, False):
+        torch.save({"x": torch.zeros(1), "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=zipped)
+        load_pickled(path)
+    for form in pickles.FORMS:
+        pickles.hostile(path, b"cno_such_module\nx\n", form)
+        with contextlib.suppress(SourceError):
+            load_pickled(path)
+    return pickles.Guard()

@@ -83,8 +83,6 @@ def test_faults_are_named(folder: Path) -> None:
         ("manifest.json", "latent cache"),
         ("metadata.jsonl", "captioned"),
         ("a.tar", "tar"),
-        ("train-images-idx3-ubyte.gz", "MNIST"),
-        ("loose.png", "unconditional"),
     ],
 )
 def test_kinds_of_data_to_come_say_so(tmp_path: Path, file: str, said: str) -> None:

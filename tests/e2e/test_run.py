@@ -213,7 +213,7 @@ MISTAKES = [
     (["sample", "--ckpt", "{run}", "--steps", "2000"], "2000"),
     (["sample", "--ckpt", "{run}", "--guidance", "nan"], "guidance"),
     (["sample", "--ckpt", "{nonull}", "--guidance", "2"], "no null class"),
-    (["sample", "--ckpt", "{run}", "--num", "8"], "--num"),
+    (["sample", "--ckpt", "{run}", "--num", "8"], "num 8"),
     (["sample", "--ckpt", "{run}", "--out", "many.npz"], "many.npz"),
     (["sample", "--ckpt", "{run}", "--out", "{tmp}/bad/a/bad.png"], "bad.png"),
     (["sample", "--ckpt", "{run}", "--image-save-path", "{tmp}"], "is a folder"),

@@ -15,15 +15,30 @@ ALLOWED: dict[str, set[str]] = {
     "dtypes": set(),
     "rng": set(),
     "log": set(),
+    "track": {"config"},
     "config": set(),
     "nn": {"config"},
     "diffusion": {"config", "rng"},
     "sampling": {"nn", "diffusion", "config", "rng"},
     "codecs": {"config", "log"},
     "data": {"config", "rng", "log"},
-    "checkpoint": {"config", "rng", "log"},
-    "train": {"config", "rng", "log", "nn", "diffusion", "codecs", "data", "checkpoint"},
-    "flows": {"config", "rng", "log", "nn", "diffusion", "sampling", "codecs", "data", "checkpoint", "train"},
+    "parallel": {"config", "log", "nn"},
+    "checkpoint": {"config", "rng", "log", "parallel"},
+    "train": {"config", "rng", "log", "nn", "diffusion", "codecs", "data", "parallel", "checkpoint"},
+    "flows": {
+        "config",
+        "rng",
+        "log",
+        "track",
+        "nn",
+        "diffusion",
+        "sampling",
+        "codecs",
+        "data",
+        "parallel",
+        "checkpoint",
+        "train",
+    },
     "cli": {"flows", "config", "log"},
 }
 OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
@@ -35,6 +50,8 @@ OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
     "safetensors": {"checkpoint", "data"},
     "huggingface_hub": {"checkpoint"},
     "pickle": {"checkpoint"},
+    "tensorboard": {"track"},
+    "wandb": {"track"},
 }
 
 

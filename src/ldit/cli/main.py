@@ -13,10 +13,11 @@ COMMANDS = {
     "info": "say what a checkpoint is, without loading it",
     "convert": "write a checkpoint in another layout",
     "ema": "make the average of another width from a run's snapshots",
+    "bench": "measure the training step",
     "plot": "draw the curves of runs",
     "launch": "write the batch script of a cluster",
 }
-PLANNED = ("evaluate", "encode", "bench", "plan", "stats", "data", "demo", "doctor")
+PLANNED = ("evaluate", "encode", "plan", "stats", "data", "demo", "doctor")
 
 
 def usage() -> str:

@@ -24,6 +24,8 @@ class SampleArguments:
     """Class numbers or names; default every class, or the original's eight on ImageNet."""
     per_class: int = 1
     """Pictures of each label."""
+    num: int | None = None
+    """Pictures of a model without classes, default 1."""
     steps: Annotated[str | None, _also("--num-sampling-steps")] = None
     """Solver steps; DDPM models also take "10,15,20" and "ddim50"."""
     solver: str | None = None
@@ -63,8 +65,6 @@ class SampleArguments:
 
 
 def run(arguments: list[str]) -> int:
-    if any(flag.partition("=")[0] == "--num" for flag in arguments):
-        raise RequestError("--num: sets of many pictures are not built yet")
     args = parse(SampleArguments, arguments, "ldit sample")
     from ldit.flows.pictures import PictureJob, make_pictures
 
@@ -72,6 +72,7 @@ def run(arguments: list[str]) -> int:
     if channels is not None and channels != "all" and not channels.isdigit():
         raise RequestError(f"guidance_channels: expected a number or all, got {channels!r}")
     options = {
+        "num": args.num,
         "steps": args.steps,
         "solver": args.solver,
         "guidance": args.guidance,

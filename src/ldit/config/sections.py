@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Recompute = Literal["none", "selective", "full"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -44,7 +47,7 @@ class TrainConfig:
     """Seed of weights, order, noise and times."""
     cooldown: int = 0
     """Last steps over which the rate falls linearly to zero."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Dtype of the weights in use and of activations; master weights are fp32. fp16 scales its loss."""
     reduce_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Dtype in which gradients are summed over processes."""
@@ -127,7 +130,7 @@ class ParallelConfig:
     """Groups that each hold everything."""
     reshard: bool = True
     """Free gathered weights between forward and backward pass."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
     """Activations made again in the backward pass: none, all but matrix products, everything."""
     compile: bool = False
     """Compile each block (needs a C++ compiler on the CPU)."""

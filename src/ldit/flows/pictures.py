@@ -75,7 +75,8 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
     if singles:
         singles.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
-            path = singles / f"{picture.index:05d}_{_slug(_name(pipe, picture.label))}_seed{picture.seed}.png"
+            parts = (f"{picture.index:05d}", _slug(_name(pipe, picture.label)), f"seed{picture.seed}.png")
+            path = singles / "_".join(filter(None, parts))
             assert picture.image is not None
             _save(picture.image, path, {**settings, "label": picture.label, "seed": picture.seed})
         yield f"{len(pictures)} PNGs in {singles}"
@@ -104,6 +105,8 @@ def _check_targets(job: PictureJob, grid: Path, singles: Path | None, latents: P
 def _labels(job: PictureJob, spec: ModelSpec) -> list[int | str]:
     """The labels asked for; else every class of a small set, the original's eight of ImageNet, or the first sixteen."""
     count = getattr(spec.model, "num_classes", 0)
+    if job.per_class > 1 and count == 0 and spec.model.kind == "class":
+        raise RequestError(f"per_class {job.per_class}: this model has no classes; num is the number of pictures")
     chosen: list[int | str] = list(job.labels)
     if not chosen:
         imagenet = count == len(imagenet_names()) and spec.class_names in (None, imagenet_names())
@@ -137,6 +140,9 @@ def _grid(pipe: Pipeline, pictures: list[Picture], published: bool) -> Image.Ima
 
 
 def _name(pipe: Pipeline, label: int) -> str:
+    """The caption of a class; none for a model without classes."""
+    if getattr(pipe.spec.model, "num_classes", None) == 0:
+        return ""
     names = pipe.spec.class_names
     return names[label] if names else f"class {label}"
 

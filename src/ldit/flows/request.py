@@ -1,5 +1,6 @@
 """A sampling request, checked against a spec alone: before weights are read, and before a run trains towards it."""
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,6 +40,7 @@ def check_request(
     spec: ModelSpec,
     class_labels: Labels = None,
     *,
+    num: int | None = None,
     prompts: Sequence[str] | None = None,
     steps: int | str | None = None,
     solver: str | None = None,
@@ -52,19 +54,24 @@ def check_request(
     initial_noise: Tensor | None = None,
     step_noise: StepNoise | None = None,
 ) -> Request:
-    """The request with every default filled in, or RequestError naming what this model cannot serve."""
+    """The request with every default filled in, or RequestError naming what this model cannot serve.
+
+    A model with classes makes one picture a label. A model without classes takes no labels: it makes `num` pictures,
+    by default one for each of `seeds`, else one. It has nothing to guide, so its guidance is 1 whatever the spec's
+    sampling section says, and asking for another is an error.
+    """
     if prompts is not None or spec.model.kind == "text":
         raise RequestError("text-to-image sampling is not built yet")
     if getattr(spec.model, "cond_channels", 0):
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
-    labels = _labels(class_labels, spec)
+    labels = _labels(class_labels, num, seeds, spec)
     defaults = spec.sampling_defaults
     low, high = defaults.guidance_interval if guidance_interval is None else guidance_interval
     wanted = str(defaults.steps if steps is None else steps)
     settings = SamplingConfig(
         solver=defaults.solver if solver is None else solver,
         steps=int(wanted) if wanted.isdecimal() else defaults.steps,
-        guidance=defaults.guidance if guidance is None else float(guidance),
+        guidance=_guidance(spec, guidance),
         guidance_channels=defaults.guidance_channels if guidance_channels is None else guidance_channels,
         guidance_interval=(float(low), float(high)),
     )
@@ -87,17 +94,41 @@ def check_request(
     )
 
 
-def _labels(wanted: Labels, spec: ModelSpec) -> tuple[int, ...]:
+def _labels(wanted: Labels, num: int | None, seeds: Sequence[int] | None, spec: ModelSpec) -> tuple[int, ...]:
     """One index a picture; a lone name or number is a list of one, arrays are lists."""
     if isinstance(wanted, (str, int)):
         wanted = [wanted]
     listed: list[Any] = wanted.tolist() if hasattr(wanted, "tolist") else list(wanted or ())  # type: ignore[union-attr]
     if not isinstance(listed, list):
         listed = [listed]
-    if not listed:
-        raise RequestError("name at least one class label")
     count = spec.model.num_classes  # type: ignore[union-attr]
-    return tuple(resolve_label(label, count, spec.class_names) for label in listed)
+    if not listed and count == 0:
+        return (0,) * _number(num, 1 if seeds is None else len(seeds))
+    labels = tuple(resolve_label(label, count, spec.class_names) for label in listed)
+    if num is not None:
+        raise RequestError(f"num {num}: this model has classes and makes one picture a label; sets are not built yet")
+    if not labels:
+        raise RequestError("name at least one class label")
+    return labels
+
+
+def _number(num: int | None, default: int) -> int:
+    try:
+        found = default if num is None else operator.index(num)
+    except TypeError:
+        raise RequestError(f"num: expected a number of pictures, got {num!r}") from None
+    if found < 1:
+        raise RequestError(f"num: must be at least 1, got {found}")
+    return found
+
+
+def _guidance(spec: ModelSpec, wanted: float | None) -> float:
+    unconditional = getattr(spec.model, "num_classes", None) == 0
+    if wanted is None:
+        return 1.0 if unconditional else spec.sampling_defaults.guidance
+    if unconditional and wanted != 1:
+        raise RequestError(f"guidance {wanted:g}: this model has no classes, so there is nothing to guide; use 1")
+    return float(wanted)
 
 
 def _levels(spec: ModelSpec, steps: str) -> tuple[Level, ...]:

@@ -25,11 +25,14 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of class vectors; with `null`, one row more for "no class" (classifier-free guidance)."""
+    """A table of class vectors; with `null`, one row more for "no class" (classifier-free guidance).
+
+    Without classes the table is that one row, with or without `null`.
+    """
 
     def __init__(self, num_classes: int, null: bool, width: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + int(null), width)
+        self.embedding_table = nn.Embedding(num_classes + int(null or num_classes == 0), width)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)

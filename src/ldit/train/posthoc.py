@@ -60,8 +60,8 @@ def combination(stored: Sequence[Average], target: Average) -> list[float]:
 
     The sum is held because weights that do not move must come out as they are; plain least squares shrinks every weight
     instead where snapshots are few (by 2 % at eight of widths 0.05 and 0.10 and target 0.20, 9 % at four). The profiles
-    are the continuous ones: those of the discrete updates are their integrals over single updates (`power_decay`), and
-    the two fits differ by less than float32 shows unless an average is only some tens of updates long.
+    are the continuous ones, in closed form: those of the discrete updates are their integrals over single updates
+    (`power_decay`), and fitting those instead lowers the error by 2 % of it after 64 updates, 0.2 % after 128.
 
     ValueError when nothing is stored, or for impossible updates and widths.
     """

@@ -1,0 +1,100 @@
+"""Sets without classes, and how a set meets a model's number of classes."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldit.data.image_folder import ImageFolder, LoosePictures
+from ldit.data.loader import Loader
+from ldit.data.picture_set import PictureSet, Unlabelled, fit_classes
+from ldit.data.source import open_data
+from ldit.errors import DataError
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> Path:
+    """Six pictures of distinct grey, and files that are none."""
+    for i, name in enumerate(("b.png", "a.jpg", "C.PNG", "d.webp", "e.bmp", "ä.png")):
+        Image.new("RGB", (10, 20), (40 * i,) * 3).save(tmp_path / name, quality=100, lossless=True)
+    (tmp_path / "notes.md").write_text("not a picture")
+    return tmp_path
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    for i, name in enumerate(("x/1.png", "y/1.png", "y/2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * i,) * 3).save(tmp_path / name)
+    return tmp_path
+
+
+def names(data: PictureSet) -> list[str]:
+    assert isinstance(data, LoosePictures)
+    return [path.name for path in data.paths]
+
+
+def test_loose_pictures_have_no_classes(loose: Path) -> None:
+    data, heldout = open_data(str(loose), 8)
+    assert heldout is None and data.names == () and (len(data), data.found, data.size) == (6, 6, 8)
+    assert names(data) == ["C.PNG", "a.jpg", "b.png", "d.webp", "e.bmp", "ä.png"]  # byte order
+    assert [data[i][1] for i in range(6)] == [0] * 6
+    assert [int(data[i][0][0, 0, 0]) for i in (0, 2, 3, 5)] == [80, 0, 120, 200]
+    (batch,) = Loader(data, 6, 0, flip=False).from_step(0, 1)
+    assert batch.labels.tolist() == [0] * 6
+
+
+def test_loose_pictures_keep_lists_and_caps(loose: Path) -> None:
+    (loose / "heldout.txt").write_text("d.webp\nä.png\n")
+    train, heldout = open_data(str(loose), 8)
+    assert heldout is not None and names(heldout) == ["d.webp", "ä.png"]
+    assert names(train) == ["C.PNG", "a.jpg", "b.png", "e.bmp"]
+    assert len(open_data(str(loose), 8, "")[0]) == 6
+    capped, _ = open_data(str(loose), 8, max_per_class=2)
+    assert len(capped) == 2 and capped.found == 4 and set(names(capped)) < set(names(train))
+    assert capped.fingerprint() == open_data(str(loose), 8, max_per_class=2)[0].fingerprint() != train.fingerprint()
+    (loose / "heldout.txt").write_text("\n".join(p.name for p in loose.iterdir()))
+    with pytest.raises(DataError, match="no pictures left"):
+        open_data(str(loose), 8)
+
+
+def test_damaged_loose_pictures_are_named(loose: Path) -> None:
+    (loose / "C.PNG").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"C\.PNG"):
+        open_data(str(loose), 8)[0][0]
+    (loose / "none").mkdir()
+    with pytest.raises(DataError, match="no pictures in"):
+        LoosePictures(loose / "none", 8)
+
+
+def test_labels_can_be_taken_away(classes: Path) -> None:
+    whole = ImageFolder(classes, 8)
+    plain = Unlabelled(whole)
+    assert plain.names == () and (len(plain), plain.found, plain.root, plain.size) == (3, 3, classes, 8)
+    assert [whole[i][1] for i in range(3)] == [0, 1, 1] and [plain[i][1] for i in range(3)] == [0, 0, 0]
+    assert all((plain[i][0] == whole[i][0]).all() for i in range(3))
+    assert plain.fingerprint() == whole.fingerprint()
+
+
+def test_class_folders_stand_before_loose_pictures(classes: Path) -> None:
+    Image.new("RGB", (8, 8)).save(classes / "overview.png")
+    data, _ = open_data(str(classes), 8)
+    assert data.names == ("x", "y") and len(data) == 3
+
+
+def test_a_set_meets_the_models_classes(classes: Path) -> None:
+    (classes / "heldout.txt").write_text("y/2.png\n")
+    train, heldout = open_data(str(classes), 8, num_classes=2)
+    assert heldout is not None and train.names == heldout.names == ("x", "y") and heldout[0][1] == 1
+    train, heldout = open_data(str(classes), 8, num_classes=0)
+    assert heldout is not None and train.names == heldout.names == () and heldout[0][1] == 0
+    for count in (1, 3):
+        with pytest.raises(DataError, match=f"has 2 classes, the model has num_classes {count}"):
+            open_data(str(classes), 8, num_classes=count)
+
+
+def test_a_model_with_classes_needs_labels(loose: Path) -> None:
+    data, _ = open_data(str(loose), 8, num_classes=0)
+    assert isinstance(data, LoosePictures) and fit_classes(data, 0) is data
+    with pytest.raises(DataError, match=r"without classes.*num_classes 1 .*num_classes 0"):
+        fit_classes(data, 1)
