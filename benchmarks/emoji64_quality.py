@@ -44,7 +44,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import ldit
-from ldit.data.image_folder import ImageFolder
+from ldit.data.picture_set import PictureSet
 from ldit.data.source import open_data
 from ldit.errors import LditError, RequestError
 from ldit.flows.generate import Done, Picture
@@ -62,7 +62,7 @@ def real_pictures() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple
     return _stack(train), _stack(heldout), train.names
 
 
-def _stack(data: ImageFolder) -> tuple[Tensor, Tensor]:
+def _stack(data: PictureSet) -> tuple[Tensor, Tensor]:
     pictures, labels = zip(*(data[i] for i in range(len(data))), strict=True)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 

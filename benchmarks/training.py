@@ -1,6 +1,6 @@
 """What a training step costs beside the network, against the plain way of doing it.
 
-    python benchmarks/training.py {update,memory,save,order} [--device cpu|cuda] [--size b|tiny] [--rounds 3] [--json FILE]
+    python benchmarks/training.py {update,memory,save,order} [--device cpu|cuda] [--size b|tiny] [--rounds N] [--json F]
 
 update: norm, clip, optimiser and average of ours against loops over tensors, as the original has them.
 memory: peak memory of a bf16 step of ours against the plain form, each in a process of its own.
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ldit.config.model import ClassModelConfig, preset
 from ldit.config.recipes import recipe
 from ldit.config.run import RunConfig
+from ldit.config.sections import Precision
 from ldit.config.spec import DDPMConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.order import EpochOrder
@@ -54,7 +55,7 @@ MODELS: dict[str, ClassModelConfig] = {
 BATCH = 2
 
 
-def configured(size: str, precision: str = "bf16") -> RunConfig:
+def configured(size: str, precision: Precision = "bf16") -> RunConfig:
     config = recipe("imagenet256-600m")
     train = replace(config.train, batch_size=BATCH, micro_batch_size=None, precision=precision)
     return replace(config, model=MODELS[size], process=DDPMConfig(), train=train)
@@ -96,7 +97,7 @@ class Plain:
 def update(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     """Milliseconds of norm + clip + optimiser + average, in turn."""
     config = configured(size, "fp32")
-    state, task, _ = started(config, device)
+    state, _, _ = started(config, device)
     grads = [torch.randn(m.shape, generator=generator(0, "grad", 0, i)) for i, m in enumerate(state.weights.masters)]
     plain_model = copy.deepcopy(state.weights.model)
     plain = Plain(plain_model, config.train.lr)

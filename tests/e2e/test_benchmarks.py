@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,3 +29,42 @@ def test_forward_tiny(tmp_path: Path) -> None:
     committed = json.loads(next((ROOT / "benchmarks" / "results").glob("*_forward.json")).read_text())
     assert report.keys() == committed.keys()
     assert report["equal"] and report["relative_difference"] <= 1e-5 and report["median_ms"]["ours"] > 0
+
+
+@pytest.mark.parametrize("theme", ["update", "save", "order"])
+def test_training_tiny(theme: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), theme, "--size", "tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    report = json.loads(done.stdout.splitlines()[-1])
+    committed = json.loads(next((ROOT / "benchmarks" / "results").glob(f"*_training-{theme}.json")).read_text())
+    assert report.keys() == committed.keys()
+    if theme == "order":
+        assert all(held["at_start"] < 1 << 20 for held in report["bytes"].values()), "the order of a long run is free"
+
+
+def test_ladder_tiny(tmp_path: Path) -> None:
+    """The script for GPUs runs on a CPU, and every rung computes the same loss."""
+    flags = [
+        "--size",
+        "tiny",
+        "--device",
+        "cpu",
+        "--batch",
+        "4",
+        "--steps",
+        "1",
+        "--rounds",
+        "1",
+        "--precision",
+        "fp32",
+    ]
+    command = [sys.executable, "-m", "ldit", "bench", "train", *flags, "--rungs", "original", "fused"]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "out.json")], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == json.loads((tmp_path / "out.json").read_text())
+    assert [rung["name"] for rung in report["rungs"]] == ["original", "fused"]
+    first, second = (rung["first_loss"] for rung in report["rungs"])
+    assert second == pytest.approx(first, rel=1e-5)
+    assert all(rung["images_per_second"] > 0 and 0 < rung["of_ceiling"] < 1 for rung in report["rungs"])

@@ -41,6 +41,21 @@ def set_aside_newer(run: Path, step: int) -> None:
             logger.warning("damaged step %d is set aside as %s", number, aside)
 
 
+def drop_newer_snapshots(run: Path, step: int) -> None:
+    """Remove snapshots of averages from after `step`, where the run goes on: they may be of a branch that it leaves,
+    and are made again if not."""
+    for path in (run / SNAPSHOTS).iterdir() if (run / SNAPSHOTS).is_dir() else ():
+        if (found := _STEP.match(path.name)) and int(found[1]) > step:
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a folder half removed must not look committed."""
+    doomed = folder.with_name(f"{folder.name}.tmp-old")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
 def step_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:08d}"
 
@@ -88,10 +103,7 @@ def retire(run: Path, keep: int, keep_every: int) -> None:
         (number, folder) for number, folder in committed_steps(run) if not (keep_every and number % keep_every == 0)
     ]
     for _, old in steps[keep:] if keep else ():
-        # Renamed first: a folder half removed must not look committed.
-        doomed = old.with_name(f"{old.name}.tmp-old")
-        os.rename(old, doomed)
-        shutil.rmtree(doomed)
+        _remove(old)
 
 
 def clean(run: Path) -> None:

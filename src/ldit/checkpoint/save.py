@@ -14,7 +14,7 @@ from torch import Tensor
 from ldit.checkpoint.commit import Commit, write_json
 from ldit.checkpoint.export import CONFIG
 from ldit.checkpoint.manifest import Record
-from ldit.checkpoint.run import STATE, TRAINER, step_folder
+from ldit.checkpoint.run import TRAINER, step_folder
 from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
 from ldit.config.spec import ModelSpec
 from ldit.errors import RunError
@@ -76,7 +76,8 @@ def write_folder(
     def begin() -> str:
         _room(final, needed)
         commit.append(Commit(final))
-        (commit[0].folder / STATE).mkdir()
+        for name in (*sets, *documents):
+            (commit[0].folder / name).parent.mkdir(exist_ok=True)
         return str(commit[0].folder)
 
     try:

@@ -100,6 +100,8 @@ class RunConfig:
         for width in self.ema.power:
             if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
                 raise ConfigError(f"ema.power: a relative width must be in (0, 0.28), got {width}")
+            if round(width, 4) != width:  # it is a file's name
+                raise ConfigError(f"ema.power: at most four decimals, got {width}")
         for key, values in (("ema.more", (self.ema.decay, *self.ema.more)), ("ema.power", self.ema.power)):
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}: the same value twice")

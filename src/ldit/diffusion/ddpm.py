@@ -4,6 +4,7 @@ The only home of DDPM indices besides its sampling grid. Tables are float64, gat
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class DDPM:
     steps: int = TRAIN_STEPS
     kept: tuple[int, ...] | None = None
     tables: Tables = field(init=False, repr=False, compare=False)
+    _ready: dict[tuple[str, torch.device], Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kept is None:
@@ -55,33 +57,43 @@ class DDPM:
 
     def network_time(self, t: Tensor) -> Tensor:
         """Original indices (B,) of kept indices t."""
-        return torch.tensor(self.timestep_map, device=t.device)[t]
+        return self._table("map", t.device)[t]
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(a_t)·x0 + sqrt(1-a_t)·noise."""
-        a = self.tables.alphas_cumprod
-        return _gather(np.sqrt(a), t, x0) * x0 + _gather(np.sqrt(1.0 - a), t, x0) * noise
+        return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(x_{t-1} | x_t, x0)."""
-        c1, c2 = self.tables.posterior_mean_coef1, self.tables.posterior_mean_coef2
-        return _gather(c1, t, x0) * x0 + _gather(c2, t, x0) * x_t
+        return self._at("coef1", t, x0) * x0 + self._at("coef2", t, x0) * x_t
 
     def posterior(self, out: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """p(x_{t-1} | x_t) from the network's output (B, 2C or C, H, W); with C channels, fixed large variance."""
-        table = self.tables
         eps, v = _split(out, x_t.shape[1])
-        a = table.alphas_cumprod
-        x0 = _gather(np.sqrt(1.0 / a), t, x_t) * x_t - _gather(np.sqrt(1.0 / a - 1.0), t, x_t) * eps
+        x0 = self._at("recip", t, x_t) * x_t - self._at("recip_noise", t, x_t) * eps
         if v is None:
-            large = np.append(table.posterior_variance[1:2], table.betas[1:])
-            log_variance = _gather(np.log(large), t, x_t).expand_as(x_t)
+            log_variance = self._at("log_large", t, x_t).expand_as(x_t)
         else:
-            low = _gather(table.posterior_log_variance_clipped, t, x_t)
-            high = _gather(np.log(table.betas), t, x_t)
+            low = self._at("log_small", t, x_t)
+            high = self._at("log_betas", t, x_t)
             fraction = (v + 1) / 2
             log_variance = fraction * high + (1 - fraction) * low
         return Posterior(self.posterior_mean(x0, x_t, t), log_variance.exp(), log_variance, x0)
+
+    def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Table `name` at t as fp32 (B, 1, 1, 1) on like's device."""
+        return self._table(name, like.device)[t.to(like.device)].view(-1, *[1] * (like.ndim - 1))
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """A table on its device, put there once: a copy in every step would make the host wait for the GPU."""
+        key = (name, device)
+        if key not in self._ready:
+            with torch.inference_mode(False):  # or training could not use what sampling made
+                if name == "map":
+                    self._ready[key] = torch.tensor(self.timestep_map, device=device)
+                else:
+                    self._ready[key] = torch.from_numpy(_TABLES[name](self.tables)).float().to(device)
+        return self._ready[key]
 
     def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Per-sample loss = mse + vb, each (B,); vb only moves the variance (its eps is detached).
@@ -105,7 +117,7 @@ class DDPM:
         """Bits per value: KL(q(x_{t-1}|x_t,x0) || p), or at t=0 the negative log-likelihood of x0 in 256 bins."""
         mean, _, log_variance, _ = self.posterior(out, x_t, t)
         true_mean = self.posterior_mean(x0, x_t, t)
-        true_log = _gather(self.tables.posterior_log_variance_clipped, t, x0)
+        true_log = self._at("log_small", t, x0)
         kl = 0.5 * (
             -1.0
             + log_variance
@@ -126,10 +138,18 @@ def _split(out: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     return eps, v
 
 
-def _gather(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
-    """table[t] as fp32 (B, 1, 1, 1), without the host waiting for it."""
-    values = torch.from_numpy(table).float().to(like.device)[t.to(like.device)]
-    return values.view(-1, *[1] * (like.ndim - 1))
+# Tables by name, float64.
+_TABLES: dict[str, Callable[[Tables], np.ndarray]] = {
+    "signal": lambda t: np.sqrt(t.alphas_cumprod),
+    "noise": lambda t: np.sqrt(1.0 - t.alphas_cumprod),
+    "recip": lambda t: np.sqrt(1.0 / t.alphas_cumprod),
+    "recip_noise": lambda t: np.sqrt(1.0 / t.alphas_cumprod - 1.0),
+    "coef1": lambda t: t.posterior_mean_coef1,
+    "coef2": lambda t: t.posterior_mean_coef2,
+    "log_small": lambda t: t.posterior_log_variance_clipped,
+    "log_betas": lambda t: np.log(t.betas),
+    "log_large": lambda t: np.log(np.append(t.posterior_variance[1:2], t.betas[1:])),
+}
 
 
 def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

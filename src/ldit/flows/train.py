@@ -9,7 +9,7 @@ import torch
 
 from ldit.checkpoint.commit import write_json_atomic
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.run import RUN_CONFIG, clean, run_lock, set_aside_newer
+from ldit.checkpoint.run import RUN_CONFIG, clean, drop_newer_snapshots, run_lock, set_aside_newer
 from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, ModelSpec, PixelCodecConfig
 from ldit.data.loader import Loader
@@ -76,6 +76,7 @@ def _train(config: RunConfig, out: Path, world: World, stack: ExitStack) -> int:
         state_io.restore(resume[1], state)
         logger.info("resumed from %s", resume[1])
         world.from_first(lambda: set_aside_newer(out, resume[0]))
+        world.from_first(lambda: drop_newer_snapshots(out, resume[0]))
     else:
         _start(state, task)
     if state.step >= config.train.steps:

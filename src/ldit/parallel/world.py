@@ -171,8 +171,9 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
     fixed = config.tp * config.replicate
     shard = config.shard or max(size // fixed, 1)
     if fixed * shard != size:
+        rest = config.shard or "rest"
         raise ConfigError(
-            f"parallel: tp {config.tp} x shard {config.shard or 'rest'} x replicate {config.replicate} "
+            f"parallel.replicate {config.replicate} x parallel.shard {rest} x parallel.tp {config.tp} "
             f"does not fit {size} process{'es' if size > 1 else ''}"
         )
     return config.replicate, shard, config.tp

@@ -20,7 +20,7 @@ from ldit.parallel.world import World
 from ldit.train.ema import Averages
 from ldit.train.guard import Guard, Scaler
 from ldit.train.optim import Optimizer, learning_rate
-from ldit.train.task import Task
+from ldit.train.task import Task, to_device
 from ldit.train.weights import Weights
 
 TIME_BUCKETS = 4
@@ -70,7 +70,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     report = torch.cat(
         [
             torch.stack([squares @ state.shares, *(sums[name] / world.tp for name in names)]),
-            torch.tensor(list(flags), dtype=squares.dtype, device=squares.device),
+            to_device(torch.tensor(list(flags), dtype=squares.dtype), world.device),
         ]
     )
     if world.size > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ldit.checkpoint.run import newest_true_step
+from ldit.checkpoint.run import drop_newer_snapshots, newest_true_step
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
 from ldit.errors import RunError
@@ -120,6 +120,7 @@ class Trainer:
             why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
             raise RunError(f"{told}; {why}")
         state_io.restore(newest[1], state)
+        state.world.from_first(lambda: drop_newer_snapshots(self.out, newest[0]))
         # The same data would lead to the same place: go on with what comes after it.
         state.offset = offset + (failed - state.step) * self.config.train.batch_size
         state.guard.rollbacks = rollbacks
@@ -151,7 +152,7 @@ class Trainer:
     def _commit(self, stopping: bool) -> None:
         """Start saving when it is time. All processes decide alike."""
         state, train = self.state, self.config.train
-        if _due(self.config.ema.snapshot_every, state.step, False):
+        if _due(self.config.ema.snapshot_every, state.step, state.step == train.steps):
             self.saver.start(state_io.snapshot_work(self.out, state, self.task.spec, self.snapshot_staging))
         if state.step == train.steps or stopping or _due(train.checkpoint_every, state.step, False):
             self.watchdog.mark("save")
