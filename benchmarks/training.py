@@ -37,16 +37,13 @@ from ldit.config.sections import Precision
 from ldit.config.spec import DDPMConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.order import EpochOrder
-from ldit.dtypes import COMPUTE
 from ldit.nn.build import parameter_count
-from ldit.parallel.plan import parallelise
 from ldit.parallel.world import World
 from ldit.rng import generator
 from ldit.train import state_io
 from ldit.train.saver import Saver, Staging
-from ldit.train.step import TrainState, train_step
+from ldit.train.step import TrainState, fill_fresh, new_state, train_step
 from ldit.train.task import DiffusionTask
-from ldit.train.weights import Weights
 
 MODELS: dict[str, ClassModelConfig] = {
     "b": preset("B", input_size=16, qk_norm=True),
@@ -62,14 +59,9 @@ def configured(size: str, precision: Precision = "bf16") -> RunConfig:
 
 
 def started(config: RunConfig, device: torch.device) -> tuple[TrainState, DiffusionTask, Batch]:
-    world = World(device)
     task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
-    model = task.network()
-    compute = COMPUTE[config.train.precision]
-    layouts = parallelise(model, config.parallel, world, compute, torch.float32)  # type: ignore[arg-type]
-    state = TrainState(Weights(model, layouts, device, compute), config, world)
-    state.weights.fill(lambda name, layout, part: task.initial(name, layout.shape))
-    state.averages.start(state.weights.masters)
+    state = new_state(config, task, World(device))
+    fill_fresh(state, task)
     side = config.model.input_size
     images = torch.randn(BATCH, config.model.in_channels, side, side, generator=generator(0, "bench"))
     return state, task, Batch(images, torch.arange(BATCH), tuple(range(BATCH)))

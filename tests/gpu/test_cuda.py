@@ -3,21 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from golden import assert_close, doubled_noise, golden
+from runs import after, started, tiny
 
-from ldit.config.recipes import recipe
-from ldit.config.spec import ClassConditionerConfig, ModelSpec
-from ldit.data.loader import Loader
-from ldit.data.source import open_data
+from ldit.config.sections import ParallelConfig
 from ldit.diffusion import DDPM
 from ldit.flows.pipeline import Pipeline
 from ldit.nn.conditioning import TextCondition
+from ldit.parallel.world import World
 from ldit.train import state_io
-from ldit.train.step import TrainState, train_step
-from ldit.train.task import DiffusionTask
+from ldit.train.saver import Staging
+from ldit.train.step import train_step
 
 pytestmark = pytest.mark.gpu
 CASES = ["class_qknorm", "class_plain_gqa", "dit_tiny", "text_qknorm"]
@@ -64,22 +64,60 @@ def test_chain() -> None:
     assert_close(latents, case.io["sample10.ddpm_cfg4"])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_resumes(precision: str, tmp_path: Path) -> None:
+CUDA = World(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_training_resumes(precision: str, kind: str, tmp_path: Path) -> None:
     """Saved at step 2 and restored on the device, the next steps repeat to rounding (CUDA sums have no fixed order)."""
-    config = recipe("tiny-cpu")
-    config = replace(config, train=replace(config.train, precision=precision))
-    data, _ = open_data("emoji64", 16, max_per_class=20)
-    task = DiffusionTask(
-        config, ModelSpec(config.model, config.process, config.codec, ClassConditionerConfig(data.names))
-    )
-    batches = list(Loader(data, 16, 0, False).from_step(0, 4))
-    state = TrainState(task.build().cuda(), config)
+    config = tiny(precision=precision)
+    config = replace(config, optim=replace(config.optim, kind=kind))
+    state, task, loader = started(config, CUDA)
+    batches = list(loader.from_step(0, 4))
     for batch in batches[:2]:
         train_step(state, task, batch)
-    folder = state_io.save(tmp_path, state, task.spec, keep=1)
-    expected = [train_step(state, task, batch)["loss"] for batch in batches[2:]]
-    resumed = TrainState(task.build().cuda(), config)
-    state_io.restore(folder, resumed)
-    found = [train_step(resumed, task, batch)["loss"] for batch in batches[2:]]
+    state_io.save_work(tmp_path, state, task.spec, Staging())()
+    expected = [train_step(state, task, batch).values["loss"] for batch in batches[2:]]
+    resumed, _, _ = started(config, CUDA)
+    state_io.restore(tmp_path / "checkpoints" / "step-00000002", resumed)
+    found = [train_step(resumed, task, batch).values["loss"] for batch in batches[2:]]
     assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 1e-2)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_losses_as_on_the_cpu(recompute: Any, compiled: bool) -> None:
+    """Ten fp32 steps, compiled and recomputed or not, against the plain CPU."""
+    config = tiny()
+    _, expected = after(config, 10)
+    _, found = after(replace(config, parallel=ParallelConfig(recompute=recompute, compile=compiled)), 10, CUDA)
+    losses = [[o.values["loss"] for o in outcomes] for outcomes in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_refused_on_the_device(kind: str) -> None:
+    config = tiny(precision="bf16")
+    config = replace(config, optim=replace(config.optim, kind=kind))
+    state, task, loader = started(config, CUDA)
+    first, second = loader.from_step(0, 2)
+    train_step(state, task, first)
+    before = [m.detach().clone() for m in state.weights.masters]
+    second.images[0, 0, 0, 0] = float("nan")
+    assert train_step(state, task, second).fault == "nonfinite"
+    assert all(torch.equal(a, b) for a, b in zip(before, state.weights.masters, strict=True))
+
+
+def test_the_host_waits_once_a_step() -> None:
+    """No hidden synchronisation: with torch's check set to raise, only the one wait for the step's numbers remains (an
+    event, which the check does not count)."""
+    state, task, loader = started(tiny(precision="bf16"), CUDA)
+    first, second, third = loader.from_step(0, 3)
+    train_step(state, task, first)
+    train_step(state, task, second)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(state, task, third)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

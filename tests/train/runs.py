@@ -11,12 +11,9 @@ from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, ModelSpec
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
-from ldit.dtypes import COMPUTE, DTYPES
-from ldit.parallel.plan import parallelise
 from ldit.parallel.world import World
-from ldit.train.step import Outcome, TrainState, train_step
+from ldit.train.step import Outcome, TrainState, fill_fresh, new_state, train_step
 from ldit.train.task import DiffusionTask
-from ldit.train.weights import Weights
 
 ALONE = World(torch.device("cpu"))
 
@@ -32,12 +29,8 @@ def started(config: RunConfig, world: World = ALONE) -> tuple[TrainState, Diffus
     data, _ = open_data(config.data.path, config.data.image_size, config.data.heldout, config.data.max_per_class)
     spec = ModelSpec(config.model, config.process, config.codec, ClassConditionerConfig(data.names))
     task = DiffusionTask(config, spec)
-    compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
-    model = task.network()
-    layouts = parallelise(model, config.parallel, world, compute, reduce)  # type: ignore[arg-type]
-    state = TrainState(Weights(model, layouts, world.device, compute, world.circle.here), config, world)
-    state.weights.fill(lambda name, layout, part: task.initial(name, layout.shape)[part])
-    state.averages.start(state.weights.masters)
+    state = new_state(config, task, world)
+    fill_fresh(state, task)
     share = (world.data_part, world.data_parts)
     return state, task, Loader(data, config.train.batch_size, config.train.seed, False, 0, *share)
 

@@ -24,18 +24,16 @@ from ldit.config.run import RunConfig
 from ldit.config.sections import Precision, Recompute
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
-from ldit.dtypes import COMPUTE, DTYPES
+from ldit.dtypes import COMPUTE
 from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import forward_flops, parameter_count
-from ldit.parallel.plan import parallelise
 from ldit.parallel.world import World
 from ldit.rng import generator, normal
 from ldit.train.optim import learning_rate
 from ldit.train.sight import peak_flops, peak_memory
 from ldit.train.step import TrainState, train_step
 from ldit.train.task import DiffusionTask
-from ldit.train.weights import Weights
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}
 RUNGS = ("original", "fused", "compiled")
@@ -169,12 +167,8 @@ def _measure(name: str, config: RunConfig, job: Job, device: torch.device) -> di
 
 
 def _started(config: RunConfig, device: torch.device) -> tuple[TrainState, DiffusionTask]:
-    world = World(device)
     task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
-    model = task.network()
-    compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
-    layouts = parallelise(model, config.parallel, world, compute, reduce)  # type: ignore[arg-type]
-    state = TrainState(Weights(model, layouts, device, compute), config, world)
+    state = new_state(config, task, World(device))
     # Small random numbers everywhere: with zero gates the network would compute nothing worth the name.
     source = torch.Generator(device).manual_seed(0)
     for master in state.weights.masters:

@@ -15,24 +15,21 @@ from ldit.config.spec import ClassConditionerConfig, ModelSpec, PixelCodecConfig
 from ldit.data.loader import Loader
 from ldit.data.picture_set import PictureSet
 from ldit.data.source import open_data
-from ldit.dtypes import COMPUTE, DTYPES
 from ldit.errors import ConfigError
 from ldit.flows.hooks import attention_hook, heldout_hook, sample_hook
 from ldit.flows.request import Request, check_request
 from ldit.flows.resume import step_to_resume
 from ldit.log import MetricsFile, logger, only_warnings
 from ldit.nn.build import forward_flops, parameter_count
-from ldit.parallel.plan import parallelise
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import World, joined
 from ldit.track import check_packages, trackers
 from ldit.train import state_io
 from ldit.train.sight import peak_flops
 from ldit.train.start import StartReport, starting_weights
-from ldit.train.step import TrainState
+from ldit.train.step import TrainState, fill_fresh, new_state
 from ldit.train.task import DiffusionTask
 from ldit.train.trainer import Hook, Stopped, Trainer
-from ldit.train.weights import Weights
 
 SAMPLES_PER_CLASS = 2
 
@@ -71,7 +68,7 @@ def _train(config: RunConfig, out: Path, world: World, stack: ExitStack) -> int:
     world.from_first(lambda: write_json_atomic(out / RUN_CONFIG, config.to_json()))
     _say(config, data, world)
     task = DiffusionTask(config, spec)
-    state = _state(config, task, world)
+    state = new_state(config, task, world)
     if resume:
         state_io.restore(resume[1], state)
         logger.info("resumed from %s", resume[1])
@@ -142,18 +139,10 @@ def _check_sampling(spec: ModelSpec) -> Request:
     return check_request(spec, labels, guidance=1.0 if null is None else None)
 
 
-def _state(config: RunConfig, task: DiffusionTask, world: World) -> TrainState:
-    """The network, built without memory, shared out, then given memory; and all that trains it."""
-    compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
-    model = task.network()
-    layouts = parallelise(model, config.parallel, world, compute, reduce)  # type: ignore[arg-type]
-    return TrainState(Weights(model, layouts, world.device, compute, world.circle.here), config, world)
-
-
 def _start(state: TrainState, task: DiffusionTask) -> None:
     """Fresh weights, or those of another checkpoint where they fit; averages begin as the weights."""
     weights, train = state.weights, state.config.train
-    weights.fill(lambda name, layout, part: task.initial(name, layout.shape)[part])
+    fill_fresh(state, task)
     if train.init_from:
         source = open_source(train.init_from, ema=train.init_ema)
         theirs, ours, report = source.spec, task.spec, StartReport()
@@ -163,9 +152,9 @@ def _start(state: TrainState, task: DiffusionTask) -> None:
         for start in starting_weights(tensors, shapes, ours.class_names, theirs.class_names, null, their_null, report):
             weights.put(start.name, start.value, start.rows)
         weights.publish()
+        state.averages.start(weights.masters)
         logger.info("starts from %s: %s", train.init_from, report.line())
         _compare(theirs, ours)
-    state.averages.start(weights.masters)
 
 
 def _compare(theirs: ModelSpec, ours: ModelSpec) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
-from ldit.dtypes import COMPUTE
-from ldit.parallel.plan import sync_gradients
+from ldit.dtypes import COMPUTE, DTYPES
+from ldit.parallel.layout import view
+from ldit.parallel.plan import parallelise, sync_gradients
 from ldit.parallel.world import World
 from ldit.train.ema import Averages
 from ldit.train.guard import Guard, Scaler
@@ -45,6 +46,21 @@ class TrainState:
         # neighbours of a parameter that is not cut.
         shares = [1.0 / (world.replicate * layout.copies) for layout in weights.layouts]
         self.shares = torch.tensor(shares, dtype=_exact(world.device), device=world.device)
+
+
+def new_state(config: RunConfig, task: Task, world: World) -> TrainState:
+    """The state of a run, with memory and without numbers: the network is built on the meta device, shared out, and
+    given memory then. See `fill_fresh` and `state_io.restore`."""
+    compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
+    model = task.network()
+    layouts = parallelise(model, config.parallel, world, compute, reduce)
+    return TrainState(Weights(model, layouts, world.device, compute, world.circle.here), config, world)
+
+
+def fill_fresh(state: TrainState, task: Task) -> None:
+    """The weights of a fresh network; averages begin as the weights."""
+    state.weights.fill(lambda name, layout, part: view(task.initial(name, layout.shape), part))
+    state.averages.start(state.weights.masters)
 
 
 @dataclass(frozen=True)

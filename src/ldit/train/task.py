@@ -13,7 +13,7 @@ from ldit.diffusion.build import Process, build_process
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.times import logit_normal, shifted, uniform_index
 from ldit.nn.build import build_model
-from ldit.nn.dit import init_parameter
+from ldit.nn.dit import DiT, init_parameter
 from ldit.rng import generator, normal, uniform
 
 HELDOUT_BUCKETS = 4
@@ -24,7 +24,7 @@ class Task(Protocol):
 
     spec: ModelSpec
 
-    def network(self) -> nn.Module:
+    def network(self) -> DiT:
         """The network, on the meta device."""
         ...
 
@@ -51,8 +51,10 @@ class DiffusionTask:
         self.objective: ObjectiveConfig = config.objective
         self.process: Process = build_process(spec.process)
 
-    def network(self) -> nn.Module:
-        return build_model(self.spec.model, "meta")
+    def network(self) -> DiT:
+        model = build_model(self.spec.model, "meta")
+        assert isinstance(model, DiT)
+        return model
 
     def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
         value = torch.empty(shape)
