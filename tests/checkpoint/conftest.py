@@ -10,12 +10,15 @@ from typing import Any
 
 import pickles
 import pytest
+import steps
 import torch
-from models import SIZES, Tiny, weights_of
+from models import SIZES, TABLE, Tiny, weights_of
 
 from ldit.checkpoint.commit import committed
 from ldit.checkpoint.export import write_export
 from ldit.checkpoint.pickled import load_pickled
+from ldit.checkpoint.run import OPTIMIZER, retire
+from ldit.checkpoint.save import write_step
 from ldit.config.model import ClassModelConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
 from ldit.errors import SourceError
@@ -50,6 +53,29 @@ def make_export(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def save(tiny: Tiny, run: Path) -> Callable[..., Path]:
+    """Commit a step whose label table tells the step, and whose optimiser state is one tensor."""
+
+    def commit(step: int, keep: int = 0, keep_every: int = 0) -> Path:
+        table = {TABLE: torch.full((11, 64), float(step))}
+        tensors = {
+            "model": {**tiny.raw, **table},
+            "ema": {**tiny.ema, **table},
+            OPTIMIZER: {"exp_avg.x": torch.full((3,), float(step))},
+        }
+        folder = write_step(run, step, tiny.spec, steps.sets_of(tensors), {"step": step}, steps.ALONE)
+        retire(run, keep, keep_every)
+        return folder
+
+    return commit
 
 
 @pytest.fixture

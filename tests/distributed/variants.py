@@ -1,14 +1,17 @@
-"""Trains the tiny recipe for some steps in many ways inside one process group, and prints what came out as JSON.
+"""Trains the tiny recipe for some steps in many ways inside one process group, and prints what came out as JSON; a
+name that is none of a variant is one of `checks.py`, which gets FOLDER.
 
-torchrun --nproc-per-node N tests/distributed/variants.py STEPS NAME …
+torchrun --nproc-per-node N tests/distributed/variants.py STEPS FOLDER NAME …
 """
 
 import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import checks
 import torch
 import torch.distributed as dist
 from runs import ALONE, after
@@ -43,6 +46,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "bf16": ({}, {"precision": "bf16"}, {}, {}),
     "bf16-tp2": ({"tp": 2}, {"precision": "bf16"}, {}, {}),
     "fp16": ({}, {"precision": "fp16"}, {}, {}),
+    "fp16-tp2": ({"tp": 2}, {"precision": "fp16"}, {}, {}),
 }
 
 
@@ -60,13 +64,16 @@ def config_of(name: str) -> RunConfig:
 
 
 def main() -> None:
-    steps, names = int(sys.argv[1]), sys.argv[2:]
+    steps, folder, names = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     torch.set_num_threads(1)
     together = "RANK" in os.environ
     if together:
         dist.init_process_group("gloo")
-    results = {}
+    results: dict[str, Any] = {}
     for name in names:
+        if name not in VARIANTS:
+            results[name] = checks.run(name, folder)
+            continue
         config = config_of(name)
         world = world_of(config.parallel, torch.device("cpu")) if together else ALONE
         _, outcomes = after(config, steps, world)

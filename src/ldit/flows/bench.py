@@ -32,7 +32,7 @@ from ldit.parallel.world import World
 from ldit.rng import generator, normal
 from ldit.train.optim import learning_rate
 from ldit.train.sight import peak_flops, peak_memory
-from ldit.train.step import TrainState, train_step
+from ldit.train.step import TrainState, new_state, train_step
 from ldit.train.task import DiffusionTask
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}
