@@ -33,7 +33,8 @@ def test_every_flag_of_the_readme_exists() -> None:
     lines = re.findall(r"^ldit (\w+) (.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(lines) >= 6
     for command in {command for command, _ in lines}:
-        code = f"from ldit.cli.main import main; main([{command!r}, '--help'])"
+        words = [command, "slurm"] if command == "launch" else [command]
+        code = f"from ldit.cli.main import main; main([*{words!r}, '--help'])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        flags = re.findall(r"--[\w.-]+", " ".join(rest for name, rest in lines if name == command))
+        flags = re.findall(r"--[\w.-]+", " ".join(rest.split(" -- ")[0] for name, rest in lines if name == command))
         assert [flag for flag in flags if flag not in done.stdout.replace("/--no-", " --no-")] == [], command
