@@ -249,7 +249,11 @@ def test_horizontal_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"step": i, "loss": value, "lr": value} for i, value in enumerate((1.0, 100.0, 1.0, -1.0))]
     run = make_run(tmp_path / "run", records)
-    panels, _ = captured(monkeypatch, PlotJob((run,), tmp_path / "a.png", smooth=0.5, log_y=True))
+    job = PlotJob((run,), tmp_path / "a.png", smooth=0.5, log_y=True)
+    panels, _ = captured(monkeypatch, job)
+    assert panels[0].curves[0].smooth[:3].tolist() == pytest.approx([1, 100, 1]), "few values are drawn as they are"
+    monkeypatch.setattr("ldit.flows.plot.FEW", 0)
+    panels, _ = captured(monkeypatch, job)
     loss, rate = (panel.curves[0] for panel in panels)
     # (0.5 ln 1 + ln 100 + 0.5 ln 1) / 2 = ln 10
     assert loss.smooth[:2].tolist() == pytest.approx([1, 10]) and math.isnan(loss.raw[3])

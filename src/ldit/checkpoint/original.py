@@ -261,6 +261,8 @@ def check_original(spec: ModelSpec) -> None:
         problems.append("2-D RoPE")
     if model.cond_channels:
         problems.append("cond_channels")
+    if isinstance(model, ClassModelConfig) and not model.num_classes:
+        problems.append("no classes")
     if not isinstance(spec.process, DDPMConfig):
         problems.append(f"process {spec.process.kind!r}")
     if not isinstance(spec.codec, AutoencoderConfig):

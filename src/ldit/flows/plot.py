@@ -17,6 +17,7 @@ from ldit.track import numbers
 METRICS = "metrics.jsonl"
 DEFAULT_KEYS = ("loss", "eps_mse", "grad_norm", "lr", "images_per_second")
 EXACT = ("lr",)  # without noise, so a mean would only round its corners
+FEW = 20  # values of one key, such as held-out losses, that are drawn as they are
 NEGLIGIBLE = 1e-3  # weight below which a neighbour does not count
 XAxis = Literal["step", "images", "hours"]
 
@@ -183,10 +184,10 @@ def _batch_size(path: Path, axis: XAxis) -> int:
 
 def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: PlotJob) -> Curve:
     """One key of one run; lines that do not log the key are no gaps. On a log axis values up to 0 are gaps and the
-    mean is that of the logarithms, as drawn."""
+    mean is that of the logarithms, as drawn. Few values are not averaged."""
     at = [i for i, line in enumerate(run.values) if key in line]
     values = np.array([run.values[i][key] for i in at])
-    weight = 0.0 if key in EXACT else job.smooth
+    weight = 0.0 if key in EXACT or len(values) < FEW else job.smooth
     if job.log_y:
         values[~(values > 0)] = math.nan
         return Curve(index, x[at], values, np.exp(smoothed(np.log(values), weight)) if weight else values)
