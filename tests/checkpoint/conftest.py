@@ -1,6 +1,7 @@
 """Tiny models as files, and the tools that damage them."""
 
 import argparse
+import codecs
 import contextlib
 import logging
 import shutil
@@ -161,4 +162,6 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> pickles.Guard:
         pickles.hostile(path, b"cno_such_module\nx\n", form)
         with contextlib.suppress(SourceError):
             load_pickled(path)
+    for name in ("raw_unicode_escape", "unicode_escape", "latin-1", "ascii", "utf-8"):
+        codecs.lookup(name)  # pickletools imports them when it first meets a string of their kind
     return pickles.Guard()

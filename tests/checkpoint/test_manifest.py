@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import sign
 
 from ldit.checkpoint import manifest
 
 FILES = {"a.bin": bytes(range(64)), "config.json": b'{"format": 1}\n', "state/trainer.json": b'{"step": 3}\n'}
-
-
-def sign(body: dict[str, Any]) -> dict[str, Any]:
-    """A body with the checksum the contract asks for, computed without the module under test."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return {**body, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @pytest.fixture

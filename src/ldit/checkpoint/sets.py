@@ -47,6 +47,11 @@ class ShardWriter:
         self.path, self.record = path, Record(0, "")
         self._waiting = list(entries)
         self._digest, self._size = hashlib.sha256(), 0
+        for name, dtype, _ in entries:
+            if dtype not in _WORDS:
+                raise ValueError(f"{name}: {dtype} is not written")
+        if len({name for name, _, _ in entries}) < len(entries):
+            raise ValueError(f"{path}: a name is announced twice")
         header: dict[str, Any] = {}
         offset = 0
         for name, dtype, shape in entries:
@@ -89,7 +94,9 @@ class ShardWriter:
 
 
 def has_set(folder: Path, stem: str) -> bool:
-    return (folder / f"{stem}{SUFFIX}").is_file() or (folder / index_name(stem)).is_file()
+    """Whether there is any file of the set; `set_files` says what is missing."""
+    names = (f"{stem}{SUFFIX}", index_name(stem))
+    return any((folder / name).is_file() for name in names) or any(folder.glob(f"{stem}-*-of-*{SUFFIX}"))
 
 
 def set_files(folder: Path, stem: str) -> list[str]:
@@ -143,9 +150,12 @@ class PartReader:
         try:
             for file in files:
                 self._open[file] = safe_open(folder / file, framework="pt")
-            self._where = {name: file for file in files for name in self._open[file].keys()}  # noqa: SIM118
+            held = [(name, file) for file in files for name in self._open[file].keys()]  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(f"{folder / file} is damaged: {error}") from None
+        self._where = dict(held)
+        if len(self._where) < len(held):
+            raise SourceError(f"{folder}: a tensor of {stem} is in two files")
 
     def names(self) -> set[str]:
         return set(self._where)
@@ -163,7 +173,7 @@ class PartReader:
             if not part:
                 return self._open[file].get_tensor(name)
             if any(s.start == s.stop for s in part):
-                return torch.empty([s.stop - s.start for s in part])
+                return self._open[file].get_tensor(name)[part]
             return entry[part]
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(f"{self.folder / file} is damaged: {error}") from None

@@ -12,8 +12,9 @@ from ldit.checkpoint.export import EMA, MODEL, read_json
 from ldit.checkpoint.run import OPTIMIZER, SNAPSHOTS, STATE, TRAINER, retire
 from ldit.checkpoint.save import Entry, Sets, write_folder, write_step
 from ldit.checkpoint.sets import PartReader
+from ldit.config.serial import convert, from_dict
 from ldit.config.spec import ModelSpec
-from ldit.errors import SourceError
+from ldit.errors import ConfigError, SourceError
 from ldit.parallel.layout import Layout
 from ldit.train.ema import MAIN
 from ldit.train.guard import Guard, Scaler
@@ -87,16 +88,24 @@ def restore(folder: Path, state: TrainState) -> None:
 
 
 def _restore_numbers(folder: Path, state: TrainState) -> None:
-    record = read_json(folder / TRAINER)
+    path = folder / TRAINER
+    record = read_json(path)
     try:
-        state.step = record["step"]
-        state.updates = record.get("updates", state.step)  # runs of before there were skipped steps
-        state.offset = record.get("offset", 0)
-        if "scaler" in record:
-            state.scaler = Scaler(**record["scaler"])
-        state.guard = Guard(**record.get("guard", {}))
-    except (TypeError, KeyError, AttributeError):
-        raise SourceError(f"{folder / TRAINER} is not a training record") from None
+        if not isinstance(record, dict):
+            raise ConfigError("not an object")
+        step = convert(int, record.get("step"), "step")
+        # Runs of before there were skipped steps have no more than that.
+        updates = convert(int, record.get("updates", step), "updates")
+        offset = convert(int, record.get("offset", 0), "offset")
+        scaler = from_dict(Scaler, record["scaler"], "scaler") if "scaler" in record else state.scaler
+        guard = from_dict(Guard, record.get("guard", {}), "guard")
+        if min(step, updates, offset, scaler.good, guard.count, guard.left_out, guard.rollbacks, guard.variance) < 0:
+            raise ConfigError("a count is negative")
+        if not scaler.scale >= 1:
+            raise ConfigError(f"scaler.scale: {scaler.scale}")
+    except ConfigError as error:
+        raise SourceError(f"{path} is not a training record: {error}") from None
+    state.step, state.updates, state.offset, state.scaler, state.guard = step, updates, offset, scaler, guard
 
 
 def _stem(track: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ldit.checkpoint.run import drop_newer_snapshots, newest_true_step
+from ldit.checkpoint.run import drop_newer_snapshots, newest_true_step, set_aside_newer
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
 from ldit.errors import RunError
@@ -120,6 +120,7 @@ class Trainer:
             why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
             raise RunError(f"{told}; {why}")
         state_io.restore(newest[1], state)
+        state.world.from_first(lambda: set_aside_newer(self.out, newest[0]))
         state.world.from_first(lambda: drop_newer_snapshots(self.out, newest[0]))
         # The same data would lead to the same place: go on with what comes after it.
         state.offset = offset + (failed - state.step) * self.config.train.batch_size
