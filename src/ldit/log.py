@@ -20,8 +20,8 @@ def setup() -> None:
         logger.propagate = False
 
 
-def only_warnings() -> None:
-    """For processes beside the first: what all do alike is said once."""
+def say_nothing_twice() -> None:
+    """For processes beside the first: what all do alike is said by that one, warnings too."""
     logger.setLevel(logging.ERROR)
 
 
@@ -30,10 +30,14 @@ class MetricsFile:
 
     def __init__(self, path: Path, committed_step: int) -> None:
         self.path = path
-        kept = []
+        self.cut(committed_step)
+
+    def cut(self, last_step: int) -> None:
+        """Take back every line from the first of a later step on."""
+        path, kept = self.path, []
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         for line in lines:
-            if not _is_record(line, committed_step):
+            if not _is_record(line, last_step):
                 break  # of a later step, or the line the run died in
             kept.append(line + "\n")
         temporary = path.with_name(f"{path.name}.tmp")

@@ -62,7 +62,7 @@ def test_the_command_is_the_one_asked_for(tmp_path: Path, capsys: pytest.Capture
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     code, calls, seen = submitted(script, 0)
     expected = ["python", "-u", "-m", "ldit", "train", "tiny-cpu", "--out", "my runs/it's", *flags]
-    assert (code, calls["srun"]) == (0, [expected])
+    assert (code, calls["srun"]) == (0, [["--wait=60", *expected]])
     assert calls["scontrol"] == [["show", "hostnames", "node[00000-19999]"]]
     assert (seen["MASTER_ADDR"], seen["MASTER_PORT"]) == ("node00000", str(10000 + 1234567 % 20000))
     parsed = parse_arguments(expected[5:])
@@ -90,7 +90,7 @@ def test_header(tmp_path: Path) -> None:
         "open-mode": "append", "signal": "USR1@180", "requeue": "",
     }  # fmt: skip
     assert text.startswith("#!/bin/bash\n#SBATCH")
-    assert "\nsrun --cpus-per-task=12 python" in text
+    assert "\nsrun --wait=60 --cpus-per-task=12 python" in text
 
 
 def test_defaults(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """manifest.json: size and sha256 of every file of a folder, and the sha256 of its own canonical body."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldit.errors import SourceError
+from ldit.errors import LditError, RunError, SourceError
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -55,7 +56,9 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
         sound = isinstance(version, int) and _body_digest(body) == stated
     except FileNotFoundError:
         raise SourceError(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{path} is damaged: not a manifest") from None
     if isinstance(version, int) and version > FORMAT:
         raise SourceError(f"{path}: format {version} is newer than {FORMAT}; update ldit")
@@ -78,11 +81,33 @@ def _sound_entry(name: str, entry: Any) -> bool:
     )
 
 
-def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
-    """Check `names` (default: every listed file, and that no other exists) against the manifest; of these every
-    n-th from i with `share` (i, n).
+# What a network or a busy machine answers; no sign of damage.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
-    SourceError names the first file that is missing, extra, of another size or of another content.
+
+def _unreadable(path: Path, error: OSError) -> LditError:
+    kind = RunError if error.errno in _PASSING else SourceError
+    return kind(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _shared(names: Iterable[str], files: dict[str, dict[str, Any]], index: int, count: int) -> list[str]:
+    """The names of one share: the largest file first, each to the share with the fewest bytes so far."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    bytes_of = [0] * count
+    sizes = {name: files.get(name, {}).get("size", 0) for name in names}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = bytes_of.index(min(bytes_of))
+        shares[least].append(name)
+        bytes_of[least] += sizes[name]
+    return sorted(shares[index])
+
+
+def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
+    """Check `names` (default: every listed file, and that no other exists) against the manifest; of these the i-th of n
+    shares, about equal in bytes, with `share` (i, n).
+
+    SourceError names the first file that is missing, extra, of another size or of another content; RunError one that
+    cannot be read for now, which says nothing about what it holds.
     """
     files = read(folder)
     if names is None:
@@ -90,7 +115,7 @@ def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, i
         for extra in sorted(present - files.keys()):
             raise SourceError(f"{folder / extra} is not in the manifest")
         names = files
-    for name in sorted(names)[share[0] :: share[1]]:
+    for name in _shared(names, files, *share):
         path, entry = folder / name, files.get(name)
         if entry is None:
             raise SourceError(f"{path} is not in the manifest")
@@ -100,7 +125,7 @@ def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, i
             size = path.stat().st_size
             digest = sha256_file(path) if size == entry["size"] else ""
         except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error}") from None
+            raise _unreadable(path, error) from None
         if size != entry["size"]:
             raise SourceError(f"{path} is damaged: {size} bytes, the manifest says {entry['size']}")
         if digest != entry["sha256"]:

@@ -1,9 +1,11 @@
 """A run's directory: its lock, its committed steps, the training state behind each."""
 
+import errno
 import fcntl
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +36,10 @@ def set_aside_newer(run: Path, step: int) -> None:
     they count no longer."""
     for number, folder in committed_steps(run):
         if number > step:
-            aside = folder.with_name(f"{folder.name}.damaged")
-            if aside.exists():
-                shutil.rmtree(aside)
+            aside, again = folder.with_name(f"{folder.name}.damaged"), 1
+            while aside.exists():
+                again += 1
+                aside = folder.with_name(f"{folder.name}.damaged-{again}")
             os.rename(folder, aside)
             logger.warning("damaged step %d is set aside as %s", number, aside)
 
@@ -51,9 +54,9 @@ def drop_newer_snapshots(run: Path, step: int) -> None:
 
 def _remove(folder: Path) -> None:
     """Renamed first: a folder half removed must not look committed."""
-    doomed = folder.with_name(f"{folder.name}.tmp-old")
+    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # what a reader holds open on NFS goes at the next start
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -89,8 +92,10 @@ def run_lock(run: Path) -> Iterator[None]:
     with (run / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SourceError(f"{run} is in use by another training process") from None
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise SourceError(f"{run} is in use by another training process") from None
+            logger.warning("%s: this file system has no locks (%s); see that one run writes here", run, error.strerror)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -116,7 +116,7 @@ def _write_set(
     base = world.replica * len(circle)
     queues = [[e for e, owner in zip(entries, owners, strict=True) if owner == base + j] for j in range(len(circle))]
     mine = queues[circle.me]
-    failure: OSError | None = None
+    failure: Exception | None = None
     writer: ShardWriter | None = None
     with ExitStack() as stack:
         try:
@@ -124,7 +124,7 @@ def _write_set(
                 name = _file_of(stem, world.rank, owners)
                 announced = [(e.name, e.part.dtype, e.layout.shape) for e in mine]
                 writer = stack.enter_context(ShardWriter(folder / name, announced))
-        except OSError as error:
+        except Exception as error:
             failure = error
         for turn in range(max(map(len, queues))):
             dealt = [queue[turn] if turn < len(queue) else None for queue in queues]
@@ -134,7 +134,7 @@ def _write_set(
             if whole is not None and failure is None and writer is not None:
                 try:
                     writer.add(whole)
-                except OSError as error:
+                except Exception as error:
                     failure = error
         if failure is not None:
             raise failure

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from ldit.errors import LditError
@@ -59,13 +60,23 @@ def guard(command: Callable[[], int], debug: bool = False) -> int:
 
     A process of several that failed leaves at once: interpreters wait for threads, and those for other processes.
     """
-    code = _guarded(command, debug)
-    distributed = sys.modules.get("torch.distributed")
-    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
+    try:
+        code = _guarded(command, debug)
+    except Exception:
+        if not _one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _one_of_several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _one_of_several() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _guarded(command: Callable[[], int], debug: bool) -> int:

@@ -91,7 +91,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Moving averages of the weights: decay min(decay, (1+n)/(10+n)) at update n."""
+    """Moving averages of the weights: decay min(decay, (1+n)/(10+n)) at update n = 0, 1, …"""
 
     decay: float = 0.9999
     """Decay after the warm-up, of the average that is sampled and exported."""

@@ -26,7 +26,9 @@ HELDOUT_BATCH = 64
 PROBE_PICTURES = 2
 
 
-def heldout_hook(task: Task, data: PictureSet, count: int) -> Callable[[TrainState], dict[str, float]]:
+def heldout_hook(
+    task: Task, data: PictureSet, count: int, watchdog: Watchdog
+) -> Callable[[TrainState], dict[str, float]]:
     """Mean squared error of the EMA weights on pictures kept from training, with fixed times and noise."""
     count = min(count, len(data))
     indices = [i * len(data) // count for i in range(count)]
@@ -42,6 +44,7 @@ def heldout_hook(task: Task, data: PictureSet, count: int) -> Callable[[TrainSta
                 rows = mine or [0]
                 batch = load_batch(data, rows, [indices[row] for row in rows], None)
                 found = task.evaluate(model, batch, world.device, dtype)
+                watchdog.mark("held-out loss")
                 for name, values in found.items() if mine and world.tp_index == 0 else ():
                     total = sums.setdefault(name, [0.0, 0.0])
                     total[0] += values.double().sum().item()

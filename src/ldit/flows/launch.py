@@ -78,7 +78,7 @@ def slurm_script(job: SlurmJob) -> str:
     header = "\n".join(f"#SBATCH --{key}={value}" for key, value in options if value is not None)
     command = shlex.join(["python", "-u", "-m", "ldit", "train", job.recipe, "--out", str(job.out), *job.flags])
     # srun does not take --cpus-per-task over from the job since Slurm 22.05.
-    srun = "srun" if job.cpus_per_task is None else f"srun --cpus-per-task={job.cpus_per_task}"
+    srun = "srun --wait=60" if job.cpus_per_task is None else f"srun --wait=60 --cpus-per-task={job.cpus_per_task}"
     return f"""#!/bin/bash
 {header}
 #SBATCH --requeue

@@ -19,7 +19,7 @@ from ldit.errors import ConfigError
 from ldit.flows.hooks import attention_hook, heldout_hook, sample_hook
 from ldit.flows.request import Request, check_request
 from ldit.flows.resume import step_to_resume
-from ldit.log import MetricsFile, logger, only_warnings
+from ldit.log import MetricsFile, logger, say_nothing_twice
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import World, joined
@@ -44,12 +44,12 @@ def train(config: RunConfig, out: Path) -> int:
     check_packages(config.track)
     if not isinstance(config.codec, PixelCodecConfig):
         raise ConfigError("codec: training in an autoencoder's latents is not built yet")
-    if config.train.precision == "tf32":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
     with joined(config.parallel) as world, ExitStack() as stack:
+        if config.train.precision == "tf32":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high")
         if not world.first:
-            only_warnings()
+            say_nothing_twice()
         return _train(config, out, world, stack)
 
 
@@ -79,18 +79,11 @@ def _train(config: RunConfig, out: Path, world: World, stack: ExitStack) -> int:
     if state.step >= config.train.steps:
         logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
         return 0
-    watchdog = Watchdog(world, config.parallel.timeout)
-    stack.enter_context(watchdog.watching())
-    hooks = [
-        Hook(config.train.attention_every, attention_hook(task, data)),
-        Hook(config.train.sample_every, sample_hook(spec, sampled, out, watchdog)),
-    ]
-    if heldout is not None and config.heldout.num:
-        hooks.insert(0, Hook(config.heldout.every, heldout_hook(task, heldout, config.heldout.num)))
     loader = Loader(
         data, config.train.batch_size, config.train.seed, d.flip, d.workers, world.data_part, world.data_parts
     )
-    writers = [MetricsFile(out / "metrics.jsonl", state.step).write] if world.first else []
+    metrics = MetricsFile(out / "metrics.jsonl", state.step) if world.first else None
+    writers = [metrics.write] if metrics else []
     track = lambda: trackers(config.track, out, config.to_json(), state.step) if world.first else []  # noqa: E731
     for tracker in world.agreed(track):
         writers.append(stack.enter_context(closing(tracker)).write)
@@ -99,9 +92,17 @@ def _train(config: RunConfig, out: Path, world: World, stack: ExitStack) -> int:
         for writer in writers:
             writer(values)
 
+    watchdog = Watchdog(world, config.parallel.timeout)
+    stack.enter_context(watchdog.watching())  # after the trackers: closing those may take its time
+    hooks = [
+        Hook(config.train.attention_every, attention_hook(task, data)),
+        Hook(config.train.sample_every, sample_hook(spec, sampled, out, watchdog)),
+    ]
+    if heldout is not None and config.heldout.num:
+        hooks.insert(0, Hook(config.heldout.every, heldout_hook(task, heldout, config.heldout.num, watchdog)))
     trainer = Trainer(
         config, task, state, loader.from_step, out,
-        write,
+        write, cut=lambda step: metrics.cut(step) if metrics else None,
         watchdog=watchdog, hooks=hooks, data_record=record,
         flops_per_image=3.0 * forward_flops(config.model, config.model.input_size, config.model.input_size),
         peak_flops=peak_flops(world, config.train.precision),

@@ -90,7 +90,7 @@ class _Gather(torch.autograd.Function):
 class ShardedLayerNorm(nn.Module):
     """LayerNorm over the full projected width of which this process holds a part: mean and variance of all of it.
 
-    Moments are taken within a part first, about its own mean, and then joined, in fp32.
+    In fp32, the variance about the mean of the whole: two small sums, and no difference of large squares.
     """
 
     def __init__(self, whole: nn.LayerNorm, group: Group) -> None:
@@ -100,11 +100,10 @@ class ShardedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        variance, mean = torch.var_mean(wide, dim=-1, keepdim=True, correction=0)
-        moments = torch.stack([mean, variance + mean.square()])
-        mean, square = (_Share.apply(moments, self.group) / self.parts).unbind(0)
-        scale = (square - mean.square() + self.eps).rsqrt()
-        return ((wide - mean) * scale * self.weight.float() + self.bias.float()).type_as(x)
+        mean = _Share.apply(wide.mean(-1, keepdim=True), self.group) / self.parts
+        off = wide - mean
+        variance = _Share.apply(off.square().mean(-1, keepdim=True), self.group) / self.parts
+        return (off * (variance + self.eps).rsqrt() * self.weight.float() + self.bias.float()).type_as(x)
 
 
 class SharedRMSNorm(RMSNorm):

@@ -93,12 +93,12 @@ class World:
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
     def agreed(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """`work()` on every process; what one process cannot do, none has done: its LditError or OSError is raised on
-        all, as its own on that one, as one of the same class and words on the others."""
+        """`work()` on every process; what one process cannot do, none has done: its exception is raised on all, as its
+        own on that one, as a LditError of the same words on the others."""
         result, failure = None, None
         try:
             result = work()
-        except (LditError, OSError) as error:
+        except Exception as error:
             failure = error
         kind = "" if failure is None else type(failure).__name__
         reports = self.gather([kind, str(failure or "")], group)
@@ -106,7 +106,7 @@ class World:
             raise failure
         for rank, (kind, text) in enumerate(reports):
             if kind:
-                known = getattr(errors, kind, None)
+                known: type[LditError] | None = getattr(errors, kind, None)
                 heard = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
                 heard.said_elsewhere = True
                 raise heard
@@ -187,7 +187,7 @@ def joined(config: ParallelConfig) -> Iterator[World]:
     limit = timedelta(seconds=config.timeout + GRACE)
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", launch.local_rank)
+        device = torch.device("cuda", launch.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if launch.size == 1:
         yield World(device)

@@ -14,7 +14,8 @@ MAIN = "ema"
 
 
 def warmed_decay(decay: float, n: int) -> float:
-    """min(decay, (1+n)/(10+n)) at update n = 1, 2, …: short runs forget their initial weights."""
+    """min(decay, n/(9+n)) at update n = 1, 2, …, as min(decay, (1+n)/(10+n)) counted from 0: short runs forget their
+    initial weights."""
     return min(decay, n / (9 + n))
 
 

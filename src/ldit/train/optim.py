@@ -68,7 +68,8 @@ class Optimizer:
         for name, p in self.others.items():
             held = self.adamw.state.get(p, {})
             for moment in _MOMENTS:
-                yield f"{moment}.{name}", self._layouts[name], held.get(moment, torch.zeros_like(p))
+                value = held[moment] if held else torch.zeros_like(p)
+                yield f"{moment}.{name}", self._layouts[name], value
             # Equal for all parameters, but torch counts each for itself.
             yield f"step.{name}", SCALAR, held.get("step", self._steps())
         for name, buffer in zip(self.matrices, self.muon.buffers, strict=True):

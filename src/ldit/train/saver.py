@@ -1,24 +1,39 @@
 """Checkpoints beside training: a step waits while the state is copied to the host, a thread does the rest."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+_ALIGNED = 64
+
 
 class Staging:
-    """Host memory for copies of the state, kept between checkpoints; pinned where the state is on a GPU."""
+    """Host memory for copies of the state, one block kept between checkpoints. Copies of one save are overwritten by
+    the next: wait for the save before.
+
+    The block is registered with CUDA at its size; torch's own pinned memory rounds every tensor up to a power of two.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
 
-    def copy(self, key: str, value: Tensor) -> Tensor:
+    def begin(self, values: Sequence[Tensor]) -> None:
+        """Make room for copies of `values`, and forget the last ones."""
+        needed = sum(-(-v.numel() * v.element_size() // _ALIGNED) * _ALIGNED for v in values)
+        if needed > self._block.numel():
+            self._block = torch.empty(needed, dtype=torch.uint8)
+            if any(v.is_cuda for v in values):
+                torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), needed, 0)
+        self._used = 0
+
+    def copy(self, value: Tensor) -> Tensor:
         """A host copy of `value`; complete after `settle`."""
-        held = self._held.get(key)
-        if held is None or held.shape != value.shape:
-            held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._held[key] = held
+        size = value.numel() * value.element_size()
+        held = self._block[self._used : self._used + size].view(value.dtype).view(value.shape)
+        self._used += -(-size // _ALIGNED) * _ALIGNED
         return held.copy_(value.detach(), non_blocking=True)
 
     @staticmethod

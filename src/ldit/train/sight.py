@@ -33,9 +33,10 @@ class Clock:
     """Images a second and the share of time spent waiting for data, since the last log line; hooks do not count."""
 
     def __init__(self, step: int) -> None:
-        self._reset(step)
+        self.restart(step)
 
-    def _reset(self, step: int) -> None:
+    def restart(self, step: int) -> None:
+        """Count from `step` and from now."""
         self.step, self.since, self.waited, self.elsewhere = step, time.perf_counter(), 0.0, 0.0
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -63,7 +64,7 @@ class Clock:
         found = {"images_per_second": round(rate, 2), "data_wait": round(self.waited / spent, 4)}
         if peak:
             found["mfu"] = round(rate * flops_per_image / peak, 4)
-        self._reset(step)
+        self.restart(step)
         return found
 
 

@@ -125,9 +125,11 @@ def _entries(state: TrainState, values: list[Tensor]) -> Iterator[tuple[str, Lay
 
 
 def _staged(sets: dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]], staging: Staging) -> Sets:
+    rows = {stem: list(entries()) for stem, entries in sets.items()}
+    staging.begin([value for entries in rows.values() for _, _, value in entries])
     copied = {
-        stem: [Entry(name, layout, staging.copy(f"{stem}/{name}", value)) for name, layout, value in entries()]
-        for stem, entries in sets.items()
+        stem: [Entry(name, layout, staging.copy(value)) for name, layout, value in entries]
+        for stem, entries in rows.items()
     }
     staging.settle()
     return copied

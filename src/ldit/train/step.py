@@ -156,20 +156,19 @@ def _conclude(state: TrainState, values: dict[str, float], limit: float) -> str:
     """What the host adds to a step once it knows the verdict; returns the fault."""
     state.step += 1
     loss, precision = values["loss"], state.config.train.precision
-    if math.isfinite(loss) and math.isfinite(values["grad_norm"]) and loss <= limit:
+    finite = math.isfinite(loss) and math.isfinite(values["grad_norm"])
+    if finite and loss <= limit:
         state.updates += 1
         state.averages.update(state.weights.masters, state.updates)
         state.weights.publish()
         state.scaler.passed(precision)
         state.guard.accept(loss)
         return ""
-    if loss > limit:
-        state.guard.left_out += 1
-        return "spike"
-    if state.scaler.overflowed():
+    # The loss itself is not scaled: where it is not finite, another scale mends nothing.
+    if not finite and math.isfinite(loss) and state.scaler.overflowed():
         return "overflow"
     state.guard.left_out += 1
-    return "nonfinite"
+    return "spike" if finite else "nonfinite"
 
 
 class _HostCopy:

@@ -55,6 +55,8 @@ class Trainer:
     write: Callable[[dict[str, Any]], None]
     """Takes the record of a logged step, on the first process."""
     watchdog: Watchdog
+    cut: Callable[[int], None] = lambda step: None
+    """Takes back the records of later steps than this, on the first process."""
     hooks: Sequence[Hook] = field(default_factory=tuple)
     data_record: dict[str, Any] | None = None
     """What identifies the training set; committed with every step and compared on resume."""
@@ -64,7 +66,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.saver = Saver(self.config.train.async_save)
-        self.staging, self.snapshot_staging = Staging(), Staging()
+        self.staging = Staging()
 
     def fit(self) -> None:
         """Run to the end; Stopped after a checkpoint when a signal came to any process. A second signal exits at once.
@@ -79,6 +81,7 @@ class Trainer:
                     self.watchdog.mark(f"step {state.step + 1}")
                     outcome = train_step(state, self.task, batch, self._flags(received))
                     if self._rolls_back(outcome):
+                        clock.restart(state.step)
                         break
                     code = next((c for c, flag in zip(EXIT_CODES.values(), outcome.flags, strict=False) if flag), None)
                     self._report(outcome, clock)
@@ -115,6 +118,7 @@ class Trainer:
         state, failed = self.state, self.state.step
         offset, rollbacks = state.offset, state.guard.rollbacks + 1
         self.saver.wait()
+        self.watchdog.mark("rollback")
         newest = newest_true_step(self.out, state.world)
         if newest is None or rollbacks > self.config.guard.limit:
             why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
@@ -125,6 +129,8 @@ class Trainer:
         # The same data would lead to the same place: go on with what comes after it.
         state.offset = offset + (failed - state.step) * self.config.train.batch_size
         state.guard.rollbacks = rollbacks
+        if state.world.first:
+            self.cut(state.step)
         logger.warning("%s: back to step %d, past the data since", told, state.step)
 
     def _report(self, outcome: Outcome, clock: Clock) -> None:
@@ -154,10 +160,11 @@ class Trainer:
         """Start saving when it is time. All processes decide alike."""
         state, train = self.state, self.config.train
         if _due(self.config.ema.snapshot_every, state.step, state.step == train.steps):
-            self.saver.start(state_io.snapshot_work(self.out, state, self.task.spec, self.snapshot_staging))
+            self.saver.wait()  # the staging memory is free again
+            self.saver.start(state_io.snapshot_work(self.out, state, self.task.spec, self.staging))
         if state.step == train.steps or stopping or _due(train.checkpoint_every, state.step, False):
             self.watchdog.mark("save")
-            self.saver.wait()  # the staging memory is free again
+            self.saver.wait()
             state.guard.rollbacks = 0
             work = state_io.save_work(
                 self.out, state, self.task.spec, self.staging, self.data_record, self.watchdog.mark

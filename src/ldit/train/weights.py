@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ldit.parallel.layout import Layout, Part
@@ -125,6 +126,10 @@ class Weights:
                 self._show(values)
 
     def _show(self, values: Sequence[Tensor]) -> None:
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                # A forward pass without a backward one leaves some units gathered: they would go on with old numbers.
+                module.reshard()
         if self._copied:
             torch._foreach_copy_(self._own, list(values))
             return
