@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-crash soak lint format clean
 
 .venv/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ldit needs Python 3.11 or newer")'
@@ -20,6 +20,12 @@ demo: .venv/.runtime
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+test-crash: .venv/.dev
+	$(BIN)/python -m pytest -m crash -n 0 tests/crash
+
+soak: .venv/.dev
+	$(BIN)/python tools/soak.py
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

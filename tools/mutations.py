@@ -49,7 +49,7 @@ MUTANTS = [
     # optimisers
     Mutant("train/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
     Mutant("train/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
-    Mutant("train/optim.py", '_layouts[name], held.get(moment, torch.zeros_like(p))', '_layouts[name], torch.zeros_like(p)', TRAIN),
+    Mutant("train/optim.py", "held[moment] if held else torch.zeros_like(p)", "torch.zeros_like(p)", TRAIN),
     Mutant("train/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
     Mutant("train/muon.py", "buffer.lerp_(grad, 1 - self.momentum)", "buffer.lerp_(grad, self.momentum)", TRAIN),
     Mutant("train/muon.py", "return grad.lerp(buffer, self.momentum)", "return buffer.clone()", TRAIN),
@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("train/trainer.py", "self.saver.wait()  # raises where it failed", "pass", TRAIN),
     Mutant("train/state_io.py", '"offset": state.offset,', '"offset": 0,', TRAIN),
     Mutant("train/state_io.py", '"scaler": state.scaler.to_json(),', "", TRAIN),
-    Mutant("train/state_io.py", 'record.get("updates", state.step)', "state.step", TRAIN),
+    Mutant("train/state_io.py", 'record.get("updates", step)', "step", TRAIN),
     Mutant("train/saver.py", "self.wait()\n\n        def run", "def run", TRAIN),
     Mutant("train/saver.py", "return held.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
     # layouts and exchange
@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant("parallel/layout.py", "self.tp_axis is not None or tp == 0", "self.tp_axis is not None or tp == 1", SHARED),
     Mutant("parallel/exchange.py", "copy_(piece.view(own.part_shape(*member)))", "copy_(piece.view(own.part_shape(*member)) * 0)", SHARED),
     Mutant("parallel/tensor.py", "return _sum(grads[0], ctx.group), None\n\n\nclass _Leave", "return grads[0], None\n\n\nclass _Leave", SHARED),
-    Mutant("parallel/tensor.py", "variance + mean.square()", "variance", SHARED),
+    Mutant("parallel/tensor.py", "off.square().mean(-1, keepdim=True)", "off.mean(-1, keepdim=True)", SHARED),
     Mutant("parallel/tensor.py", "return grads[0].chunk(ctx.size, dim=-1)[ctx.index], None", "return grads[0].chunk(ctx.size, dim=-1)[0], None", SHARED),
     # checkpoints
     Mutant("checkpoint/save.py", "commit[0].finish(known)", "commit[0].finish({name: Record(record.size, '0' * 64) for name, record in known.items()})", CHECKPOINT),
@@ -94,7 +94,7 @@ MUTANTS = [
     Mutant("checkpoint/run.py", "for _, old in steps[keep:]", "for _, old in steps[keep + 1 :]", CHECKPOINT),
     Mutant("checkpoint/run.py", "keep_every and number % keep_every == 0", "keep_every and number % keep_every == 1", CHECKPOINT),
     Mutant("checkpoint/run.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT),
-    Mutant("checkpoint/manifest.py", "[share[0] :: share[1]]", "[1:]", CHECKPOINT),
+    Mutant("checkpoint/manifest.py", "return sorted(shares[index])", "return sorted(shares[index])[1:]", CHECKPOINT),
     # order, starting points, resume
     Mutant("data/order.py", "manual_seed(self.seed + epoch)", "manual_seed(self.seed)", DATA),
     Mutant("data/loader.py", "offset + step * self.batch_size + self.part * self.share", "offset + step * self.batch_size", DATA),

@@ -4,6 +4,7 @@ name that is none of a variant is one of `checks.py`, which gets FOLDER.
 torchrun --nproc-per-node N tests/distributed/variants.py STEPS FOLDER NAME …
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -65,6 +66,7 @@ def config_of(name: str) -> RunConfig:
 
 def main() -> None:
     steps, folder, names = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    faulthandler.dump_traceback_later(420, exit=True)  # a job that hangs says where, and ends
     torch.set_num_threads(1)
     together = "RANK" in os.environ
     if together:
