@@ -46,6 +46,9 @@ def _spell_booleans(cls: type[Any], argv: list[str]) -> list[str]:
     for token in argv:
         value = token.casefold()
         if value not in ("true", "false") or not out or not out[-1].startswith("--"):
+            switch = out[-1].replace("_", "-") if out else ""
+            if switch in flags and "." in switch and not token.startswith("--"):  # without a section: a word may follow
+                raise ConfigError(f"{out[-1]}: expected true or false, got {token[:80]!r}")
             out.append(token)
         elif out[-1].replace("_", "-") not in flags:
             out.append(value.capitalize())

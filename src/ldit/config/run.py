@@ -1,6 +1,7 @@
 """RunConfig: what training adds to a model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import isfinite
 from typing import Any
 
 from ldit.config.model import ClassModelConfig
@@ -15,7 +16,7 @@ from ldit.config.sections import (
     TrackConfig,
     TrainConfig,
 )
-from ldit.config.serial import from_dict, to_dict
+from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import (
     CodecConfig,
     FlowConfig,
@@ -29,6 +30,8 @@ from ldit.errors import ConfigError
 
 RUN_FORMAT = "run-1"
 
+
+MOST_SECONDS = 7 * 86_400  # what clocks and stores take without a murmur
 
 # Smallest value of the numbers that have one.
 _LEAST = {
@@ -83,7 +86,17 @@ class RunConfig:
             if not least <= value < float("inf"):
                 word = "must not be negative" if least == 0 else f"must be at least {least}"
                 raise ConfigError(f"{key}: {word}, got {value}")
+        for root in fields(self):
+            part = getattr(self, root.name)
+            for entry in fields(part) if is_dataclass(part) else ():
+                value = getattr(part, entry.name)
+                if isinstance(value, float) and not isfinite(value):
+                    raise ConfigError(f"{root.name}.{entry.name}: must be a finite number, got {value}")
         t = self.train
+        if not 0 <= t.seed < 1 << 63:
+            raise ConfigError(f"train.seed: must be 0 to 2^63-1, got {show(t.seed)}")
+        if self.parallel.timeout > MOST_SECONDS:
+            raise ConfigError(f"parallel.timeout: at most {MOST_SECONDS:g} s, got {self.parallel.timeout:g}")
         micro = t.batch_size if t.micro_batch_size is None else t.micro_batch_size
         if micro < 1 or t.batch_size % micro:
             raise ConfigError(f"train.micro_batch_size: {micro} does not divide batch_size {t.batch_size}")

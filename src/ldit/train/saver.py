@@ -69,11 +69,15 @@ class Saver:
         if not self.beside:
             self.wait()
 
-    def wait(self) -> None:
-        """Until nothing is being saved; raises what the last save raised, once."""
+    def settle(self) -> None:
+        """Until nothing is being saved, however it ended."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """Until nothing is being saved; raises what the last save raised, once."""
+        self.settle()
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -73,24 +73,31 @@ class Trainer:
 
         RunError when a checkpoint cannot be saved, or when the guard ends the run.
         """
-        state, steps = self.state, self.config.train.steps
         with _signals() as received:
-            clock = Clock(state.step)
-            while state.step < steps:
-                for batch in clock.timed(self.batches(state.step, steps, state.offset)):
-                    self.watchdog.mark(f"step {state.step + 1}")
-                    outcome = train_step(state, self.task, batch, self._flags(received))
-                    if self._rolls_back(outcome):
-                        clock.restart(state.step)
-                        break
-                    code = next((c for c, flag in zip(EXIT_CODES.values(), outcome.flags, strict=False) if flag), None)
-                    self._report(outcome, clock)
-                    self._commit(code is not None)
-                    if code is not None and state.step < steps:
-                        self.saver.wait()
-                        raise Stopped(code)
-                    self.watchdog.mark(f"data of step {state.step + 1}")
-            self.saver.wait()
+            try:
+                self._loop(received)
+            except RunError:
+                self.saver.settle()  # a commit under way stands, whatever ends the run
+                raise
+
+    def _loop(self, received: Sequence[signal.Signals]) -> None:
+        state, steps = self.state, self.config.train.steps
+        clock = Clock(state.step)
+        while state.step < steps:
+            for batch in clock.timed(self.batches(state.step, steps, state.offset)):
+                self.watchdog.mark(f"step {state.step + 1}")
+                outcome = train_step(state, self.task, batch, self._flags(received))
+                if self._rolls_back(outcome):
+                    clock.restart(state.step)
+                    break
+                code = next((c for c, flag in zip(EXIT_CODES.values(), outcome.flags, strict=False) if flag), None)
+                self._report(outcome, clock)
+                self._commit(code is not None)
+                if code is not None and state.step < steps:
+                    self.saver.wait()
+                    raise Stopped(code)
+                self.watchdog.mark(f"data of step {state.step + 1}")
+        self.saver.wait()
 
     def _flags(self, received: Sequence[signal.Signals]) -> list[float]:
         flags = [float(bool(received) and received[0] == one) for one in EXIT_CODES]

@@ -1,0 +1,281 @@
+"""What the processes of a group promise each other beside equal losses, looked at from inside the group. Each check
+returns, on every process, what `test_promises.py` judges; the parent never sees the processes themselves."""
+
+import errno
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from runs import ALONE, after, started, tiny
+from torch import Tensor
+
+from ldit.checkpoint import save, sets
+from ldit.checkpoint.run import step_folder
+from ldit.config.run import RunConfig
+from ldit.config.sections import EMAConfig, OptimConfig, ParallelConfig
+from ldit.config.spec import FlowConfig
+from ldit.data.batch import Batch
+from ldit.errors import LditError, SourceError
+from ldit.parallel.exchange import collect, spread
+from ldit.parallel.layout import Layout, view
+from ldit.parallel.watchdog import Watchdog
+from ldit.parallel.world import World, world_of
+from ldit.train import state_io
+from ldit.train.saver import Staging
+from ldit.train.step import TrainState, train_step
+from ldit.train.trainer import Trainer
+
+SAVED_STEPS = 3
+WIDE = {"qk_norm": True, "learn_sigma": False}
+
+
+def run(name: str, folder: Path) -> Any:
+    """The check `name`, or `name:argument`."""
+    check, _, argument = name.partition(":")
+    return CHECKS[check](folder, argument)
+
+
+def world(**parallel: Any) -> World:
+    if not dist.is_initialized():
+        return ALONE
+    return world_of(ParallelConfig(**parallel), torch.device("cpu"))
+
+
+def config_for(kind: str) -> RunConfig:
+    """A run with all that a checkpoint can hold: two averages, a power average, moments, and momentum with Muon."""
+    config = tiny(batch_size=8)
+    tp, muon = ("tp2" in kind) + 1, "muon" in kind
+    return replace(
+        config,
+        model=replace(config.model, **WIDE),
+        process=FlowConfig(),
+        optim=OptimConfig(kind="muon" if muon else "adamw"),
+        ema=EMAConfig(0.99, (0.9,), (0.05,)),
+        parallel=ParallelConfig(tp=tp),
+    )
+
+
+# ---- what a process holds, told without the code that writes files
+
+
+def held(state: TrainState) -> Iterator[tuple[str, Layout, tuple[slice, ...], Tensor]]:
+    """(set:name, layout, part, this process's numbers) of everything that trains."""
+    place = state.world.circle.here
+    rows = zip(state.weights.names, state.weights.layouts, state.weights.masters, strict=True)
+    yield from ((f"model:{name}", layout, layout.part(*place), value.detach()) for name, layout, value in rows)
+    for track, average in state.averages.tracks.items():
+        rows = zip(state.weights.names, state.weights.layouts, average.values, strict=True)
+        yield from ((f"{track}:{name}", layout, layout.part(*place), value) for name, layout, value in rows)
+    for name, layout, value in state.optimizer.state():
+        yield f"optimizer:{name}", layout, layout.part(*place), value
+
+
+def dump(state: TrainState, file: Path) -> None:
+    """Each number with its place, for a reader that lays them together itself."""
+    np.savez(file, **{
+        "|".join([name, str(list(layout.shape)), str([[s.start, s.stop] for s in part])]): value.numpy()
+        for name, layout, part, value in held(state)
+    })  # fmt: skip
+
+
+def digest(state: TrainState) -> str:
+    found = hashlib.sha256()
+    for name, _, _, value in held(state):
+        found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def write(folder: Path, kind: str) -> Any:
+    """Three steps, a checkpoint in as many files as there are processes, a dump of each process's own numbers, and the
+    losses of three steps more."""
+    config = config_for(kind)
+    state, outcomes = after(config, SAVED_STEPS, world(tp=config.parallel.tp))
+    _, task, loader = started(config, state.world)
+    save.SHARD_BYTES = 1 << 14
+    state_io.save_work(folder / kind, state, task.spec, Staging(), {"pictures": 1})()
+    dump(state, folder / kind / f"written-{state.world.rank}.npz")
+    assert not any(o.fault for o in outcomes)
+    return [train_step(state, task, batch).values["loss"] for batch in loader.from_step(SAVED_STEPS, 2 * SAVED_STEPS)]
+
+
+def read(folder: Path, kind: str) -> Any:
+    """The same checkpoint in a process group of another size: a dump, and the losses of the next three steps."""
+    config = config_for(kind)
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    config = replace(config, parallel=ParallelConfig(tp=min(config.parallel.tp, size)))
+    state, task, loader = started(config, world(tp=config.parallel.tp))
+    state_io.restore(step_folder(folder / kind, SAVED_STEPS), state)
+    dump(state, folder / kind / f"read-by-{size}-{state.world.rank}.npz")
+    return [train_step(state, task, batch).values["loss"] for batch in loader.from_step(SAVED_STEPS, 2 * SAVED_STEPS)]
+
+
+# ---- a step that must not be applied
+
+
+def not_finite(folder: Path, kind: str) -> Any:
+    """Step 3 meets a NaN on the last process alone (in its pictures, or with `-gradient` in its gradient): what each
+    process says of it, whether anything changed there, and whether step 4 was applied."""
+    config = config_for(kind)
+    state, task, loader = started(config, world(tp=config.parallel.tp))
+    me, last = state.world.rank, state.world.size - 1
+    found: dict[str, Any] = {}
+    for number, batch in enumerate(loader.from_step(0, 4), 1):
+        poisoned = number == 3 and me == last
+        if poisoned and "gradient" not in kind:
+            batch.images[-1, 0, 0, 0] = torch.nan
+        before = digest(state)
+        with _poisoned_gradient(state) if poisoned and "gradient" in kind else _nothing():
+            outcome = train_step(state, task, batch)
+        if number >= 3:
+            found[str(number)] = [outcome.fault, before == digest(state), state.step, state.updates]
+    return state.world.gather(found)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _poisoned_gradient(state: TrainState) -> Iterator[None]:
+    sound = state.weights.gradients
+
+    def gradients() -> list[Tensor]:
+        found = sound()
+        next(g for g in found if g.numel()).view(-1)[0] = torch.inf
+        return found
+
+    state.weights.gradients = gradients  # type: ignore[method-assign]
+    yield
+    del state.weights.gradients
+
+
+# ---- a save that fails on one process
+
+
+def failing_save(folder: Path, where: str) -> Any:
+    """A run whose second save fails on the last process alone, when it opens its file or writes its first tensor:
+    (class and words of what ends the run, steps done) on each process. Saves are asynchronous; the process that fails
+    lets its save end before it asks for the next batch."""
+    config = tiny(batch_size=8, steps=40, checkpoint_every=2, log_every=0, attention_every=0)
+    state, task, loader = started(config, world())
+    last = state.world.rank == state.world.size - 1
+    save.SHARD_BYTES = 1 << 14
+    trainer = Trainer(config, task, state, loader.from_step, folder / f"fail-{where}", lambda record: None,
+                      watchdog=Watchdog(state.world, 600.0))  # fmt: skip
+
+    def batches(first: int, end: int, offset: int) -> Iterator[Batch]:
+        for batch in loader.from_step(first, end, offset):
+            if state.step % 2 == 0 and last and trainer.saver._thread is not None:
+                trainer.saver._thread.join()
+            yield batch
+
+    trainer.batches = batches
+    with _failing_writer(where, lambda: last and state.step >= 4):
+        try:
+            trainer.fit()
+            said = ["", ""]
+        except LditError as error:
+            said = [type(error).__name__, str(error)]
+    return state.world.gather([*said, state.step])
+
+
+@contextmanager
+def _failing_writer(where: str, now: Callable[[], bool]) -> Iterator[None]:
+    class Failing(sets.ShardWriter):
+        def __init__(self, *arguments: Any) -> None:
+            if where == "open" and now():
+                raise OSError(errno.EIO, "injected")
+            super().__init__(*arguments)
+
+        def add(self, tensor: Tensor) -> None:
+            if where == "add" and now():
+                raise OSError(errno.EIO, "injected")
+            super().add(tensor)
+
+    save.ShardWriter, sound = Failing, save.ShardWriter  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        save.ShardWriter = sound  # type: ignore[misc]
+
+
+# ---- what processes say to each other
+
+
+def words(folder: Path, _: str) -> Any:
+    """[what each process got or which error it met, whether another is to print it] for one fault after another."""
+    w = world()
+    last = w.size - 1
+    found = {
+        "sound": _met(lambda: w.agreed(lambda: w.rank)),
+        "own class": _met(lambda: w.agreed(lambda: _raise(SourceError("no é")) if w.rank == last else 1)),
+        "os": _met(lambda: w.agreed(lambda: _raise(OSError(errno.EIO, "broken")) if w.rank == last else 1)),
+        "first": _met(lambda: w.from_first(lambda: _raise(SourceError("first")))),
+        "after": _met(lambda: w.from_first(lambda: {"from": w.rank})),
+        "gather": _met(lambda: w.gather(["é" * w.rank, w.rank])),
+    }
+    return w.gather(found)
+
+
+def _met(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except (LditError, OSError) as error:
+        return [type(error).__name__, str(error), getattr(error, "said_elsewhere", False)]
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+SHAPES = [((5, 3), None), ((7,), None), ((3,), None), ((), None), ((1, 4), None), ((4, 8), 1), ((8, 2), 0), ((4,), 0),
+          ((9, 4), 1), ((12, 1), 0), ((2, 3, 5), None)]  # fmt: skip
+
+
+def exchange(folder: Path, cut: str) -> Any:
+    """Tensors of uneven sizes, some with empty parts, made whole and given out again in rounds of one a process, with
+    a gap in the last round: the names of those that came back changed, on each process."""
+    shard, tp, replicate = map(int, cut.split("x"))
+    w = world(tp=tp, replicate=replicate)
+    assert w.shard == shard
+    circle, wrong = w.circle, []
+    layouts = [Layout(shape, axis if tp > 1 else None, tp, shard) for shape, axis in SHAPES]
+    for first in range(0, len(layouts), len(circle)):
+        chosen: list[Layout | None] = list(layouts[first : first + len(circle)])
+        chosen += [None] * (len(circle) - len(chosen))
+        full = [None if x is None else _numbers(x, first + i) for i, x in enumerate(chosen)]
+        parts = [_mine(x, f, circle.here) for x, f in zip(chosen, full, strict=True)]
+        whole = collect(parts, chosen, circle)
+        own = full[circle.me]
+        if (whole is None) != (own is None) or (own is not None and not torch.equal(own, whole)):
+            wrong.append(f"collect {first + circle.me}")
+        back = spread(None if own is None else own.clone(), chosen, circle, torch.empty(0))
+        for i, (layout, value, part) in enumerate(zip(chosen, full, back, strict=True)):
+            sound = part is None if layout is None else torch.equal(part, view(value, layout.part(*circle.here)))
+            wrong += [] if sound else [f"spread {first + i}"]
+    return w.gather(wrong)
+
+
+def _numbers(layout: Layout, seed: int) -> Tensor:
+    return torch.randn(layout.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _mine(layout: Layout | None, full: Tensor | None, here: tuple[int, int]) -> Tensor | None:
+    """This process's part; of equal copies all but the first are spoilt, since only that one is to be asked."""
+    if layout is None or full is None:
+        return None
+    part = view(full, layout.part(*here)).clone()
+    return part if layout.sent_by(*here) else torch.full_like(part, torch.nan)
+
+
+CHECKS: dict[str, Callable[[Path, str], Any]] = {
+    "write": write, "read": read, "not-finite": not_finite, "failing-save": failing_save, "words": words,
+    "exchange": exchange,
+}  # fmt: skip
