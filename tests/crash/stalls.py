@@ -1,4 +1,5 @@
-"""What a process can be started with: at one place it stalls for ever, or fails, or it writes checkpoints in many files."""
+"""What a process can be started with: at one place it stalls for ever, or fails, or it writes checkpoints in many
+files."""
 
 import time
 from collections.abc import Callable

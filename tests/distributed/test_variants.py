@@ -34,8 +34,8 @@ COMPILED = ("compiled",) if COMPILER else ()
 KINDS = ("plain", "muon-tp2")
 
 ALONE = ["plain", "accumulate2", "recompute", "selective", *COMPILED, "muon", "head", "gqa", "bf16", "fp16"]
-TWO = ["plain", "accumulate", "tp2", *("compiled-selective",)[: len(COMPILED)], "muon", "head-tp2", "gqa-tp2", "bf16",
-       "bf16-tp2", "fp16-tp2"]  # fmt: skip
+TWO = ["plain", "accumulate", "looked-at", "looked-at-keep", "tp2", *("compiled-selective",)[: len(COMPILED)], "muon",
+       "head-tp2", "gqa-tp2", "bf16", "bf16-tp2", "fp16-tp2"]  # fmt: skip
 FOUR = ["plain", "tp4", "tp2-recompute", "replicate", "muon-tp2"]
 PAIRS = [(1, n) for n in ALONE if n in ("accumulate2", "recompute", "selective", "compiled")]
 PAIRS += [(2, n) for n in TWO] + [(4, n) for n in FOUR]
@@ -90,7 +90,7 @@ def test_there_is_a_compiler() -> None:
 @pytest.mark.parametrize(("processes", "name"), PAIRS, ids=[f"{n}-{name}" for n, name in PAIRS])
 def test_losses_are_those_of_one_process(processes: int, name: str, results: dict[int, dict[str, Any]]) -> None:
     """FSDP 2 and 4, TP 2 and 4, FSDP 2 x TP 2, replicate 2 x shard 2, accumulation over 1, 2 and 4, recomputation,
-    compilation, both optimisers, per-head and grouped heads, and 16-bit precision."""
+    compilation, looks at the average between steps, both optimisers, per-head and grouped heads, 16-bit precision."""
     found, expected = results[processes][name], results[1][kin(name)]
     assert len(found["loss"]) == STEPS
     loss, norm = HALF.get(kin(name), (LOSS, NORM))

@@ -36,6 +36,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "replicate": ({"replicate": 2}, {}, {}, {}),
     "tp2": ({"tp": 2}, {}, {}, {}),
     "tp4": ({"tp": 4}, {}, {}, {}),
+    "looked-at": ({}, {}, {}, {}),
+    "looked-at-keep": ({"reshard": False}, {}, {}, {}),
     "tp2-recompute": ({"tp": 2, "recompute": "full"}, {"micro_batch_size": 2}, {}, {}),
     "muon": ({}, {}, {"kind": "muon"}, {}),
     "muon-tp2": ({"tp": 2}, {}, {"kind": "muon"}, {}),
@@ -78,7 +80,7 @@ def main() -> None:
             continue
         config = config_of(name)
         world = world_of(config.parallel, torch.device("cpu")) if together else ALONE
-        _, outcomes = after(config, steps, world)
+        _, outcomes = after(config, steps, world, look_every=5 if name.startswith("looked-at") else 0)
         results[name] = {key: [o.values[key] for o in outcomes] for key in ("loss", "grad_norm")}
         assert not any(o.fault for o in outcomes), name
     if not together or dist.get_rank() == 0:

@@ -11,6 +11,7 @@ from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, ModelSpec
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
+from ldit.dtypes import COMPUTE
 from ldit.parallel.world import World
 from ldit.train.step import Outcome, TrainState, fill_fresh, new_state, train_step
 from ldit.train.task import DiffusionTask
@@ -35,10 +36,17 @@ def started(config: RunConfig, world: World = ALONE) -> tuple[TrainState, Diffus
     return state, task, Loader(data, config.train.batch_size, config.train.seed, False, 0, *share)
 
 
-def after(config: RunConfig, steps: int, world: World = ALONE) -> tuple[TrainState, list[Outcome]]:
-    """The state after `steps` steps, and their outcomes."""
+def after(config: RunConfig, steps: int, world: World = ALONE, look_every: int = 0) -> tuple[TrainState, list[Outcome]]:
+    """The state after `steps` steps, and their outcomes. With `look_every` the average is shown to a pass without
+    gradients between steps, as hooks do; it must leave no trace."""
     state, task, loader = started(config, world)
-    return state, [train_step(state, task, batch) for batch in loader.from_step(0, steps)]
+    outcomes = []
+    for batch in loader.from_step(0, steps):
+        outcomes.append(train_step(state, task, batch))
+        if look_every and state.step % look_every == 0:
+            with state.weights.showing(state.averages.main) as model, torch.no_grad():
+                task.evaluate(model, batch, world.device, COMPUTE[config.train.precision])
+    return state, outcomes
 
 
 def flat(tensors: list[Any]) -> Tensor:
