@@ -1,4 +1,4 @@
-"""What a process can be started with: at one place it stalls for ever, or fails, or it writes checkpoints in many
+"""What a process can be started with: it stalls for ever at one place, or fails, or writes checkpoints in many files."""
 files."""
 
 import time
