@@ -1,5 +1,4 @@
-"""What a process can be started with: it stalls for ever at one place, or fails, or writes checkpoints in many files."""
-files."""
+"""What a process can be started with: it stalls for ever at one place, fails, or writes checkpoints in many files."""
 
 import time
 from collections.abc import Callable
