@@ -1,4 +1,5 @@
-"""What a process can be started with: it stalls for ever at one place, fails, or writes checkpoints in many files."""
+"""What a process can be started with: it stalls for ever at one place, or fails there, or writes its checkpoints in
+many files."""
 
 import time
 from collections.abc import Callable

@@ -4,7 +4,6 @@ first commits. Files hold full tensors, so neither a reader nor a resumed run ca
 import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,13 @@ def write_folder(
         records: dict[str, Record] = {}
 
         def write() -> None:
+            failure: Exception | None = None
             for stem, entries in sets.items():
-                records.update(_write_set(folder, stem, entries, world, progress))
+                found, fault = _write_set(folder, stem, entries, world, progress, failure is None)
+                records.update(found)
+                failure = failure or fault
+            if failure is not None:
+                raise failure
 
         world.agreed(lambda: _explained(write, final, needed), world.saving)
         known = {name: Record(*pair) for found in world.gather(records, world.saving) for name, pair in found.items()}
@@ -107,10 +111,15 @@ def write_folder(
 
 
 def _write_set(
-    folder: Path, stem: str, entries: Sequence[Entry], world: World, progress: Callable[[str], None]
-) -> dict[str, Record]:
-    """Write this process's files of a set. A process that cannot write still takes part in the exchange to its end:
-    the others wait for what it holds."""
+    folder: Path,
+    stem: str,
+    entries: Sequence[Entry],
+    world: World,
+    progress: Callable[[str], None],
+    writing: bool = True,
+) -> tuple[dict[str, Record], Exception | None]:
+    """Write this process's files of a set; returns their records and what went wrong. A process that cannot write, or
+    no longer wants to, still takes part in the exchange to its end: the others wait for what it holds."""
     owners = deal(entries, world.size)
     circle = world.saving_circle
     base = world.replica * len(circle)
@@ -118,27 +127,29 @@ def _write_set(
     mine = queues[circle.me]
     failure: Exception | None = None
     writer: ShardWriter | None = None
-    with ExitStack() as stack:
+    name = _file_of(stem, world.rank, owners) if mine else ""
+    if mine and writing:
         try:
-            if mine:
-                name = _file_of(stem, world.rank, owners)
-                announced = [(e.name, e.part.dtype, e.layout.shape) for e in mine]
-                writer = stack.enter_context(ShardWriter(folder / name, announced))
+            writer = ShardWriter(folder / name, [(e.name, e.part.dtype, e.layout.shape) for e in mine])
         except Exception as error:
             failure = error
-        for turn in range(max(map(len, queues))):
-            dealt = [queue[turn] if turn < len(queue) else None for queue in queues]
-            parts = [None if e is None else e.part for e in dealt]
-            whole = collect(parts, [None if e is None else e.layout for e in dealt], circle)
-            progress("save")
-            if whole is not None and failure is None and writer is not None:
-                try:
-                    writer.add(whole)
-                except Exception as error:
-                    failure = error
-        if failure is not None:
-            raise failure
-    return {name: writer.record} if writer is not None else {}
+    for turn in range(max(map(len, queues))):
+        dealt = [queue[turn] if turn < len(queue) else None for queue in queues]
+        parts = [None if e is None else e.part for e in dealt]
+        whole = collect(parts, [None if e is None else e.layout for e in dealt], circle)
+        progress("save")
+        if whole is not None and writer is not None and failure is None:
+            try:
+                writer.add(whole)
+            except Exception as error:
+                failure = error
+    if writer is None:
+        return {}, failure
+    try:
+        writer.close(failure is None)
+    except Exception as error:
+        failure = failure or error
+    return {name: writer.record}, failure
 
 
 def deal(entries: Sequence[Entry], processes: int) -> list[int]:

@@ -82,15 +82,20 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        self.close(kind is None)
+
+    def close(self, whole: bool = True) -> None:
+        """Push the file to the disk and make its record, or, not `whole`, let it go as it is."""
+        try:
+            if not whole:
+                return
+            if self._waiting:
+                raise ValueError(f"{self.path}: {self._waiting[0][0]} was announced and never came")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.record = Record(self._size, self._digest.hexdigest())
+        finally:
             self._file.close()
-            return
-        if self._waiting:
-            raise ValueError(f"{self.path}: {self._waiting[0][0]} was announced and never came")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self.record = Record(self._size, self._digest.hexdigest())
 
 
 def has_set(folder: Path, stem: str) -> bool:
