@@ -18,8 +18,8 @@ import ldit
 from ldit.checkpoint import manifest
 from ldit.checkpoint.sets import read_set
 
-# One group: the jobs run once and not beside each other, on two cores of which other tests have one.
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(900)]
+# One file on one worker (--dist loadfile): the jobs run once and not beside each other.
+pytestmark = pytest.mark.timeout(900)
 
 # A sum taken in another order is off by some 6e-8 (fp32's half unit) of its size, and steps add up such differences
 # while the loss, near 1, is flat in them: 7e-8 was measured after 50 steps. The norm of a gradient is not flat: a step
