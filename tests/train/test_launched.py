@@ -120,14 +120,14 @@ def test_one_that_was_never_heard_of_is_silent() -> None:
 
 
 def test_the_one_with_fewest_marks_is_behind() -> None:
-    before = {rank: entry(7, True, 1) for rank in range(3)}
-    now = {0: entry(7, True, 4), 1: entry(7, True, 4), 2: entry(6, True, 4, "save")}
+    before = {0: entry(7, True, 1), 1: entry(7, True, 1), 2: entry(6, True, 1, "save")}
+    now = {rank: entry(9, False, 4, "the end") for rank in range(3)}  # by now all begin to end
     assert verdict(before, now) == "process 2 stalls in 'save' at file.py:6 (f)"
 
 
 def test_of_equals_the_one_that_waits_for_nobody() -> None:
-    before = {rank: entry(7, True, 1) for rank in range(3)}
-    now = {0: entry(7, True, 4), 1: entry(7, False, 4), 2: entry(7, True, 4)}
+    before = {0: entry(7, True, 1), 1: entry(7, False, 1), 2: entry(7, True, 1)}
+    now = {rank: entry(7, True, 4) for rank in range(3)}
     assert verdict(before, now) == "process 1 stalls in 'step 5' at file.py:7 (f)"
 
 
@@ -141,8 +141,8 @@ def test_of_equals_all_are_named_when_nothing_tells_them_apart(waits: bool) -> N
 
 def test_a_busy_one_ahead_is_not_to_blame() -> None:
     """Work that waits for nobody is guilty among those behind only."""
-    before = {rank: entry(7, True, 1) for rank in range(3)}
-    now = {0: entry(8, False, 4), 1: entry(7, True, 4), 2: entry(8, True, 4)}
+    before = {0: entry(8, False, 1), 1: entry(7, True, 1), 2: entry(8, True, 1)}
+    now = {rank: entry(9, True, 4) for rank in range(3)}
     assert verdict(before, now).startswith("process 1 stalls in")
 
 

@@ -90,15 +90,21 @@ class Watchdog:
         silent = [rank for rank in range(self.world.size) if before.get(rank) == now.get(rank)]
         if silent:
             return f"process {', '.join(map(str, silent))} stalls and does not answer"
-        least = min(entry[0] for entry in now.values())
-        behind = {rank: entry for rank, entry in now.items() if entry[0] == least}
+        # By what was heard first: by now some may have begun to end.
+        least = min(entry[0] for entry in before.values())
+        behind = {rank: entry for rank, entry in before.items() if entry[0] == least}
         busy = {rank: entry for rank, entry in behind.items() if not entry[3]}
         guilty = busy if 0 < len(busy) < len(behind) else behind
         return "; ".join(f"process {rank} stalls in {entry[1]!r} at {entry[2]}" for rank, entry in guilty.items())
 
     def _where(self) -> tuple[str, bool]:
-        """Innermost line of the main thread, and whether it waits for other processes."""
-        frame: FrameType | None = sys._current_frames().get(self._main or 0)
+        """Innermost line of the main thread, or of the saving one that it waits for, and whether that waits for other
+        processes."""
+        frames = sys._current_frames()
+        frame: FrameType | None = frames.get(self._main or 0)
+        if frame is not None and frame.f_code.co_filename == threading.__file__:  # it waits for the thread that saves
+            saver = next((thread.ident for thread in threading.enumerate() if thread.name == "saver"), None)
+            frame = frames.get(saver or 0, frame)
         if frame is None:
             return "an unknown place", False
         place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} ({frame.f_code.co_name})"
