@@ -1,5 +1,6 @@
 """manifest.json finds every change of a folder: C6 and C7 of the reliability promises."""
 
+import errno
 import hashlib
 import json
 import random
@@ -11,6 +12,7 @@ import pytest
 from damage import sign
 
 from ldit.checkpoint import manifest
+from ldit.errors import RunError
 
 FILES = {"a.bin": bytes(range(64)), "config.json": b'{"format": 1}\n', "state/trainer.json": b'{"step": 3}\n'}
 
@@ -177,3 +179,14 @@ def test_unreadable_file_is_a_source_error(
 
     monkeypatch.setattr(manifest, "sha256_file", broken)
     assert "a.bin" in fault(manifest.verify, folder)
+
+
+def test_a_file_that_cannot_be_read_for_now_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a network file system must not make a run fall back behind a sound step."""
+
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(manifest, "sha256_file", stale)
+    with pytest.raises(RunError, match=r"a\.bin cannot be read"):
+        manifest.verify(folder)

@@ -111,7 +111,7 @@ def test_steps_that_keep_every_divides_stay(run: Path, keep: int, keep_every: in
 def test_a_death_during_rotation_leaves_no_half_step(save: Save, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(1)
     with monkeypatch.context() as patch:
-        patch.setattr("ldit.checkpoint.run.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("ldit.checkpoint.run.shutil.rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             save(2, keep=1)
     assert numbers(run) == [2]
@@ -139,15 +139,14 @@ def test_rotation_never_removes_the_step_just_saved(save: Save, run: Path, warni
 
 
 def test_a_step_damaged_again_is_set_aside_again(save: Save, run: Path, warnings_said: list[str]) -> None:
-    """In the place of the one set aside before, with a word of where it is; older ones are left alone."""
-    aside = run / "checkpoints" / "step-00000002.damaged"
-    for _ in range(2):
+    """Beside the one set aside before, which stays, with a word of where it is; older ones are left alone."""
+    for number, word in ((1, ""), (2, "-2")):
         save(1)
-        (save(2) / "config.json").write_text("hurt")
+        (save(2) / "config.json").write_text(f"hurt {number}")
         set_aside_newer(run, 1)
-        assert numbers(run) == [1] and (aside / "config.json").read_text() == "hurt"
-        assert str(aside) in warnings_said[-1]
-        (aside / "config.json").write_text("before")
+        aside = run / "checkpoints" / f"step-00000002.damaged{word}"
+        assert numbers(run) == [1] and (aside / "config.json").read_text() == f"hurt {number}"
+        assert warnings_said[-1].endswith(str(aside))
     set_aside_newer(run, 1)
     assert numbers(run) == [1] and len(warnings_said) == 2
 

@@ -81,8 +81,8 @@ def _sound_entry(name: str, entry: Any) -> bool:
     )
 
 
-# What a network or a busy machine answers; no sign of damage.
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+# What a network or a busy machine answers; no sign of damage, as EIO of a failing disk is.
+_PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def _unreadable(path: Path, error: OSError) -> LditError:
