@@ -2,10 +2,11 @@
 
     python tools/soak.py [--rows C1 C2 …] [--again]
 
-Hours. Stopped and started again it goes on with the rows that have not passed at this commit; `--again` runs all.
+Hours. Stopped and started again it goes on with the rows that have not passed with this code; `--again` runs all.
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ ROWS = {
     "S1": "5,000", "S2": "10,000",
 }  # fmt: skip
 REAL = ("C1", "C2", "C9", "C10", "R2", "H1")  # rows of real processes, which need both cores for themselves
+CODE = ("src", "tests", "pyproject.toml", "constraints.txt")
 PER_TEST = 4 * 3600  # seconds; a test may set less
 
 
@@ -40,18 +42,20 @@ class Result(NamedTuple):
         return self.passed > 0 and self.failed == 0
 
 
-def commit() -> str:
-    """The commit's short name, with a + where the code is not that of the commit."""
+def version() -> str:
+    """Names what is tested: a digest of the committed sources, tests and pins, with a + where files differ from those.
+    Other commits, such as one of this log, leave it alone."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "src", "tests", "tools", "pyproject.toml", "constraints.txt")
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    changed = git("status", "--porcelain", "--", *CODE)
+    trees = git("rev-parse", *(f"HEAD:{name}" for name in CODE))
+    return hashlib.sha256(trees.encode()).hexdigest()[:12] + ("+" if changed else "")
 
 
 def done(name: str) -> set[str]:
-    """Rows that passed at commit `name`; of changed code none did."""
+    """Rows that passed at version `name`; of changed code none did."""
     if name.endswith("+") or not LOG.exists():
         return set()
     lines = [line.split("\t") for line in LOG.read_text(encoding="utf-8").splitlines()]
@@ -83,11 +87,11 @@ def count(report: Path) -> Result:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--again", action="store_true", help="also rows that passed at this commit")
+    parser.add_argument("--again", action="store_true", help="also rows that passed with this code")
     arguments = parser.parse_args()
     bad = []
     for row in arguments.rows:
-        name = commit()
+        name = version()
         if not arguments.again and row in done(name):
             print(f"{row}: passed at {name} already", flush=True)
             continue
