@@ -186,13 +186,14 @@ def peak(device: torch.device) -> int:
 
 
 def save(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Seconds that the loop waits, synchronous and asynchronous in turn; the first asynchronous one makes its host
-    memory."""
+    """Seconds that the loop waits, synchronous and asynchronous in turn, and the first of each by itself. The host
+    memory of the asynchronous ones is made before, beside the first steps in training (`reserve_seconds`)."""
     config = configured(size)
     state, task, batch = started(config, device)
     train_step(state, task, batch)
     blocked: dict[str, list[float]] = {"synchronous": [], "asynchronous": []}
     staging = {"synchronous": Staging(), "asynchronous": Staging()}
+    reserved = timed(state_io.reserve_work(state, staging["asynchronous"]), device)
     with tempfile.TemporaryDirectory() as name:
         for turn in range(rounds + 1):
             for form, times in blocked.items():
@@ -210,6 +211,8 @@ def save(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
         "bytes": written,
         "seconds": middle,
         "first_seconds": first,
+        "first_share": first["asynchronous"] / first["synchronous"],
+        "reserve_seconds": reserved,
         "share": middle["asynchronous"] / middle["synchronous"],
         "all_seconds": blocked,
     }

@@ -49,7 +49,7 @@ MUTANTS = [
     # optimisers
     Mutant("train/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
     Mutant("train/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
-    Mutant("train/optim.py", "held[moment] if held else torch.zeros_like(p)", "torch.zeros_like(p)", TRAIN),
+    Mutant("train/optim.py", "self._layouts[name], held[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
     Mutant("train/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
     Mutant("train/muon.py", "buffer.lerp_(grad, 1 - self.momentum)", "buffer.lerp_(grad, self.momentum)", TRAIN),
     Mutant("train/muon.py", "return grad.lerp(buffer, self.momentum)", "return buffer.clone()", TRAIN),

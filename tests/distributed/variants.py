@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "selective": ({"recompute": "selective"}, {}, {}, {}),
     "compiled": ({"compile": True}, {}, {}, {}),
     "compiled-selective": ({"compile": True, "recompute": "selective"}, {}, {}, {}),
+    "compiled-tp2": ({"compile": True, "tp": 2}, {}, {}, {}),
     "keep": ({"reshard": False}, {}, {}, {}),
     "replicate": ({"replicate": 2}, {}, {}, {}),
     "tp2": ({"tp": 2}, {}, {}, {}),

@@ -39,6 +39,10 @@ class Optimizer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        # Made here rather than by the first step: a checkpoint and its host memory know them from the start.
+        for p in self.adamw.param_groups[0]["params"]:
+            moments = {moment: torch.zeros_like(p, requires_grad=False) for moment in _MOMENTS}
+            self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
         self.muon = Muon(
             list(self.matrices.values()),
             [self._layouts[name] for name in self.matrices],
@@ -65,27 +69,22 @@ class Optimizer:
     def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
         """(name, layout, this process's part) of all that a checkpoint must hold. Every process yields the same names:
         a parameter of which this one has no part yields empty moments."""
+        steps = next((held["step"] for held in self.adamw.state.values()), torch.zeros(()))
         for name, p in self.others.items():
-            held = self.adamw.state.get(p, {})
+            held = self.adamw.state[p] if p.numel() else {"step": steps, **dict.fromkeys(_MOMENTS, p.detach())}
             for moment in _MOMENTS:
-                value = held[moment] if held else torch.zeros_like(p)
-                yield f"{moment}.{name}", self._layouts[name], value
+                yield f"{moment}.{name}", self._layouts[name], held[moment]
             # Equal for all parameters, but torch counts each for itself.
-            yield f"step.{name}", SCALAR, held.get("step", self._steps())
+            yield f"step.{name}", SCALAR, held["step"]
         for name, buffer in zip(self.matrices, self.muon.buffers, strict=True):
             yield f"momentum.{name}", self._layouts[name], buffer
 
-    def _steps(self) -> Tensor:
-        return next((held["step"] for held in self.adamw.state.values()), torch.zeros(()))
-
-    def load(self, read: Callable[[str, Layout, torch.device], Tensor]) -> None:
-        """Fill the state; `read(name, layout, device)` gives this process's part, in memory of its own."""
-        for name, p in self.others.items():
-            if p.numel():
-                moments = {m: read(f"{m}.{name}", self._layouts[name], p.device) for m in _MOMENTS}
-                self.adamw.state[p] = {"step": read(f"step.{name}", SCALAR, p.device), **moments}
-        for name, buffer in zip(self.matrices, self.muon.buffers, strict=True):
-            buffer.copy_(read(f"momentum.{name}", self._layouts[name], buffer.device))
+    @torch.no_grad()
+    def load(self, read: Callable[[str, Layout], Tensor]) -> None:
+        """Fill the state; `read(name, layout)` gives this process's part."""
+        for name, layout, value in self.state():
+            if value.numel():
+                value.copy_(read(name, layout))
 
 
 def _is_matrix(name: str) -> bool:

@@ -18,16 +18,25 @@ class Staging:
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
+        self._registered = False
         self._used = 0
 
     def begin(self, values: Sequence[Tensor]) -> None:
         """Make room for copies of `values`, and forget the last ones."""
         needed = sum(-(-v.numel() * v.element_size() // _ALIGNED) * _ALIGNED for v in values)
         if needed > self._block.numel():
-            self._block = torch.empty(needed, dtype=torch.uint8)
-            if any(v.is_cuda for v in values):
-                torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), needed, 0)
+            self._grow(needed, next((v.device for v in values if v.is_cuda), None))
         self._used = 0
+
+    def _grow(self, needed: int, device: torch.device | None) -> None:
+        if self._registered:
+            torch.cuda.cudart().cudaHostUnregister(self._block.data_ptr())
+            self._registered = False
+        # The system gives pages when they are first written to, at a fraction of the speed of a copy: it is asked here.
+        self._block = torch.empty(needed, dtype=torch.uint8).zero_()
+        if device is not None:
+            with torch.cuda.device(device):  # a thread begins on the first device, whichever the process uses
+                self._registered = not int(torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), needed, 0))
 
     def copy(self, value: Tensor) -> Tensor:
         """A host copy of `value`; complete after `settle`."""

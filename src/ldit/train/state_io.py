@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ldit.checkpoint.export import EMA, MODEL, read_json
@@ -20,6 +19,12 @@ from ldit.train.ema import MAIN
 from ldit.train.guard import Guard, Scaler
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState
+
+
+def reserve_work(state: TrainState, staging: Staging) -> Callable[[], None]:
+    """The returned function makes the host memory that saves of `state` are copied to; without it the first does."""
+    values = [value for entries in _sets(state).values() for _, _, value in entries()]
+    return lambda: staging.begin(values)
 
 
 def save_work(
@@ -79,11 +84,7 @@ def restore(folder: Path, state: TrainState) -> None:
         for name, layout, part, value in zip(weights.names, weights.layouts, weights.parts, track.values, strict=True):
             value.copy_(reader.read(name, layout.shape, part))
     optimizer = PartReader(folder, OPTIMIZER)
-
-    def read(name: str, layout: Layout, device: torch.device) -> Tensor:
-        return optimizer.read(name, layout.shape, layout.part(*place)).to(device, copy=True).contiguous()
-
-    state.optimizer.load(read)
+    state.optimizer.load(lambda name, layout: optimizer.read(name, layout.shape, layout.part(*place)))
     _restore_numbers(folder, state)
 
 

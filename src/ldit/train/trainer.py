@@ -82,6 +82,7 @@ class Trainer:
 
     def _loop(self, received: Sequence[signal.Signals]) -> None:
         state, steps = self.state, self.config.train.steps
+        self.saver.start(state_io.reserve_work(state, self.staging))
         clock = Clock(state.step)
         while state.step < steps:
             for batch in clock.timed(self.batches(state.step, steps, state.offset)):
