@@ -1,5 +1,8 @@
 """Words for dtypes, the same in every flag, file and report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -12,3 +15,14 @@ _WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", 
 def dtype_word(name: str) -> str:
     """torch's or safetensors' name of a dtype as our word; others stay as they are."""
     return _WORDS.get(name, name)
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Within the block fp32 products are rounded to tf32 where the device has it, if that is the precision policy."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

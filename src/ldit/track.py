@@ -1,24 +1,31 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases, each imported only when asked for."""
+"""Where metrics go: metrics.jsonl always; TensorBoard and Weights & Biases, each imported only when asked for."""
 
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from ldit.checkpoint.commit import replaced
+from ldit.checkpoint.names import METRICS
 from ldit.config.sections import TrackConfig
 from ldit.errors import ConfigError
+from ldit.log import logger
 
 TENSORBOARD = "tensorboard"  # folder below the run, as in the original's results
 WANDB = "wandb.json"  # file of the run that holds the id of its W&B run
 
 
 class Tracker(Protocol):
-    """Takes the records of metrics.jsonl, one a logged step."""
+    """Takes a record, a JSON object with "step", for each logged step."""
 
     def write(self, record: dict[str, Any]) -> None:
         """Pass on every number of `record` at its "step"; numbers that are not finite are passed on as they are."""
+
+    def cut(self, step: int) -> None:
+        """The run went back to `step` and goes on from there in another way."""
 
     def close(self) -> None:
         """Hand over what is left."""
@@ -36,16 +43,41 @@ def check_packages(config: TrackConfig) -> None:
 def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committed_step: int = 0) -> list[Tracker]:
     """The trackers of a run that goes on after `committed_step` (0 = from the start); for the main process alone.
 
-    What an earlier process wrote of later steps is dropped (TensorBoard) or kept in place of what would be sent again
-    (W&B), so no line is drawn twice. `run_config` is the content of RUN/config.json. ConfigError when a package is
-    missing or W&B cannot start.
+    What an earlier process wrote of later steps is dropped (metrics.jsonl, TensorBoard) or kept in place of what would
+    be sent again (W&B), so no line is drawn twice. `run_config` is the content of RUN/config.json. ConfigError when a
+    package is missing or W&B cannot start.
     """
-    found: list[Tracker] = []
+    found: list[Tracker] = [MetricsFile(run / METRICS, committed_step)]
     if config.tensorboard:
         found.append(TensorBoard(run / TENSORBOARD, committed_step))
     if config.wandb:
         found.append(Wandb(config.wandb, run, run_config))
     return found
+
+
+class Followers:
+    """All trackers of a run as one. What goes wrong in one, a full disk or a service that is away, is a warning: no
+    reason to end the run, nor to keep the others from their records."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = trackers
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._each(f"step {record['step']} is missing", lambda tracker: tracker.write(record))
+
+    def cut(self, step: int) -> None:
+        self._each(f"what was left behind after step {step} is still there", lambda tracker: tracker.cut(step))
+
+    def close(self) -> None:
+        self._each("the last records may be missing", lambda tracker: tracker.close())
+
+    def _each(self, loss: str, do: Callable[[Tracker], None]) -> None:
+        for tracker in self.trackers:
+            try:
+                do(tracker)
+            except Exception as error:
+                what = getattr(error, "strerror", None) or error
+                logger.warning("%s in %s: %s", loss, type(tracker).__name__, what)
 
 
 def numbers(record: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
@@ -76,16 +108,66 @@ def _known(record: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in numbers(record) if value is not None}
 
 
+class MetricsFile:
+    """RUN/metrics.jsonl: one JSON object a logged step, cut back to the committed step when a run resumes."""
+
+    def __init__(self, path: Path, committed_step: int) -> None:
+        self.path = path
+        self.cut(committed_step)
+
+    def cut(self, step: int) -> None:
+        """Take back every line from the first of a later step on."""
+        path, kept = self.path, []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        for line in lines:
+            if not _is_record(line, step):
+                break  # of a later step, or the line the run died in
+            kept.append(line + "\n")
+        with replaced(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line, whole or not at all, and push it to the disk: a committed step does not lack its log."""
+        line = json.dumps(record).encode() + b"\n"
+        with self.path.open("ab", buffering=0) as file:  # a buffer would bring its rest at the end, whatever happened
+            before = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.path, before)
+                raise
+
+    def close(self) -> None:
+        """Every line is on the disk already."""
+
+
+def _is_record(line: str, last_step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    step = record.get("step") if isinstance(record, dict) else None
+    return isinstance(step, int) and step <= last_step
+
+
 class TensorBoard:
     """Event files in `folder`. The viewer discards events after `committed_step` that older files hold."""
 
     def __init__(self, folder: Path, committed_step: int) -> None:
+        self.folder = folder
         self._writer = _summary_writer()(str(folder), purge_step=committed_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         for name, value in _known(record).items():
             self._writer.add_scalar(name, value, record["step"])
         self._writer.flush()  # log lines are rare, and a killed process should not lack them
+
+    def cut(self, step: int) -> None:
+        self._writer.close()
+        self._writer = _summary_writer()(str(self.folder), purge_step=step + 1)
 
     def close(self) -> None:
         self._writer.close()
@@ -94,8 +176,8 @@ class TensorBoard:
 class Wandb:
     """A W&B run in `project` with the id that the run's own folder stores, so that a resumed run goes on there.
 
-    The service takes no step twice: repeated ones are the same numbers, as a resumed run repeats itself. WANDB_MODE and
-    its other variables are honoured by the package itself.
+    The service takes no step twice. Those that a resumed run repeats are the same numbers; those after a rollback are
+    others, and W&B keeps the first. WANDB_MODE and its other variables are honoured by the package itself.
     """
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
@@ -110,6 +192,9 @@ class Wandb:
 
     def write(self, record: dict[str, Any]) -> None:
         self._run.log(_known(record), step=record["step"])
+
+    def cut(self, step: int) -> None:
+        logger.warning("W&B keeps what it was sent of steps after %d; metrics.jsonl has the new ones", step)
 
     def close(self) -> None:
         self._run.finish()

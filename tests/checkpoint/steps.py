@@ -8,7 +8,8 @@ from models import weights_of
 from torch import Tensor
 
 from ldit.checkpoint.export import read_json
-from ldit.checkpoint.run import CHECKPOINTS, OPTIMIZER, TRAINER, retire
+from ldit.checkpoint.names import CHECKPOINTS, OPTIMIZER, TRAINER
+from ldit.checkpoint.run import retire
 from ldit.checkpoint.save import Entry, Sets, write_step
 from ldit.checkpoint.sets import read_set
 from ldit.config.model import ClassModelConfig

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import steps
 
 from ldit.checkpoint import commit, manifest
 from ldit.checkpoint.commit import committed, remove_leftovers, write_json_atomic
@@ -112,6 +113,29 @@ def test_a_json_file_is_on_disk_before_it_replaces_the_old_one(tmp_path: Path, m
     monkeypatch.setattr(os, "replace", lambda a, b: (happened.append("replace"), replaced(a, b)))
     write_json_atomic(tmp_path / "config.json", {})
     assert happened[0].startswith("config.json.") and happened[1:] == ["replace", tmp_path.name]
+
+
+def test_every_folder_above_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name that was made, in the folder above it and before what it leads to; those that stood are left alone."""
+    happened: list[str] = []
+    synced, made = commit.fsync, os.mkdir
+
+    def make(path: Any, *mode: int) -> None:
+        if tmp_path in Path(path).parents:  # torch makes folders of its own when it is first asked for this and that
+            happened.append(f"make {Path(path).name}")
+        made(path, *mode)
+
+    monkeypatch.setattr(commit, "fsync", lambda path: (happened.append(Path(path).name), synced(path)))
+    monkeypatch.setattr(os, "mkdir", make)
+    commit.make_folder(tmp_path / "a" / "b")
+    assert happened == ["make a", tmp_path.name, "make b", "a"]
+    commit.make_folder(tmp_path / "a" / "b")
+    assert len(happened) == 4
+    write(tmp_path / "a" / "c" / "d" / "final", "new")
+    assert happened[4:8] == ["make c", "a", "make d", "c"]
+    del happened[:]
+    steps.save(tmp_path / "run", 1)
+    assert happened[:4] == ["make run", tmp_path.name, "make checkpoints", "run"]
 
 
 def outcome(final: Path) -> str:

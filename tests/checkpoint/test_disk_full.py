@@ -73,6 +73,7 @@ def refuses(number: int, fault: int, name: str, half: bool, lasting: bool = True
 
 
 def calls_of_a_save(folder: Path, name: str) -> int:
+    step_folder(folder, 1).parent.mkdir(parents=True, exist_ok=True)  # as in the run: making it is not counted
     with counted() as calls:
         steps.save(folder, 1)
     return calls.made.count(name)

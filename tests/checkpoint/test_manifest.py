@@ -190,3 +190,14 @@ def test_a_file_that_cannot_be_read_for_now_is_no_damage(folder: Path, monkeypat
     monkeypatch.setattr(manifest, "sha256_file", stale)
     with pytest.raises(RunError, match=r"a\.bin cannot be read"):
         manifest.verify(folder)
+
+
+@pytest.mark.parametrize("lost", FILES)
+def test_a_file_that_was_written_and_is_lost_is_named(folder: Path, lost: str) -> None:
+    """Written, hashed on the way, and not there when the manifest is made: no manifest without it."""
+    known = {name: manifest.Record(len(content), "0" * 64) for name, content in FILES.items()}
+    assert manifest.build(folder, known)["files"] == {name: record._asdict() for name, record in known.items()}
+    (folder / lost).unlink()
+    with pytest.raises(RunError, match=rf"^{folder / lost} was written and is not there$"):
+        manifest.build(folder, known)
+    assert manifest.build(folder, {})["files"].keys() == FILES.keys() - {lost}

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldit.checkpoint.run import (
-    clean,
-    committed_steps,
-    run_lock,
-)
+from ldit.checkpoint.run import clean, committed_steps, run_lock
 
 Save = Callable[..., Path]
 

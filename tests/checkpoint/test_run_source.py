@@ -9,9 +9,7 @@ import damage
 import pytest
 
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.run import (
-    step_folder,
-)
+from ldit.checkpoint.run import step_folder
 from ldit.flows.pipeline import load_model
 
 Save = Callable[..., Path]

@@ -11,18 +11,9 @@ from models import TABLE
 
 from ldit.checkpoint import manifest
 from ldit.checkpoint.export import read_json
+from ldit.checkpoint.names import OPTIMIZER, TRAINER
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.run import (
-    OPTIMIZER,
-    TRAINER,
-    clean,
-    committed_steps,
-    is_run,
-    newest_true_step,
-    retire,
-    set_aside_newer,
-    step_folder,
-)
+from ldit.checkpoint.run import clean, committed_steps, is_run, newest_true_step, retire, set_aside_newer, step_folder
 from ldit.checkpoint.sets import read_set
 from ldit.flows.pipeline import load_model
 

@@ -1,10 +1,10 @@
 """What the processes of a group promise each other beside equal losses, looked at from inside the group. Each check
-returns, on every process, what `test_promises.py` judges; the parent never sees the processes themselves."""
+returns, on every process, what `test_variants.py` judges; the parent never sees the processes themselves."""
 
 import errno
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from runs import ALONE, after, started, tiny
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ldit.checkpoint import save, sets
 from ldit.checkpoint.run import step_folder
@@ -21,17 +22,19 @@ from ldit.config.run import RunConfig
 from ldit.config.sections import EMAConfig, OptimConfig, ParallelConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
-from ldit.errors import LditError, SourceError
+from ldit.errors import LditError, RunError, SourceError
+from ldit.flows import train as flow
 from ldit.parallel.exchange import collect, spread
 from ldit.parallel.layout import Layout, view
 from ldit.parallel.watchdog import Watchdog
-from ldit.parallel.world import World, world_of
+from ldit.parallel.world import REPLICATE, SHARD, TP, World, world_of
 from ldit.train import state_io
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState, train_step
 from ldit.train.trainer import Trainer
 
 SAVED_STEPS = 3
+LIMIT = 20.0  # seconds after which processes that went different ways give up waiting for each other
 WIDE = {"qk_norm": True, "learn_sigma": False}
 
 
@@ -50,14 +53,14 @@ def world(**parallel: Any) -> World:
 def config_for(kind: str) -> RunConfig:
     """A run with all that a checkpoint can hold: two averages, a power average, moments, and momentum with Muon."""
     config = tiny(batch_size=8)
-    tp, muon = ("tp2" in kind) + 1, "muon" in kind
+    tp, replicate, muon = ("tp2" in kind) + 1, ("replicate" in kind) + 1, "muon" in kind
     return replace(
         config,
         model=replace(config.model, **WIDE),
         process=FlowConfig(),
         optim=OptimConfig(kind="muon" if muon else "adamw"),
         ema=EMAConfig(0.99, (0.9,), (0.05,)),
-        parallel=ParallelConfig(tp=tp),
+        parallel=ParallelConfig(tp=tp, replicate=replicate),
     )
 
 
@@ -95,7 +98,7 @@ def write(folder: Path, kind: str) -> Any:
     """Three steps, a checkpoint in as many files as there are processes, a dump of each process's own numbers, and the
     losses of three steps more."""
     config = config_for(kind)
-    state, outcomes = after(config, SAVED_STEPS, world(tp=config.parallel.tp))
+    state, outcomes = after(config, SAVED_STEPS, world(tp=config.parallel.tp, replicate=config.parallel.replicate))
     _, task, loader = started(config, state.world)
     save.SHARD_BYTES = 1 << 14
     state_io.save_work(folder / kind, state, task.spec, Staging(), {"pictures": 1})()
@@ -206,6 +209,66 @@ def _failing_writer(where: str, now: Callable[[], bool]) -> Iterator[None]:
         save.ShardWriter = sound  # type: ignore[misc]
 
 
+# ---- a step that one process cannot read
+
+
+def failing_restore(folder: Path, where: str) -> Any:
+    """A step that all have verified and the last process cannot read, when a run resumes or rolls back: (class and
+    words of what ends the run, whether another is to print it) on each process."""
+    w = world(timeout=LIMIT)
+    config = tiny(batch_size=8, steps=2, log_every=0, attention_every=0, sample_every=0)
+    config = replace(config, data=replace(config.data, workers=0), parallel=ParallelConfig(timeout=LIMIT))
+    run = folder / f"unread-{where}"
+    with ExitStack() as stack:
+        flow._train(config, run, w, stack)
+    state, task, loader = started(config, w)
+    trainer = Trainer(config, task, state, loader.from_step, run, lambda record: None, Watchdog(w, LIMIT))
+    longer = replace(config, train=replace(config.train, steps=4))
+    sound = state_io.restore
+
+    def restore(step: Path, into: TrainState) -> None:
+        if w.rank == w.size - 1:
+            raise SourceError(f"{step.name} cannot be read")
+        sound(step, into)
+
+    state_io.restore = restore
+    try:
+        with ExitStack() as stack:
+            found = _met(lambda: trainer._roll_back("a") if where == "back" else flow._train(longer, run, w, stack))
+    finally:
+        state_io.restore = sound
+    return w.gather(found)
+
+
+# ---- what the flags of `parallel` do
+
+
+def gathered(folder: Path, how: str) -> Any:
+    """After a forward pass without a backward one: the parts of the network whose weights are whole, and those whose
+    weights are shared out."""
+    config = tiny(batch_size=8)
+    config = replace(config, model=replace(config.model, n_layers=3), parallel=ParallelConfig(reshard=how == "reshard"))
+    state, task, loader = started(config, world())
+    (batch,) = loader.from_step(0, 1)
+    task.losses(state.weights.model, batch, state.world.device, torch.float32)
+    found: tuple[set[str], set[str]] = set(), set()
+    for name, p in state.weights.model.named_parameters():
+        block, part = ".".join(name.split(".")[:2]), "modulations" if "adaLN" in name else ""
+        found[isinstance(p, DTensor)].add(part or block if name.startswith("layers.") else "rest")
+    return state.world.gather([sorted(names) for names in found])
+
+
+def limits(folder: Path, _: str) -> Any:
+    """Seconds after which the collectives of each group give up."""
+    w = world(replicate=2, timeout=37.0)
+    assert w.mesh is not None
+    groups = {name: w.mesh.get_group(name) for name in (REPLICATE, SHARD, TP)}
+    groups |= {"control": w.control, "saving": w.saving}
+    groups |= {"circle": w.circle.group, "saving circle": w.saving_circle.group}
+    backends = {name: group._get_backend(torch.device("cpu")) for name, group in groups.items()}
+    return w.gather({name: backend.options._timeout.total_seconds() for name, backend in backends.items()})
+
+
 # ---- what processes say to each other
 
 
@@ -217,6 +280,8 @@ def words(folder: Path, _: str) -> Any:
         "sound": _met(lambda: w.agreed(lambda: w.rank)),
         "own class": _met(lambda: w.agreed(lambda: _raise(SourceError("no é")) if w.rank == last else 1)),
         "os": _met(lambda: w.agreed(lambda: _raise(OSError(errno.EIO, "broken")) if w.rank == last else 1)),
+        "worst": _met(lambda: w.agreed(lambda: _raise((RunError if w.rank == last else SourceError)("stale")))),
+        "alike": _met(lambda: w.agreed(lambda: _raise(SourceError("same")))),
         "first": _met(lambda: w.from_first(lambda: _raise(SourceError("first")))),
         "after": _met(lambda: w.from_first(lambda: {"from": w.rank})),
         "gather": _met(lambda: w.gather(["é" * w.rank, w.rank])),
@@ -277,5 +342,5 @@ def _mine(layout: Layout | None, full: Tensor | None, here: tuple[int, int]) -> 
 
 CHECKS: dict[str, Callable[[Path, str], Any]] = {
     "write": write, "read": read, "not-finite": not_finite, "failing-save": failing_save, "words": words,
-    "exchange": exchange,
+    "failing-restore": failing_restore, "gathered": gathered, "limits": limits, "exchange": exchange,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from distributed.jobs import STEPS, job
 import ldit
 from ldit.checkpoint import manifest
 from ldit.checkpoint.sets import read_set
+from ldit.parallel.world import GRACE
 
 # One file on one worker (--dist loadfile): the jobs run once and not beside each other.
 pytestmark = pytest.mark.timeout(900)
@@ -32,7 +33,7 @@ HALF = {"bf16": (1e-3, 8e-3), "fp16": (2e-4, 1e-3)}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 COMPILED = ("compiled",) if COMPILER else ()
 COMPILED_TWO = ("compiled-selective", "compiled-tp2") if COMPILER else ()
-KINDS = ("plain", "muon-tp2")
+KINDS = ("plain", "muon-tp2", "replicate")
 
 ALONE = ["plain", "accumulate2", "recompute", "selective", *COMPILED, "muon", "head", "gqa", "bf16", "fp16"]
 TWO = ["plain", "accumulate", "looked-at", "looked-at-keep", "tp2", *COMPILED_TWO, "muon",
@@ -51,14 +52,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(folder: Path) -> dict[str, Any]:
     checks = [f"write:{kind}" for kind in KINDS]
     checks += [f"not-finite:{kind}" for kind in ("plain", "plain-gradient", "muon-tp2", "muon-tp2-gradient")]
-    checks += ["failing-save:add", "words", "exchange:4x1x1", "exchange:2x2x1", "exchange:1x4x1", "exchange:2x1x2"]
+    checks += ["failing-save:add", "words", "limits"]
+    checks += [f"exchange:{cut}" for cut in ("4x1x1", "2x2x1", "1x4x1", "2x1x2")]
     return job(4, folder, *FOUR, *checks)
 
 
 @pytest.fixture(scope="module")
 def two(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
     reads = [f"read:{kind}" for kind in KINDS]
-    return job(2, folder, *TWO, *reads, "failing-save:open", "words", "exchange:2x1x1", "exchange:1x2x1")
+    checks = ["failing-save:open", "failing-restore:resume", "failing-restore:back", "words"]
+    checks += ["gathered:reshard", "gathered:keep", "exchange:2x1x1", "exchange:1x2x1"]
+    return job(2, folder, *TWO, *reads, *checks)
 
 
 @pytest.fixture(scope="module")
@@ -182,16 +186,25 @@ def test_a_save_that_fails_on_one_process_ends_the_run_on_all(
     manifest.verify(checkpoints / "step-00000002")
 
 
+@pytest.mark.parametrize("where", ["resume", "back"])
+def test_a_step_that_one_process_cannot_read_ends_the_run_on_all(where: str, two: dict[str, Any]) -> None:
+    """The same class and words everywhere, printed by that one, when a run resumes and when it rolls back."""
+    said = ["SourceError", "step-00000002 cannot be read"]
+    assert two[f"failing-restore:{where}"] == [[*said, True], [*said, False]]
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_hear_of_each_others_faults(processes: int, results: dict[int, dict[str, Any]]) -> None:
     """The same class and words on all, printed by one; an OSError is a RunError with the process's number to the
-    others; after a fault the group works on."""
+    others; damage on one is no reason to pass over what fails otherwise elsewhere; after a fault the group works on."""
     for rank, found in enumerate(results[processes]["words"]):
         last, first = rank == processes - 1, rank == 0
         assert found["sound"] == rank
         assert found["own class"] == ["SourceError", "no é", not last]
         heard = ["RunError", f"process {processes - 1}: [Errno 5] broken", True]
         assert found["os"] == (["OSError", "[Errno 5] broken", False] if last else heard)
+        assert found["worst"] == ["RunError", "stale", not last]
+        assert found["alike"] == ["SourceError", "same", not first]
         assert found["first"] == ["SourceError", "first", not first]
         assert found["after"] == {"from": 0}
         assert found["gather"] == [["é" * r, r] for r in range(processes)]
@@ -204,3 +217,21 @@ def test_whole_tensors_go_round(processes: int, results: dict[int, dict[str, Any
     assert len(rounds) == {2: 2, 4: 4}[processes]
     for name, wrong in rounds.items():
         assert wrong == [[]] * processes, name
+
+
+# ---- what the flags of `parallel` do
+
+
+def test_weights_are_freed_between_the_passes(two: dict[str, Any]) -> None:
+    """All but the last block's, with which the backward pass begins, and what belongs to no block; none where they are
+    to be kept."""
+    blocks = [f"layers.{index}" for index in range(3)]
+    assert two["gathered:reshard"] == [[[blocks[2], "rest"], [*blocks[:2], "modulations"]]] * 2
+    assert two["gathered:keep"] == [[[*blocks, "modulations", "rest"], []]] * 2
+
+
+def test_every_group_gives_up_after_the_watchdog(four: dict[str, Any]) -> None:
+    """parallel.timeout and the grace, in the groups of the mesh too, with which torch's own limit would be half an
+    hour."""
+    names = {"replicate", "shard", "tp", "control", "saving", "circle", "saving circle"}
+    assert four["limits"] == [dict.fromkeys(names, 37.0 + GRACE)] * 4

@@ -51,8 +51,8 @@ def begun(config: RunConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> Begu
     caught: list[tuple[dict[str, Tensor], TrainState]] = []
     real = flow._start
 
-    def start(state: TrainState, task: Any) -> None:
-        real(state, task)
+    def start(state: TrainState, task: Any, source: Any) -> None:
+        real(state, task, source)
         masters = {n: m.detach().clone() for n, m in zip(state.weights.names, state.weights.masters, strict=True)}
         for track in state.averages.tracks.values():
             assert all(torch.equal(a, b) for a, b in zip(masters.values(), track.values, strict=True))

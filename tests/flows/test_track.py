@@ -1,7 +1,9 @@
 """Trackers: what reaches TensorBoard and W&B, that no line is drawn twice, and missing packages in one line."""
 
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from ldit.config.sections import TrackConfig
 from ldit.errors import ConfigError
-from ldit.track import check_packages, numbers, trackers
+from ldit.track import Followers, MetricsFile, check_packages, numbers, trackers
 
 RECORD = {
     "step": 7,
@@ -84,7 +86,7 @@ def test_numbers_of_a_record() -> None:
 
 
 def test_tensorboard_gets_every_number_at_its_step(tmp_path: Path, writers: list[FakeWriter]) -> None:
-    (tracker,) = trackers(TrackConfig(tensorboard=True), tmp_path, {}, committed_step=40)
+    _, tracker = trackers(TrackConfig(tensorboard=True), tmp_path, {}, committed_step=40)
     tracker.write(RECORD)
     (writer,) = writers
     assert (writer.folder, writer.purge_step) == (str(tmp_path / "tensorboard"), 41)
@@ -100,7 +102,7 @@ def test_wandb_goes_on_with_the_run_that_the_folder_names(tmp_path: Path, monkey
     config, run = TrackConfig(wandb="emoji"), tmp_path / "xs"
     run.mkdir()
     for step in (7, 8):
-        (tracker,) = trackers(config, run, {"train": {"lr": 1e-4}})
+        _, tracker = trackers(config, run, {"train": {"lr": 1e-4}})
         tracker.write({**RECORD, "step": step})
         tracker.close()
     first, second = wandb.started
@@ -115,12 +117,90 @@ def test_wandb_goes_on_with_the_run_that_the_folder_names(tmp_path: Path, monkey
     assert wandb.started[2]["id"] != first["id"]
 
 
+def test_tensorboard_goes_on_in_another_file_after_a_cut(tmp_path: Path, writers: list[FakeWriter]) -> None:
+    """One that has the viewer discard later steps, which the file before it holds."""
+    _, tracker = trackers(TrackConfig(tensorboard=True), tmp_path, {}, committed_step=2)
+    tracker.write(RECORD)
+    tracker.cut(4)
+    tracker.write({**RECORD, "step": 5})
+    first, second = writers
+    assert first.closed and {step for _, _, step in first.scalars} == {7}
+    assert (second.folder, second.purge_step, second.closed) == (first.folder, 5, False)
+    assert {step for _, _, step in second.scalars} == {5} and second.flushed == len(FLAT)
+    tracker.close()
+    assert second.closed
+
+
+def test_wandb_says_what_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service takes nothing back; the run goes on in it as it is."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    metrics, tracker = trackers(TrackConfig(wandb="emoji"), tmp_path, {})
+    metrics.cut(4)
+    assert caplog.messages == []
+    tracker.cut(4)
+    assert caplog.messages == ["W&B keeps what it was sent of steps after 4; metrics.jsonl has the new ones"]
+    assert (len(wandb.started), wandb.finished) == (1, 0)
+
+
+class Place:
+    """A tracker that keeps what it is told, and whose disk is full at some steps."""
+
+    def __init__(self, full: tuple[int, ...] = ()) -> None:
+        self.full = full
+        self.told: list[object] = []
+
+    def write(self, record: dict[str, Any]) -> None:
+        if record["step"] in self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events")
+        self.told.append(record["step"])
+
+    def cut(self, step: int) -> None:
+        self.told.append(f"cut {step}")
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_a_place_that_is_full_keeps_the_others_from_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither from that record nor from later ones; one line tells which is missing where."""
+    first, second, third = places = Place(), Place(full=(2, 3)), Place()
+    followers = Followers(places)
+    for step in (1, 2, 3, 4):
+        followers.write({"step": step})
+    followers.cut(2)
+    followers.close()
+    assert first.told == third.told == [1, 2, 3, 4, "cut 2", "closed"]
+    assert second.told == [1, 4, "cut 2", "closed"]
+    assert caplog.messages == [f"step {step} is missing in Place: No space left on device" for step in (2, 3)]
+
+
+def test_a_line_of_metrics_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one does not begin in the middle of it."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write({"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            metrics.write({"step": 2})
+    metrics.write({"step": 3})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 3}]
+
+
 def test_nothing_asked_for_is_nothing_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     check_packages(TrackConfig())
-    assert trackers(TrackConfig(), tmp_path, {}) == []
-    assert list(tmp_path.iterdir()) == []
+    (metrics,) = trackers(TrackConfig(), tmp_path, {})
+    assert isinstance(metrics, MetricsFile)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -159,11 +239,18 @@ def test_the_real_tensorboard_draws_no_step_twice(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, last, committed in ((1, 8, 0), (5, 9, 4)):
-        (tracker,) = trackers(TrackConfig(tensorboard=True), tmp_path, {}, committed)
+        _, tracker = trackers(TrackConfig(tensorboard=True), tmp_path, {}, committed)
         for step in range(first, last):
             tracker.write({**RECORD, "step": step})
         tracker.close()
+    tracker = trackers(TrackConfig(tensorboard=True), tmp_path, {}, 8)[1]
+    for loss in (0.25, 0.125):  # the run goes back to step 6 and on in another way, twice
+        tracker.cut(6)
+        for step in (7, 8):
+            tracker.write({"step": step, "loss": loss})
+    tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == FLAT.keys()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [event.value for event in events.Scalars("loss")] == [0.5] * 6 + [0.125] * 2

@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "dtypes": set(),
     "rng": set(),
     "log": set(),
-    "track": {"config"},
+    "track": {"config", "log", "checkpoint"},
     "config": set(),
     "nn": {"config"},
     "diffusion": {"config", "rng"},

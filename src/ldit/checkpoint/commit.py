@@ -26,6 +26,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each new name pushed to the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
+
+
 def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
@@ -53,7 +61,7 @@ class Commit:
     """A folder that becomes `final` or is removed. What several processes write into `folder` one of them commits."""
 
     def __init__(self, final: Path) -> None:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         self.final = final
         self.folder = final.with_name(f"{final.name}{_MARK}{uuid.uuid4().hex[:8]}")
         self.folder.mkdir()
@@ -108,6 +116,6 @@ def remove_leftovers(parent: Path) -> None:
         if match[2] == "old" and not (final := path.with_name(match[1])).exists():
             os.rename(path, final)
         elif path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a reader may hold files open on NFS: the next start tries again
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)

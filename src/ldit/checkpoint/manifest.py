@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldit.errors import LditError, RunError, SourceError
+from ldit.errors import LditError, RequestError, RunError, SourceError
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -19,6 +19,28 @@ class Record(NamedTuple):
 
     size: int
     sha256: str
+
+
+def refuse_sealed(target: Path) -> None:
+    """RequestError when `target` lies in a folder with a manifest, where one file more or other counts as damage."""
+    try:
+        path = target.resolve()
+    except (OSError, RuntimeError):
+        raise RequestError(f"{target} cannot be written: its links lead in a circle") from None
+    sealed = next((folder for folder in (path, *path.parents) if _seals(folder / NAME)), None)
+    if sealed is not None:
+        raise RequestError(f"{target} cannot be written: {sealed} is sealed by its {NAME}, choose a name outside")
+
+
+def _seals(path: Path) -> bool:
+    """Whether this is a manifest of ours, or the remains of one; other programs have files of that name too."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return path.is_file()
+    return isinstance(data, dict) and {"files", "sha256"} <= data.keys()
 
 
 def sha256_file(path: Path) -> str:
@@ -35,13 +57,16 @@ def _body_digest(body: dict[str, Any]) -> str:
 
 
 def build(folder: Path, known: Mapping[str, Record] | None = None) -> dict[str, Any]:
-    """The manifest of every file below `folder`; those in `known` were hashed as they were written."""
+    """The manifest of every file below `folder`; those in `known` were hashed as they were written, and RunError names
+    one of them that is not there."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if name != NAME:
             record = (known or {}).get(name) or Record(path.stat().st_size, sha256_file(path))
             files[name] = record._asdict()
+    for lost in sorted((known or {}).keys() - files.keys()):
+        raise RunError(f"{folder / lost} was written and is not there")
     body = {"format": FORMAT, "files": files}
     return {**body, "sha256": _body_digest(body)}
 

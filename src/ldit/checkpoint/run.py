@@ -13,18 +13,34 @@ from pathlib import Path
 import torch
 
 from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import remove_leftovers
+from ldit.checkpoint.commit import make_folder, remove_leftovers
+from ldit.checkpoint.export import read_json
+from ldit.checkpoint.manifest import refuse_sealed
+from ldit.checkpoint.names import CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SNAPSHOTS
+from ldit.config.run import RUN_FORMAT
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.parallel.world import World
 
-CHECKPOINTS = "checkpoints"
-SNAPSHOTS = "snapshots"
-RUN_CONFIG = "config.json"
-STATE = "state"
-OPTIMIZER = f"{STATE}/optimizer"
-TRAINER = f"{STATE}/trainer.json"
 _STEP = re.compile(r"step-(\d{8,})$")
+
+
+def check_place(run: Path) -> None:
+    """SourceError or RequestError when a run cannot live in `run`, which need not exist: nothing else that stands there
+    is changed."""
+    if run.exists() and not run.is_dir():
+        raise SourceError(f"{run} is a file, not a run's folder")
+    refuse_sealed(run)
+    for name in (CHECKPOINTS, SNAPSHOTS, SAMPLES):
+        if (run / name).exists() and not (run / name).is_dir():
+            raise SourceError(f"{run / name} is a file, where a run has a folder")
+    for name in (RUN_CONFIG, METRICS):
+        if (run / name).is_dir():
+            raise SourceError(f"{run / name} is a folder, where a run has a file")
+    if (run / RUN_CONFIG).exists():
+        config = read_json(run / RUN_CONFIG)
+        if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
+            raise SourceError(f"{run} is not a run's folder: its {RUN_CONFIG} is something else's")
 
 
 def is_run(folder: Path) -> bool:
@@ -88,7 +104,7 @@ def newest_true_step(run: Path, world: World | None = None) -> tuple[int, Path] 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
     """One training process a directory; the kernel frees the lock when its holder dies."""
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with (run / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,8 +123,11 @@ def retire(run: Path, keep: int, keep_every: int) -> None:
     steps = [
         (number, folder) for number, folder in committed_steps(run) if not (keep_every and number % keep_every == 0)
     ]
-    for _, old in steps[keep:] if keep else ():
-        _remove(old)
+    for number, old in steps[keep:] if keep else ():
+        try:
+            _remove(old)
+        except OSError as error:  # a reader on another machine, perhaps: no reason to end a run
+            logger.warning("step %d could not be removed (%s): %s", number, error.strerror or error, old)
 
 
 def clean(run: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ldit.checkpoint.commit import Commit, write_json
+from ldit.checkpoint.commit import Commit, make_folder, write_json
 from ldit.checkpoint.export import CONFIG
 from ldit.checkpoint.manifest import Record
-from ldit.checkpoint.run import TRAINER, step_folder
+from ldit.checkpoint.names import TRAINER
+from ldit.checkpoint.run import step_folder
 from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
 from ldit.config.spec import ModelSpec
 from ldit.errors import RunError
@@ -27,7 +28,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a set: this process's part of it, on the CPU."""
+    """A tensor of a set: this process's part of it, on the CPU; on the meta device where another replica writes it."""
 
     name: str
     layout: Layout
@@ -56,9 +57,7 @@ def write_step(
     RunError on all of them, with what stood before intact, when one cannot write.
     """
     final = step_folder(run, step)
-    needed = sum(entry.bytes for entries in sets.values() for entry in entries)
-    documents = {CONFIG: spec.to_json(), TRAINER: trainer}
-    return write_folder(final, sets, documents, world, needed, progress)
+    return write_folder(final, sets, {CONFIG: spec.to_json(), TRAINER: trainer}, world, progress)
 
 
 def write_folder(
@@ -66,10 +65,10 @@ def write_folder(
     sets: Sets,
     documents: Mapping[str, Any],
     world: World,
-    needed: int,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Path:
     """Commit a folder of tensor sets and JSON documents."""
+    needed = sum(entry.bytes for entries in sets.values() for entry in entries)
     commit: list[Commit] = []
 
     def begin() -> str:
@@ -178,7 +177,7 @@ def _index(folder: Path, stem: str, entries: Sequence[Entry], processes: int) ->
 
 
 def _room(final: Path, needed: int) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     free = shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(errno.ENOSPC, "no space left", str(final))

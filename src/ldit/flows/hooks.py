@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ldit.checkpoint.names import SAMPLES
 from ldit.codecs.pixels import labelled_grid
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
@@ -17,6 +18,7 @@ from ldit.dtypes import COMPUTE
 from ldit.flows.generate import Generator, Picture
 from ldit.flows.pipeline import Pipeline
 from ldit.flows.request import Request
+from ldit.log import logger
 from ldit.parallel.watchdog import Watchdog
 from ldit.train.sight import largest_logits
 from ldit.train.step import TrainState
@@ -69,11 +71,14 @@ def sample_hook(spec: ModelSpec, request: Request, out: Path, watchdog: Watchdog
             return
         labels = request.labels
         names = spec.class_names or [str(label) for label in range(max(labels) + 1)]
-        folder = out / "samples"
-        folder.mkdir(exist_ok=True)
         scale = 2 if pictures[0].width < 128 else 1
         grid = labelled_grid(pictures, [names[label] for label in labels], columns=6, scale=scale)
-        grid.save(folder / f"step-{state.step:08d}.png")
+        path = out / SAMPLES / f"step-{state.step:08d}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
+        except OSError as error:  # a picture is no reason to end a run
+            logger.warning("%s was not written: %s", path, error.strerror or error)
 
     return run
 

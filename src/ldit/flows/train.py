@@ -3,27 +3,26 @@
 import json
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ldit.checkpoint.commit import write_json_atomic
-from ldit.checkpoint.open import open_source
-from ldit.checkpoint.run import RUN_CONFIG, clean, drop_newer_snapshots, run_lock, set_aside_newer
+from ldit.checkpoint.names import RUN_CONFIG
+from ldit.checkpoint.open import Source, open_source
+from ldit.checkpoint.run import check_place, clean, drop_newer_snapshots, run_lock, set_aside_newer
 from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, ModelSpec, PixelCodecConfig
 from ldit.data.loader import Loader
 from ldit.data.picture_set import PictureSet
 from ldit.data.source import open_data
+from ldit.dtypes import products
 from ldit.errors import ConfigError
 from ldit.flows.hooks import attention_hook, heldout_hook, sample_hook
 from ldit.flows.request import Request, check_request
 from ldit.flows.resume import step_to_resume
-from ldit.log import MetricsFile, logger, say_nothing_twice
+from ldit.log import logger, say_nothing_twice
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.parallel.watchdog import Watchdog
-from ldit.parallel.world import World, joined
-from ldit.track import check_packages, trackers
+from ldit.parallel.world import World, joined, launched
+from ldit.track import Followers, check_packages, trackers
 from ldit.train import state_io
 from ldit.train.sight import peak_flops
 from ldit.train.start import StartReport, starting_weights
@@ -40,14 +39,16 @@ def train(config: RunConfig, out: Path) -> int:
     Returns the exit code: 0 when the last step is committed; 130, 143 or 138 when SIGINT, SIGTERM or SIGUSR1 ended the
     run after a checkpoint.
     """
-    config.check()
+    try:
+        config.check()
+    except ConfigError as error:
+        error.said_elsewhere = launched().rank > 0  # every process finds the same
+        raise
     check_packages(config.track)
     if not isinstance(config.codec, PixelCodecConfig):
         raise ConfigError("codec: training in an autoencoder's latents is not built yet")
     with joined(config.parallel) as world, ExitStack() as stack:
-        if config.train.precision == "tf32":
-            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("high")
+        stack.enter_context(products(config.train.precision))
         if not world.first:
             say_nothing_twice()
         return _train(config, out, world, stack)
@@ -62,47 +63,44 @@ def _train(config: RunConfig, out: Path, world: World, stack: ExitStack) -> int:
     spec = _spec(config, data)
     record = world.from_first(lambda: {"pictures": len(data), "sha256": data.fingerprint()})
     sampled = _check_sampling(spec)
+    world.from_first(lambda: check_place(out))
     world.from_first(lambda: stack.enter_context(run_lock(out)))
     world.from_first(lambda: clean(out))
     resume = step_to_resume(config, spec, out, record, world)
-    world.from_first(lambda: write_json_atomic(out / RUN_CONFIG, config.to_json()))
+    origin = config.train.init_from if resume is None else ""
+    source = world.agreed(lambda: open_source(origin, ema=config.train.init_ema)) if origin else None
     _say(config, data, world)
     task = DiffusionTask(config, spec)
     state = new_state(config, task, world)
     if resume:
-        state_io.restore(resume[1], state)
+        world.agreed(lambda: state_io.restore(resume[1], state))
         logger.info("resumed from %s", resume[1])
         world.from_first(lambda: set_aside_newer(out, resume[0]))
-        world.from_first(lambda: drop_newer_snapshots(out, resume[0]))
     else:
-        _start(state, task)
+        world.agreed(lambda: _start(state, task, source))
+    world.from_first(lambda: drop_newer_snapshots(out, state.step))
+    world.from_first(lambda: write_json_atomic(out / RUN_CONFIG, config.to_json()))
     if state.step >= config.train.steps:
         logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
         return 0
     loader = Loader(
         data, config.train.batch_size, config.train.seed, d.flip, d.workers, world.data_part, world.data_parts
     )
-    metrics = MetricsFile(out / "metrics.jsonl", state.step) if world.first else None
-    writers = [metrics.write] if metrics else []
     track = lambda: trackers(config.track, out, config.to_json(), state.step) if world.first else []  # noqa: E731
-    for tracker in world.agreed(track):
-        writers.append(stack.enter_context(closing(tracker)).write)
-
-    def write(values: dict[str, Any]) -> None:
-        for writer in writers:
-            writer(values)
-
+    followers = stack.enter_context(closing(Followers(world.agreed(track))))
     watchdog = Watchdog(world, config.parallel.timeout)
     stack.enter_context(watchdog.watching())  # after the trackers: closing those may take its time
     hooks = [
         Hook(config.train.attention_every, attention_hook(task, data)),
         Hook(config.train.sample_every, sample_hook(spec, sampled, out, watchdog)),
     ]
+    if heldout is None and config.heldout.every:
+        logger.info("no held-out pictures: nothing is measured on any (data.heldout names a list)")
     if heldout is not None and config.heldout.num:
         hooks.insert(0, Hook(config.heldout.every, heldout_hook(task, heldout, config.heldout.num, watchdog)))
     trainer = Trainer(
         config, task, state, loader.from_step, out,
-        write, cut=lambda step: metrics.cut(step) if metrics else None,
+        followers.write, cut=followers.cut,
         watchdog=watchdog, hooks=hooks, data_record=record,
         flops_per_image=3.0 * forward_flops(config.model, config.model.input_size, config.model.input_size),
         peak_flops=peak_flops(world, config.train.precision),
@@ -140,12 +138,11 @@ def _check_sampling(spec: ModelSpec) -> Request:
     return check_request(spec, labels, guidance=1.0 if null is None else None)
 
 
-def _start(state: TrainState, task: DiffusionTask) -> None:
+def _start(state: TrainState, task: DiffusionTask, source: Source | None) -> None:
     """Fresh weights, or those of another checkpoint where they fit; averages begin as the weights."""
     weights, train = state.weights, state.config.train
     fill_fresh(state, task)
-    if train.init_from:
-        source = open_source(train.init_from, ema=train.init_ema)
+    if source is not None:
         theirs, ours, report = source.spec, task.spec, StartReport()
         shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
         null, their_null = (getattr(spec.model, "null_class", None) for spec in (ours, theirs))

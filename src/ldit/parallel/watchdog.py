@@ -75,13 +75,15 @@ class Watchdog:
     def _end(self, store: Any) -> None:
         line = f"process {self.world.rank}: no progress for {self.timeout:g} s"
         try:
+            if store is None:
+                raise ConnectionError("the first process is gone")
             before = self._heard(store)
             for _ in range(int(LISTEN / self.interval) + 1):
                 time.sleep(self.interval)
                 self._say(store)
             line += f"; {self._verdict(before, self._heard(store))}"
         except Exception as error:
-            line += f" (the others cannot be asked: {type(error).__name__})"
+            line += f" (the others cannot be asked: {error or type(error).__name__})"
         print(f"ldit: {line}", file=sys.stderr, flush=True)
         os._exit(EXIT)
 

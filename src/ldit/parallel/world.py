@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from ldit import errors
 from ldit.config.sections import ParallelConfig
-from ldit.errors import ConfigError, LditError
+from ldit.errors import ConfigError, LditError, SourceError
 from ldit.parallel.exchange import Circle
 
 T = TypeVar("T")
@@ -57,10 +57,6 @@ class World:
         return self.rank % self.tp
 
     @property
-    def shard_index(self) -> int:
-        return self.rank // self.tp % self.shard
-
-    @property
     def replica(self) -> int:
         return self.rank // (self.tp * self.shard)
 
@@ -94,7 +90,11 @@ class World:
 
     def agreed(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """`work()` on every process; what one process cannot do, none has done: its exception is raised on all, as its
-        own on that one, as a LditError of the same words on the others."""
+        own on that one, as a LditError of the same words on the others.
+
+        Of several the first is raised on all, but damage (SourceError) only where nobody reports worse: a caller that
+        passes over damaged files must do so on every process or on none.
+        """
         result, failure = None, None
         try:
             result = work()
@@ -102,15 +102,16 @@ class World:
             failure = error
         kind = "" if failure is None else type(failure).__name__
         reports = self.gather([kind, str(failure or "")], group)
-        if failure is not None:
+        faults = [(rank, kind, text) for rank, (kind, text) in enumerate(reports) if kind]
+        if not faults:
+            return result  # type: ignore[return-value]
+        rank, kind, text = next((f for f in faults if f[1] != SourceError.__name__), faults[0])
+        if rank == self.rank and failure is not None:
             raise failure
-        for rank, (kind, text) in enumerate(reports):
-            if kind:
-                known: type[LditError] | None = getattr(errors, kind, None)
-                heard = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
-                heard.said_elsewhere = True
-                raise heard
-        return result  # type: ignore[return-value]
+        known: type[LditError] | None = getattr(errors, kind, None)
+        heard = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
+        heard.said_elsewhere = True
+        raise heard from failure
 
     def from_first(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """`work()` on the first process alone; every process gets its JSON-able result, or its error."""
@@ -183,7 +184,11 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
 def joined(config: ParallelConfig) -> Iterator[World]:
     """The world of this run; a single process needs no launcher and makes no process group."""
     launch = launched()
-    shape(config, launch.size)
+    try:
+        shape(config, launch.size)
+    except ConfigError as error:
+        error.said_elsewhere = launch.rank > 0  # every process finds the same
+        raise
     limit = timedelta(seconds=config.timeout + GRACE)
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -205,9 +210,12 @@ def world_of(config: ParallelConfig, device: torch.device, store: Any = None) ->
     replicate, shard, tp = shape(config, size)
     limit = timedelta(seconds=config.timeout + GRACE)
     backend = dist.get_backend_config() if device.type == "cuda" else "gloo"
+    mesh = init_device_mesh(device.type, (replicate, shard, tp), mesh_dim_names=(REPLICATE, SHARD, TP))
+    for name in (REPLICATE, SHARD, TP):  # the mesh makes its groups with torch's own limit
+        _set_pg_timeout(limit, mesh.get_group(name))
     return World(
         device, rank, size, tp, shard, replicate,
-        mesh=init_device_mesh(device.type, (replicate, shard, tp), mesh_dim_names=(REPLICATE, SHARD, TP)),
+        mesh=mesh,
         circle=_circle(rank, shard, tp, replicate, backend, limit),
         control=dist.new_group(backend="gloo", timeout=limit),
         saving=dist.new_group(backend="gloo", timeout=limit),

@@ -11,6 +11,7 @@ from ldit.config.sections import EMAConfig
 from ldit.train.posthoc import gamma_of, power_decay
 
 MAIN = "ema"
+POWER = "power-"
 
 
 def warmed_decay(decay: float, n: int) -> float:
@@ -21,7 +22,7 @@ def warmed_decay(decay: float, n: int) -> float:
 
 def power_name(sigma_rel: float) -> str:
     """What a power-function average is called in files."""
-    return f"power-{sigma_rel:.4f}"
+    return f"{POWER}{sigma_rel:.4f}"
 
 
 @dataclass(frozen=True)

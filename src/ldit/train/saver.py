@@ -1,10 +1,13 @@
 """Checkpoints beside training: a step waits while the state is copied to the host, a thread does the rest."""
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from ldit.errors import RunError
 
 _ALIGNED = 64
 
@@ -18,7 +21,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
-        self._registered = False
+        self._registered: weakref.finalize[..., Staging] | None = None
         self._used = 0
 
     def begin(self, values: Sequence[Tensor]) -> None:
@@ -29,14 +32,19 @@ class Staging:
         self._used = 0
 
     def _grow(self, needed: int, device: torch.device | None) -> None:
-        if self._registered:
-            torch.cuda.cudart().cudaHostUnregister(self._block.data_ptr())
-            self._registered = False
-        # The system gives pages when they are first written to, at a fraction of the speed of a copy: it is asked here.
-        self._block = torch.empty(needed, dtype=torch.uint8).zero_()
+        if self._registered is not None:
+            self._registered()
+        self._block, self._registered = torch.empty(0, dtype=torch.uint8), None  # the old one goes before the new one
+        try:
+            # The system gives pages when they are first written to, more slowly than they are copied: it is asked here.
+            self._block = torch.empty(needed, dtype=torch.uint8).zero_()
+        except RuntimeError:
+            raise RunError(f"a checkpoint needs {needed:,} bytes of host memory, which cannot be had") from None
         if device is not None:
             with torch.cuda.device(device):  # a thread begins on the first device, whichever the process uses
-                self._registered = not int(torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), needed, 0))
+                if not int(torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), needed, 0)):
+                    self._registered = weakref.finalize(self, _unregister, self._block)
+                    self._registered.atexit = False  # CUDA goes before, with all its memory
 
     def copy(self, value: Tensor) -> Tensor:
         """A host copy of `value`; complete after `settle`."""
@@ -49,6 +57,11 @@ class Staging:
     def settle() -> None:
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
+
+
+def _unregister(block: Tensor) -> None:
+    """Memory that is freed and still registered would be taken for registered when it is handed out again."""
+    torch.cuda.cudart().cudaHostUnregister(block.data_ptr())
 
 
 class Saver:

@@ -8,23 +8,29 @@ from typing import Any
 from torch import Tensor
 
 from ldit.checkpoint.export import EMA, MODEL, read_json
-from ldit.checkpoint.run import OPTIMIZER, SNAPSHOTS, STATE, TRAINER, retire
-from ldit.checkpoint.save import Entry, Sets, write_folder, write_step
+from ldit.checkpoint.names import OPTIMIZER, SNAPSHOTS, STATE, TRAINER
+from ldit.checkpoint.run import retire
+from ldit.checkpoint.save import Entry, Sets, deal, write_folder, write_step
 from ldit.checkpoint.sets import PartReader
 from ldit.config.serial import convert, from_dict
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, SourceError
 from ldit.parallel.layout import Layout
-from ldit.train.ema import MAIN
+from ldit.parallel.world import World
+from ldit.train.ema import MAIN, POWER
 from ldit.train.guard import Guard, Scaler
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState
 
+_Sets = dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]]
+
 
 def reserve_work(state: TrainState, staging: Staging) -> Callable[[], None]:
-    """The returned function makes the host memory that saves of `state` are copied to; without it the first does."""
-    values = [value for entries in _sets(state).values() for _, _, value in entries()]
-    return lambda: staging.begin(values)
+    """The returned function makes the host memory that saves of `state` are copied to; without it the first does. All
+    processes call it, from the thread that owns `world.saving`."""
+    dealt = _dealt(_sets(state), state.world)
+    values = [entry.part for entries in dealt.values() for entry, mine in entries if mine]
+    return lambda: state.world.agreed(lambda: staging.begin(values), state.world.saving)
 
 
 def save_work(
@@ -34,16 +40,24 @@ def save_work(
     staging: Staging,
     data: dict[str, Any] | None = None,
     progress: Callable[[str], None] = lambda what: None,
+    step: bool = True,
+    snapshot: bool = False,
 ) -> Callable[[], None]:
-    """Copy the state to the host now; the returned function commits the copy as a step of `run`, whenever it is
-    called, and then removes steps that are not to be kept. `data` is the record of the training set."""
-    train, world, step = state.config.train, state.world, state.step
-    record = {"step": step, "images": step * train.batch_size}
+    """Copy the state to the host now; the returned function commits the copy whenever it is called. `data` is the
+    record of the training set.
+
+    `step`: RUN/checkpoints/step-…, and then steps that are not to be kept are removed. `snapshot`: before it
+    RUN/snapshots/step-…, the power-function averages alone, for `ldit ema`.
+    """
+    train, world, number, updates = state.config.train, state.world, state.step, state.updates
+    record = {"step": number, "images": number * train.batch_size}
     spec = replace(spec, training=record)
-    sets = _staged(_sets(state), staging)
+    powers = {name: _stem(name) for name in state.averages.tracks if name.startswith(POWER)}
+    whole = _sets(state)
+    sets = _staged(whole if step else {stem: whole[stem] for stem in powers.values()}, world, staging)
     trainer = {
         **record,
-        "updates": state.updates,
+        "updates": updates,
         "offset": state.offset,
         "scaler": state.scaler.to_json(),
         "guard": {**state.guard.to_json(), "rollbacks": 0},
@@ -51,23 +65,13 @@ def save_work(
     }
 
     def work() -> None:
-        write_step(run, step, spec, sets, trainer, world, progress)
-        world.from_first(lambda: retire(run, train.keep, train.keep_every), world.saving)
-
-    return work
-
-
-def snapshot_work(run: Path, state: TrainState, spec: ModelSpec, staging: Staging) -> Callable[[], None]:
-    """The same for a snapshot of the power-function averages: RUN/snapshots/step-…, for `ldit ema`."""
-    step, world = state.step, state.world
-    powers = {name: track for name, track in state.averages.tracks.items() if name.startswith("power-")}
-    sets = _staged({name: lambda track=track: _entries(state, track.values) for name, track in powers.items()}, staging)  # type: ignore[misc]
-    spec = replace(spec, training={"step": step, "images": step * state.config.train.batch_size})
-    documents = {"config.json": spec.to_json(), "snapshot.json": {"step": step, "updates": state.updates}}
-    needed = sum(entry.bytes for entries in sets.values() for entry in entries)
-
-    def work() -> None:
-        write_folder(run / SNAPSHOTS / f"step-{step:08d}", sets, documents, world, needed)
+        if snapshot:
+            averages = {name: sets[stem] for name, stem in powers.items()}
+            documents = {"config.json": spec.to_json(), "snapshot.json": {"step": number, "updates": updates}}
+            write_folder(run / SNAPSHOTS / f"step-{number:08d}", averages, documents, world, progress)
+        if step:
+            write_step(run, number, spec, sets, trainer, world, progress)
+            world.from_first(lambda: retire(run, train.keep, train.keep_every), world.saving)
 
     return work
 
@@ -113,7 +117,7 @@ def _stem(track: str) -> str:
     return EMA if track == MAIN else f"{STATE}/{track}"
 
 
-def _sets(state: TrainState) -> dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]]:
+def _sets(state: TrainState) -> _Sets:
     masters: list[Tensor] = list(state.weights.masters)
     sets = {MODEL: lambda: _entries(state, masters)}
     for name, track in state.averages.tracks.items():
@@ -125,12 +129,22 @@ def _entries(state: TrainState, values: list[Tensor]) -> Iterator[tuple[str, Lay
     return zip(state.weights.names, state.weights.layouts, values, strict=True)
 
 
-def _staged(sets: dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]], staging: Staging) -> Sets:
-    rows = {stem: list(entries()) for stem, entries in sets.items()}
-    staging.begin([value for entries in rows.values() for _, _, value in entries])
+def _dealt(sets: _Sets, world: World) -> dict[str, list[tuple[Entry, bool]]]:
+    """The tensors of each set, and whether this process's replica is the one that writes them."""
+    found = {}
+    for stem, rows in sets.items():
+        entries = [Entry(*row) for row in rows()]
+        replicas = [owner // len(world.circle) for owner in deal(entries, world.size)]
+        found[stem] = [(entry, r == world.replica) for entry, r in zip(entries, replicas, strict=True)]
+    return found
+
+
+def _staged(sets: _Sets, world: World, staging: Staging) -> Sets:
+    dealt = _dealt(sets, world)
+    staging.begin([entry.part for entries in dealt.values() for entry, mine in entries if mine])
     copied = {
-        stem: [Entry(name, layout, staging.copy(value)) for name, layout, value in entries]
-        for stem, entries in rows.items()
+        stem: [replace(e, part=staging.copy(e.part) if mine else e.part.detach().to("meta")) for e, mine in entries]
+        for stem, entries in dealt.items()
     }
     staging.settle()
     return copied

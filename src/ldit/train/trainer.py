@@ -76,7 +76,7 @@ class Trainer:
         with _signals() as received:
             try:
                 self._loop(received)
-            except RunError:
+            except Exception:
                 self.saver.settle()  # a commit under way stands, whatever ends the run
                 raise
 
@@ -131,7 +131,7 @@ class Trainer:
         if newest is None or rollbacks > self.config.guard.limit:
             why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
             raise RunError(f"{told}; {why}")
-        state_io.restore(newest[1], state)
+        state.world.agreed(lambda: state_io.restore(newest[1], state))
         state.world.from_first(lambda: set_aside_newer(self.out, newest[0]))
         state.world.from_first(lambda: drop_newer_snapshots(self.out, newest[0]))
         # The same data would lead to the same place: go on with what comes after it.
@@ -167,17 +167,17 @@ class Trainer:
     def _commit(self, stopping: bool) -> None:
         """Start saving when it is time. All processes decide alike."""
         state, train = self.state, self.config.train
-        if _due(self.config.ema.snapshot_every, state.step, state.step == train.steps):
-            self.saver.wait()  # the staging memory is free again
-            self.saver.start(state_io.snapshot_work(self.out, state, self.task.spec, self.staging))
-        if state.step == train.steps or stopping or _due(train.checkpoint_every, state.step, False):
-            self.watchdog.mark("save")
-            self.saver.wait()
+        last = state.step == train.steps
+        snapshot = _due(self.config.ema.snapshot_every, state.step, last)
+        step = last or stopping or _due(train.checkpoint_every, state.step, False)
+        if not (step or snapshot):
+            return
+        self.watchdog.mark("save")
+        self.saver.wait()  # the staging memory is free again
+        if step:
             state.guard.rollbacks = 0
-            work = state_io.save_work(
-                self.out, state, self.task.spec, self.staging, self.data_record, self.watchdog.mark
-            )
-            self.saver.start(work)
+        spec, record, mark = self.task.spec, self.data_record, self.watchdog.mark
+        self.saver.start(state_io.save_work(self.out, state, spec, self.staging, record, mark, step, snapshot))
 
 
 def _due(every: int, step: int, last: bool) -> bool:
