@@ -174,8 +174,8 @@ def test_hybrid_sharding_follows_the_nodes(
         (["--data_parallel", "ddp"], "ddp"),
         (["--max_steps", "many"], "many"),
         (["--lm", "llama"], "--lm"),
-        (["--micro_batch_size", "3"], "train.micro_batch_size: 3 does not divide batch_size 256"),
-        (["--num_classes", "-1"], "model.num_classes"),
+        (["--micro_batch_size", "3"], "--micro_batch_size: 3 does not divide batch_size 256"),
+        (["--num_classes", "-1"], "--num_classes"),
     ],
 )
 def test_mistakes(flags: list[str], said: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Strict JSON, defaults of the contract, recipes."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from ldit.config.labels import resolve_label
 from ldit.config.model import PRESETS, BaselineConfig, ClassModelConfig, TextModelConfig, model_from_dict, preset
 from ldit.config.recipes import RECIPES, recipe
 from ldit.config.run import RunConfig
+from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, FlowConfig, ModelSpec, PixelCodecConfig
 from ldit.errors import ConfigError, RequestError
 from ldit.nn.build import parameter_count
@@ -134,8 +136,16 @@ def test_sampling_defaults_of_each_process() -> None:
 def test_recipes_survive_json(name: str) -> None:
     config = recipe(name)
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    if not name.startswith("imagenet"):
-        config.check()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_pass_check(name: str) -> None:
+    """As they are, or with a folder of pictures where they name none."""
+    config = recipe(name)
+    replace(config, data=replace(config.data, path=config.data.path or "somewhere")).check()
+    if not config.data.path:
+        with pytest.raises(ConfigError, match=r"data\.path: name the folder"):
+            config.check()
 
 
 @pytest.mark.parametrize(
@@ -171,17 +181,46 @@ def test_sizes_of_our_recipes() -> None:
         ("train", {"steps": 0}, "train.steps"),
         ("train", {"log_every": -1}, "train.log_every"),
         ("train", {"cooldown": 5, "schedule": "cosine"}, "train.cooldown"),
+        ("train", {"warmup": 30, "cooldown": 21}, r"train\.steps: 50 are .* train\.warmup 30 \+ train\.cooldown 21"),
+        ("parallel", {"tp": 3}, r"parallel\.tp: 3 does not divide model\.n_heads 4"),
+        ("objective", {"time_mean": 0.5}, "objective: DDPM"),
+        ("objective", {"time_std": 2.0}, "objective: DDPM"),
         ("ema", {"decay": 1.0}, "ema.decay"),
         ("data", {"path": ""}, "data.path"),
         ("data", {"image_size": 32}, "data.image_size"),
     ],
 )
 def test_run_faults_name_their_key(section: str, change: dict[str, Any], named: str) -> None:
-    from dataclasses import replace
-
     config = recipe("tiny-cpu")
     with pytest.raises(ConfigError, match=named):
         replace(config, **{section: replace(getattr(config, section), **change)}).check()
+
+
+@pytest.mark.parametrize(
+    ("tp", "named"), [(1, ""), (2, "n_kv_heads 3"), (3, ""), (4, "n_heads 6"), (6, "n_kv_heads 3")]
+)
+def test_processes_share_whole_heads(tp: int, named: str) -> None:
+    """Those of the queries and those of the keys, where there are fewer of these."""
+    config = recipe("tiny-cpu")
+    model = replace(config.model, dim=48, n_heads=6, n_kv_heads=3)
+    shared = replace(config, model=model, parallel=replace(config.parallel, tp=tp))
+    if named:
+        with pytest.raises(ConfigError, match=rf"^parallel\.tp: {tp} does not divide model\.{named}$"):
+            shared.check()
+    else:
+        shared.check()
+
+
+@pytest.mark.parametrize("train", [{"warmup": 30, "cooldown": 20}, {"cooldown": 50}])
+def test_a_cooldown_may_begin_where_the_warm_up_ends(train: dict[str, Any]) -> None:
+    config = recipe("tiny-cpu")
+    replace(config, train=replace(config.train, **train)).check()
+
+
+def test_flow_draws_its_times_as_the_objective_says() -> None:
+    config = recipe("emoji64-class-xs")
+    replace(config, objective=ObjectiveConfig(0.5, 2.0)).check()
+    replace(recipe("tiny-cpu"), objective=ObjectiveConfig()).check()
 
 
 NAMES = ("Cat", "cat", "catfish", "dog")

@@ -31,13 +31,15 @@ def test_forward_tiny(tmp_path: Path) -> None:
     assert report["equal"] and report["relative_difference"] <= 1e-5 and report["median_ms"]["ours"] > 0
 
 
-@pytest.mark.parametrize("theme", ["update", "save", "order"])
+@pytest.mark.parametrize("theme", ["update", "memory", "save", "order"])
 def test_training_tiny(theme: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), theme, "--size", "tiny", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     report = json.loads(done.stdout.splitlines()[-1])
     committed = json.loads(next((ROOT / "benchmarks" / "results").glob(f"*_training-{theme}.json")).read_text())
     assert report.keys() == committed.keys()
+    if theme == "memory":
+        assert report["ratio"] == report["peak_bytes"]["ours"] / report["peak_bytes"]["plain"] > 0
     if theme == "order":
         assert all(held["at_start"] < 1 << 20 for held in report["bytes"].values()), "the order of a long run is free"
 

@@ -129,7 +129,7 @@ def test_other_pictures_are_refused(tmp_path: Path) -> None:
 
 def test_flags_take_values_in_any_spelling(tmp_path: Path) -> None:
     flags = ["--train.steps", "1", "--data.flip", "true", "--model.learn_sigma", "False", "--model.qk-norm", "false"]
-    ldit("train", "--out", tmp_path / "run", "tiny-cpu", *flags, "--model.class_dropout_prob", "0")
+    ldit("train", "tiny-cpu", "--out", tmp_path / "run", *flags, "--model.class_dropout_prob", "0")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"]["flip"] is True
     assert config["model"]["learn_sigma"] is False and config["model"]["qk_norm"] is False

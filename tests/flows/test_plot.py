@@ -324,7 +324,7 @@ def test_a_sealed_folder_is_left_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ramp(range(3)))
     step = run / "checkpoints" / "step-00000100"
     (step / "state").mkdir(parents=True)
-    (step / "manifest.json").write_text("{}")
+    (step / "manifest.json").write_text('{"format": 1, "files": {}, "sha256": ""}')
     for out in (step / "a.png", step / "state" / "a.png"):
         with pytest.raises(RequestError, match=r"step-00000100 is sealed"):
             plot(PlotJob((run,), out))

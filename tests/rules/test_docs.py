@@ -1,11 +1,15 @@
 """What the documents promise exists."""
 
 import re
-import subprocess
-import sys
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
+
+from ldit.cli import main as cli
+from ldit.cli import original_sample, original_train
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -28,13 +32,71 @@ def test_the_map_names_every_file() -> None:
     assert [p.name for p in modules if p.parent.name != "cli" and p.name not in text] == []
 
 
-def test_every_flag_of_the_readme_exists() -> None:
-    """Each `ldit COMMAND …` line parses: its flags are in the command's help."""
-    lines = re.findall(r"^ldit (\w+) (.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(lines) >= 6
-    for command in {command for command, _ in lines}:
-        words = [command, "slurm"] if command == "launch" else [command]
-        code = f"from ldit.cli.main import main; main([*{words!r}, '--help'])"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        flags = re.findall(r"--[\w.-]+", " ".join(rest.split(" -- ")[0] for name, rest in lines if name == command))
-        assert [flag for flag in flags if flag not in done.stdout.replace("/--no-", " --no-")] == [], command
+PROGRAM = re.compile(
+    r"(?:torchrun(?P<launcher>.*) -m )?(?:ldit (?P<name>[a-z]+)|python (?:-u )?(?P<script>\w+\.py))(?P<rest>.*)"
+)
+SCRIPTS = {"train.py": original_train.run, "sample.py": original_sample.run}
+
+
+def asked(text: str) -> dict[str, set[str]]:
+    """Program -> the flags a document gives it: on lines and in code spans that begin with it, after the -- of
+    `ldit launch`, and in the first column of tables of flags, which are those of training; "" -> flags alone in a
+    code span."""
+    found: dict[str, set[str]] = defaultdict(set)
+    lines = [re.sub(r"\s#.*", "", line) for line in text.splitlines()]
+    lines += [f"ldit train {given}" for given in re.findall(r"^\| `(--[^`]*)` \|", text, re.MULTILINE)]
+    lines += (spans := re.findall(r"`([^`\n]+)`", text))
+    for match in filter(None, map(PROGRAM.match, lines)):
+        own, _, others = match["rest"].partition(" -- ")
+        found[match["name"] or match["script"]] |= flags(own)
+        found["train"] |= flags(others)
+        found["torchrun"] |= flags(match["launcher"] or "")
+    for span in spans:
+        found[""] |= flags(span) if span.startswith("--") else set()
+    return found
+
+
+def flags(text: str) -> set[str]:
+    """Hyphens and underscores are the same."""
+    return {flag.replace("_", "-").rstrip(".") for flag in re.findall(r"--[a-z][\w.-]*", text)}
+
+
+def help_of(program: str, capsys: pytest.CaptureFixture[str]) -> str:
+    if program == "torchrun":
+        return get_args_parser().format_help()
+    words = [program, "slurm"] if program == "launch" else [program]
+    with suppress(SystemExit):
+        SCRIPTS[program](["--help"]) if program in SCRIPTS else cli.main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+def test_every_flag_of_the_readme_exists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README gives a program is in that program's help."""
+    monkeypatch.setenv("COLUMNS", "200")
+    found = asked((ROOT / "README.md").read_text())
+    alone = found.pop("")
+    assert found.keys() >= {"train", "sample", "plot", "ema", "launch", "bench", "info", "convert", "sample.py"}
+    known = {program: flags(help_of(program, capsys)) for program in {*found, *SCRIPTS, "torchrun"}}
+    assert {program: lost for program, given in found.items() if (lost := given - known[program])} == {}
+    assert alone - set().union(*known.values()) == set()
+
+
+def test_flags_are_found_wherever_they_stand() -> None:
+    """By the reader above, in a README of its own."""
+    text = """
+ldit train a --out b --lost.a 1   # --not-this
+torchrun --nproc-per-node 8 -m ldit train a --lost.b 4
+ldit launch slurm a --lost-c 2 -- --lost.d 3
+python -u sample.py --ckpt DIR --lost_e z [--lost-f FILE]
+| `--lost.g 2 --lost.h` | text |
+inline `ldit sample --lost-i` and `python train.py --lost-j`; `--lost-k`, in `ldit COMMAND --help`
+"""
+    assert asked(text) == {
+        "train": {"--out", "--lost.a", "--lost.b", "--lost.d", "--lost.g", "--lost.h"},
+        "torchrun": {"--nproc-per-node"},
+        "launch": {"--lost-c"},
+        "sample.py": {"--ckpt", "--lost-e", "--lost-f"},
+        "sample": {"--lost-i"},
+        "train.py": {"--lost-j"},
+        "": {"--lost.g", "--lost.h", "--lost-k"},
+    }

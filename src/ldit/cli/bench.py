@@ -48,13 +48,18 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"--{name}: must be at least 1, got {getattr(parsed, name)}")
     if parsed.micro is not None and (parsed.micro < 1 or parsed.batch % parsed.micro):
         raise ConfigError(f"--micro: {parsed.micro} does not divide the batch {parsed.batch}")
-    from ldit.flows.bench import Job, bench_train
+    from ldit.flows.bench import Job, bench_train, check_report
     from ldit.log import setup
 
+    if parsed.json is not None:
+        check_report(parsed.json)
     setup()
     job = Job(
         parsed.size, parsed.batch, parsed.micro, parsed.precision, parsed.rungs, parsed.steps, parsed.rounds,
         parsed.recompute, parsed.ema, parsed.device,
     )  # fmt: skip
-    print(json.dumps(bench_train(job, parsed.json)))
+    report = json.dumps(bench_train(job))
+    print(report, flush=True)  # first: the file may fail
+    if parsed.json is not None:
+        parsed.json.write_text(report + "\n", encoding="utf-8")
     return 0

@@ -41,6 +41,8 @@ class SlurmArguments:
     """Account; default the cluster's."""
     job_name: str | None = None
     """Name of the job and of its log NAME-JOBID.log; default the recipe's."""
+    notice: int = 180
+    """Seconds before the time limit at which the run is told to commit a step; more where a checkpoint takes longer."""
     file: Path = Path("train.sbatch")
     """The script; must not exist."""
 
@@ -67,6 +69,7 @@ def run(arguments: list[str]) -> int:
         args.partition,
         args.account,
         args.job_name,
+        args.notice,
     )
     job.check()
     _check_training(args, out, flags)

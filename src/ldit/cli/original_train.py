@@ -1,6 +1,7 @@
 """The original's train.py for class-conditional models: its flags and defaults as one of our runs."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from ldit.config.model import preset
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, CodecConfig, DDPMConfig, PixelCodecConfig
-from ldit.errors import ConfigError
+from ldit.errors import ConfigError, LditError
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,42 @@ class OriginalTrainArguments:
     """Where processes meet; default torchrun's choice, or a port from the Slurm job's id."""
 
 
+# Our name of what these flags set, as messages have it.
+_NAMES = {
+    "--out": "--results_dir",
+    "--data.path": "--data_path",
+    "--model.num_classes": "--num_classes",
+    "data.path": "--data_path",
+    "data.image_size": "--image_size",
+    "data.workers": "--num_workers",
+    "model.num_classes": "--num_classes",
+    "train.steps": "--max_steps",
+    "train.batch_size": "--global_batch_size",
+    "train.micro_batch_size": "--micro_batch_size",
+    "train.lr": "--lr",
+    "train.seed": "--global_seed",
+    "train.precision": "--precision",
+    "train.reduce_precision": "--grad_precision",
+    "train.grad_clip": "--grad_clip",
+    "train.log_every": "--log_every",
+    "train.checkpoint_every": "--ckpt_every",
+    "train.init_from": "--init_from",
+    "optim.weight_decay": "--wd",
+}
+_NAME = re.compile(r"(?<![\w./-])(" + "|".join(map(re.escape, _NAMES)) + r")(?![\w/-]|\.\w)")
+
+
 def run(arguments: list[str]) -> int:
-    args = parse(OriginalTrainArguments, arguments, "train.py")
+    try:
+        return _run(parse(OriginalTrainArguments, arguments, "train.py"))
+    except LditError as error:
+        said = type(error)(_NAME.sub(lambda match: _NAMES[match[0]], str(error)))
+        said.said_elsewhere = error.said_elsewhere
+        raise said from error
+
+
+def _run(args: OriginalTrainArguments) -> int:
     config = run_config(args)
-    config.check()
     if args.master_port is not None:
         os.environ.setdefault("MASTER_PORT", str(args.master_port))  # torchrun has chosen one already
     from ldit.flows.original_run import check_start

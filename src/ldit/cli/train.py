@@ -25,9 +25,7 @@ class TrainArguments:
 
 def parse_arguments(arguments: list[str]) -> TrainArguments:
     """RECIPE and flags as they stand on the command line; ConfigError when they do not fit. Does nothing else."""
-    name = next((a for a in arguments if a in RECIPES), None)
-    if name is None and arguments and not arguments[0].startswith("-"):
-        name = arguments[0]
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
     for flag in arguments:
@@ -36,7 +34,7 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
     default = recipe(name or "emoji64-class-xs")
     return parse(
         TrainArguments,
-        [a for i, a in enumerate(arguments) if name is None or i != arguments.index(name)],
+        arguments if name is None else arguments[1:],
         f"ldit train {name or 'RECIPE'}",
         _description(name),
         TrainArguments(tyro.MISSING, default),

@@ -19,6 +19,7 @@ from ldit.config.sections import (
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import (
     CodecConfig,
+    DDPMConfig,
     FlowConfig,
     PixelCodecConfig,
     ProcessConfig,
@@ -122,8 +123,19 @@ class RunConfig:
             raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
         if t.cooldown and t.schedule != "constant":
             raise ConfigError("train.cooldown: goes with the constant schedule only")
+        if t.cooldown and t.warmup + t.cooldown > t.steps:
+            raise ConfigError(
+                f"train.steps: {t.steps} are fewer than train.warmup {t.warmup} + train.cooldown {t.cooldown}; "
+                "shorten those too"
+            )
         if t.schedule == "inverse-sqrt" and not t.warmup:
             raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
+        for key in ("n_heads", "n_kv_heads"):
+            heads = getattr(self.model, key)
+            if heads is not None and heads % self.parallel.tp:
+                raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
+        if isinstance(self.process, DDPMConfig) and self.objective != ObjectiveConfig():
+            raise ConfigError("objective: DDPM draws its times evenly; time_mean and time_std are flow's")
         if not self.data.path:
             raise ConfigError("data.path: name the folder of training pictures (--data.path DIR)")
         side, factor = self.data.image_size, self.codec.factor

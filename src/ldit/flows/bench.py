@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ldit import __version__
+from ldit.checkpoint.manifest import refuse_sealed
 from ldit.config.recipes import recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import Precision, Recompute
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
-from ldit.dtypes import COMPUTE
+from ldit.dtypes import COMPUTE, products
 from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import forward_flops, parameter_count
@@ -56,18 +57,36 @@ class Job:
     device: str | None = None
 
 
-def bench_train(job: Job, file: Path | None = None) -> dict[str, Any]:
+def check_report(file: Path) -> None:
+    """Whether the report can be written there; before anything is measured."""
+    refuse_sealed(file)
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"--json: no folder {file.absolute().parent}")
+
+
+def bench_train(job: Job) -> dict[str, Any]:
     """Measure every rung: images/s (median and spread of rounds), FLOP/s, MFU and share of the measured matrix ceiling,
-    peak memory. Returns the report, and writes it as one JSON object to `file`.
+    peak memory. Returns the report.
 
     A rung that does not fit in memory says so instead of figures.
     """
     if job.size not in RECIPES:
         raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
+    if not job.rungs:
+        raise ConfigError(f"--rungs: name at least one of {', '.join(RUNGS)}")
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here")
     device = torch.device(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with products(job.precision):
+        return _ladder(job, device)
+
+
+def _ladder(job: Job, device: torch.device) -> dict[str, Any]:
     config = _config(job)
     flops = 3.0 * forward_flops(config.model, config.model.input_size, config.model.input_size)
-    ceiling = matrix_ceiling(device, COMPUTE[job.precision])
+    # CPUs emulate fp16 products: no ceiling for a network that is not made of them alone.
+    emulated = (device.type, job.precision) == ("cpu", "fp16")
+    ceiling = None if emulated else matrix_ceiling(device, COMPUTE[job.precision])
     peak = peak_flops(World(device), job.precision)
     rungs: list[dict[str, Any]] = []
     for name in job.rungs:
@@ -77,7 +96,8 @@ def bench_train(job: Job, file: Path | None = None) -> dict[str, Any]:
             rung = {"name": name, "fits": False}
         if rung["fits"]:
             rate = rung["images_per_second"]
-            rung |= {"tflops": rate * flops / 1e12, "of_ceiling": rate * flops / ceiling}
+            rung |= {"tflops": rate * flops / 1e12}
+            rung |= {"of_ceiling": rate * flops / ceiling} if ceiling else {}
             rung |= {"mfu": rate * flops / peak} if peak else {}
             reference = next((r["first_loss"] for r in rungs if r["fits"]), rung["first_loss"])
             rung["agrees"] = abs(rung["first_loss"] - reference) <= AGREEMENT * abs(reference)
@@ -101,8 +121,6 @@ def bench_train(job: Job, file: Path | None = None) -> dict[str, Any]:
         "ceiling_flops": ceiling,
         "rungs": rungs,
     }
-    if file is not None:
-        file.write_text(json.dumps(report) + "\n", encoding="utf-8")
     return report
 
 

@@ -8,6 +8,7 @@ import torch
 from ldit.checkpoint.commit import committed, replaced
 from ldit.checkpoint.dit_pt import check_dit_pt
 from ldit.checkpoint.export import write_export
+from ldit.checkpoint.manifest import refuse_sealed
 from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.original import check_original, write_original
 from ldit.dtypes import DTYPES
@@ -28,6 +29,7 @@ def convert(
     opened = open_source(source, heads)
     if not out.absolute().parent.is_dir():
         raise SourceError(f"no folder {out.absolute().parent} to write {out.name} into")
+    refuse_sealed(out.absolute().parent)
     if out.exists():
         raise SourceError(f"{out} exists already; choose another name")
     if ema_only and not opened.has_ema():

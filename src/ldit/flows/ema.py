@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldit.checkpoint import export, manifest
 from ldit.checkpoint.commit import committed
-from ldit.checkpoint.run import SNAPSHOTS
+from ldit.checkpoint.names import SNAPSHOTS
 from ldit.checkpoint.sets import read_set
 from ldit.dtypes import DTYPES
 from ldit.errors import ConfigError, SourceError
@@ -73,6 +73,7 @@ def reconstruct(
         raise ConfigError(f"sigma-rel: must be in (0, {WIDEST}), got {sigma_rel}")
     if not out.absolute().parent.is_dir():
         raise SourceError(f"no folder {out.absolute().parent} to write {out.name} into")
+    manifest.refuse_sealed(out.absolute().parent)
     if out.exists():
         raise SourceError(f"{out} exists already; choose another name")
     snapshots = _up_to(_snapshots(run), step)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldit.checkpoint.manifest import refuse_sealed
 from ldit.errors import RequestError
 
 STOPPED_BY_USR1 = 138  # exit code of a run that committed a step after SIGUSR1
-NOTICE = 180  # seconds before the time limit at which Slurm sends it
 
 # What may stand in an #SBATCH line, which Slurm reads by rules of its own.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+-]*")
@@ -31,6 +31,8 @@ class SlurmJob:
     partition: str | None = None
     account: str | None = None
     name: str | None = None
+    notice: int = 180
+    """Seconds before the time limit at which Slurm sends SIGUSR1: enough for a step and a checkpoint."""
 
     def check(self) -> None:
         """RequestError naming the flag whose value cannot stand in a batch script."""
@@ -38,6 +40,7 @@ class SlurmJob:
             ("nodes", self.nodes),
             ("gpus-per-node", self.gpus_per_node),
             ("cpus-per-task", self.cpus_per_task),
+            ("notice", self.notice),
         ):
             if number is not None and number < 1:
                 raise RequestError(f"--{key}: must be at least 1, got {number}")
@@ -50,6 +53,7 @@ class SlurmJob:
 
 def write_slurm(job: SlurmJob, file: Path) -> Path:
     """Write the script of `job`, which was checked, to `file`, which must not exist."""
+    refuse_sealed(file)
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(slurm_script(job))
@@ -73,7 +77,7 @@ def slurm_script(job: SlurmJob) -> str:
         ("time", job.time),
         ("output", f"{name}-%j.log"),
         ("open-mode", "append"),
-        ("signal", f"USR1@{NOTICE}"),
+        ("signal", f"USR1@{job.notice}"),
     )
     header = "\n".join(f"#SBATCH --{key}={value}" for key, value in options if value is not None)
     command = shlex.join(["python", "-u", "-m", "ldit", "train", job.recipe, "--out", str(job.out), *job.flags])
@@ -90,7 +94,7 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${{hosts%%$'\\n'*}}
 export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
 
-# {NOTICE} s before the time limit the tasks get SIGUSR1, commit a step and end with {STOPPED_BY_USR1}.
+# {job.notice} s before the time limit the tasks get SIGUSR1, commit a step and end with {STOPPED_BY_USR1}.
 # Queued again, the same command resumes.
 code=0
 {srun} {command} || code=$?

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from ldit.checkpoint.run import CHECKPOINTS, committed_steps
+from ldit.checkpoint.names import CHECKPOINTS
+from ldit.checkpoint.run import committed_steps
 from ldit.errors import ConfigError
 
 _ORIGINAL_STEP = re.compile(r"\d{7,}")  # of the original; ours are step-00000100

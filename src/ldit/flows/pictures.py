@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldit.checkpoint.manifest import refuse_sealed
 from ldit.checkpoint.open import open_source
 from ldit.checkpoint.tensors import write_safetensors
 from ldit.codecs.open import open_codec
@@ -88,6 +89,8 @@ def _check_targets(job: PictureJob, grid: Path, singles: Path | None, latents: P
     target = latents or grid
     if not target.absolute().parent.is_dir():
         raise RequestError(f"no folder {target.absolute().parent} to write {target.name} into")
+    for path in filter(None, (target, singles)):
+        refuse_sealed(path)
     if target.is_dir():
         raise RequestError(f"{target} is a folder, expected the name of a file")
     if latents and latents.suffix not in LATENT_SUFFIXES:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ldit.checkpoint.manifest import refuse_sealed
+from ldit.checkpoint.names import METRICS
 from ldit.errors import RequestError, SourceError
 from ldit.flows.curves import Curve, Panel, draw
 from ldit.track import numbers
 
-METRICS = "metrics.jsonl"
 DEFAULT_KEYS = ("loss", "eps_mse", "grad_norm", "lr", "images_per_second")
 EXACT = ("lr",)  # without noise, so a mean would only round its corners
 FEW = 20  # values of one key, such as held-out losses, that are drawn as they are
@@ -56,10 +57,7 @@ def plot(job: PlotJob) -> Path:
         raise RequestError(f"--out: expected a name that ends in .png, got {job.out}")
     if not 0 <= job.smooth < 1:
         raise RequestError(f"--smooth: must be in [0, 1), got {job.smooth}")
-    folder = job.out.resolve().parent
-    sealed = next((parent for parent in (folder, *folder.parents) if (parent / "manifest.json").exists()), None)
-    if sealed is not None:
-        raise RequestError(f"--out: {sealed} is sealed by its manifest.json, choose a name outside")
+    refuse_sealed(job.out)
     runs = [read_metrics(_metrics_file(source)) for source in job.sources]
     keys = _keys(runs, job.keys)
     axes = [_positions(run, job.x) for run in runs]

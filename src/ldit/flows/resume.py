@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ldit.checkpoint.export import read_json, read_spec
-from ldit.checkpoint.run import RUN_CONFIG, TRAINER, committed_steps, newest_true_step, step_folder
+from ldit.checkpoint.names import RUN_CONFIG, TRAINER
+from ldit.checkpoint.run import committed_steps, newest_true_step, step_folder
 from ldit.config.run import RunConfig
 from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
