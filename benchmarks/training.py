@@ -164,7 +164,6 @@ def memory_of(form: str, size: str, device: torch.device) -> int:
         del state
         compute = copy.deepcopy(master).bfloat16()
         plain = Plain(master, config.train.lr)
-        plain.optimizer = torch.optim.AdamW(master.parameters(), lr=1e-4, foreach=True)
         for _ in range(2):
             losses = task.losses(compute, batch, device, torch.bfloat16)
             (losses["loss"].sum() / BATCH).backward()

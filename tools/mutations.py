@@ -91,10 +91,14 @@ MUTANTS = [
     Mutant("checkpoint/sets.py", "os.fsync(self._file.fileno())", "pass", CHECKPOINT),
     Mutant("checkpoint/sets.py", "if found != shape:", "if False:", CHECKPOINT),
     Mutant("checkpoint/commit.py", "            os.rename(old, final)\n        raise", "            pass\n        raise", CHECKPOINT),
-    Mutant("checkpoint/run.py", "for _, old in steps[keep:]", "for _, old in steps[keep + 1 :]", CHECKPOINT),
+    Mutant("checkpoint/run.py", "for number, old in steps[keep:]", "for number, old in steps[keep + 1 :]", CHECKPOINT),
     Mutant("checkpoint/run.py", "keep_every and number % keep_every == 0", "keep_every and number % keep_every == 1", CHECKPOINT),
     Mutant("checkpoint/run.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT),
     Mutant("checkpoint/manifest.py", "return sorted(shares[index])", "return sorted(shares[index])[1:]", CHECKPOINT),
+    # what is done to the network
+    Mutant("parallel/plan.py", 'if config.recompute != "none":', "if False:", TRAIN),
+    Mutant("parallel/plan.py", "if config.compile:", "if False:", TRAIN),
+    Mutant("parallel/plan.py", "reshard = config.reshard and block is not blocks[-1]", "reshard = True", SHARED),
     # order, starting points, resume
     Mutant("data/order.py", "manual_seed(self.seed + epoch)", "manual_seed(self.seed)", DATA),
     Mutant("data/loader.py", "offset + step * self.batch_size + self.part * self.share", "offset + step * self.batch_size", DATA),
@@ -103,17 +107,25 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def survives(mutant: Mutant, folder: Path) -> bool:
-    """Whether the tests pass on a copy of the tree in `folder` with this mutant."""
+def tested(tests: str, folder: Path) -> int:
+    """pytest's exit code of `tests` on the copy of the tree in `folder`: 0 passed, 1 some failed, else no tests ran."""
+    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True).returncode
+
+
+def fate(mutant: Mutant, folder: Path) -> str:
+    """What becomes of this mutant in the copy."""
     path = folder / "src" / "ldit" / mutant.file
     sound = path.read_text()
     if mutant.old not in sound:
         raise SystemExit(f"{mutant.file}: {mutant.old!r} is not there any more")
     path.write_text(sound.replace(mutant.old, mutant.new, 1))
-    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+    # Those named after the file come first: most mutants die there.
+    stem, room = path.stem, folder / "tests" / path.parent.name
+    near = " ".join(str(file.relative_to(folder)) for file in sorted(room.glob(f"test_*{stem}*.py")))
     try:
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True).returncode == 0
+        return {0: "SURVIVED", 1: "killed"}.get(tested(f"{near} {mutant.tests}", folder), "BROKEN")
     finally:
         path.write_text(sound)
 
@@ -124,18 +136,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     arguments = parser.parse_args()
     chosen = range(len(MUTANTS)) if arguments.only is None else arguments.only
-    alive = []
+    alive: list[int] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("src", "tests", "benchmarks", "tools", "docs", "exps"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         for file in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "Makefile"):
             shutil.copy(file, folder / file.name)
+        for tests in dict.fromkeys(MUTANTS[number].tests for number in chosen):
+            if tested(tests, folder) != 0:
+                raise SystemExit(f"{tests}: does not pass without any mutant")
         for number in chosen:
             mutant, began = MUTANTS[number], time.monotonic()
-            lives = survives(mutant, folder)
-            alive += [number] if lives else []
-            word = "SURVIVED" if lives else "killed"
+            word = fate(mutant, folder)
+            alive += [number] if word != "killed" else []
             print(
                 f"{number:2} {word:8} {time.monotonic() - began:5.0f} s  {mutant.file}: {mutant.old.split(chr(10))[0]}",
                 flush=True,

@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        return self.passed > 0 and self.failed == 0
+        return self.passed > 0 and self.failed == 0 and self.skipped == 0
 
 
 def version() -> str:
@@ -97,7 +97,7 @@ def main() -> int:
             continue
         began = time.monotonic()
         result = run(row)
-        word = "passed" if result.sound else "failed" if result.failed else "no tests"
+        word = "passed" if result.sound else "failed" if result.failed else "skipped" if result.skipped else "no tests"
         tests = f"{result.passed} passed, {result.failed} failed, {result.skipped} skipped"
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         line = [now, row, f"cases {ROWS[row]}", word, tests, f"{time.monotonic() - began:.0f} s", name]
