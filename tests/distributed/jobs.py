@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LIMIT = 480  # seconds; a job of four processes needs under a minute on two quiet cores
-STEPS = 50
+STEPS = int(os.environ.get("LDIT_JOB_STEPS", "50"))
 
 
 def job(processes: int, folder: Path, *names: str) -> dict[str, Any]:
