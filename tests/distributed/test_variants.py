@@ -105,8 +105,8 @@ def test_losses_are_those_of_one_process(processes: int, name: str, results: dic
 
 def test_variants_differ(alone: dict[str, Any]) -> None:
     """The tolerances tell networks, optimisers and precisions apart, so that a flag without effect would show."""
-    for name, least in {"muon": 5e-4, "head": 5e-4, "gqa": 1e-3, "bf16": 5e-4, "fp16": 2 * LOSS}.items():
-        assert far(alone[name]["loss"], alone["plain"]["loss"]) > least
+    for name, times in {"muon": 5, "head": 5, "gqa": 5, "bf16": 5, "fp16": 2}.items():
+        assert far(alone[name]["loss"], alone["plain"]["loss"]) > times * LOSS
 
 
 # ---- one checkpoint, other numbers of processes
