@@ -29,9 +29,13 @@ WITHIN = 15.0  # seconds in which the others have to end
 
 
 def strike(job: Job, out: Path, rng: random.Random, during_save: bool) -> bool:
-    """Kill one process, at a random step or while a checkpoint is half written; False when the run was done before."""
+    """Kill one process, at a random step or while a checkpoint is half written; False when the run was done before.
+
+    From step 1 on: before the processes have met none of them can know of another, and whoever started them ends them
+    (torchrun at once, srun after its --wait).
+    """
     victim = rng.choice(job.ranks)
-    goal = rng.randint(0, STEPS - 10)
+    goal = rng.randint(1, STEPS - 10)
     until(lambda: logged(out) >= goal or not job.alive(), PATIENCE, job.said)
     if during_save:
         until(lambda: saving(out) or not job.alive(), PATIENCE, job.said)
