@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ldit.config.model import ClassModelConfig, preset
-from ldit.config.recipes import recipe
+from ldit.config.recipes import diffusion_recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import Precision
 from ldit.config.spec import DDPMConfig, ModelSpec
@@ -53,7 +53,7 @@ BATCH = 2
 
 
 def configured(size: str, precision: Precision = "bf16") -> RunConfig:
-    config = recipe("imagenet256-600m")
+    config = diffusion_recipe("imagenet256-600m")
     train = replace(config.train, batch_size=BATCH, micro_batch_size=None, precision=precision)
     return replace(config, model=MODELS[size], process=DDPMConfig(), train=train)
 

@@ -1,5 +1,7 @@
 """Order, crop, folders, held-out lists."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ldit.config.sections import DataConfig
+from ldit.data.decoding import to_rgb
 from ldit.data.image_folder import ImageFolder, read_list
 from ldit.data.loader import Loader
+from ldit.data.metadata import MetadataPictures
 from ldit.data.order import EpochOrder
-from ldit.data.source import data_root, open_data
-from ldit.data.transforms import center_crop, to_rgb
+from ldit.data.source import data_root, open_data, open_run_data
+from ldit.data.tars import TarPictures
 from ldit.errors import DataError
 
 
@@ -77,18 +82,49 @@ def test_faults_are_named(folder: Path) -> None:
         ImageFolder(folder / "flat", 8)
 
 
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        ("manifest.json", "latent cache"),
-        ("metadata.jsonl", "captioned"),
-        ("a.tar", "tar"),
-    ],
-)
-def test_kinds_of_data_to_come_say_so(tmp_path: Path, file: str, said: str) -> None:
-    (tmp_path / file).write_bytes(b"")
-    with pytest.raises(DataError, match=said):
+def test_data_path_is_looked_at(tmp_path: Path) -> None:
+    """Tars stand before a list, a list before class folders; a list or archive is read once for both sets."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    (tmp_path / "a").mkdir()
+    for name in ("a/1.png", "a/2.png"):
+        (tmp_path / name).write_bytes(picture.getvalue())
+    (tmp_path / "heldout.txt").write_text("a/2.png\nx.tar/2.png\n")
+    assert [type(data) for data in open_data(str(tmp_path), 8)] == [ImageFolder] * 2
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a/1.png"}\n{"file_name": "a/2.png"}\n')
+    train, heldout = open_data(str(tmp_path), 8)
+    assert isinstance(train, MetadataPictures) and heldout is not None and (len(train), len(heldout)) == (1, 1)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(tmp_path / "a/1.png", "1.png")
+        tar.add(tmp_path / "a/2.png", "2.png")
+    train, heldout = open_data(str(tmp_path), 8)
+    assert isinstance(train, TarPictures) and heldout is not None and heldout.where(0) == "x.tar/2.png"
+    only, _ = open_data(str(tmp_path / "x.tar"), 8, "")
+    assert isinstance(only, TarPictures) and len(only) == 2 and only[0][0].shape == (8, 8, 3)
+
+
+def test_a_cache_is_no_set_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"cache": {}}')
+    with pytest.raises(DataError, match="latent cache, pictures are needed"):
         open_data(str(tmp_path), 8)
+    for config, key in (
+        (DataConfig(str(tmp_path), 8, heldout="x"), "heldout"),
+        (DataConfig(str(tmp_path), 8, max_per_class=3), "max_per_class"),
+    ):
+        with pytest.raises(DataError, match=f"data.{key}: .* is a latent cache"):
+            open_run_data(config)
+
+
+def test_decoding_reaches_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a/1.png")
+    data, _ = open_run_data(DataConfig(str(tmp_path), 8, background=(51, 0, 255)))
+    out = np.empty((3, 8, 8), np.float32)
+    data.read(0, False, out)
+    assert out[:, 0, 0].tolist() == [np.float32(51 / 127.5) - 1, -1, 1]
+    data, _ = open_run_data(DataConfig(str(tmp_path), 8, max_pixels=63))
+    with pytest.raises(DataError, match="64 pixels"):
+        data.read(0, False, out)
 
 
 def test_bad_picture_stops_the_loader(folder: Path) -> None:
@@ -102,9 +138,9 @@ def test_loader_repeats_itself_from_any_step(folder: Path) -> None:
     whole = list(Loader(data, 5, 3, flip=True).from_step(0, 6))
     tail = list(Loader(data, 5, 3, flip=True).from_step(4, 6))
     assert all(
-        torch.equal(a.images, b.images) and a.positions == b.positions for a, b in zip(whole[4:], tail, strict=True)
+        torch.equal(a.inputs, b.inputs) and a.positions == b.positions for a, b in zip(whole[4:], tail, strict=True)
     )
-    assert whole[0].images.dtype == torch.float32 and whole[0].images.min() >= -1 and whole[0].images.max() <= 1
+    assert whole[0].inputs.dtype == torch.float32 and whole[0].inputs.min() >= -1 and whole[0].inputs.max() <= 1
     assert [p for batch in whole for p in batch.positions] == list(range(30))
 
 
@@ -114,7 +150,7 @@ def test_flip_mirrors_about_half(tmp_path: Path) -> None:
     array[:, :4] = 255
     Image.fromarray(array).save(tmp_path / "a" / "0.png")
     (batch,) = Loader(ImageFolder(tmp_path, 8), 400, 0, flip=True).from_step(0, 1)
-    flipped = (batch.images[:, 0, 0, 0] < 0).float().mean().item()
+    flipped = (batch.inputs[:, 0, 0, 0] < 0).float().mean().item()
     assert 0.4 < flipped < 0.6
 
 
@@ -123,22 +159,6 @@ def test_the_global_generator_is_untouched(folder: Path) -> None:
     before = torch.get_rng_state()
     list(Loader(ImageFolder(folder, 8), 5, 3, flip=True).from_step(0, 3))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 70), (33, 47), (512, 1000), (16, 16)])
-def test_center_crop(width: int, height: int) -> None:
-    """The definition, step by step: halvings by box, one bicubic, the centre."""
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    size = 32
-    step = picture
-    while min(step.size) >= 2 * size:
-        step = step.resize(tuple(side // 2 for side in step.size), Image.Resampling.BOX)
-    factor = size / min(step.size)
-    step = step.resize(tuple(round(side * factor) for side in step.size), Image.Resampling.BICUBIC)
-    array = np.asarray(step)
-    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
-    assert np.array_equal(np.asarray(center_crop(picture, size)), array[top : top + size, left : left + size])
 
 
 def test_transparency_goes_on_white() -> None:

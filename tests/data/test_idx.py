@@ -217,4 +217,4 @@ def test_the_loader_takes_them(tmp_path: Path) -> None:
     (batch,) = Loader(data, 12, 1, flip=False).from_step(0, 1)
     order = Loader(data, 12, 1, flip=False).order.between(0, 12)
     assert batch.labels.tolist() == LABELS[order].tolist()
-    assert torch.equal(batch.images[:, 1], torch.from_numpy(PICTURES[order]).float() / 127.5 - 1.0)
+    assert torch.equal(batch.inputs[:, 1], torch.from_numpy(PICTURES[order]).float() / 127.5 - 1.0)

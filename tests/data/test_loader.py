@@ -15,6 +15,7 @@ import torch
 from ldit.data.batch import Batch
 from ldit.data.loader import AHEAD, Loader, load_batch
 from ldit.data.order import EpochOrder
+from ldit.data.picture_set import PictureSet
 from ldit.errors import DataError
 from ldit.rng import uniform
 
@@ -25,7 +26,7 @@ EPOCHS = [  # size 10, seed 3: randperm(10) seeded by 3, 4, 5; runs on disk depe
 ]
 
 
-class Fake:
+class Fake(PictureSet):
     """Pictures made of their own index; notes its readings, fails at `bad` ones and lets the `slow` ones wait."""
 
     root, size, names = Path("fake"), 4, ("a", "b", "c")
@@ -33,7 +34,7 @@ class Fake:
     def __init__(self, count: int, bad: Sequence[int] = (), slow: Sequence[int] = ()) -> None:
         self.count = self.found = count
         self.bad, self.slow, self.gate = bad, set(slow), threading.Event()
-        self.read: list[int] = []
+        self.seen: list[int] = []
         self.threads: set[str] = set()
 
     def __len__(self) -> int:
@@ -43,17 +44,20 @@ class Fake:
         self.threads.add(threading.current_thread().name)
         if index in self.slow:
             assert self.gate.wait(30)
-        self.read.append(index)
+        self.seen.append(index)
         if index in self.bad:
             raise DataError(f"cannot read picture {index}.png")
         return np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8), index % 3
+
+    def where(self, index: int) -> str:
+        return f"{index}.png"
 
     def fingerprint(self) -> str:
         return "fake"
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.positions == b.positions
+    return torch.equal(a.inputs, b.inputs) and torch.equal(a.labels, b.labels) and a.positions == b.positions
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -99,8 +103,8 @@ def test_a_batch_is_scaled_and_mirrored_by_position() -> None:
     mirrored = [uniform(5, "flip", 0, p) < 0.5 for p in positions]
     assert any(mirrored) and not all(mirrored)
     turned = np.stack([p[:, ::-1] if m else p for p, m in zip(pictures, mirrored, strict=True)])
-    assert torch.equal(batch.images, torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 127.5 - 1.0)
-    assert batch.images.is_contiguous() and batch.labels.tolist() == [i % 3 for i in indices]
+    assert torch.equal(batch.inputs, torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 127.5 - 1.0)
+    assert batch.inputs.is_contiguous() and batch.labels.tolist() == [i % 3 for i in indices]
     assert batch.positions == tuple(positions)
 
 
@@ -124,7 +128,7 @@ def test_parts_make_the_whole(parts: int, offset: int) -> None:
         assert {len(batch) for batch in found} == {6 // parts}
         positions = tuple(p for batch in found for p in batch.positions)
         assert positions == expected.positions == tuple(range(offset + 6 * step, offset + 6 * step + 6))
-        assert torch.equal(torch.cat([b.images for b in found]), expected.images)
+        assert torch.equal(torch.cat([b.inputs for b in found]), expected.inputs)
         assert torch.equal(torch.cat([b.labels for b in found]), expected.labels)
 
 
@@ -157,10 +161,10 @@ def test_work_is_ahead_but_not_far() -> None:
     with closing(Loader(data, 4, 0, False, workers=2).from_step(0, 100)) as batches:
         next(batches)
         deadline = time.monotonic() + 30
-        while len(data.read) < 4 * (1 + AHEAD) and time.monotonic() < deadline:
+        while len(data.seen) < 4 * (1 + AHEAD) and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(0.05)
-        assert len(data.read) == 4 * (1 + AHEAD)
+        assert len(data.seen) == 4 * (1 + AHEAD)
 
 
 def test_several_threads_share_one_batch() -> None:
@@ -191,7 +195,7 @@ def test_an_early_end_stops_the_threads(way: str) -> None:
         del batches
     assert not loader_threads()
     timer.join()
-    assert len(data.read) <= 500 + 2  # each thread ends the picture it is at
+    assert len(data.seen) <= 500 + 2  # each thread ends the picture it is at
 
 
 def test_a_run_of_no_steps_and_one_never_begun() -> None:

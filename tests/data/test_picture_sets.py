@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from ldit.config.sections import DataConfig
 from ldit.data.image_folder import ImageFolder, LoosePictures
 from ldit.data.loader import Loader
-from ldit.data.picture_set import PictureSet, Unlabelled, fit_classes
-from ldit.data.source import open_data
+from ldit.data.picture_set import PictureSet
+from ldit.data.samples import Samples, Unlabelled, fit_classes
+from ldit.data.source import open_data, open_run_data
 from ldit.errors import DataError
 
 
@@ -27,6 +30,10 @@ def classes(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (40 * i,) * 3).save(tmp_path / name)
     return tmp_path
+
+
+def label(data: Samples, index: int) -> int:
+    return data.read(index, False, np.empty(data.shape, np.float32))
 
 
 def names(data: PictureSet) -> list[str]:
@@ -70,9 +77,14 @@ def test_damaged_loose_pictures_are_named(loose: Path) -> None:
 def test_labels_can_be_taken_away(classes: Path) -> None:
     whole = ImageFolder(classes, 8)
     plain = Unlabelled(whole)
-    assert plain.names == () and (len(plain), plain.found, plain.root, plain.size) == (3, 3, classes, 8)
-    assert [whole[i][1] for i in range(3)] == [0, 1, 1] and [plain[i][1] for i in range(3)] == [0, 0, 0]
-    assert all((plain[i][0] == whole[i][0]).all() for i in range(3))
+    assert plain.names == () and (len(plain), plain.found, plain.root, plain.shape) == (3, 3, classes, (3, 8, 8))
+    assert [label(whole, i) for i in range(3)] == [0, 1, 1] and [label(plain, i) for i in range(3)] == [0, 0, 0]
+    ours, theirs = (np.empty((3, 8, 8), np.float32) for _ in range(2))
+    for i in range(3):
+        for flip in (False, True):
+            whole.read(i, flip, ours)
+            plain.read(i, flip, theirs)
+            assert (ours == theirs).all() and plain.where(i) == whole.where(i)
     assert plain.fingerprint() == whole.fingerprint()
 
 
@@ -84,17 +96,18 @@ def test_class_folders_stand_before_loose_pictures(classes: Path) -> None:
 
 def test_a_set_meets_the_models_classes(classes: Path) -> None:
     (classes / "heldout.txt").write_text("y/2.png\n")
-    train, heldout = open_data(str(classes), 8, num_classes=2)
-    assert heldout is not None and train.names == heldout.names == ("x", "y") and heldout[0][1] == 1
-    train, heldout = open_data(str(classes), 8, num_classes=0)
-    assert heldout is not None and train.names == heldout.names == () and heldout[0][1] == 0
+    config = DataConfig(str(classes), 8)
+    train, heldout = open_run_data(config, 2)
+    assert heldout is not None and train.names == heldout.names == ("x", "y") and label(heldout, 0) == 1
+    train, heldout = open_run_data(config, 0)
+    assert heldout is not None and train.names == heldout.names == () and label(heldout, 0) == 0
     for count in (1, 3):
         with pytest.raises(DataError, match=f"has 2 classes, the model has num_classes {count}"):
-            open_data(str(classes), 8, num_classes=count)
+            open_run_data(config, count)
 
 
 def test_a_model_with_classes_needs_labels(loose: Path) -> None:
-    data, _ = open_data(str(loose), 8, num_classes=0)
+    data, _ = open_run_data(DataConfig(str(loose), 8), 0)
     assert isinstance(data, LoosePictures) and fit_classes(data, 0) is data
     with pytest.raises(DataError, match=r"without classes.*num_classes 1 .*num_classes 0"):
         fit_classes(data, 1)

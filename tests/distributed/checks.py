@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import data_checks
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -131,7 +132,7 @@ def not_finite(folder: Path, kind: str) -> Any:
     for number, batch in enumerate(loader.from_step(0, 4), 1):
         poisoned = number == 3 and me == last
         if poisoned and "gradient" not in kind:
-            batch.images[-1, 0, 0, 0] = torch.nan
+            batch.inputs[-1, 0, 0, 0] = torch.nan
         before = digest(state)
         with _poisoned_gradient(state) if poisoned and "gradient" in kind else _nothing():
             outcome = train_step(state, task, batch)
@@ -343,4 +344,5 @@ def _mine(layout: Layout | None, full: Tensor | None, here: tuple[int, int]) -> 
 CHECKS: dict[str, Callable[[Path, str], Any]] = {
     "write": write, "read": read, "not-finite": not_finite, "failing-save": failing_save, "words": words,
     "failing-restore": failing_restore, "gathered": gathered, "limits": limits, "exchange": exchange,
+    "skipping": data_checks.skipping, "autoencoder": data_checks.autoencoder,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed.data_checks import DAMAGED, pictures
 from distributed.jobs import STEPS, job
 
 import ldit
@@ -45,14 +46,16 @@ PAIRS += [(2, n) for n in TWO] + [(4, n) for n in FOUR]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("jobs")
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "damaged.json").write_text(json.dumps(pictures(folder / "damaged")))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def four(folder: Path) -> dict[str, Any]:
     checks = [f"write:{kind}" for kind in KINDS]
     checks += [f"not-finite:{kind}" for kind in ("plain", "plain-gradient", "muon-tp2", "muon-tp2-gradient")]
-    checks += ["failing-save:add", "words", "limits"]
+    checks += ["failing-save:add", "words", "limits", "skipping:shard", "autoencoder"]
     checks += [f"exchange:{cut}" for cut in ("4x1x1", "2x2x1", "1x4x1", "2x1x2")]
     return job(4, folder, *FOUR, *checks)
 
@@ -62,12 +65,13 @@ def two(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
     reads = [f"read:{kind}" for kind in KINDS]
     checks = ["failing-save:open", "failing-restore:resume", "failing-restore:back", "words"]
     checks += ["gathered:reshard", "gathered:keep", "exchange:2x1x1", "exchange:1x2x1"]
+    checks += ["skipping:shard", "skipping:tp2", "autoencoder"]
     return job(2, folder, *TWO, *reads, *checks)
 
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
-    return job(1, folder, *ALONE, *(f"read:{kind}" for kind in KINDS))
+    return job(1, folder, *ALONE, *(f"read:{kind}" for kind in KINDS), "skipping:shard", "autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +239,22 @@ def test_every_group_gives_up_after_the_watchdog(four: dict[str, Any]) -> None:
     hour."""
     names = {"replicate", "shard", "tp", "control", "saving", "circle", "saving circle"}
     assert four["limits"] == [dict.fromkeys(names, 37.0 + GRACE)] * 4
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(("processes", "layout"), [(1, "shard"), (2, "shard"), (2, "tp2"), (4, "shard")])
+def test_d1_the_damaged_pictures_are_left_out_on_any_number_of_processes(
+    processes: int, layout: str, folder: Path, results: dict[int, dict[str, Any]]
+) -> None:
+    """Exactly the 400, each once, and the same losses as one process has."""
+    names, lines, losses = results[processes][f"skipping:{layout}"]
+    damaged = json.loads((folder / "damaged.json").read_text())
+    assert len(damaged) == DAMAGED == lines and names == damaged
+    assert far(losses, results[1]["skipping:shard"][2]) <= LOSS
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_an_autoencoder_trains_alike_on_several_processes(processes: int, results: dict[int, dict[str, Any]]) -> None:
+    assert far(results[processes]["autoencoder"], results[1]["autoencoder"]) <= LOSS

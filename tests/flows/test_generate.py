@@ -260,9 +260,9 @@ def test_guidance_needs_a_null_class() -> None:
 
 
 def test_a_missing_codec_stops_before_sampling() -> None:
-    pipe = pipeline(replace(MODEL, in_channels=4), codec=AutoencoderConfig())
-    pipe.model = torch.nn.Identity()  # would fail if it were called
-    with pytest.raises(CodecError, match="stabilityai/sd-vae-ft-ema"):
+    pipe = pipeline(replace(MODEL, in_channels=4), codec=AutoencoderConfig("absent-vae"))
+    pipe.model = torch.nn.Linear(1, 1)  # would fail if it were called
+    with pytest.raises(CodecError, match="absent-vae"):
         pipe.sample([0])
 
 

@@ -104,7 +104,7 @@ def test_a_step_refused_on_the_device(kind: str) -> None:
     first, second = loader.from_step(0, 2)
     train_step(state, task, first)
     before = [m.detach().clone() for m in state.weights.masters]
-    second.images[0, 0, 0, 0] = float("nan")
+    second.inputs[0, 0, 0, 0] = float("nan")
     assert train_step(state, task, second).fault == "nonfinite"
     assert all(torch.equal(a, b) for a, b in zip(before, state.weights.masters, strict=True))
 

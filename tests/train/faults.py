@@ -51,10 +51,10 @@ class Faulty(DiffusionTask):
 def _damaged(batch: Batch, fault: Fault) -> Batch:
     if fault.kind != "picture":
         return batch
-    images = batch.images.clone()
+    images = batch.inputs.clone()
     place = random.Random(fault.seed).randrange(images[0].numel())
     images[batch.positions.index(fault.position)].view(-1)[place] = fault.value
-    return replace(batch, images=images)
+    return replace(batch, inputs=images)
 
 
 def _with(values: Tensor, row: int, value: float) -> Tensor:

@@ -15,6 +15,7 @@ from ldit.config.recipes import recipe
 from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, FlowConfig, ModelSpec
 from ldit.data.loader import Loader
+from ldit.data.picture_set import PictureSet
 from ldit.parallel.watchdog import Watchdog
 from ldit.train.step import Outcome, TrainState, fill_fresh, new_state
 from ldit.train.task import DiffusionTask
@@ -30,7 +31,7 @@ _SMALL = {
 }  # fmt: skip
 
 
-class Pictures:
+class Pictures(PictureSet):
     """Pictures of coloured noise, the same on every machine (numpy's legacy generator is frozen)."""
 
     names: tuple[str, ...] = tuple("abc")
@@ -47,6 +48,9 @@ class Pictures:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.images[index], index % CLASSES
+
+    def where(self, index: int) -> str:
+        return f"picture {index}"
 
     def fingerprint(self) -> str:
         return f"{self.found} pictures of noise"

@@ -12,6 +12,7 @@ from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import write_json
 from ldit.checkpoint.sets import has_set, index_name, set_files
 from ldit.checkpoint.tensors import NamedTensors, read_safetensors, safetensors_shapes, write_safetensors
+from ldit.config.autoencoder import AutoencoderSpec, is_autoencoder
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, SourceError
 
@@ -48,12 +49,29 @@ def read_json(path: Path) -> Any:
         raise SourceError(f"{path} is damaged: {error}") from None
 
 
-def read_spec(folder: Path) -> ModelSpec:
-    """The ModelSpec of config.json."""
+def read_any_spec(folder: Path) -> ModelSpec | AutoencoderSpec:
+    """The content of config.json."""
+    data, where = read_json(folder / CONFIG), str(folder / CONFIG)
     try:
-        return ModelSpec.from_json(read_json(folder / CONFIG), str(folder / CONFIG))
+        return (AutoencoderSpec if is_autoencoder(data) else ModelSpec).from_json(data, where)
     except ConfigError as error:
         raise SourceError(str(error)) from None
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The ModelSpec of config.json; SourceError says what to do with an autoencoder."""
+    spec = read_any_spec(folder)
+    if isinstance(spec, AutoencoderSpec):
+        raise no_model(folder)
+    return spec
+
+
+def no_model(autoencoder: Path) -> SourceError:
+    """What to say where a model is wanted and a run or step of an autoencoder is named."""
+    return SourceError(
+        f"{autoencoder} is an autoencoder, which makes no pictures by itself "
+        f"(ldit convert {autoencoder} OUT --to diffusers makes a codec of it)"
+    )
 
 
 def weight_files(folder: Path, ema: bool) -> list[str]:

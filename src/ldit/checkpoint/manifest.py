@@ -56,24 +56,40 @@ def _body_digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def build(folder: Path, known: Mapping[str, Record] | None = None) -> dict[str, Any]:
+def build(
+    folder: Path, known: Mapping[str, Record] | None = None, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The manifest of every file below `folder`; those in `known` were hashed as they were written, and RunError names
-    one of them that is not there."""
+    one of them that is not there. `extra`: see `sealed`."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if name != NAME:
-            record = (known or {}).get(name) or Record(path.stat().st_size, sha256_file(path))
-            files[name] = record._asdict()
+            files[name] = (known or {}).get(name) or Record(path.stat().st_size, sha256_file(path))
     for lost in sorted((known or {}).keys() - files.keys()):
         raise RunError(f"{folder / lost} was written and is not there")
-    body = {"format": FORMAT, "files": files}
+    return sealed(files, extra)
+
+
+def sealed(files: Mapping[str, Record], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest of `files`. `extra` are further keys beside "format" and "files": JSON-able, and covered by the
+    manifest's own checksum."""
+    if extra and extra.keys() & {"format", "files", "sha256"}:
+        raise ValueError(f"{sorted(extra)}: a key of the manifest itself")
+    body = {"format": FORMAT, "files": {name: record._asdict() for name, record in files.items()}, **(extra or {})}
     return {**body, "sha256": _body_digest(body)}
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """name -> {"size", "sha256"}; SourceError when the manifest is missing, damaged or of a newer format."""
-    path = folder / NAME
+    files: dict[str, dict[str, Any]] = read_body(folder)["files"]
+    return files
+
+
+def read_body(folder: Path, name: str = NAME) -> dict[str, Any]:
+    """The whole manifest, further keys and its own checksum included; SourceError as from `read`. `name` is that of
+    the file, where it is another."""
+    path = folder / name
     try:
         data = json.loads(path.read_bytes())
         body = {key: value for key, value in data.items() if key != "sha256"}
@@ -91,7 +107,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
         raise SourceError(f"{path} is damaged: its own checksum does not match")
     if not isinstance(files, dict) or not all(_sound_entry(name, entry) for name, entry in files.items()):
         raise SourceError(f"{path} is damaged: it lists what is not a file below it")
-    return files
+    whole: dict[str, Any] = data
+    return whole
 
 
 def _sound_entry(name: str, entry: Any) -> bool:

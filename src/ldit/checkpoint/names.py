@@ -5,6 +5,7 @@ SNAPSHOTS = "snapshots"
 SAMPLES = "samples"
 RUN_CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
 STATE = "state"  # of a step: what only a run that goes on needs
 OPTIMIZER = f"{STATE}/optimizer"
 TRAINER = f"{STATE}/trainer.json"

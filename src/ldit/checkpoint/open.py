@@ -1,6 +1,5 @@
 """Sniff a source: what it is, its spec, and its weights when asked for."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,16 +9,17 @@ from typing import Literal
 from torch import Tensor
 
 from ldit.checkpoint import dit_pt, export, manifest, original
+from ldit.checkpoint.hub import from_hub, is_hub_id
+from ldit.checkpoint.names import RUN_CONFIG
 from ldit.checkpoint.run import committed_steps, is_run
 from ldit.config.assets import ASSETS
+from ldit.config.autoencoder import is_autoencoder
 from ldit.config.spec import ModelSpec
 from ldit.dtypes import dtype_word
 from ldit.errors import SourceError
 from ldit.log import logger
 
 Kind = Literal["ldit", "original", "dit-pt"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?$")
-_HUB_FILES = ["*.json", "*.safetensors", "*.pth", "*.pt", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def _open_original(path: Path) -> Source:
 
 def _open_run(run: Path, ema: bool) -> Source:
     """The newest committed step whose weights asked for are true to the manifest; falls back loudly."""
+    if (run / RUN_CONFIG).is_file() and is_autoencoder(export.read_json(run / RUN_CONFIG)):
+        raise export.no_model(run)
     steps = committed_steps(run)
     if not steps:
         others = sorted(
@@ -140,29 +142,7 @@ def _locate(source: str | Path) -> Path:
         raise SourceError(f"no file or folder {text[:100]!r}…") from None
     if re.fullmatch(r"[\w.-]+", text) and bundled.is_dir():
         return bundled
-    if isinstance(source, str) and _HUB_ID.match(text) and not text.startswith((".", "/")):
-        return _from_hub(text)
+    if isinstance(source, str) and is_hub_id(text):
+        return from_hub(text)
     known = sorted(p.name for p in (ASSETS / "models").iterdir()) if (ASSETS / "models").is_dir() else []
     raise SourceError(f"no file or folder {text!r}, and no bundled model of that name ({', '.join(known) or 'none'})")
-
-
-def _from_hub(text: str) -> Path:
-    """Download or find in the local cache org/name[/sub/folder]; HF_HUB_OFFLINE is honoured."""
-    from huggingface_hub import snapshot_download
-
-    org, name, *rest = text.split("/", 2)
-    if ".." in text.split("/"):
-        raise SourceError(f"{text!r} is not the name of a folder on the Hub")
-    folder = rest[0] if rest else ""
-    patterns = [f"{folder}/{p}" for p in _HUB_FILES] if folder else _HUB_FILES
-    try:
-        root = snapshot_download(f"{org}/{name}", allow_patterns=patterns, ignore_patterns=["*optimizer*"])
-    except Exception as error:  # the hub's client raises many kinds
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise SourceError(
-            f"no file or folder {text!r}, and the Hub did not give it{offline}: {type(error).__name__}"
-        ) from None
-    path = Path(root) / folder
-    if not path.is_dir():
-        raise SourceError(f"{org}/{name} on the Hub has no folder {folder!r}")
-    return path

@@ -16,8 +16,8 @@ from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import make_folder, remove_leftovers
 from ldit.checkpoint.export import read_json
 from ldit.checkpoint.manifest import refuse_sealed
-from ldit.checkpoint.names import CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SNAPSHOTS
-from ldit.config.run import RUN_FORMAT
+from ldit.checkpoint.names import CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS
+from ldit.config.base_run import RUN_FORMAT
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.parallel.world import World
@@ -34,7 +34,7 @@ def check_place(run: Path) -> None:
     for name in (CHECKPOINTS, SNAPSHOTS, SAMPLES):
         if (run / name).exists() and not (run / name).is_dir():
             raise SourceError(f"{run / name} is a file, where a run has a folder")
-    for name in (RUN_CONFIG, METRICS):
+    for name in (RUN_CONFIG, METRICS, SKIPPED):
         if (run / name).is_dir():
             raise SourceError(f"{run / name} is a folder, where a run has a file")
     if (run / RUN_CONFIG).exists():

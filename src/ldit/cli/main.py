@@ -11,6 +11,8 @@ from ldit.errors import LditError
 COMMANDS = {
     "train": "train a recipe, or go on with a run",
     "sample": "make pictures from a checkpoint",
+    "encode": "make a latent cache of a set of pictures",
+    "data": "check a folder of pictures",
     "info": "say what a checkpoint is, without loading it",
     "convert": "write a checkpoint in another layout",
     "ema": "make the average of another width from a run's snapshots",
@@ -18,7 +20,7 @@ COMMANDS = {
     "plot": "draw the curves of runs",
     "launch": "write the batch script of a cluster",
 }
-PLANNED = ("evaluate", "encode", "plan", "stats", "data", "demo", "doctor")
+PLANNED = ("evaluate", "plan", "stats", "demo", "doctor")
 
 
 def usage() -> str:

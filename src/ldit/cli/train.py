@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from ldit.cli.arguments import parse
+from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.recipes import RECIPES, recipe
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
@@ -23,7 +24,16 @@ class TrainArguments:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
-def parse_arguments(arguments: list[str]) -> TrainArguments:
+@dataclass(frozen=True)
+class TrainAutoencoderArguments:
+    """Flags of `ldit train` for an autoencoder's recipe."""
+
+    out: Path
+    """Directory of the run; the same command again resumes it."""
+    config: Annotated[AutoencoderRun, tyro.conf.arg(name="")]
+
+
+def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderArguments:
     """RECIPE and flags as they stand on the command line; ConfigError when they do not fit. Does nothing else."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
@@ -32,13 +42,12 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
         if flag.replace("_", "-").startswith(PLANNED):
             raise ConfigError(f"{flag} is not built yet")
     default = recipe(name or "emoji64-class-xs")
-    return parse(
-        TrainArguments,
-        arguments if name is None else arguments[1:],
-        f"ldit train {name or 'RECIPE'}",
-        _description(name),
-        TrainArguments(tyro.MISSING, default),
-    )
+    rest, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
+    if isinstance(default, AutoencoderRun):
+        autoencoder = TrainAutoencoderArguments(tyro.MISSING, default)
+        return parse(TrainAutoencoderArguments, rest, prog, _description(name), autoencoder)
+    assert isinstance(default, RunConfig)
+    return parse(TrainArguments, rest, prog, _description(name), TrainArguments(tyro.MISSING, default))
 
 
 def run(arguments: list[str]) -> int:

@@ -1,21 +1,119 @@
-"""From a codec configuration to what decodes latents."""
+"""From a codec configuration to what turns latents into pictures and back."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from ldit.checkpoint.export import read_json
+from ldit.checkpoint.hub import from_hub, is_hub_id
+from ldit.checkpoint.names import CHECKPOINTS
+from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
+from ldit.codecs.kl_config import CONFIG, MAX_BYTES
+from ldit.codecs.kl_weights import PICKLED, STEM
 from ldit.codecs.pixels import PixelCodec
-from ldit.config.spec import CodecConfig, PixelCodecConfig
-from ldit.errors import CodecError
+from ldit.config.assets import ASSETS
+from ldit.config.autoencoder import is_autoencoder
+from ldit.config.spec import AutoencoderConfig, CodecConfig, PixelCodecConfig
+from ldit.errors import CodecError, SourceError
 
-Codec = PixelCodec
+Codec = PixelCodec | AutoencoderCodec
+
+_SUB = "vae"  # where whole pipelines of diffusers keep theirs
+_FILES = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}-*-of-*.safetensors")
+_HELP = "--local_diffusers_model_root ROOT names a folder that holds it; --latents-out FILE samples latents without it"
 
 
-def open_codec(config: CodecConfig, root: Path | None = None) -> Codec:
-    """The codec of `config`; local autoencoders are looked for in `root`/name. CodecError says which folder."""
+def open_codec(
+    config: CodecConfig,
+    roots: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels: int | None = None,
+) -> Codec:
+    """The codec of `config`: of a local folder (see `find_codec`), else of the Hub.
+
+    CodecError says where was looked, or what in the folder is wrong; `channels` is the number of latent channels that
+    it must have.
+    """
     if isinstance(config, PixelCodecConfig):
         return PixelCodec()
-    folder = (root or Path()) / config.name
-    state = "is there" if folder.is_dir() else "is not there"
-    raise CodecError(
-        f"this model needs the autoencoder {config.name!r}: looked for the folder {folder}, which {state}; "
-        "autoencoders are not built yet, so only latents can be written (--latents-out FILE)"
-    )
+    folder = codec_folder(config.name, roots)
+    check_folder(config, folder, channels)
+    return AutoencoderCodec(config, folder, device, dtype)
+
+
+def check_codec(config: CodecConfig, roots: Sequence[Path] = (), channels: int | None = None) -> None:
+    """CodecError where `open_codec` would find no codec or none that fits; no weights are read."""
+    if isinstance(config, AutoencoderConfig):
+        check_folder(config, codec_folder(config.name, roots), channels)
+
+
+def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
+    """The local folder `name`: as it is given, in each of `roots`, bundled; None when there is none.
+
+    A folder without a configuration counts only where no other has one.
+    """
+    folders = [folder for folder in _places(name, roots) if _is_dir(folder)]
+    return next((folder for folder in folders if _has_config(folder)), folders[0] if folders else None)
+
+
+def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
+    """The folder with config.json and weights of autoencoder `name`, local or of the Hub, which is downloaded to its
+    cache (HF_HUB_OFFLINE is honoured). CodecError otherwise."""
+    folder = find_codec(name, roots) or _downloaded(name, roots)
+    if (folder / _SUB / CONFIG).is_file() and not any(folder.glob(f"{STEM}*")):
+        return folder / _SUB
+    _refuse_own(folder)
+    return folder
+
+
+def _places(name: str, roots: Sequence[Path]) -> Iterator[Path]:
+    if name and "\0" not in name:
+        yield from (Path(name), *(root / name for root in roots), ASSETS / "models" / name)
+
+
+def _is_dir(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # a name longer than the file system takes
+        return False
+
+
+def _has_config(folder: Path) -> bool:
+    return any((folder / sub / CONFIG).is_file() for sub in ("", _SUB))
+
+
+def _refuse_own(folder: Path) -> None:
+    """Say what a run or a model of ours is, which is no folder of diffusers."""
+    content: object = None
+    path = folder / CONFIG
+    if path.is_file() and path.stat().st_size <= MAX_BYTES:
+        with contextlib.suppress(SourceError):
+            content = read_json(path)
+    if is_autoencoder(content):
+        raise CodecError(
+            f"{folder} is an autoencoder in training; `ldit convert {folder} OUT --to diffusers` makes a codec of it"
+        )
+    if (folder / CHECKPOINTS).is_dir() or (isinstance(content, dict) and "format" in content):
+        raise CodecError(f"{folder} is a diffusion model, not an autoencoder")
+
+
+def _downloaded(name: str, roots: Sequence[Path]) -> Path:
+    looked = ", ".join(str(folder.absolute()) for folder in _places(name, roots)) or "no folder"
+    try:
+        if not is_hub_id(name):
+            raise SourceError("there is no such folder")
+        folder = from_hub(name, _with_sub(_FILES))
+        if not any(any(place.glob(f"{STEM}*.safetensors")) for place in (folder, folder / _SUB)):
+            folder = from_hub(name, _with_sub((CONFIG, PICKLED)))
+    except SourceError as error:
+        raise CodecError(
+            f"the autoencoder {name!r:.200} is not at hand: {error}; looked in {looked}; {_HELP}"
+        ) from None
+    return folder
+
+
+def _with_sub(files: Sequence[str]) -> list[str]:
+    return [*files, *(f"{_SUB}/{file}" for file in files)]

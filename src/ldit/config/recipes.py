@@ -1,7 +1,12 @@
 """Recipes: registered functions that return a whole RunConfig. `ldit train NAME` starts one; every field is a flag."""
 
+import json
 from collections.abc import Callable
+from typing import TypeVar
 
+from ldit.config.assets import ASSETS
+from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun
+from ldit.config.base_run import BaseRun
 from ldit.config.model import preset
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, OptimConfig, TrainConfig
@@ -10,18 +15,28 @@ from ldit.errors import ConfigError
 
 EMOJI_CLASSES = 9
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {}
+_Run = TypeVar("_Run", bound=BaseRun)
+
+RECIPES: dict[str, Callable[[], BaseRun]] = {}
 
 
-def recipe(name: str) -> RunConfig:
+def recipe(name: str) -> BaseRun:
     """The configuration of a registered recipe."""
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)})")
     return RECIPES[name]()
 
 
-def _register(name: str) -> Callable[[Callable[[], RunConfig]], Callable[[], RunConfig]]:
-    def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+def diffusion_recipe(name: str) -> RunConfig:
+    """The configuration of a recipe that trains a diffusion model; ConfigError for another."""
+    config = recipe(name)
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"recipe {name!r} trains no diffusion model")
+    return config
+
+
+def _register(name: str) -> Callable[[Callable[[], _Run]], Callable[[], _Run]]:
+    def register(function: Callable[[], _Run]) -> Callable[[], _Run]:
         RECIPES[name] = function
         return function
 
@@ -85,6 +100,65 @@ def emoji64_class_s() -> RunConfig:
         sample_every=5000,
     )
     return _emoji("S", 4, train, 0.9995)
+
+
+@_register("emoji64-vae")
+def emoji64_vae() -> AutoencoderRun:
+    """The bundled autoencoder: 64x64 RGB to 4x16x16 latents, trains on two CPU cores."""
+    return AutoencoderRun(
+        model=AutoencoderModelConfig(4, (32, 64, 96), 1, 8, mid_block_attention=False),
+        data=DataConfig("emoji64", 64),
+        train=TrainConfig(
+            steps=9000,
+            batch_size=16,
+            lr=1e-3,
+            warmup=200,
+            cooldown=2000,
+            precision="bf16",
+            grad_clip=1.0,
+            log_every=50,
+            checkpoint_every=250,
+            sample_every=1000,
+            attention_every=0,
+        ),
+        optim=OptimConfig(beta2=0.99),
+        ema=EMAConfig(0.998),
+        heldout=HeldoutConfig(every=500, num=256),
+    )
+
+
+@_register("emoji64-latent-s")
+def emoji64_latent_s() -> RunConfig:
+    """33M parameters over the 64 tokens of the bundled autoencoder's latents."""
+    return RunConfig(
+        model=preset("S", input_size=16, num_classes=EMOJI_CLASSES, learn_sigma=False, qk_norm=True, rope="2d"),
+        process=FlowConfig(),
+        codec=_bundled_codec("emoji64-vae"),
+        sampling=SamplingConfig("heun", 20, 3.0, "all"),
+        data=DataConfig("emoji64", 64, flip=False, max_per_class=300),
+        train=TrainConfig(
+            steps=60_000,
+            batch_size=256,
+            lr=3e-4,
+            warmup=1000,
+            schedule="cosine",
+            precision="bf16",
+            grad_clip=1.0,
+            log_every=50,
+            checkpoint_every=2000,
+            sample_every=5000,
+        ),
+        optim=OptimConfig(beta2=0.95),
+        ema=EMAConfig(0.9995),
+        heldout=HeldoutConfig(every=500, num=256),
+    )
+
+
+def _bundled_codec(name: str) -> AutoencoderConfig:
+    """A bundled autoencoder, with the scale and shift that its own config.json states."""
+    stated = json.loads((ASSETS / "models" / name / "config.json").read_text(encoding="utf-8"))
+    factor = 1 << (len(stated["block_out_channels"]) - 1)
+    return AutoencoderConfig(name, stated["scaling_factor"], stated["shift_factor"], factor)
 
 
 @_register("tiny-cpu")

@@ -1,22 +1,12 @@
-"""RunConfig: what training adds to a model."""
+"""RunConfig: what training adds to a model that makes pictures."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from math import isfinite
+from dataclasses import dataclass, field
 from typing import Any
 
+from ldit.config.base_run import RUN_FORMAT, BaseRun
 from ldit.config.model import ClassModelConfig
-from ldit.config.sections import (
-    DataConfig,
-    EMAConfig,
-    GuardConfig,
-    HeldoutConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    ParallelConfig,
-    TrackConfig,
-    TrainConfig,
-)
-from ldit.config.serial import from_dict, show, to_dict
+from ldit.config.sections import ObjectiveConfig
+from ldit.config.serial import from_dict
 from ldit.config.spec import (
     CodecConfig,
     DDPMConfig,
@@ -29,115 +19,28 @@ from ldit.config.spec import (
 )
 from ldit.errors import ConfigError
 
-RUN_FORMAT = "run-1"
 
-
-MOST_SECONDS = 7 * 86_400  # what clocks and stores take without a murmur
-
-# Smallest value of the numbers that have one.
-_LEAST = {
-    "data.max_per_class": 0,
-    "data.workers": 0,
-    "train.steps": 1,
-    "train.batch_size": 1,
-    "train.warmup": 0,
-    "train.cooldown": 0,
-    "train.grad_clip": 0,
-    "train.log_every": 0,
-    "train.checkpoint_every": 0,
-    "train.sample_every": 0,
-    "train.attention_every": 0,
-    "train.keep": 0,
-    "train.keep_every": 0,
-    "optim.weight_decay": 0,
-    "ema.snapshot_every": 0,
-    "heldout.every": 0,
-    "heldout.num": 0,
-    "guard.spike_z": 0,
-    "guard.limit": 1,
-    "parallel.tp": 1,
-    "parallel.shard": 0,
-    "parallel.replicate": 1,
-}
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One training run, resolved. Saved as RUN/config.json."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseRun):
+    """One training run of a diffusion model, resolved. Saved as RUN/config.json."""
 
     model: ClassModelConfig
     process: ProcessConfig = field(default_factory=FlowConfig)
     codec: CodecConfig = field(default_factory=PixelCodecConfig)
     sampling: SamplingConfig | None = None
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EMAConfig = field(default_factory=EMAConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
-        for key, least in _LEAST.items():
-            section, name = key.split(".")
-            value = getattr(getattr(self, section), name)
-            if not least <= value < float("inf"):
-                word = "must not be negative" if least == 0 else f"must be at least {least}"
-                raise ConfigError(f"{key}: {word}, got {value}")
-        for root in fields(self):
-            part = getattr(self, root.name)
-            for entry in fields(part) if is_dataclass(part) else ():
-                value = getattr(part, entry.name)
-                if isinstance(value, float) and not isfinite(value):
-                    raise ConfigError(f"{root.name}.{entry.name}: must be a finite number, got {value}")
-        t = self.train
-        if not 0 <= t.seed < 1 << 63:
-            raise ConfigError(f"train.seed: must be 0 to 2^63-1, got {show(t.seed)}")
-        if self.parallel.timeout > MOST_SECONDS:
-            raise ConfigError(f"parallel.timeout: at most {MOST_SECONDS:g} s, got {self.parallel.timeout:g}")
-        micro = t.batch_size if t.micro_batch_size is None else t.micro_batch_size
-        if micro < 1 or t.batch_size % micro:
-            raise ConfigError(f"train.micro_batch_size: {micro} does not divide batch_size {t.batch_size}")
-        for key, value in (("train.lr", t.lr), ("parallel.timeout", self.parallel.timeout)):
-            if not value > 0:
-                raise ConfigError(f"{key}: must be positive, got {value}")
+        super().check()
         if self.model.cond_channels:
             raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
-        decays = [("ema.decay", self.ema.decay), *(("ema.more", value) for value in self.ema.more)]
-        decays += [(f"optim.{name}", getattr(self.optim, name)) for name in ("beta1", "beta2", "momentum")]
-        for key, value in decays:
-            if not 0 <= value < 1:
-                raise ConfigError(f"{key}: must be in [0, 1), got {value}")
-        for width in self.ema.power:
-            if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
-                raise ConfigError(f"ema.power: a relative width must be in (0, 0.28), got {width}")
-            if round(width, 4) != width:  # it is a file's name
-                raise ConfigError(f"ema.power: at most four decimals, got {width}")
-        for key, values in (("ema.more", (self.ema.decay, *self.ema.more)), ("ema.power", self.ema.power)):
-            if len(set(values)) != len(values):
-                raise ConfigError(f"{key}: the same value twice")
-        if self.ema.snapshot_every and not self.ema.power:
-            raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
-        if t.cooldown and t.schedule != "constant":
-            raise ConfigError("train.cooldown: goes with the constant schedule only")
-        if t.cooldown and t.warmup + t.cooldown > t.steps:
-            raise ConfigError(
-                f"train.steps: {t.steps} are fewer than train.warmup {t.warmup} + train.cooldown {t.cooldown}; "
-                "shorten those too"
-            )
-        if t.schedule == "inverse-sqrt" and not t.warmup:
-            raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
         for key in ("n_heads", "n_kv_heads"):
             heads = getattr(self.model, key)
             if heads is not None and heads % self.parallel.tp:
                 raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
         if isinstance(self.process, DDPMConfig) and self.objective != ObjectiveConfig():
             raise ConfigError("objective: DDPM draws its times evenly; time_mean and time_std are flow's")
-        if not self.data.path:
-            raise ConfigError("data.path: name the folder of training pictures (--data.path DIR)")
         side, factor = self.data.image_size, self.codec.factor
         if side % factor or side // factor != self.model.input_size:
             raise ConfigError(
@@ -145,16 +48,10 @@ class RunConfig:
                 f"the model takes {self.model.input_size}"
             )
 
-    def to_json(self) -> dict[str, Any]:
-        return {"format": RUN_FORMAT, **to_dict(self)}
-
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
         """Strict reader of RUN/config.json."""
-        if not isinstance(data, dict) or data.get("format") != RUN_FORMAT:
-            raise ConfigError(
-                f"format: expected {RUN_FORMAT!r}, got {data.get('format') if isinstance(data, dict) else data!r}"
-            )
+        check_format(data)
         body = {key: value for key, value in data.items() if key not in ("format", "process", "codec")}
         config = from_dict(cls, body)
         return cls(
@@ -163,4 +60,12 @@ class RunConfig:
                 "process": process_from_dict(data.get("process")),
                 "codec": codec_from_dict(data.get("codec")),
             }
+        )
+
+
+def check_format(data: Any) -> None:
+    """ConfigError when `data` is not the content of a RUN/config.json of a known format."""
+    if not isinstance(data, dict) or data.get("format") != RUN_FORMAT:
+        raise ConfigError(
+            f"format: expected {RUN_FORMAT!r}, got {data.get('format') if isinstance(data, dict) else data!r}"
         )

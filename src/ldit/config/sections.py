@@ -5,6 +5,7 @@ from typing import Literal
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Recompute = Literal["none", "selective", "full"]
+BadPictures = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,21 @@ class DataConfig:
     """Use at most this many pictures of a class, 0 = all (evens out lopsided sets)."""
     workers: int = 2
     """Threads that read pictures ahead; 0 = read when needed."""
+    bad: BadPictures = "stop"
+    """What a picture that cannot be read does: end the run, or be left out of its batch, with a line in
+    RUN/skipped.jsonl."""
+    timeout: float = 25.0
+    """Seconds without a picture read after which a run ends and names the thread and the picture."""
+    exif: bool = False
+    """Turn pictures as their EXIF orientation says; off, as in ADM's ImageNet."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pictures."""
+    max_pixels: int = 1 << 26
+    """Larger pictures are bad: they are not decoded."""
+    codec_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Dtype in which an autoencoder encodes pictures during training."""
+    verify: bool = True
+    """Compare a latent cache with its checksums at the start."""
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,42 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Batch:
-    """images (B, 3, H, W) fp32 in [-1, 1], labels (B,), and each sample's position in the stream, which seeds it."""
+class Fault:
+    """A sample that could not be read: its position in the stream, what it is called, and why."""
 
-    images: Tensor
+    position: int
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs (B, C, H, W) fp32 (pictures in [-1, 1], or means and log-variances of cached latents), labels (B,), and
+    each sample's position in the stream, which seeds it. The inputs of `faults` are zeros that count for nothing."""
+
+    inputs: Tensor
     labels: Tensor
     positions: tuple[int, ...]
+    faults: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def sound(self) -> tuple[bool, ...]:
+        """Whether each sample could be read."""
+        bad = {fault.position for fault in self.faults}
+        return tuple(position not in bad for position in self.positions)
+
+    def readable(self) -> "Batch":
+        """The samples that could be read."""
+        rows = [row for row, sound in enumerate(self.sound) if sound]
+        return Batch(self.inputs[rows], self.labels[rows], tuple(self.positions[row] for row in rows))
 
     def micro(self, size: int) -> Iterator["Batch"]:
         """Consecutive slices of `size` samples."""
         for i in range(0, len(self), size):
             part = slice(i, i + size)
-            yield Batch(self.images[part], self.labels[part], self.positions[part])
+            positions = self.positions[part]
+            faults = tuple(fault for fault in self.faults if fault.position in positions)
+            yield Batch(self.inputs[part], self.labels[part], positions, faults)

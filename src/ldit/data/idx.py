@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ldit.data.image_folder import subset
+from ldit.data.picture_set import PictureSet
 from ldit.data.transforms import center_crop
 from ldit.errors import DataError
 
@@ -25,7 +26,7 @@ MOST_SIDE = 4096  # pixels
 _CHUNK = 1 << 20
 
 
-class IdxPictures:
+class IdxPictures(PictureSet):
     """The pictures of PART-images-idx3-ubyte with the labels of PART-labels-idx1-ubyte; `part` is train or t10k.
 
     Grey is repeated to RGB; pictures are cut as all others. Class names are the lines of labels.txt or classes.txt
@@ -34,7 +35,7 @@ class IdxPictures:
     """
 
     def __init__(self, root: Path, size: int, part: str = TRAIN, max_per_class: int = 0) -> None:
-        self.root, self.size = root, size
+        self.root, self.size, self.part = root, size, part
         images, labels = _file(root, part, *IMAGES), _file(root, part, *LABELS)
         self.names = _names(root)
         self._images, self._labels = read_idx(images, IMAGES[1]), read_idx(labels, LABELS[1])
@@ -47,7 +48,6 @@ class IdxPictures:
                 f"(a {NAME_FILES[0]} beside it names them, one a line)"
             )
         self.found = len(self._images)
-        """Pictures before `max_per_class`."""
         self._chosen = np.arange(self.found, dtype=np.int32)
         if max_per_class:
             self._chosen = np.array(self._capped(max_per_class), dtype=np.int32)
@@ -60,6 +60,10 @@ class IdxPictures:
         at = self._chosen[index]
         grey = center_crop(Image.fromarray(self._images[at]), self.size)
         return np.repeat(np.asarray(grey)[:, :, None], 3, axis=2), int(self._labels[at])
+
+    def where(self, index: int) -> str:
+        """The number of the picture in its file."""
+        return f"{self.part}-images[{self._chosen[index]}]"
 
     def fingerprint(self) -> str:
         """sha256 of pictures, labels and which of them are used; packed and unpacked files give the same."""

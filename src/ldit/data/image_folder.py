@@ -2,53 +2,62 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ldit.data.transforms import to_array
+from ldit.data.decoding import BadPicture, Decoding, read_square
+from ldit.data.picture_set import PictureSet
 from ldit.errors import DataError
 from ldit.rng import generator
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
 MEMORY_LIMIT = 1 << 28  # bytes of decoded pictures kept; larger sets are decoded at every visit
+_DEFAULT = Decoding()
 
 
-class _PictureFiles:
+class _PictureFiles(PictureSet):
     """Picture files cut to `size` x `size` uint8 RGB, with a label each."""
 
-    names: tuple[str, ...] = ()
-
-    def __init__(self, root: Path, size: int, exclude: Sequence[str], only: Sequence[str] | None) -> None:
+    def __init__(
+        self, root: Path, size: int, exclude: Sequence[str], only: Sequence[str] | None, decoding: Decoding
+    ) -> None:
         if not root.is_dir():
             raise DataError(f"no folder {root}")
-        self.root, self.size = root, size
-        self.paths: list[Path] = []
+        self.root, self.size, self.decoding = root, size, decoding
+        self.files: list[str] = []
+        """Paths below `root`, with slashes. Strings: a million Path objects would be half a gigabyte."""
         self.labels: list[int] = []
         self.found = 0
-        """Pictures before `max_per_class`."""
         self._left_out, self._kept = set(exclude), None if only is None else set(only)
         self._memory: dict[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, made anew at each call."""
+        return [self.root / file for file in self.files]
+
+    def where(self, index: int) -> str:
+        """Path below `root`."""
+        return self.files[index]
 
     def fingerprint(self) -> str:
         """sha256 of the relative names in order: the same order of samples needs the same names."""
-        names = "\n".join(path.relative_to(self.root).as_posix() for path in self.paths)
-        return hashlib.sha256(os.fsencode(names)).hexdigest()
+        return hashlib.sha256(os.fsencode("\n".join(self.files))).hexdigest()
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """(size, size, 3) uint8 and its class; DataError names a picture that cannot be read."""
         if self._memory is not None and index in self._memory:
             return self._memory[index], self.labels[index]
+        path = self.root / self.files[index]
         try:
-            with Image.open(self.paths[index]) as picture:
-                array = to_array(picture, self.size)
-        except Exception as error:  # damaged pictures raise nearly anything in Pillow
-            raise DataError(f"cannot read picture {self.paths[index]}: {error}") from None
+            array = read_square(path, self.size, self.decoding)
+        except BadPicture as reason:
+            raise DataError(f"cannot read picture {path}: {reason}") from None
         if self._memory is not None:
             self._memory[index] = array
         return array, self.labels[index]
@@ -62,13 +71,13 @@ class _PictureFiles:
         self.found += len(chosen)
         if most and len(chosen) > most:
             chosen = subset(chosen, most, folder)
-        self.paths.extend(self.root / folder / f for f in chosen)
+        self.files.extend(prefix + f for f in chosen)
         self.labels.extend([label] * len(chosen))
 
     def _finish(self) -> None:
-        if not self.paths:
+        if not self.files:
             raise DataError(f"no pictures left in {self.root} after the held-out list")
-        if len(self.paths) * self.size**2 * 3 <= MEMORY_LIMIT:
+        if len(self.files) * self.size**2 * 3 <= MEMORY_LIMIT:
             self._memory = {}
 
 
@@ -76,7 +85,8 @@ class ImageFolder(_PictureFiles):
     """The pictures of a folder of class folders, with their class index.
 
     `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
-    subset of each larger class. DataError names a folder that is missing, without classes, or a class without pictures.
+    subset of each larger class. DataError names a folder that is missing, without classes, or a class without pictures,
+    and two classes whose names differ in case alone: one disk would take them for one folder, another for two.
     """
 
     def __init__(
@@ -86,11 +96,10 @@ class ImageFolder(_PictureFiles):
         exclude: Sequence[str] = (),
         only: Sequence[str] | None = None,
         max_per_class: int = 0,
+        decoding: Decoding = _DEFAULT,
     ) -> None:
-        super().__init__(root, size, exclude, only)
-        self.names = tuple(sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode))
-        if not self.names:
-            raise DataError(f"no class folders in {root}")
+        super().__init__(root, size, exclude, only, decoding)
+        self.names = class_folders(root)
         for label, name in enumerate(self.names):
             files = pictures_in(root / name)
             if not files:
@@ -113,8 +122,9 @@ class LoosePictures(_PictureFiles):
         exclude: Sequence[str] = (),
         only: Sequence[str] | None = None,
         max_per_class: int = 0,
+        decoding: Decoding = _DEFAULT,
     ) -> None:
-        super().__init__(root, size, exclude, only)
+        super().__init__(root, size, exclude, only, decoding)
         files = pictures_in(root)
         if not files:
             raise DataError(f"no pictures in {root}")
@@ -130,14 +140,47 @@ def read_list(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the class folders in byte order; DataError: there are none, or two differ in case alone."""
+    names = tuple(sorted((entry.name for entry in _entries(str(root)) if _is_folder(entry)), key=os.fsencode))
+    if not names:
+        raise DataError(f"no class folders in {root}")
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(name.casefold(), name)
+        if twin != name:
+            raise DataError(f"class folders {root / twin} and {root / name} differ in case alone")
+    return names
+
+
 def pictures_in(folder: Path) -> list[str]:
-    """Relative names of the pictures below `folder`, in byte order."""
-    found = []
-    for base, folders, files in os.walk(folder):
-        folders.sort()
-        relative = Path(base).relative_to(folder)
-        found += [(relative / f).as_posix() for f in files if Path(f).suffix.lower() in SUFFIXES]
-    return sorted(found, key=os.fsencode)
+    """Relative names of the pictures below `folder`, in byte order; folders that are links are passed over. DataError
+    names a folder that cannot be listed: its pictures would be missing unseen."""
+    return sorted(_below(str(folder), ""), key=os.fsencode)
+
+
+def _below(folder: str, prefix: str) -> Iterator[str]:
+    for entry in _entries(folder):
+        if _is_folder(entry):
+            if not entry.is_symlink():
+                yield from _below(entry.path, f"{prefix}{entry.name}/")
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield prefix + entry.name
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"cannot list folder {folder}: {error.strerror}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def subset(files: list[str], count: int, name: str) -> list[str]:

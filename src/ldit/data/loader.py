@@ -1,29 +1,38 @@
 """Batches by step, read ahead by threads (Pillow and numpy release the interpreter while they work)."""
 
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
 
-import numpy as np
 import torch
 
-from ldit.data.batch import Batch
+from ldit.config.sections import BadPictures, DataConfig
+from ldit.data.batch import Batch, Fault
 from ldit.data.order import EpochOrder
-from ldit.data.picture_set import PictureSet
+from ldit.data.samples import Samples
+from ldit.data.workers import Job, Workers
+from ldit.errors import DataError, RunError
 from ldit.rng import uniform
 
 AHEAD = 2  # batches in the making while the consumer works on one
+_LOOK = 0.25  # seconds between looks at a batch that is waited for
 
 
-def load_batch(data: PictureSet, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None) -> Batch:
+def load_batch(
+    data: Samples,
+    positions: Sequence[int],
+    indices: Sequence[int],
+    flip_seed: int | None,
+    bad: BadPictures = "stop",
+) -> Batch:
     """The samples `indices`; with `flip_seed`, half of them mirrored, each by its own position's random number.
 
-    DataError names the first picture that cannot be read.
+    With `bad` "stop" DataError names the first sample that cannot be read; with "skip" such are listed in the batch.
     """
-    reading = _Reading(data, positions, indices, flip_seed)
+    reading = _Reading(data, positions, indices, flip_seed, bad)
     reading.fill(0, len(indices))
     return reading.batch()
 
@@ -32,38 +41,63 @@ class _Reading:
     """A batch whose rows are filled from several threads, each its own rows."""
 
     def __init__(
-        self, data: PictureSet, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None
+        self, data: Samples, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None, bad: BadPictures
     ) -> None:
-        self.data, self.positions, self.indices, self.flip_seed = data, positions, indices, flip_seed
-        self.images = torch.empty(len(indices), 3, data.size, data.size)
+        self.data, self.positions, self.indices = data, positions, indices
+        self.flip_seed, self.bad = flip_seed, bad
+        self.inputs = torch.empty(len(indices), *data.shape)
         self.labels = torch.empty(len(indices), dtype=torch.int64)
+        self.faults: dict[int, str] = {}
 
-    def fill(self, first: int, last: int, stop: Event | None = None) -> None:
-        """Rows first … last-1; leaves off between two pictures once `stop` is set."""
-        images, labels = self.images.numpy(), self.labels.numpy()
+    def fill(self, first: int, last: int, stop: Event | None = None, job: Job | None = None) -> None:
+        """Rows first … last-1; leaves off between two samples once `stop` is set."""
+        inputs, labels = self.inputs.numpy(), self.labels.numpy()
         for row in range(first, last):
             if stop is not None and stop.is_set():
                 return
-            picture, labels[row] = self.data[self.indices[row]]
-            if self.flip_seed is not None and uniform(self.flip_seed, "flip", 0, self.positions[row]) < 0.5:
-                picture = picture[:, ::-1]
-            np.divide(picture.transpose(2, 0, 1), np.float32(127.5), out=images[row])
-            images[row] -= 1
+            if job is not None:
+                job.at(row)
+            position, flip = self.positions[row], False
+            if self.flip_seed is not None:
+                flip = uniform(self.flip_seed, "flip", 0, position) < 0.5
+            try:
+                labels[row] = self.data.read(self.indices[row], flip, inputs[row])
+            except DataError as error:
+                if self.bad == "stop":
+                    raise
+                inputs[row], labels[row] = 0, 0
+                self.faults[row] = str(error)
 
     def batch(self) -> Batch:
-        return Batch(self.images, self.labels, tuple(self.positions))
+        faults = tuple(
+            Fault(self.positions[row], self.data.where(self.indices[row]), self.faults[row])
+            for row in sorted(self.faults)
+        )
+        return Batch(self.inputs, self.labels, tuple(self.positions), faults)
 
 
 @dataclass(frozen=True)
 class _Pending:
     reading: _Reading
-    parts: list[Future[None]]
+    parts: list[Job]
+    timeout: float
 
     def batch(self) -> Batch:
-        """Waits. Of several faults the first row's is raised, whatever the number of threads."""
+        """Waits. Of several faults the first row's is raised, whatever the number of threads; RunError names the thread
+        and the sample that take longer than `timeout` seconds."""
         for part in self.parts:
-            part.result()
+            began = time.monotonic()
+            while not part.wait(min(_LOOK, self.timeout)):
+                stuck = time.monotonic() - max(part.since, began)
+                if stuck > self.timeout:
+                    self._give_up(part, stuck)
         return self.reading.batch()
+
+    def _give_up(self, part: Job, stuck: float) -> None:
+        data = self.reading.data
+        what = "no thread has begun with it" if not part.thread else f"thread {part.thread} has been at it"
+        where = data.where(self.reading.indices[part.item])
+        raise RunError(f"{data.root}: {where} cannot be read: {what} for {stuck:.0f} s (data.timeout)")
 
 
 class Loader:
@@ -76,13 +110,15 @@ class Loader:
 
     def __init__(
         self,
-        data: PictureSet,
+        data: Samples,
         batch_size: int,
         seed: int,
         flip: bool,
         workers: int = 2,
         part: int = 0,
         parts: int = 1,
+        bad: BadPictures = "stop",
+        timeout: float = DataConfig.timeout,
     ) -> None:
         if parts < 1 or batch_size % parts or not 0 <= part < parts:
             raise ValueError(f"a batch of {batch_size} has no part {part} of {parts}")
@@ -90,41 +126,53 @@ class Loader:
         self.part, self.share = part, batch_size // parts
         self.order = EpochOrder(len(data), seed)
         self.flip_seed = seed if flip else None
+        self.bad, self.timeout = bad, timeout
 
     def from_step(self, first: int, last: int, offset: int = 0) -> Generator[Batch, None, None]:
         """The share of steps first … last-1, in order; step s of all processes together takes positions
         offset + s·batch_size … of the stream. Positions of a Batch are those of the stream.
 
-        A DataError comes at the step of the picture it names. `close()` ends the threads as soon as each has read the
-        picture it is at; a consumer that may fail between two batches should use `contextlib.closing`.
+        A DataError comes at the step of the sample it names. `close()` ends the threads as soon as each has read the
+        sample it is at; a consumer that may fail between two batches should use `contextlib.closing`.
         """
         steps = range(first, last)
         if not self.workers:
-            return (load_batch(*self._samples(step, offset)) for step in steps)
+            return (self._reading(step, offset, fill=True).batch() for step in steps)
         return self._ahead(steps, offset)
 
     def _ahead(self, steps: range, offset: int) -> Generator[Batch, None, None]:
         upcoming, stop = iter(steps), Event()
         pending: deque[_Pending] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
+        workers, patience = Workers(self.workers, "loader"), self.timeout
         try:
             while True:
                 while len(pending) <= AHEAD and (step := next(upcoming, None)) is not None:
-                    pending.append(self._submit(pool, _Reading(*self._samples(step, offset)), stop))
+                    pending.append(self._submit(workers, self._reading(step, offset), stop))
                 if not pending:
                     return
                 yield pending.popleft().batch()
+        except RunError:
+            patience = 0.0  # a thread that hangs is left behind
+            raise
         finally:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            workers.close(patience)
 
-    def _samples(self, step: int, offset: int) -> tuple[PictureSet, Sequence[int], Sequence[int], int | None]:
+    def _reading(self, step: int, offset: int, fill: bool = False) -> _Reading:
         start = offset + step * self.batch_size + self.part * self.share
         positions = range(start, start + self.share)
-        return self.data, positions, self.order.between(positions.start, positions.stop), self.flip_seed
+        indices = self.order.between(positions.start, positions.stop)
+        reading = _Reading(self.data, positions, indices, self.flip_seed, self.bad)
+        if fill:
+            reading.fill(0, self.share)
+        return reading
 
-    def _submit(self, pool: ThreadPoolExecutor, reading: _Reading, stop: Event) -> _Pending:
+    def _submit(self, workers: Workers, reading: _Reading, stop: Event) -> _Pending:
         """Rows are cut evenly over the threads; none is left without rows unless there are fewer rows."""
         cuts = [self.share * i // self.workers for i in range(self.workers + 1)]
-        parts = [pool.submit(reading.fill, a, b, stop) for a, b in pairwise(cuts) if a < b]
-        return _Pending(reading, parts)
+        parts = [
+            workers.submit(lambda job, a=a, b=b: reading.fill(a, b, stop, job))  # type: ignore[misc]
+            for a, b in pairwise(cuts)
+            if a < b
+        ]
+        return _Pending(reading, parts, self.timeout)

@@ -1,12 +1,20 @@
-"""What `data.path` means: a bundled set, a folder of class folders or loose pictures, or IDX files."""
+"""What `data.path` means: a bundled set, a latent cache, class folders, loose pictures, IDX files, tars, a list."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ldit.config.assets import ASSETS
+from ldit.config.sections import DataConfig
+from ldit.data.cache import is_cache
+from ldit.data.decoding import Decoding
 from ldit.data.idx import HELDOUT as IDX_HELDOUT
 from ldit.data.idx import IdxPictures, has_idx
 from ldit.data.image_folder import SUFFIXES, ImageFolder, LoosePictures, read_list
-from ldit.data.picture_set import PictureSet, fit_classes
+from ldit.data.latents import open_cache
+from ldit.data.metadata import MetadataPictures, has_metadata, read_metadata
+from ldit.data.picture_set import PictureSet
+from ldit.data.samples import Samples, fit_classes
+from ldit.data.tars import TarPictures, has_tars, read_tars
 from ldit.errors import DataError
 
 BUNDLED = ("emoji64",)
@@ -14,45 +22,59 @@ HELDOUT = "heldout.txt"
 
 
 def data_root(path: str) -> Path:
-    """The folder of a data path; DataError when there is none."""
+    """The folder, or .tar file, of a data path; DataError when there is none."""
     root = ASSETS / path if path in BUNDLED else Path(path).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() and not (root.suffix == ".tar" and root.is_file()):
         raise DataError(f"data.path: no folder {path!r} (bundled sets: {', '.join(BUNDLED)})")
     return root
 
 
-_LATER = {
-    "manifest.json": "a latent cache",
-    "metadata.jsonl": "a captioned folder",
-    "*.tar": "tar shards",
-}
+def open_run_data(
+    config: DataConfig, num_classes: int | None = None, share: tuple[int, int] = (0, 1)
+) -> tuple[Samples, Samples | None]:
+    """(training, held-out or None) of a run. `num_classes`, where given, is the model's: 0 takes the labels away, any
+    other must be the set's. Of a latent cache this process verifies the i-th of n shares, `share` (i, n).
+
+    DataError names what is missing, damaged or does not fit.
+    """
+    root = data_root(config.path)
+    found: tuple[Samples, Samples | None]
+    if root.is_dir() and is_cache(root):
+        if config.heldout or config.max_per_class:
+            key = "heldout" if config.heldout else "max_per_class"
+            raise DataError(f"data.{key}: {root} is a latent cache; give it to ldit encode")
+        train, kept = open_cache(root, config.verify, share)
+        found = train, None if config.heldout == "" else kept
+    else:
+        found = open_data(config.path, config.image_size, config.heldout, config.max_per_class, decoding_of(config))
+    if num_classes is None:
+        return found
+    return fit_classes(found[0], num_classes), None if found[1] is None else fit_classes(found[1], num_classes)
 
 
-def _check_kind(root: Path) -> None:
-    """DataError for kinds of data that are not built yet."""
-    for pattern, kind in _LATER.items():
-        if next(root.glob(pattern), None) is not None:
-            raise DataError(f"data.path: {root} is {kind}; training on those is not built yet")
+def decoding_of(config: DataConfig) -> Decoding:
+    """How a run's picture files become pictures."""
+    return Decoding(config.exif, config.background, config.max_pixels)
 
 
 def open_data(
-    path: str, size: int, heldout: str | None = None, max_per_class: int = 0, num_classes: int | None = None
+    path: str,
+    size: int,
+    heldout: str | None = None,
+    max_per_class: int = 0,
+    decoding: Decoding = Decoding(),  # noqa: B008
 ) -> tuple[PictureSet, PictureSet | None]:
     """(training, held-out or None), pictures cut to `size`.
 
-    Folders: `heldout` names the list, "" = none, None = heldout.txt where there is one. IDX files: the held-out set is
-    t10k-* where it is there; "" = none. `num_classes`, where given, is the model's: 0 takes the labels away, any other
-    must be the set's. DataError names what is missing, damaged or does not fit.
+    `heldout` names the list of pictures kept from training, "" = none, None = heldout.txt where there is one. IDX
+    files: the held-out set is t10k-* where it is there; "" = none. DataError names what is missing or damaged.
     """
     root = data_root(path)
-    _check_kind(root)
-    if has_idx(root):
-        train, kept = _open_idx(root, size, heldout, max_per_class)
-    else:
-        train, kept = _open_folder(root, size, heldout, max_per_class)
-    if num_classes is not None:
-        train, kept = fit_classes(train, num_classes), None if kept is None else fit_classes(kept, num_classes)
-    return train, kept
+    if root.is_dir() and is_cache(root):
+        raise DataError(f"data.path: {root} is a latent cache, pictures are needed here")
+    if root.is_dir() and has_idx(root):
+        return _open_idx(root, size, heldout, max_per_class)
+    return _open_files(root, size, heldout, max_per_class, decoding)
 
 
 def _open_idx(root: Path, size: int, heldout: str | None, max_per_class: int) -> tuple[PictureSet, PictureSet | None]:
@@ -67,16 +89,30 @@ def _open_idx(root: Path, size: int, heldout: str | None, max_per_class: int) ->
     return train, None
 
 
-def _open_folder(
-    root: Path, size: int, heldout: str | None, max_per_class: int
+def _open_files(
+    root: Path, size: int, heldout: str | None, max_per_class: int, decoding: Decoding
 ) -> tuple[PictureSet, PictureSet | None]:
+    folder = root if root.is_dir() else root.parent
+    if heldout is None:
+        heldout = HELDOUT if (folder / HELDOUT).is_file() else ""
+    listed = read_list(folder / heldout) if heldout else None
+    make = _maker(root, size, decoding)
+    if listed is None:
+        return make((), None, max_per_class), None
+    return make(listed, None, max_per_class), make((), listed, 0)
+
+
+def _maker(
+    root: Path, size: int, decoding: Decoding
+) -> Callable[[Sequence[str], Sequence[str] | None, int], PictureSet]:
+    """(exclude, only, max_per_class) -> the pictures of `root`; lists and archives are read once for both sets."""
+    if has_tars(root):
+        tars = read_tars(root)
+        return lambda exclude, only, most: TarPictures(root, size, decoding, exclude, only, most, tars)
+    if has_metadata(root):
+        lines = read_metadata(root)
+        return lambda exclude, only, most: MetadataPictures(root, size, decoding, exclude, only, most, lines)
     entries = list(root.iterdir())
     loose = not any(entry.is_dir() for entry in entries) and any(e.suffix.lower() in SUFFIXES for e in entries)
     kind = LoosePictures if loose else ImageFolder
-    if heldout is None:
-        heldout = HELDOUT if (root / HELDOUT).is_file() else ""
-    if not heldout:
-        return kind(root, size, max_per_class=max_per_class), None
-    listed = read_list(root / heldout)
-    train = kind(root, size, exclude=listed, max_per_class=max_per_class)
-    return train, kind(root, size, only=listed)
+    return lambda exclude, only, most: kind(root, size, exclude, only, most, decoding)

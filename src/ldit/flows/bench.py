@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldit import __version__
 from ldit.checkpoint.manifest import refuse_sealed
-from ldit.config.recipes import recipe
+from ldit.config.recipes import diffusion_recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import Precision, Recompute
 from ldit.config.spec import ModelSpec
@@ -141,7 +141,7 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _config(job: Job) -> RunConfig:
-    config = recipe(RECIPES[job.size])
+    config = diffusion_recipe(RECIPES[job.size])
     train = replace(
         config.train, batch_size=job.batch, micro_batch_size=job.micro, precision=job.precision, grad_clip=2.0
     )

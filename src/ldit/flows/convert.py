@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder, write_diffusers
 from ldit.checkpoint.commit import committed, replaced
 from ldit.checkpoint.dit_pt import check_dit_pt
 from ldit.checkpoint.export import write_export
@@ -26,12 +27,10 @@ def convert(
     heads: int | None = None,
 ) -> Path:
     """Write `source` to `out` in layout `to`; SourceError names impossible pairs and an `out` that exists."""
+    if Path(source).is_dir() and holds_autoencoder(Path(source)):
+        return _convert_autoencoder(Path(source), out, to, dtype)
     opened = open_source(source, heads)
-    if not out.absolute().parent.is_dir():
-        raise SourceError(f"no folder {out.absolute().parent} to write {out.name} into")
-    refuse_sealed(out.absolute().parent)
-    if out.exists():
-        raise SourceError(f"{out} exists already; choose another name")
+    _check_out(out)
     if ema_only and not opened.has_ema():
         raise SourceError(f"{opened.path} keeps no EMA weights apart")
     if dtype is not None and to != "ldit":
@@ -53,6 +52,25 @@ def convert(
             step = (opened.spec.training or {}).get("step")
             # A model with one set of weights is both to the original, which samples from EMA by default.
             write_original(folder, opened.spec, weights, average or opened.tensors(ema=not raw), step)
+    return out
+
+
+def _check_out(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise SourceError(f"no folder {out.absolute().parent} to write {out.name} into")
+    refuse_sealed(out.absolute().parent)
+    if out.exists():
+        raise SourceError(f"{out} exists already; choose another name")
+
+
+def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None) -> Path:
+    """The EMA weights of an autoencoder's run as a codec's folder."""
+    opened = open_autoencoder(source)
+    _check_out(out)
+    if to != "diffusers":
+        raise SourceError(f"{opened.path} is an autoencoder: it is written as --to diffusers, not {to}")
+    with committed(out) as folder:
+        write_diffusers(folder, opened.spec, opened.tensors(), DTYPES.get(dtype or ""))
     return out
 
 

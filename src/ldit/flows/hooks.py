@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ldit.checkpoint.names import SAMPLES
+from ldit.codecs.open import Codec
 from ldit.codecs.pixels import labelled_grid
+from ldit.config.sections import BadPictures
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.loader import load_batch
-from ldit.data.picture_set import PictureSet
+from ldit.data.samples import Samples
 from ldit.dtypes import COMPUTE
 from ldit.flows.generate import Generator, Picture
 from ldit.flows.pipeline import Pipeline
@@ -28,10 +31,8 @@ HELDOUT_BATCH = 64
 PROBE_PICTURES = 2
 
 
-def heldout_hook(
-    task: Task, data: PictureSet, count: int, watchdog: Watchdog
-) -> Callable[[TrainState], dict[str, float]]:
-    """Mean squared error of the EMA weights on pictures kept from training, with fixed times and noise."""
+def heldout_hook(task: Task, data: Samples, count: int, watchdog: Watchdog) -> Callable[[TrainState], dict[str, float]]:
+    """Means of the task's values of the EMA weights on pictures kept from training, with fixed times and noise."""
     count = min(count, len(data))
     indices = [i * len(data) // count for i in range(count)]
 
@@ -44,10 +45,12 @@ def heldout_hook(
                 mine = list(range(first, min(first + HELDOUT_BATCH * world.data_parts, count)))
                 mine = mine[world.data_part :: world.data_parts]
                 rows = mine or [0]
-                batch = load_batch(data, rows, [indices[row] for row in rows], None)
-                found = task.evaluate(model, batch, world.device, dtype)
+                batch = load_batch(data, rows, [indices[row] for row in rows], None, state.config.data.bad)
+                readable = batch.readable()
+                found = task.evaluate(model, readable if len(readable) else batch, world.device, dtype)
                 watchdog.mark("held-out loss")
-                for name, values in found.items() if mine and world.tp_index == 0 else ():
+                counts = mine and len(readable) and world.tp_index == 0
+                for name, values in found.items() if counts else ():
                     total = sums.setdefault(name, [0.0, 0.0])
                     total[0] += values.double().sum().item()
                     total[1] += len(values)
@@ -59,12 +62,14 @@ def heldout_hook(
     return run
 
 
-def sample_hook(spec: ModelSpec, request: Request, out: Path, watchdog: Watchdog) -> Callable[[TrainState], None]:
+def sample_hook(
+    spec: ModelSpec, request: Request, codec: Codec, out: Path, watchdog: Watchdog
+) -> Callable[[TrainState], None]:
     """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
 
     def run(state: TrainState) -> None:
         with state.weights.showing(state.averages.main) as model, _eager():
-            pipe = Pipeline(model, spec, dtype=COMPUTE[state.config.train.precision])
+            pipe = Pipeline(model, spec, dtype=COMPUTE[state.config.train.precision], codec=codec)
             events = Generator(pipe, request, callback=lambda step: watchdog.mark("samples")).events()
             pictures = [event.image for event in events if isinstance(event, Picture) and event.image is not None]
         if not state.world.first:
@@ -73,21 +78,26 @@ def sample_hook(spec: ModelSpec, request: Request, out: Path, watchdog: Watchdog
         names = spec.class_names or [str(label) for label in range(max(labels) + 1)]
         scale = 2 if pictures[0].width < 128 else 1
         grid = labelled_grid(pictures, [names[label] for label in labels], columns=6, scale=scale)
-        path = out / SAMPLES / f"step-{state.step:08d}.png"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            grid.save(path)
-        except OSError as error:  # a picture is no reason to end a run
-            logger.warning("%s was not written: %s", path, error.strerror or error)
+        save_grid(out, state.step, grid)
 
     return run
 
 
-def attention_hook(task: Task, data: PictureSet) -> Callable[[TrainState], dict[str, list[float]]]:
+def save_grid(out: Path, step: int, grid: Image.Image) -> None:
+    """RUN/samples/step-….png; a picture is no reason to end a run."""
+    path = out / SAMPLES / f"step-{step:08d}.png"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        grid.save(path)
+    except OSError as error:
+        logger.warning("%s was not written: %s", path, error.strerror or error)
+
+
+def attention_hook(task: Task, data: Samples, bad: BadPictures) -> Callable[[TrainState], dict[str, list[float]]]:
     """Largest attention logit of each layer on two training pictures with fixed noise: where it grows without end,
     training will not stay stable (Dehghani et al. 2023)."""
     indices = [i * len(data) // PROBE_PICTURES for i in range(PROBE_PICTURES)]
-    batch: Batch = load_batch(data, range(PROBE_PICTURES), indices, None)
+    batch: Batch = load_batch(data, range(PROBE_PICTURES), indices, None, bad)
 
     def run(state: TrainState) -> dict[str, list[float]]:
         world, dtype = state.world, COMPUTE[state.config.train.precision]

@@ -17,13 +17,13 @@ from torch import Tensor
 from ldit.checkpoint.manifest import refuse_sealed
 from ldit.checkpoint.open import open_source
 from ldit.checkpoint.tensors import write_safetensors
-from ldit.codecs.open import open_codec
+from ldit.codecs.open import check_codec
 from ldit.codecs.pixels import labelled_grid, published_grid
 from ldit.config.imagenet import imagenet_names
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.flows.generate import Done, Generator, Picture
-from ldit.flows.pipeline import Pipeline, load_source
+from ldit.flows.pipeline import Pipeline, codec_roots, load_source
 from ldit.flows.request import Request, check_request
 
 LATENT_SUFFIXES = (".safetensors", ".npy", ".pt")
@@ -56,7 +56,8 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
     opened = open_source(job.source, job.heads, job.ema)
     request = check_request(opened.spec, _labels(job, opened.spec), **_options(job, opened.spec))
     if latents is None:
-        open_codec(opened.spec.codec, job.codec_root)
+        roots = codec_roots(job.codec_root, opened.path)
+        check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
     pipe = load_source(opened, _device(job.device), job.dtype, job.ema, job.codec_root)
     generator = Generator(pipe, request, decode=latents is None, batch_size=job.batch_size, progress=True)
     pictures: list[Picture] = []

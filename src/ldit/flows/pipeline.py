@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.tensors import assign
+from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.open import Codec, open_codec
 from ldit.config.spec import ModelSpec
 from ldit.dtypes import DTYPES
@@ -35,10 +36,11 @@ class Pipeline:
         source: Path | None = None,
         codec_root: Path | None = None,
         dtype: torch.dtype | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
         self._dtype = dtype
-        self._codec: Codec | None = None
+        self._codec = codec
 
     @property
     def device(self) -> torch.device:
@@ -50,16 +52,24 @@ class Pipeline:
         return self._dtype or next(self.model.parameters()).dtype
 
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
-        """Move or convert the network, as torch.nn.Module.to."""
+        """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it."""
         self.model.to(*args, **kwargs)
+        if isinstance(self._codec, AutoencoderCodec):
+            self._codec.to(self.device, self._codec_dtype)
         return self
 
     @property
     def codec(self) -> Codec:
-        """Opened at first use; CodecError when it is not at hand."""
+        """Opened at first use on the network's device; CodecError when it is not at hand."""
         if self._codec is None:
-            self._codec = open_codec(self.spec.codec, self.codec_root)
+            roots, channels = codec_roots(self.codec_root, self.source), self.spec.model.in_channels
+            self._codec = open_codec(self.spec.codec, roots, self.device, self._codec_dtype, channels)
         return self._codec
+
+    @property
+    def _codec_dtype(self) -> torch.dtype:
+        """fp32 on the CPU and where the network is in fp16, which autoencoders may overflow; else the network's."""
+        return torch.float32 if self.device.type == "cpu" or self.dtype is torch.float16 else self.dtype
 
     def __call__(self, class_labels: Labels = None, **arguments: Any) -> Any:
         return self.sample(class_labels, **arguments)
@@ -122,7 +132,7 @@ def load(
     """Open a model: a folder in the original's layout, a folder or run in ours, a facebookresearch/DiT `.pt`, a
     bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on the CPU, bf16 on CUDA.
     `ema` takes the EMA weights where kept apart. Neither codec nor text encoder is opened; local autoencoders will be
-    looked for in `codec_root`. `heads` is for DiT files of unlisted sizes.
+    looked for in `codec_root` and in the model's own folder. `heads` is for DiT files of unlisted sizes.
 
     SourceError names what is missing, damaged or unknown.
     """
@@ -156,6 +166,12 @@ def load_model(
     model = build_model(source.spec.model, "meta")
     assign(model, source.tensors(ema), str(source.path), device, dtype)
     return model.eval().requires_grad_(False)
+
+
+def codec_roots(root: Path | None, source: Path | None) -> list[Path]:
+    """Where a model's autoencoder is looked for by name: the folder given, and the checkpoint's own."""
+    own = None if source is None else source if source.is_dir() else source.parent
+    return [folder for folder in (root, own) if folder is not None]
 
 
 def default_device() -> torch.device:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from ldit.checkpoint.export import read_json, read_spec
+from ldit.checkpoint.export import read_any_spec, read_json
 from ldit.checkpoint.names import RUN_CONFIG, TRAINER
 from ldit.checkpoint.run import committed_steps, newest_true_step, step_folder
-from ldit.config.run import RunConfig
+from ldit.config.autoencoder import AutoencoderSpec, run_from_json
+from ldit.config.base_run import BaseRun
 from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, DataError, SourceError
@@ -28,13 +29,15 @@ RESUMABLE = {
     "ema.snapshot_every",
     "data.path",
     "data.workers",
+    "data.timeout",
+    "data.verify",
     "heldout.every",
 }
 RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track")
 
 
 def step_to_resume(
-    config: RunConfig, spec: ModelSpec, out: Path, record: dict[str, Any], world: World
+    config: BaseRun, spec: ModelSpec | AutoencoderSpec, out: Path, record: dict[str, Any], world: World
 ) -> tuple[int, Path] | None:
     """The newest true step of `out`, None for a new run. All processes call this together.
 
@@ -47,7 +50,11 @@ def step_to_resume(
 
 
 def _compared(
-    config: RunConfig, spec: ModelSpec, out: Path, record: dict[str, Any], newest: tuple[int, Path] | None
+    config: BaseRun,
+    spec: ModelSpec | AutoencoderSpec,
+    out: Path,
+    record: dict[str, Any],
+    newest: tuple[int, Path] | None,
 ) -> int | None:
     if newest is None:
         if committed_steps(out):
@@ -56,7 +63,7 @@ def _compared(
     step, folder = newest
     _same_classes(folder, spec)
     old = read_json(out / RUN_CONFIG)
-    differences = _differences(RunConfig.from_json(old).to_json(), config.to_json())
+    differences = _differences(run_from_json(old).to_json(), config.to_json())
     said = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
     refused = [text for key, text in said.items() if not _may_change(key)]
     if refused:
@@ -79,8 +86,8 @@ def _may_change(key: str) -> bool:
     return key in RESUMABLE or key.split(".")[0] in RESUMABLE_SECTIONS
 
 
-def _same_classes(folder: Path, spec: ModelSpec) -> None:
-    old = read_spec(folder)
+def _same_classes(folder: Path, spec: ModelSpec | AutoencoderSpec) -> None:
+    old = read_any_spec(folder)
     if old.class_names != spec.class_names:
         missing = sorted(set(old.class_names or ()) ^ set(spec.class_names or ()))
         raise DataError(f"class names differ from those of {folder}: {', '.join(missing[:6])}")

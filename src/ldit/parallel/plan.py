@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ldit.config.sections import ParallelConfig
-from ldit.nn.dit import Block, DiT
+from ldit.nn.dit import DiT
 from ldit.parallel.layout import Layout
 from ldit.parallel.tensor import cut_layers
 from ldit.parallel.world import REPLICATE, SHARD, World
@@ -33,19 +33,22 @@ _KEPT = frozenset(
 
 
 def parallelise(
-    model: DiT, config: ParallelConfig, world: World, compute: torch.dtype, reduce: torch.dtype
+    model: nn.Module, config: ParallelConfig, world: World, compute: torch.dtype, reduce: torch.dtype
 ) -> dict[str, Layout]:
-    """Change `model` in place; returns the layout of every parameter by name, in the order of the network."""
+    """Change `model` in place; returns the layout of every parameter by name, in the order of the network.
+
+    A network without `layers`, as an autoencoder, is one unit; it is not cut over a tensor-parallel group.
+    """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     group = world.tp_group
-    axes = cut_layers(model, group) if group is not None else {}
-    blocks: list[Block] = list(model.layers)  # type: ignore[arg-type]
+    axes = cut_layers(model, group) if isinstance(model, DiT) and group is not None else {}
+    blocks: list[nn.Module] = list(model.layers) if isinstance(model, DiT) else []
     if config.recompute != "none":
         for block in blocks:
-            block.forward = _recomputed(block.forward, config.recompute)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward, config.recompute)
     if config.compile:
         for block in blocks:
-            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, dynamic=False)
     sharded = world.data_parts > 1
     if sharded:
         _shard(model, blocks, config, world, compute, reduce)
@@ -55,8 +58,8 @@ def parallelise(
 
 
 def _shard(
-    model: DiT,
-    blocks: list[Block],
+    model: nn.Module,
+    blocks: list[nn.Module],
     config: ParallelConfig,
     world: World,
     compute: torch.dtype,
@@ -71,8 +74,9 @@ def _shard(
         param_dtype=None if compute == torch.float32 else compute, reduce_dtype=reduce, cast_forward_inputs=False
     )
     mesh = world.mesh[REPLICATE, SHARD] if world.replicate > 1 else world.mesh[SHARD]
-    modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]
-    fully_shard(modulations, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
+    if blocks:
+        modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]  # type: ignore[misc]
+        fully_shard(modulations, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
     for block in blocks:
         # The backward pass begins with the last block: freeing it would gather it twice in a row.
         reshard = config.reshard and block is not blocks[-1]

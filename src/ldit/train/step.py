@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ldit.config.run import RunConfig
+from ldit.config.base_run import BaseRun
 from ldit.data.batch import Batch
 from ldit.dtypes import COMPUTE, DTYPES
 from ldit.parallel.layout import view
@@ -20,8 +20,9 @@ from ldit.parallel.plan import parallelise, sync_gradients
 from ldit.parallel.world import World
 from ldit.train.ema import Averages
 from ldit.train.guard import Guard, Scaler
+from ldit.train.inputs import to_device
 from ldit.train.optim import Optimizer, learning_rate
-from ldit.train.task import Task, to_device
+from ldit.train.task import Task
 from ldit.train.weights import Weights
 
 TIME_BUCKETS = 4
@@ -30,7 +31,7 @@ TIME_BUCKETS = 4
 class TrainState:
     """All that changes in a run: weights, averages, optimiser, and a few numbers."""
 
-    def __init__(self, weights: Weights, config: RunConfig, world: World) -> None:
+    def __init__(self, weights: Weights, config: BaseRun, world: World) -> None:
         self.config, self.world, self.weights = config, world, weights
         self.averages = Averages(config.ema, weights.masters)
         self.optimizer = Optimizer(config.optim, weights, world.circle)
@@ -48,7 +49,7 @@ class TrainState:
         self.shares = torch.tensor(shares, dtype=_exact(world.device), device=world.device)
 
 
-def new_state(config: RunConfig, task: Task, world: World) -> TrainState:
+def new_state(config: BaseRun, task: Task, world: World) -> TrainState:
     """The state of a run, with memory and without numbers: the network is built on the meta device, shared out, and
     given memory then. See `fill_fresh` and `state_io.restore`."""
     compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
@@ -93,7 +94,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
         dist.all_reduce(report)
     norm = report[0].sqrt() / state.scaler.scale
     limit = state.guard.limit(state.config.guard)
-    loss = report[1 + names.index("loss")] / config.batch_size
+    loss = report[1 + names.index("loss")] / report[1 + names.index("count")].clamp(min=1)
     sound = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limit)
     host = _HostCopy(report)
     _scale(grads, norm, config.grad_clip, state.scaler.scale)
@@ -101,7 +102,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     state.optimizer.step(lr, sound)
     numbers = host.wait()
     totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))
-    values = _means(totals, config.batch_size)
+    values = _means(totals)
     values |= {"grad_norm": math.sqrt(numbers[0]) / state.scaler.scale if numbers[0] >= 0 else math.nan, "lr": lr}
     fault = _conclude(state, values, limit)
     weights.clear()
@@ -119,18 +120,34 @@ def _accumulate(state: TrainState, task: Task, batch: Batch) -> dict[str, Tensor
     micros = list(batch.micro(config.micro_batch_size or len(batch)))
     for micro in micros:
         sync_gradients(model, micro is micros[-1])
-        losses = task.losses(model, micro, world.device, dtype)
+        losses = _sound_ones(task.losses(model, micro, world.device, dtype), micro)
+        # A sample that could not be read counts as one without loss.
         (losses["loss"].sum() * factor).backward()
-        time = losses.pop("time")
-        quarter = (time * TIME_BUCKETS).long().clamp(max=TIME_BUCKETS - 1)
-        found = {name: values.detach().to(state.shares.dtype).sum() for name, values in losses.items()}
-        loss = losses["loss"].detach().to(state.shares.dtype)
+        found = _sums(losses, len(micro) - len(micro.faults), state.shares.dtype)
+        sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+    return sums
+
+
+def _sound_ones(losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The values with zeros in the rows of samples that could not be read, whose time is in no quarter."""
+    if not batch.faults:
+        return losses
+    sound = to_device(torch.tensor(batch.sound), losses["loss"].device)
+    return {name: torch.where(sound, values, -1 if name == "time" else 0) for name, values in losses.items()}
+
+
+def _sums(losses: dict[str, Tensor], count: int, exact: torch.dtype) -> dict[str, Tensor]:
+    """Sums over samples by name, their "count", and, where samples have a time, sums and counts of each quarter."""
+    found = {name: values.detach().to(exact).sum() for name, values in losses.items() if name != "time"}
+    loss = losses["loss"].detach().to(exact)
+    found["count"] = torch.full_like(found["loss"], count)
+    if "time" in losses:
+        quarter = (losses["time"] * TIME_BUCKETS).floor().long().clamp(max=TIME_BUCKETS - 1)
         for q in range(TIME_BUCKETS):
             inside = quarter == q
             found[f"loss_q{q + 1}"] = torch.where(inside, loss, 0).sum()
-            found[f"count_q{q + 1}"] = inside.sum().to(loss.dtype)
-        sums = {name: sums[name] + value if sums else value for name, value in found.items()}
-    return sums
+            found[f"count_q{q + 1}"] = inside.sum().to(exact)
+    return found
 
 
 @torch.no_grad()
@@ -144,10 +161,12 @@ def _scale(grads: list[Tensor], norm: Tensor, clip: float, scale: float) -> None
     torch._foreach_mul_(grads, factor.to(torch.float32))
 
 
-def _means(totals: dict[str, float], batch_size: int) -> dict[str, float]:
-    values = {name: total / batch_size for name, total in totals.items() if name[-3:-1] != "_q"}
+def _means(totals: dict[str, float]) -> dict[str, float]:
+    """Means over the samples that could be read, and over those of each quarter of the time range that has any."""
+    count = max(totals["count"], 1.0)
+    values = {name: total / count for name, total in totals.items() if name != "count" and name[-3:-1] != "_q"}
     for q in range(1, TIME_BUCKETS + 1):
-        if totals[f"count_q{q}"]:
+        if totals.get(f"count_q{q}"):
             values[f"loss_q{q}"] = totals[f"loss_q{q}"] / totals[f"count_q{q}"]
     return values
 

@@ -1,10 +1,11 @@
-"""What is trained. A Task gives the Trainer a network and per-sample losses; diffusion is the first one."""
+"""What is trained. A Task gives the Trainer a network and per-sample losses; diffusion is one, autoencoders another."""
 
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ldit.config.autoencoder import AutoencoderSpec
 from ldit.config.run import RunConfig
 from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import ModelSpec
@@ -15,6 +16,7 @@ from ldit.diffusion.times import logit_normal, shifted, uniform_index
 from ldit.nn.build import build_model
 from ldit.nn.dit import DiT, init_parameter
 from ldit.rng import generator, normal, uniform
+from ldit.train.inputs import Inputs, PlainInputs, to_device
 
 HELDOUT_BUCKETS = 4
 
@@ -22,9 +24,12 @@ HELDOUT_BUCKETS = 4
 class Task(Protocol):
     """The Trainer's view of what it trains."""
 
-    spec: ModelSpec
+    @property
+    def spec(self) -> ModelSpec | AutoencoderSpec:
+        """The content of a committed step's config.json, but for its training record."""
+        ...
 
-    def network(self) -> DiT:
+    def network(self) -> nn.Module:
         """The network, on the meta device."""
         ...
 
@@ -33,8 +38,8 @@ class Task(Protocol):
         ...
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Per-sample values (B,) on `device`: "loss" is what is minimised, "time" in [0, 1] how noisy the sample was.
-        The network is given inputs in `dtype`."""
+        """Per-sample values (B,) on `device`: "loss" is what is minimised, "time" in [0, 1], where there is one, how
+        noisy the sample was. The network is given inputs in `dtype`."""
         ...
 
     def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -43,10 +48,11 @@ class Task(Protocol):
 
 
 class DiffusionTask:
-    """Class-conditional diffusion. Noise, time and label dropout of a sample depend on (seed, its position) alone."""
+    """Class-conditional diffusion. Noise, time and label dropout of a sample depend on (seed, its position) alone.
+    `inputs` makes latents of what the loader reads."""
 
-    def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
-        self.spec = spec
+    def __init__(self, config: RunConfig, spec: ModelSpec, inputs: Inputs | None = None) -> None:
+        self.spec, self.inputs = spec, inputs or PlainInputs()
         self.seed = config.train.seed
         self.objective: ObjectiveConfig = config.objective
         self.process: Process = build_process(spec.process)
@@ -87,15 +93,15 @@ class DiffusionTask:
         device: torch.device,
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
-        shape = tuple(batch.images.shape[1:])
+        x0 = self.inputs(batch, device)
+        shape = tuple(x0.shape[1:])
         noise = torch.stack([normal(shape, self.seed, stream, 0, position) for position in batch.positions])
         labels = to_device(labels, device)
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor:
             return model(x_t.to(dtype), time, labels)
 
-        x0, t, noise = (to_device(value, device) for value in (batch.images, t, noise))
-        return self.process.losses(predict, x0, t, noise)
+        return self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
 
     def _times(self, batch: Batch) -> Tensor:
         if isinstance(self.process, DDPM):
@@ -111,8 +117,3 @@ class DiffusionTask:
             return batch.labels
         drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
         return torch.where(drawn < share, null, batch.labels)
-
-
-def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """Move host numbers without making the host wait for the GPU."""
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 from ldit.checkpoint.run import drop_newer_snapshots, newest_true_step, set_aside_newer
-from ldit.config.run import RunConfig
-from ldit.data.batch import Batch
+from ldit.config.base_run import BaseRun
+from ldit.data.batch import Batch, Fault
 from ldit.errors import RunError
 from ldit.log import logger
 from ldit.parallel.watchdog import Watchdog
@@ -23,7 +23,9 @@ from ldit.train.step import Outcome, TrainState, train_step
 from ldit.train.task import Task
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
-SAVE_FAILED = len(EXIT_CODES)  # place of this flag, after those of the signals
+# Places of these flags, after those of the signals.
+SAVE_FAILED = len(EXIT_CODES)
+LEFT_OUT = SAVE_FAILED + 1
 
 
 class Stopped(Exception):
@@ -47,7 +49,7 @@ class Hook:
 class Trainer:
     """Trains `task` from `state.step` to `config.train.steps` over `batches(first, last, offset)`."""
 
-    config: RunConfig
+    config: BaseRun
     task: Task
     state: TrainState
     batches: Callable[[int, int, int], Iterable[Batch]]
@@ -57,6 +59,8 @@ class Trainer:
     watchdog: Watchdog
     cut: Callable[[int], None] = lambda step: None
     """Takes back the records of later steps than this, on the first process."""
+    skip: Callable[[list[Fault], int], None] = lambda faults, step: None
+    """Takes the samples of a step that could not be read, on the first process."""
     hooks: Sequence[Hook] = field(default_factory=tuple)
     data_record: dict[str, Any] | None = None
     """What identifies the training set; committed with every step and compared on resume."""
@@ -87,7 +91,8 @@ class Trainer:
         while state.step < steps:
             for batch in clock.timed(self.batches(state.step, steps, state.offset)):
                 self.watchdog.mark(f"step {state.step + 1}")
-                outcome = train_step(state, self.task, batch, self._flags(received))
+                outcome = train_step(state, self.task, batch, self._flags(received, batch))
+                self._skipped(outcome, batch)
                 if self._rolls_back(outcome):
                     clock.restart(state.step)
                     break
@@ -100,9 +105,19 @@ class Trainer:
                 self.watchdog.mark(f"data of step {state.step + 1}")
         self.saver.wait()
 
-    def _flags(self, received: Sequence[signal.Signals]) -> list[float]:
+    def _flags(self, received: Sequence[signal.Signals], batch: Batch) -> list[float]:
         flags = [float(bool(received) and received[0] == one) for one in EXIT_CODES]
-        return [*flags, float(self.saver.failed)]
+        return [*flags, float(self.saver.failed), float(len(batch.faults))]
+
+    def _skipped(self, outcome: Outcome, batch: Batch) -> None:
+        """Make known the samples that any process could not read. Tensor-parallel neighbours read the same ones."""
+        if not outcome.flags[LEFT_OUT]:
+            return
+        world = self.state.world
+        reports = world.gather([[f.position, f.where, f.reason] for f in batch.faults])
+        found = {row[0]: Fault(*row) for rows in reports for row in rows}
+        if world.first:
+            self.skip([found[position] for position in sorted(found)], self.state.step)
 
     def _rolls_back(self, outcome: Outcome) -> bool:
         """Deal with a step that was left out; True when the state is an earlier one now. RunError ends the run."""

@@ -1,0 +1,75 @@
+"""Autoencoders trained here, read, and written in diffusers' layout, which codecs are opened from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ldit.checkpoint import manifest
+from ldit.checkpoint.commit import write_json
+from ldit.checkpoint.export import CONFIG, has_ema, is_export, read_any_spec, read_json, read_weights, verify_export
+from ldit.checkpoint.names import RUN_CONFIG
+from ldit.checkpoint.run import committed_steps, is_run
+from ldit.checkpoint.tensors import NamedTensors, write_safetensors
+from ldit.config.autoencoder import AutoencoderSpec, is_autoencoder
+from ldit.errors import SourceError
+from ldit.log import logger
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AutoencoderSource:
+    """A committed step of an autoencoder's run, true to its manifest in what `tensors` reads."""
+
+    path: Path
+    spec: AutoencoderSpec
+
+    def has_ema(self) -> bool:
+        """Whether EMA weights are kept apart."""
+        return has_ema(self.path)
+
+    def tensors(self, ema: bool = True) -> NamedTensors:
+        """Named tensors, memory-mapped, one by one."""
+        return read_weights(self.path, ema)
+
+
+def holds_autoencoder(path: Path) -> bool:
+    """Whether `path` is a run that trains an autoencoder, or a step of one."""
+    if is_run(path):
+        return (path / RUN_CONFIG).is_file() and is_autoencoder(read_json(path / RUN_CONFIG))
+    return is_export(path) and is_autoencoder(read_json(path / CONFIG))
+
+
+def open_autoencoder(path: Path) -> AutoencoderSource:
+    """The newest true step of a run, or the step named; SourceError when it is damaged."""
+    if not is_run(path):
+        return _opened(path)
+    for step, folder in committed_steps(path):
+        try:
+            manifest.read(folder)
+            return _opened(folder)
+        except SourceError as error:
+            logger.warning("step %d is passed over: %s", step, error)
+    raise SourceError(f"{path} has no committed step that is sound")
+
+
+def _opened(folder: Path) -> AutoencoderSource:
+    for ema in (True, False):
+        verify_export(folder, ema)
+    spec = read_any_spec(folder)
+    if not isinstance(spec, AutoencoderSpec):
+        raise SourceError(f"{folder} is not an autoencoder")
+    return AutoencoderSource(folder, spec)
+
+
+def write_diffusers(
+    folder: Path, spec: AutoencoderSpec, tensors: NamedTensors, dtype: torch.dtype | None = None
+) -> None:
+    """AutoencoderKL's config.json and weights into an existing folder. Scale and shift bring the latents to mean 0 and
+    deviation 1, where the run measured them."""
+    config = spec.model.to_diffusers()
+    if spec.latents is not None:
+        config |= {"scaling_factor": round(1.0 / max(spec.latents.std, 1e-6), 6), "shift_factor": spec.latents.mean}
+    write_json(folder / CONFIG, {**config, "force_upcast": False})
+    write_safetensors(folder / WEIGHTS, tensors, dtype)

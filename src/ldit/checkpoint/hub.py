@@ -1,0 +1,41 @@
+"""Folders of the Hub, by id: downloaded, or found in the local cache."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldit.errors import SourceError
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.pth", "*.pt", "*.txt")
+_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?$")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` is written as org/name[/sub/folder]."""
+    return bool(_ID.match(text)) and not text.startswith((".", "/"))
+
+
+def from_hub(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
+    """The local folder of org/name[/sub/folder], with the files whose names match; HF_HUB_OFFLINE is honoured.
+
+    SourceError when the Hub does not give it or there is no such folder.
+    """
+    from huggingface_hub import snapshot_download
+
+    org, name, *rest = text.split("/", 2)
+    if ".." in text.split("/"):
+        raise SourceError(f"{text!r} is not the name of a folder on the Hub")
+    folder = rest[0] if rest else ""
+    patterns = [f"{folder}/{file}" for file in files] if folder else list(files)
+    try:
+        root = snapshot_download(f"{org}/{name}", allow_patterns=patterns, ignore_patterns=["*optimizer*"])
+    except Exception as error:  # the hub's client raises many kinds
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise SourceError(
+            f"no file or folder {text!r}, and the Hub did not give it{offline}: {type(error).__name__}"
+        ) from None
+    path = Path(root) / folder
+    if not path.is_dir():
+        raise SourceError(f"{org}/{name} on the Hub has no folder {folder!r}")
+    return path

@@ -1,0 +1,61 @@
+"""`ldit data check PATH [--json] [--write FILE] [--against FILE]`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ldit.cli.arguments import parse
+from ldit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CheckArguments:
+    """Decode every picture of a set and say what it holds. Exit code 1 when anything is bad."""
+
+    path: Annotated[str, tyro.conf.Positional]
+    """What data.path may be: a folder of pictures, IDX files, tars, a latent cache, or emoji64."""
+    image_size: int | None = None
+    """Count the pictures that would be enlarged to this size."""
+    exif: bool = False
+    """Turn pictures as their EXIF orientation says."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pictures."""
+    max_pixels: int = 1 << 26
+    """Larger pictures are bad."""
+    workers: int = 2
+    """Threads that read."""
+    json: bool = False
+    """One JSON object with everything found."""
+    write: Path | None = None
+    """File for a list of hashes, as sha256sum writes it, with paths below PATH."""
+    against: Path | None = None
+    """Such a list: say which pictures are changed, missing or new."""
+
+
+def run(arguments: list[str]) -> int:
+    theme = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if theme != "check" and not (theme is None and {"-h", "--help"} & set(arguments)):
+        raise ConfigError(f"ldit data needs a theme: check (got {theme!r})")
+    args = parse(CheckArguments, arguments[1:] if theme else arguments, "ldit data check")
+    from ldit.flows.data_check import CheckJob, as_json, as_text, check_data
+
+    result = check_data(
+        CheckJob(
+            args.path, args.image_size, args.exif, args.background, args.max_pixels, args.workers,
+            args.write, args.against,
+        )
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(as_json(result)))
+    else:
+        for line in as_text(result):
+            print(_printable(line))
+    return 0 if result.sound else 1
+
+
+def _printable(line: str) -> str:
+    """File names come from outside: control characters and broken UTF-8 are shown by their codes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

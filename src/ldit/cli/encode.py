@@ -1,0 +1,75 @@
+"""`ldit encode PATH --out CACHE`."""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ldit.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class EncodeArguments:
+    """Pictures through an autoencoder into a latent cache, which trains as the pictures would. The same command goes on
+    where it was stopped; torchrun or srun share the work among processes."""
+
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """Pictures: a folder of class folders, of loose pictures, IDX files, tar shards, or the bundled "emoji64"."""
+    out: Path
+    """Folder of the cache."""
+    image_size: int = 256
+    """Side of the square pictures, in pixels."""
+    codec: str = "stabilityai/sd-vae-ft-ema"
+    """Autoencoder: folder or Hub id."""
+    local_diffusers_model_root: Path | None = None
+    """Folder that holds autoencoders by name."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """What is stored."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the autoencoder computes in."""
+    batch_size: int = 32
+    """Pictures encoded together."""
+    shard_size: int = 4096
+    """Pictures a file; a file is made whole or again."""
+    workers: int = 2
+    """Threads that read pictures ahead; 0 = read when needed."""
+    heldout: str | None = None
+    """List of pictures for the held-out part; default heldout.txt where there is one, "" = none."""
+    max_per_class: int = 0
+    """Use at most this many pictures of a class, 0 = all."""
+    bad: Literal["stop", "skip"] = "stop"
+    """What a picture does that cannot be read: end the job, or be left out and listed in the manifest."""
+    exif: bool = False
+    """Turn pictures as their EXIF orientation says."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pictures."""
+    max_pixels: int = 1 << 26
+    """Larger pictures are bad: they are not decoded."""
+    device: str | None = None
+    """cpu, cuda, …; default cuda where there is one."""
+    scale: tuple[float, ...] | None = None
+    """Scale of latents to record, a number or one a channel; default the autoencoder's own."""
+    shift: tuple[float, ...] | None = None
+    """Shift of latents, likewise."""
+
+
+def run(arguments: list[str]) -> int:
+    args = parse(EncodeArguments, arguments, "ldit encode")
+    from ldit.flows.encode import EncodeJob, Stopped, encode
+    from ldit.log import setup
+
+    setup()
+    options = {field.name: getattr(args, field.name) for field in fields(args)}
+    for key in ("scale", "shift"):  # one value is a number, several are one a channel
+        value = options[key]
+        options[key] = value[0] if value is not None and len(value) == 1 else value
+    try:
+        whole = encode(EncodeJob(codec_root=options.pop("local_diffusers_model_root"), **options))
+    except Stopped as stop:
+        print(f"ldit: {stop}: what stands in {args.out} is kept, the same command goes on", file=sys.stderr)
+        return stop.code
+    if whole:
+        print(args.out)
+    return 0

@@ -1,0 +1,69 @@
+"""diffusers' KL autoencoder as one module that a trainer can call and a codec can fill.
+
+The only file that imports diffusers, which takes seconds: import it inside functions.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldit.codecs.imports import absent
+from ldit.codecs.kl_config import CONFIG, KLConfig, diffusers_arguments, kl_config
+from ldit.codecs.latents import LOGVAR_RANGE, draw
+from ldit.errors import CodecError
+
+with absent("torchvision"):  # diffusers would import it for networks of no concern here
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+MAX_PARAMETERS = 2_000_000_000
+"""More than twenty times the widely used network of 84 million."""
+
+
+class Reconstruction(NamedTuple):
+    """Pictures (B, 3, H, W) and the raw posterior they were drawn from, mean and clamped log-variance (B, C, h, w)."""
+
+    images: Tensor
+    mean: Tensor
+    logvar: Tensor
+
+
+class KLNetwork(AutoencoderKL):
+    """Parameter names, configuration and arithmetic are diffusers' own; `forward` takes its noise from outside."""
+
+    def forward(self, images: Tensor, noise: Tensor) -> Reconstruction:  # type: ignore[override]
+        """Encode (B, 3, H, W) in [-1, 1], draw with `noise` (B, C, h, w), decode."""
+        mean, logvar = self.moments(images)
+        return Reconstruction(self.pictures(draw(mean, logvar, noise)), mean, logvar)
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> raw mean and log-variance (B, C, h, w), the latter clamped to [-30, 20]."""
+        out = self.encoder(images)
+        if self.quant_conv is not None:
+            out = self.quant_conv(out)
+        mean, logvar = out.chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def pictures(self, raw: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) -> (B, 3, H, W), not clamped."""
+        if self.post_quant_conv is not None:
+            raw = self.post_quant_conv(raw)
+        return self.decoder(raw)
+
+
+def build_network(config: KLConfig | dict[str, Any], where: str = CONFIG) -> KLNetwork:
+    """The network of a config.json, on torch's current device, with fresh weights (none on the meta device).
+
+    CodecError names `where` and the key that diffusers would ignore or cannot serve. The size is bounded before
+    anything is allocated.
+    """
+    checked = config if isinstance(config, KLConfig) else kl_config(config, where)
+    arguments = diffusers_arguments(checked)
+    with torch.device("meta"):
+        network = KLNetwork(**arguments)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if count > MAX_PARAMETERS:
+        raise CodecError(
+            f"{where}: block_out_channels and layers_per_block make {count} parameters, more than {MAX_PARAMETERS}"
+        )
+    return network if torch.get_default_device().type == "meta" else KLNetwork(**arguments)

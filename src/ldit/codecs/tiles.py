@@ -1,0 +1,96 @@
+"""Large pictures through a network in constant memory: slices of the batch, and overlapping tiles. Pure tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sides and areas in pixels of the picture, whatever is being computed from what."""
+
+    limit: int = 1 << 20
+    """Pictures of up to so many pixels go through whole."""
+    side: int = 1024
+    """Side of a tile."""
+    overlap: int = 256
+    """Least overlap of neighbouring tiles, over which they are blended linearly."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sides of an input's and an output's cell, where a cell is one latent pixel: (factor, 1) encodes, (1, factor)
+    decodes."""
+
+    inward: int
+    outward: int
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture along a cell's side."""
+        return max(self.inward, self.outward)
+
+
+def starts(length: int, side: int, overlap: int) -> list[int]:
+    """First cells of tiles of `side` cells that cover `length`, evenly spread, neighbours sharing `overlap` or more."""
+    if length <= side:
+        return [0]
+    count = -(-(length - overlap) // (side - overlap))
+    return [i * (length - side) // (count - 1) for i in range(count)]
+
+
+def in_slices(network: Network, x: Tensor, rows: int) -> Tensor:
+    """`network` on `rows` rows of the batch at a time."""
+    return torch.cat([network(part).float() for part in x.split(max(1, rows))])
+
+
+def through(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int) -> Tensor:
+    """`network` (B, C, H, W) -> (B, C', H', W'), fp32, about `pixels` pixels of pictures at a time.
+
+    Pictures above the tiling's limit go through in tiles, whose values are blended with weights that fall linearly to
+    the tile's inner edges. Group norms and attention see the tile alone, so the result is close to the whole picture's,
+    not equal: with random weights and 1.3 x 1.7 tiles the deviation was 5 % of the values' own (encoding) and 29 %
+    (decoding), where diffusers' tiling had 8 % and 32 % (tests/codecs/test_tiles.py).
+    """
+    height, width = (size // grid.inward for size in x.shape[-2:])
+    area = grid.factor**2
+    if height * width * area <= tiling.limit:
+        return in_slices(network, x, pixels // (height * width * area))
+    overlap = max(1, tiling.overlap // grid.factor)
+    side = max(tiling.side // grid.factor, overlap + 1)
+    tile = min(side, height), min(side, width)
+    tops, lefts = starts(height, side, overlap), starts(width, side, overlap)
+    rows = pixels // (tile[0] * tile[1] * area)
+    total: Tensor | None = None
+    for top in tops:
+        for left in lefts:
+            i, j = top * grid.inward, left * grid.inward
+            part = x[:, :, i : i + tile[0] * grid.inward, j : j + tile[1] * grid.inward]
+            out = in_slices(network, part, rows)
+            if total is None:
+                total = out.new_zeros(*out.shape[:2], height * grid.outward, width * grid.outward)
+                weights = out.new_zeros(total.shape[-2:])
+            vertical = _ramp(top, tile[0], height, overlap, grid.outward).to(out.device)
+            horizontal = _ramp(left, tile[1], width, overlap, grid.outward).to(out.device)
+            weight = vertical[:, None] * horizontal
+            i, j = top * grid.outward, left * grid.outward
+            total[:, :, i : i + len(vertical), j : j + len(horizontal)] += out * weight
+            weights[i : i + len(vertical), j : j + len(horizontal)] += weight
+    assert total is not None
+    return total / weights
+
+
+def _ramp(start: int, side: int, length: int, overlap: int, scale: int) -> Tensor:
+    """Weights of a tile's outputs along an axis: 1 inside and at the picture's edges, falling over the overlap."""
+    count, extent = side * scale, overlap * scale
+    weights = torch.ones(count)
+    rising = (torch.arange(min(extent, count)) + 0.5) / extent
+    if start > 0:
+        weights[: len(rising)] = torch.minimum(weights[: len(rising)], rising)
+    if start + side < length:
+        weights[count - len(rising) :] = torch.minimum(weights[count - len(rising) :], rising.flip(0))
+    return weights

@@ -1,0 +1,153 @@
+"""Autoencoders that are trained here: their network, their training run, and what a checkpoint of one says."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ldit.config.base_run import BaseRun
+from ldit.config.run import RunConfig, check_format
+from ldit.config.serial import from_dict, show, to_dict
+from ldit.config.spec import FORMAT
+from ldit.errors import ConfigError
+
+AUTOENCODER = "autoencoder"
+
+
+@dataclass(frozen=True)
+class AutoencoderModelConfig:
+    """A KL autoencoder (Rombach et al. 2022) as diffusers' AutoencoderKL builds it: every level but the last halves
+    the sides."""
+
+    kind: Literal["autoencoder"] = field(default="autoencoder", kw_only=True)
+    latent_channels: int = 4
+    """Channels of a latent."""
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    """Width of each level."""
+    layers_per_block: int = 2
+    """Residual blocks of a level."""
+    norm_num_groups: int = 32
+    """Groups of the group norms; divides every width."""
+    mid_block_attention: bool = True
+    """Attention over the latent's pixels between encoder and decoder halves."""
+
+    def __post_init__(self) -> None:
+        for key, most in (("latent_channels", 1024), ("layers_per_block", 16), ("norm_num_groups", 4096)):
+            if not 1 <= getattr(self, key) <= most:
+                raise ConfigError(f"model.{key}: must be 1 to {most}, got {show(getattr(self, key))}")
+        if not 1 <= len(self.block_out_channels) <= 8:
+            raise ConfigError(f"model.block_out_channels: 1 to 8 levels, got {len(self.block_out_channels)}")
+        for width in self.block_out_channels:
+            if not 1 <= width <= 8192 or width % self.norm_num_groups:
+                raise ConfigError(
+                    f"model.block_out_channels: {show(width)} is not a multiple of norm_num_groups "
+                    f"{self.norm_num_groups} up to 8192"
+                )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent pixel, along a side."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The content of diffusers' config.json, without scales."""
+        levels = len(self.block_out_channels)
+        return {
+            "_class_name": "AutoencoderKL",
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "block_out_channels": list(self.block_out_channels),
+            "layers_per_block": self.layers_per_block,
+            "act_fn": "silu",
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": self.norm_num_groups,
+            "mid_block_add_attention": self.mid_block_attention,
+        }
+
+
+@dataclass(frozen=True)
+class AutoencoderObjectiveConfig:
+    """Mean absolute error of the pictures, and the posterior's divergence from a standard normal."""
+
+    kl_weight: float = 1e-6
+    """Weight of the divergence, in nats, summed over a latent and divided by the picture's number of values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRun(BaseRun):
+    """One training run of an autoencoder, resolved. Saved as RUN/config.json."""
+
+    model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
+    objective: AutoencoderObjectiveConfig = field(default_factory=AutoencoderObjectiveConfig)
+
+    def check(self) -> None:
+        """ConfigError naming the key whose value cannot work, whatever the number of processes."""
+        super().check()
+        if self.data.image_size < 1 or self.data.image_size % self.model.factor:
+            raise ConfigError(
+                f"data.image_size: {self.data.image_size} is not a multiple of the autoencoder's factor "
+                f"{self.model.factor}"
+            )
+        if not self.objective.kl_weight >= 0:
+            raise ConfigError(f"objective.kl_weight: must not be negative, got {self.objective.kl_weight}")
+        for key, plain in (("tp", 1), ("recompute", "none"), ("compile", False)):
+            value = getattr(self.parallel, key)
+            if value != plain:
+                raise ConfigError(f"parallel.{key}: autoencoders are trained with {plain!r}, got {value!r}")
+        if self.optim.kind != "adamw":
+            raise ConfigError(f"optim.kind: autoencoders are trained with 'adamw', got {self.optim.kind!r}")
+        if self.train.init_from:
+            raise ConfigError("train.init_from: autoencoders start from fresh weights")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "AutoencoderRun":
+        """Strict reader of RUN/config.json."""
+        check_format(data)
+        return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and deviation of an autoencoder's latents over pictures and places: a codec's shift, and one over its scale."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class AutoencoderSpec(dict[str, Any]):
+    """What an autoencoder's weights need to become a codec: the content of config.json of a step of its run."""
+
+    model: AutoencoderModelConfig
+    latents: LatentStatistics | None = None
+    training: dict[str, Any] | None = None
+
+    class_names = None
+
+    def __post_init__(self) -> None:
+        self.update(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        values = {name: to_dict(getattr(self, name)) for name in ("model", "latents", "training")}
+        return {"format": FORMAT, **{name: value for name, value in values.items() if value is not None}}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "config.json") -> "AutoencoderSpec":
+        """Strict reader; ConfigError names the key at fault."""
+        if not is_autoencoder(data):
+            raise ConfigError(f"{where}: not an autoencoder of ours")
+        try:
+            return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def is_autoencoder(data: Any) -> bool:
+    """Whether this is the content of a config.json of an autoencoder of ours, of a step or a run."""
+    model = data.get("model") if isinstance(data, dict) else None
+    return isinstance(model, dict) and model.get("kind") == AUTOENCODER
+
+
+def run_from_json(data: Any) -> BaseRun:
+    """The run of a RUN/config.json, whatever it trains; ConfigError names the key at fault."""
+    return AutoencoderRun.from_json(data) if is_autoencoder(data) else RunConfig.from_json(data)

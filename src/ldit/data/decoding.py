@@ -1,0 +1,289 @@
+"""Picture files of every kind become RGB, 8 bits a channel, by one rule each; what cannot be read is a BadPicture.
+
+Formats are told by content, never by name: JPEG, PNG, WebP, BMP, PPM (PBM, PGM, PPM, PFM), TIFF, GIF. Of an animation,
+or a file with several pages, the first frame counts.
+
+| mode in the file         | RGB                                                                                       |
+|--------------------------|-------------------------------------------------------------------------------------------|
+| RGB, RGBX                | as it is                                                                                  |
+| 1, L, P                  | 0 or 255; grey repeated; the palette's colour                                             |
+| LA La PA RGBA RGBa, or a | composited over `background`: a training picture has no holes, and the colour under a     |
+| colour named transparent | transparent pixel is whatever the editor left there                                       |
+| CMYK                     | Pillow's (255-c)(255-k)/255; Adobe's inverted JPEGs are turned over first, as Pillow does |
+| YCbCr, HSV, LAB          | Pillow's: JFIF, hexcone, CIE L*a*b* D50 to sRGB by LittleCMS                              |
+| I;16 I;16L I;16B I;16N I | 16-bit grey: value/257 to the nearest, so that 0 -> 0 and 65535 -> 255; I, 32 bits wide,  |
+|                          | holds 16-bit values in practice and is clipped to 0..65535                                |
+| F                        | taken as 0..255: clipped, to the nearest (halves to even), NaN -> 0: no range is stated   |
+
+Pillow itself clips 16-bit grey at 255, which makes nearly every such picture white. Of 16-bit colour it keeps the high
+byte. Colour profiles are not applied, as in ADM's ImageNet.
+
+EXIF orientation (1-8; of EXIF blocks and TIFF tags, not of XMP) is applied with `Decoding.exif` only.
+
+Size rules are judged by the header, before anything is decoded: more than `max_pixels` pixels, or a long side of more
+than 64 short sides, is bad. Pictures are decoded whole: truncated ones never pass. Memory is two copies of 4 bytes a
+pixel at most (WebP: four, most of them in its library).
+"""
+
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ldit.data.limits import BadPicture as BadPicture
+from ldit.data.limits import Metered, check_tiff, judge, pixels_at_most
+from ldit.data.transforms import center_crop
+
+_STRIP = 1 << 20  # pixels converted at once where the conversion needs copies
+_ORIENTATION = 0x0112
+_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pictures."""
+
+    exif: bool = False
+    """Turn pictures as their EXIF orientation says."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pixels."""
+    max_pixels: int = 1 << 26
+    """Larger pictures are bad."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture file holds."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    """EXIF's, 1 where there is none."""
+    animated: bool
+    """More than one frame or page."""
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Nothing: Pillow reads every tag for it, and a megabyte of EXIF can name itself in 65535 tags."""
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    def load_end(self) -> None:
+        """The picture as stored: Pillow would turn it by its orientation here, whether asked to or not."""
+        self._size = self.im.size
+
+
+# The first bytes of a format's files, its reader, and KiB of header: comments, profiles, tags before the pixels.
+# Pillow gathers a GIF's comment in pieces of 255 bytes and reads PPM's byte by byte: slow where they are long.
+_READERS: tuple[tuple[Callable[[bytes], bool], type[ImageFile.ImageFile], int], ...] = (
+    (lambda b: b[:3] == b"\xff\xd8\xff", _Jpeg, 32 << 10),
+    (lambda b: b[:8] == b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile, 64 << 10),
+    (lambda b: b[:4] == b"RIFF" and b[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile, 64 << 10),
+    (lambda b: b[:2] == b"BM", BmpImagePlugin.BmpImageFile, 64 << 10),
+    (lambda b: b[:1] == b"P" and b[1:2] in b"123456f" and b[2:3].isspace(), PpmImagePlugin.PpmImageFile, 64),
+    (lambda b: b[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _Tiff, 64 << 10),
+    (lambda b: b[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile, 512),
+)
+
+
+def read_square(source: Path | BinaryIO, size: int, decoding: Decoding) -> np.ndarray:
+    """(size, size, 3) uint8, cut by ADM's centre crop; BadPicture says why not."""
+    return np.asarray(center_crop(open_picture(source, decoding), size))
+
+
+def open_picture(source: Path | BinaryIO, decoding: Decoding) -> Image.Image:
+    """RGB, decoded whole, by the table above; BadPicture says why not. A file object is read from its start."""
+    with _reading(source, decoding) as picture:
+        return _finish(picture, decoding)
+
+
+def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
+    """Decode as `open_picture` does and say what the file holds; BadPicture says why not."""
+    with _reading(source, decoding) as picture:
+        width, height = picture.size
+        mode, orientation = picture.mode, _orientation(picture)
+        _finish(picture, decoding)
+        return Facts(str(picture.format), mode, width, height, orientation, _animated(picture))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """The file for reading; BadPicture when it is none (a folder, a pipe that would never answer) or will not open."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadPicture("not a file")
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        raise BadPicture(_reason(error)) from None
+    with file:
+        yield file
+
+
+@contextmanager
+def _reading(source: Path | BinaryIO, decoding: Decoding) -> Iterator[ImageFile.ImageFile]:
+    """The decoded picture in the file's own mode. Damaged pictures raise nearly anything in Pillow: all of it, from
+    here and from the block inside, is BadPicture."""
+    if isinstance(source, os.PathLike):
+        with opened(source) as file, _reading(file, decoding) as picture:
+            yield picture
+        return
+    try:
+        with pixels_at_most(decoding.max_pixels):
+            yield _load(source, decoding)
+    except BadPicture:
+        raise
+    except Exception as error:
+        raise BadPicture(_reason(error)) from None
+
+
+def _load(file: IO[bytes], decoding: Decoding) -> ImageFile.ImageFile:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise BadPicture("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass unseen")
+    file.seek(0)
+    start = file.read(16)
+    if not start:
+        raise BadPicture("the file is empty")
+    found = next((row for row in _READERS if row[0](start)), None)
+    if found is None:
+        raise BadPicture("not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF picture")
+    reader, header = found[1], found[2] << 10
+    if reader is _Tiff:
+        check_tiff(file, decoding.max_pixels)
+    elif reader is WebPImagePlugin.WebPImageFile:
+        header += 8 * decoding.max_pixels  # its reader takes the whole file
+    file.seek(0)
+    meter = Metered(file, header)
+    picture = reader(cast(IO[bytes], meter), "")  # nameless: a name makes Pillow map files that may shrink meanwhile
+    judge(*picture.size, decoding.max_pixels)
+    meter.left += 16 * picture.width * picture.height  # plain-text PPM is the longest: three numbers a pixel
+    picture.load()
+    return picture
+
+
+def _finish(picture: ImageFile.ImageFile, decoding: Decoding) -> Image.Image:
+    rgb = to_rgb(picture, decoding.background)
+    turn = _TURNS.get(_orientation(picture)) if decoding.exif else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def to_rgb(picture: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """A decoded picture of any mode as RGB, by the table above."""
+    if picture.mode in _SIXTEEN or picture.mode == "F":
+        return _by_strips(picture, lambda strip: _grey(strip, background))
+    palette_alpha = picture.palette is not None and picture.palette.mode.endswith("A")
+    if picture.mode in _ALPHA or "transparency" in picture.info or palette_alpha:
+        return _by_strips(picture, lambda strip: _composite(strip, background))
+    return picture.convert("RGB")
+
+
+def _by_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert`, which looks at single pixels alone, over strips of rows, so that its copies stay small."""
+    width, height = picture.size
+    rows = max(1, _STRIP // width)
+    if height <= rows:
+        return convert(picture)
+    rgb = Image.new("RGB", picture.size)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        rgb.paste(convert(strip), (0, top))
+    return rgb
+
+
+def _composite(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
+
+
+def _grey(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Grey of 16 bits or floats; the value that a PNG names as transparent becomes the background."""
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        grey = np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 255)).astype(np.uint8)
+    else:
+        grey = ((np.clip(values.astype(np.int32), 0, 65535) + 128) // 257).astype(np.uint8)
+    rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    if isinstance(clear := picture.info.get("transparency"), int):
+        rgb[values == clear] = background
+    return Image.fromarray(rgb)
+
+
+def _animated(picture: ImageFile.ImageFile) -> bool:
+    """Asked last: a GIF drops its picture to look for the next frame. What follows the first may be damaged."""
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:
+        return False
+
+
+def _orientation(picture: ImageFile.ImageFile) -> int:
+    """1 to 8; 1 where none is stated or the EXIF block is damaged, which says nothing about the pixels."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        stated: Any = picture.tag_v2.get(_ORIENTATION)
+    else:
+        stated = _exif_orientation(_exif_block(picture.info))
+    return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
+
+
+def _exif_block(info: dict[Any, Any]) -> bytes:
+    block = info.get("exif")
+    if block is None and isinstance(text := info.get("Raw profile type exif"), str):  # ImageMagick's PNGs
+        try:
+            block = bytes.fromhex("".join(text.split("\n")[3:]))
+        except ValueError:
+            return b""
+    return block.removeprefix(b"Exif\0\0") if isinstance(block, bytes) else b""
+
+
+def _exif_orientation(block: bytes) -> int | None:
+    """Tag 0x0112 of the first directory (Exif 2.32, 4.6.2). Read here: Pillow copies out all that every tag names."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return None
+    try:
+        (at,) = struct.unpack_from(order + "L", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, at)
+        for entry in range(count):
+            tag, kind, values, short, _ = struct.unpack_from(order + "HHLHH", block, at + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return int(short) if kind == 3 and values == 1 else None
+    except struct.error:
+        pass
+    return None
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:200] or type(error).__name__

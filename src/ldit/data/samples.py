@@ -1,0 +1,89 @@
+"""What the loader reads: tensors of one shape with a class each. Pictures are one kind, cached latents another."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ldit.errors import DataError
+
+
+class Samples(Protocol):
+    """Samples of one shape with a class each. Reading must be safe from several threads at once."""
+
+    @property
+    def root(self) -> Path:
+        """The folder, for messages."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by index; empty for a set without classes, whose every label is 0."""
+        ...
+
+    @property
+    def found(self) -> int:
+        """Samples before `max_per_class`."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample: (3, S, S) for pictures, (2C, h, w) for means and log-variances of latents."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, flip: bool, out: np.ndarray) -> int:
+        """Fill `out`, float32 of `shape`, with sample `index`, mirrored left to right with `flip`; returns its class.
+        DataError names what cannot be read."""
+        ...
+
+    def where(self, index: int) -> str:
+        """What sample `index` is called: its path below `root`, or its place in a file."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex sha256 that tells one set, in its order, from another."""
+        ...
+
+
+class Unlabelled:
+    """A set without its classes: no names, every label 0, which is the null class of a model without classes."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, data: Samples) -> None:
+        self.data = data
+        self.root, self.shape, self.found = data.root, data.shape, data.found
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int, flip: bool, out: np.ndarray) -> int:
+        """Fill `out` as the set inside does; 0."""
+        self.data.read(index, flip, out)
+        return 0
+
+    def where(self, index: int) -> str:
+        return self.data.where(index)
+
+    def fingerprint(self) -> str:
+        """That of the set inside: the samples are the same."""
+        return self.data.fingerprint()
+
+
+def fit_classes(data: Samples, num_classes: int) -> Samples:
+    """The set as a model of `num_classes` classes takes it: without labels for 0; DataError when the counts differ."""
+    if num_classes == 0:
+        return data if not data.names else Unlabelled(data)
+    if not data.names:
+        raise DataError(
+            f"{data.root} holds pictures without classes, the model has num_classes {num_classes} "
+            "(--model.num_classes 0 trains without classes)"
+        )
+    if num_classes != len(data.names):
+        raise DataError(
+            f"{data.root} has {len(data.names)} classes, the model has num_classes {num_classes} "
+            f"(--model.num_classes {len(data.names)})"
+        )
+    return data

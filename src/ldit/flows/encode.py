@@ -1,0 +1,257 @@
+"""Pictures through an autoencoder into a latent cache: resumable, and on any number of processes that need not meet.
+
+Each process takes shards rank, rank + world, …; they say nothing to each other but by the files
+(`ldit.data.cache_writer`). A shard's bytes depend on the pictures of its range alone: batches never cross shards and
+always hold the same pictures.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.kl_config import read_kl_config
+from ldit.codecs.open import codec_folder, open_codec
+from ldit.config.serial import to_dict
+from ldit.config.spec import AutoencoderConfig
+from ldit.data.cache import (
+    CROP,
+    FLIPS,
+    VERSION,
+    CacheDescription,
+    CodecRecord,
+    PicturesRecord,
+    SourceRecord,
+)
+from ldit.data.cache_job import check_place
+from ldit.data.cache_writer import Making
+from ldit.data.decoding import Decoding
+from ldit.data.samples import Samples
+from ldit.data.source import open_data
+from ldit.dtypes import DTYPES
+from ldit.errors import ConfigError, DataError, RunError
+from ldit.flows.encode_shard import Codec, Encoder
+from ldit.log import logger
+from ldit.parallel.world import launched
+
+SAY_EVERY = 30.0  # seconds between lines where there is no terminal
+Scaling = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What `ldit encode` is asked for."""
+
+    path: str
+    out: Path
+    image_size: int = 256
+    codec: str = "stabilityai/sd-vae-ft-ema"
+    codec_root: Path | None = None
+    scale: Scaling | None = None
+    """None = the autoencoder folder's own; likewise `shift`."""
+    shift: Scaling | None = None
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: int = 32
+    shard_size: int = 4096
+    workers: int = 2
+    heldout: str | None = None
+    max_per_class: int = 0
+    bad: Literal["stop", "skip"] = "stop"
+    exif: bool = False
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 1 << 26
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        least = {"image_size": 1, "batch_size": 1, "shard_size": 1, "workers": 0, "max_per_class": 0, "max_pixels": 1}
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ConfigError(f"--{key.replace('_', '-')}: must be at least {value}, got {getattr(self, key)}")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ConfigError(f"--background: three numbers from 0 to 255, got {self.background}")
+        for key in ("scale", "shift"):
+            value = getattr(self, key)
+            numbers = value if isinstance(value, tuple) else (0.0 if value is None else value,)
+            if not all(map(math.isfinite, numbers)) or (key == "scale" and value is not None and 0.0 in numbers):
+                raise ConfigError(f"--{key}: must be finite{' and not 0' if key == 'scale' else ''}, got {value}")
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.exif, self.background, self.max_pixels)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM; `code` is the exit code. Shards that stand remain."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+def encode(job: EncodeJob) -> bool:
+    """Make this process's shards of the cache; True when it is whole afterwards, False when others are at work still.
+
+    Stopped after a signal, a second one exits at once. DataError names a picture that cannot be read or whose latents
+    are not finite, unless such are skipped; RequestError an --out that is something else's or another job's.
+    """
+    with _signals():
+        launch = launched()
+        source, heldout = open_data(job.path, job.image_size, job.heldout, job.max_per_class, decoding=job.decoding)
+        check_place(job.out, source.root)
+        if source.shape != (3, job.image_size, job.image_size):
+            raise DataError(f"{source.root} does not hold pictures: nothing to encode")
+        device = _device(job.device, launch.local_rank)
+        codec = open_autoencoder(job, device)
+        making = Making(job.out, _describe(job, codec, source, heldout), _record(job, heldout))
+        if not making.begin():
+            logger.info("%s is whole: nothing is left to do", job.out)
+            return True
+        sets = [source] if heldout is None else [source, heldout]
+        progress = _Progress(making, launch.rank == 0)
+        encoder = Encoder(codec, device, job.batch_size, job.workers, job.bad == "skip", progress.advance)
+        try:
+            for part, number in making.shards()[launch.rank :: launch.size]:
+                if making.whole():
+                    break
+                if not making.stands(part, number):
+                    samples = sets[making.parts.index(part)]
+                    making.write(part, number, *encoder.shard(samples, part, part.ranges[number]))
+                    progress.shard_done(len(part.ranges[number]))
+        finally:
+            encoder.close()
+            progress.close()
+        whole = making.finish()
+        if not whole:
+            if launch.size == 1:
+                raise RunError(f"{job.out}: a shard was lost while others were made; the same command makes it again")
+            done, total = making.pictures_done(), sum(part.job.source.pictures for part in making.parts)
+            logger.info(
+                "process %d of %d is done; %d of %d pictures are encoded", launch.rank, launch.size, done, total
+            )
+        return whole
+
+
+def open_autoencoder(job: EncodeJob, device: torch.device) -> Codec:
+    """The codec of a job, with the scale and shift to be recorded."""
+    roots = () if job.codec_root is None else (job.codec_root,)
+    own = read_kl_config(codec_folder(job.codec, roots))
+    scale, shift = own.scaling
+    config = AutoencoderConfig(
+        name=job.codec,
+        scale=scale if job.scale is None else job.scale,
+        shift=shift if job.shift is None else job.shift,
+        factor=own.factor,
+    )
+    for key, value in (("scale", config.scale), ("shift", config.shift)):
+        if isinstance(value, tuple) and len(value) != own.latent_channels:
+            raise ConfigError(f"--{key}: {len(value)} values for {own.latent_channels} channels")
+    codec = open_codec(config, roots, device, DTYPES[job.precision])
+    assert isinstance(codec, AutoencoderCodec)
+    return codec
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
+    if name is None and torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    try:
+        return torch.device(name or "cpu")
+    except RuntimeError:
+        raise ConfigError(f"--device: {name!r} is no device") from None
+
+
+def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | None) -> CacheDescription:
+    config, size = codec.config, job.image_size
+    if size % codec.factor:
+        raise ConfigError(f"--image-size: {size} is not a multiple of the codec's factor {codec.factor}")
+    side = size // codec.factor
+    record = _record(job, source)
+    assert record is not None
+    return CacheDescription(
+        version=VERSION,
+        codec=CodecRecord(codec.fingerprint(), config.name, codec.factor, codec.channels, config.scale, config.shift),
+        crop=CROP,
+        size=size,
+        flips=FLIPS,
+        dtype=job.dtype,
+        precision=job.precision,
+        shape=(2, codec.channels, side, side),
+        names=tuple(source.names) or None,
+        source=record,
+        heldout=None if heldout is None else PicturesRecord(len(heldout), heldout.fingerprint()),
+        shard_size=job.shard_size,
+    )
+
+
+def _record(job: EncodeJob, samples: Samples | None) -> SourceRecord | None:
+    if samples is None:
+        return None
+    return SourceRecord(len(samples), samples.fingerprint(), to_dict(job.decoding))
+
+
+class _Progress:
+    """How far all processes are together: a bar on a terminal, elsewhere a line now and then; the first speaks."""
+
+    def __init__(self, making: Making, first: bool) -> None:
+        self.making = making
+        self.total = sum(part.job.source.pictures for part in making.parts)
+        self.began, self.before = time.monotonic(), making.pictures_done()
+        self._shard, self._said, self._looked, self._done = 0, self.began, self.began, self.before
+        self._first = first
+        self._bar: Any = tqdm(total=self.total, initial=self.before, disable=None if first else True, unit=" images")
+
+    def advance(self, pictures: int) -> None:
+        """So many more of the shard that this process is at."""
+        self._shard += pictures
+        now = time.monotonic()
+        if now - self._looked > 2.0:
+            self._done, self._looked = self.making.pictures_done(), now
+        done = min(self._done + self._shard, self.total)
+        if not self._bar.disable:
+            self._bar.n = max(self._bar.n, done)
+            self._bar.refresh()
+        elif self._first and now - self._said > SAY_EVERY:
+            self._said = now
+            rate = max(done - self.before, 1) / (now - self.began)
+            left = int((self.total - done) / rate)
+            clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
+            logger.info("%s of %s pictures  %.1f images/s  left %s", f"{done:,}", f"{self.total:,}", rate, clock)
+
+    def shard_done(self, pictures: int) -> None:
+        """What was counted by hand has a sidecar from now on."""
+        self._shard, self._done = 0, self._done + pictures
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped, once: what is half written goes, then the process; a second one does not wait
+    for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    old = {one: signal.signal(one, receive) for one in numbers}
+    try:
+        yield
+    finally:
+        for one, handler in old.items():
+            signal.signal(one, handler)

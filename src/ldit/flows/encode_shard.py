@@ -1,0 +1,132 @@
+"""Ranges of pictures to the tensors of a shard of a latent cache."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldit.config.spec import AutoencoderConfig
+from ldit.data.cache_job import Part
+from ldit.data.samples import Samples
+from ldit.dtypes import DTYPES
+from ldit.errors import DataError
+from ldit.log import logger
+
+
+class Codec(Protocol):
+    """What encoding needs of an autoencoder (`ldit.codecs.autoencoder`)."""
+
+    config: AutoencoderConfig
+    factor: int
+    channels: int
+    dtype: torch.dtype
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> object: ...
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Encoder:
+    """Ranges of samples to the tensors of a shard. While the codec works at a batch threads read the next one."""
+
+    def __init__(
+        self, codec: Codec, device: torch.device, batch_size: int, workers: int, skip: bool, said: Callable[[int], None]
+    ) -> None:
+        """`skip`: bad pictures are left out. `said` is told of every batch the number of its pictures."""
+        self.codec, self.device, self.batch_size, self.skip, self.said = codec, device, batch_size, skip, said
+        self.dtype = codec.dtype
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="encode") if workers else None
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def shard(self, samples: Samples, part: Part, rows: range) -> tuple[Tensor, Tensor, Tensor, list[tuple[str, str]]]:
+        """mean and logvar (N, 2, C, h, w), label (N), and the pictures that were skipped, with reasons. DataError names
+        the first bad picture, unless those are skipped."""
+        if self.codec.dtype != self.dtype:  # fp32, because another shard did not fit into fp16
+            self.codec.to(self.device, self.dtype)
+        shape, dtype = part.job.shape, DTYPES[part.job.dtype]
+        moments = [torch.empty(len(rows), *shape, dtype=dtype) for _ in range(2)]
+        label = torch.empty(len(rows), dtype=torch.int64)
+        skipped: list[tuple[str, str]] = []
+        count = 0
+        for batch in self._batches(samples, rows):
+            reasons = batch.wait()
+            if not self.skip and any(reasons):
+                raise DataError(next(filter(None, reasons)))
+            mean, logvar = (m.to(dtype) for m in self._moments(batch.images, shape))
+            finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
+            kept = []
+            for row, index in enumerate(batch.rows):
+                reason = reasons[row] or ("" if finite[row] else "its latents are not finite")
+                if reason and not self.skip:
+                    raise DataError(f"cannot encode picture {samples.root / samples.where(index)}: {reason}")
+                if reason:
+                    skipped.append((samples.where(index), _plain(reason, samples, index)))
+                    logger.warning("left out: %s: %s", *skipped[-1])
+                else:
+                    kept.append(row)
+            place = slice(count, count + len(kept))
+            for whole, values in zip(moments, (mean, logvar), strict=True):
+                whole[place] = values[kept]
+            label[place] = torch.tensor(batch.labels)[kept]
+            count = place.stop
+            self.said(len(batch.rows))
+        return moments[0][:count], moments[1][:count], label[:count], skipped
+
+    def _batches(self, samples: Samples, rows: range) -> Iterator["_Reading"]:
+        cuts = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
+        ahead = _Reading(samples, cuts[0], self.pool)
+        for cut in cuts[1:]:
+            batch, ahead = ahead, _Reading(samples, cut, self.pool)
+            yield batch
+        yield ahead
+
+    def _moments(self, images: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) -> mean and logvar, each (B, 2, C, h, w) fp32 on the CPU: of the pictures and mirrored."""
+        images = images.to(self.device)
+        both = [self.codec.moments(images), self.codec.moments(images.flip(-1))]
+        mean, logvar = (torch.stack(pair, dim=1).cpu() for pair in zip(*both, strict=True))
+        if tuple(mean.shape[1:]) != tuple(shape) or mean.shape != logvar.shape:
+            raise DataError(f"the codec's moments are {tuple(mean.shape[2:])}, expected {tuple(shape[1:])}")
+        return mean, logvar
+
+
+class _Reading:
+    """A batch whose rows are read by the pool's threads, or, without one, when it is waited for."""
+
+    def __init__(self, samples: Samples, rows: range, pool: ThreadPoolExecutor | None) -> None:
+        self.samples, self.rows = samples, rows
+        self.images = torch.zeros(len(rows), *samples.shape)
+        self.labels: list[int] = [0] * len(rows)
+        self._view: np.ndarray = self.images.numpy()
+        self._reading: list[Future[str]] | None = None
+        if pool is not None:
+            self._reading = [pool.submit(self._read, row) for row in range(len(rows))]
+
+    def _read(self, row: int) -> str:
+        """Fill a row; what is wrong with its picture, whose row is all zeros then."""
+        try:
+            self.labels[row] = self.samples.read(self.rows[row], False, self._view[row])
+        except DataError as error:
+            self._view[row] = 0
+            return str(error) or "cannot be read"
+        return ""
+
+    def wait(self) -> list[str]:
+        """What is wrong with each picture, "" = nothing."""
+        if self._reading is None:
+            return [self._read(row) for row in range(len(self.rows))]
+        return [future.result() for future in self._reading]
+
+
+def _plain(reason: str, samples: Samples, index: int) -> str:
+    """A reason without the picture's name, which stands beside it, and without where the set lies."""
+    name = str(samples.root / samples.where(index))
+    return reason.removeprefix(f"cannot read picture {name}: ").replace(f"{samples.root}/", "")

@@ -1,0 +1,46 @@
+"""What a run trains, as the flow of training needs it: a task, and all around it that differs by kind."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ldit.data.samples import Samples
+from ldit.parallel.watchdog import Watchdog
+from ldit.parallel.world import World
+from ldit.train.step import TrainState
+from ldit.train.task import Task
+from ldit.train.trainer import Hook
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What hooks are made with."""
+
+    world: World
+    data: Samples
+    heldout: Samples | None
+    watchdog: Watchdog = field(repr=False)
+
+
+class Subject(Protocol):
+    """A diffusion model or an autoencoder about to be trained. Made on every process alike, before the run's directory
+    is touched: making one finds every mistake that can be found from the configuration and the data."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def flops_per_image(self) -> float:
+        """Of a forward and backward pass; 0 where nobody counted."""
+        ...
+
+    def describe(self) -> str:
+        """A few words for the log: parameters and the like."""
+        ...
+
+    def begin(self, state: TrainState) -> None:
+        """The numbers that a new run starts with; all processes call it together."""
+        ...
+
+    def hooks(self, around: Surroundings) -> list[Hook]:
+        """What is done beside the steps."""
+        ...

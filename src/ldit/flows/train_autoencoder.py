@@ -1,0 +1,79 @@
+"""An autoencoder to be trained: its reconstructions along the way, and the statistics of its latents."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ldit.codecs.pixels import labelled_grid, to_pil, to_uint8
+from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec
+from ldit.data.latents import LatentSamples
+from ldit.data.loader import load_batch
+from ldit.data.samples import Samples
+from ldit.dtypes import COMPUTE
+from ldit.errors import DataError
+from ldit.flows.hooks import heldout_hook, save_grid
+from ldit.flows.subject import Surroundings
+from ldit.log import logger
+from ldit.parallel.world import World
+from ldit.train.autoencoder_task import AutoencoderTask
+from ldit.train.step import TrainState, fill_fresh
+from ldit.train.trainer import Hook
+
+SHOWN = 12
+
+
+class AutoencoderSubject:
+    """See `ldit.flows.subject.Subject`."""
+
+    flops_per_image = 0.0
+
+    def __init__(self, config: AutoencoderRun, out: Path, data: Samples, world: World) -> None:
+        if isinstance(data, LatentSamples):
+            raise DataError(f"data.path: {data.root} holds latents, an autoencoder is trained on pictures")
+        self.config, self.out = config, out
+        self.task = AutoencoderTask(config, AutoencoderSpec(config.model))
+        self.parameters = world.agreed(lambda: sum(p.numel() for p in self.task.network().parameters()))
+
+    def describe(self) -> str:
+        model, side = self.config.model, self.config.data.image_size // self.config.model.factor
+        return f"{self.parameters:,} parameters, latents {model.latent_channels} x {side} x {side}"
+
+    def begin(self, state: TrainState) -> None:
+        """Fresh weights."""
+        state.world.agreed(lambda: fill_fresh(state, self.task))
+
+    def hooks(self, around: Surroundings) -> list[Hook]:
+        """Held-out quality and the latents' statistics, of training pictures where none are kept from training; pairs
+        of pictures."""
+        heldout, shown = self.config.heldout, around.heldout
+        if shown is None:
+            logger.info("no held-out pictures: psnr is measured on training pictures")
+            shown = around.data
+        measure = heldout_hook(self.task, shown, heldout.num, around.watchdog)
+
+        def run(state: TrainState) -> dict[str, float]:
+            values = measure(state)
+            self.task.conclude(values)
+            return values
+
+        pairs = reconstruction_hook(self.task, shown, self.out)
+        return [Hook(heldout.every, run), Hook(self.config.train.sample_every, pairs)]
+
+
+def reconstruction_hook(task: AutoencoderTask, data: Samples, out: Path) -> Callable[[TrainState], None]:
+    """Pictures above what the EMA weights make of them: RUN/samples/step-….png."""
+    indices = [i * len(data) // SHOWN for i in range(min(SHOWN, len(data)))]
+
+    def run(state: TrainState) -> None:
+        dtype, device = COMPUTE[state.config.train.precision], state.world.device
+        batch = load_batch(data, range(len(indices)), indices, None, "skip")
+        with state.weights.showing(state.averages.main) as model, torch.no_grad():
+            noise = torch.zeros_like(task.noise(batch, device))
+            found = model(batch.inputs.to(device, dtype), noise.to(dtype)).images.float().cpu()
+        if state.world.first:
+            both = torch.stack([batch.inputs, found], dim=1).flatten(0, 1)
+            grid = labelled_grid(to_pil(to_uint8(both)), ["picture", "made again"] * len(indices), columns=8, scale=2)
+            save_grid(out, state.step, grid)
+
+    return run

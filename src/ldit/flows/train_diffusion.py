@@ -1,0 +1,149 @@
+"""A diffusion model to be trained: its codec, its start, its pictures along the way."""
+
+from pathlib import Path
+
+from ldit.checkpoint.open import Source, open_source
+from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.open import Codec, open_codec
+from ldit.codecs.pixels import PixelCodec
+from ldit.config.run import RunConfig
+from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
+from ldit.data.cache import CROP
+from ldit.data.latents import LatentSamples
+from ldit.data.samples import Samples
+from ldit.dtypes import DTYPES
+from ldit.errors import CodecError, ConfigError
+from ldit.flows.hooks import attention_hook, heldout_hook, sample_hook
+from ldit.flows.request import Request, check_request
+from ldit.flows.subject import Surroundings
+from ldit.log import logger
+from ldit.nn.build import forward_flops, parameter_count
+from ldit.parallel.world import World
+from ldit.train.inputs import CachedInputs, EncodedInputs, Inputs, PlainInputs
+from ldit.train.start import StartReport, starting_weights
+from ldit.train.step import TrainState, fill_fresh
+from ldit.train.task import DiffusionTask
+from ldit.train.trainer import Hook
+
+SAMPLES_PER_CLASS = 2
+
+
+class DiffusionSubject:
+    """See `ldit.flows.subject.Subject`. ConfigError, DataError or CodecError when codec, data and model do not fit."""
+
+    def __init__(self, config: RunConfig, out: Path, data: Samples, world: World) -> None:
+        self.config, self.out = config, out
+        self.codec: Codec | None = world.agreed(lambda: _codec(config, data, world))
+        names = data.names or None
+        spec = ModelSpec(config.model, config.process, config.codec, ClassConditionerConfig(names), config.sampling)
+        self.request = _request(spec)
+        self.spec = spec
+        self.task = DiffusionTask(config, spec, _inputs(config, data, self.codec))
+        side = config.model.input_size
+        self.flops_per_image = 3.0 * forward_flops(config.model, side, side)
+
+    def describe(self) -> str:
+        return f"{parameter_count(self.config.model):,} parameters"
+
+    def begin(self, state: TrainState) -> None:
+        """Fresh weights, or those of another checkpoint where they fit; averages begin as the weights."""
+        train, world = self.config.train, state.world
+        source = None
+        if train.init_from:
+            source = world.agreed(lambda: open_source(train.init_from, ema=train.init_ema))
+        world.agreed(lambda: self._fill(state, source))
+
+    def _fill(self, state: TrainState, source: Source | None) -> None:
+        weights, train = state.weights, self.config.train
+        fill_fresh(state, self.task)
+        if source is None:
+            return
+        theirs, ours, report = source.spec, self.spec, StartReport()
+        shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
+        null, their_null = (getattr(spec.model, "null_class", None) for spec in (ours, theirs))
+        tensors = source.tensors(train.init_ema)
+        for start in starting_weights(tensors, shapes, ours.class_names, theirs.class_names, null, their_null, report):
+            weights.put(start.name, start.value, start.rows)
+        weights.publish()
+        state.averages.start(weights.masters)
+        logger.info("starts from %s: %s", train.init_from, report.line())
+        _compare(theirs, ours)
+
+    def hooks(self, around: Surroundings) -> list[Hook]:
+        train, heldout = self.config.train, self.config.heldout
+        found: list[Hook] = [Hook(train.attention_every, attention_hook(self.task, around.data, self.config.data.bad))]
+        if self.codec is not None:
+            pictures = sample_hook(self.spec, self.request, self.codec, self.out, around.watchdog)
+            found.append(Hook(train.sample_every, pictures))
+        elif train.sample_every:
+            logger.warning("no pictures along the way: the autoencoder is not at hand")
+        if around.heldout is not None and heldout.num:
+            measure = heldout_hook(self.task, around.heldout, heldout.num, around.watchdog)
+            found.insert(0, Hook(heldout.every, measure))
+        return found
+
+
+def _codec(config: RunConfig, data: Samples, world: World) -> Codec | None:
+    """The codec on this process's device. Cached latents do without one, but not with another than they were made by."""
+    if not isinstance(config.codec, AutoencoderConfig):
+        if isinstance(data, LatentSamples):
+            raise ConfigError(f"data.path: {data.root} holds latents, this model takes pixels (codec.kind)")
+        return open_codec(config.codec)
+    dtype = DTYPES[config.data.codec_precision]
+    try:
+        codec = open_codec(config.codec, (), world.device, dtype, config.model.in_channels)
+    except CodecError:
+        if not isinstance(data, LatentSamples):
+            raise
+        codec = None
+    assert not isinstance(codec, PixelCodec)
+    if isinstance(data, LatentSamples):
+        _check_cache(config, data, codec)
+    return codec
+
+
+def _check_cache(config: RunConfig, data: LatentSamples, codec: Codec | None) -> None:
+    assert isinstance(config.codec, AutoencoderConfig)
+    record = data.description.codec
+    for key, theirs, ours in (
+        ("codec.factor", record.factor, config.codec.factor),
+        ("model.in_channels", record.channels, config.model.in_channels),
+    ):
+        if theirs != ours:
+            raise ConfigError(f"{key}: {ours}, the latents of {data.root} have {theirs}")
+    fingerprint = codec.fingerprint() if isinstance(codec, AutoencoderCodec) else None
+    if fingerprint is None:
+        logger.warning(
+            "the autoencoder %s is not at hand: %s is taken for its latents by name alone (made with %s)",
+            config.codec.name, data.root, record.name,
+        )  # fmt: skip
+    data.description.check(data.root, fingerprint, config.data.image_size, CROP)
+
+
+def _inputs(config: RunConfig, data: Samples, codec: Codec | None) -> Inputs:
+    if isinstance(data, LatentSamples):
+        assert isinstance(config.codec, AutoencoderConfig)
+        return CachedInputs(config.codec, config.train.seed)
+    return EncodedInputs(codec, config.train.seed) if isinstance(codec, AutoencoderCodec) else PlainInputs()
+
+
+def _request(spec: ModelSpec) -> Request:
+    """The request of the picture grids, checked before the first step: the first classes, unguided where the model has
+    no null class."""
+    count = getattr(spec.model, "num_classes", 0)
+    if not count:
+        return check_request(spec, num=6 * SAMPLES_PER_CLASS)
+    labels = [label for label in range(min(count, 16)) for _ in range(SAMPLES_PER_CLASS)]
+    null = getattr(spec.model, "null_class", None)
+    return check_request(spec, labels, guidance=1.0 if null is None else None)
+
+
+def _compare(theirs: ModelSpec, ours: ModelSpec) -> None:
+    """Say what shapes do not show: a network that reads its weights in another way has to learn them anew."""
+    keys = [("model", key) for key in ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind")] + [("process", None)]
+    for section, key in keys:
+        old, new = (spec[section] if key is None else spec[section].get(key) for spec in (theirs, ours))
+        if old != new:
+            logger.warning(
+                "the start differs in %s: %s there, %s here", ".".join(filter(None, (section, key))), old, new
+            )

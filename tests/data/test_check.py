@@ -1,0 +1,261 @@
+"""`ldit data check`: what it counts, what it prints, its lists of hashes, its exit codes."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flows.encoding import KEPT, TRAIN, encode, job, pictures
+from PIL import Image
+
+from ldit.checkpoint import manifest
+from ldit.cli.data import run
+from ldit.data import hashes
+from ldit.data.check import scan_folder
+from ldit.data.decoding import Decoding
+from ldit.errors import ConfigError, DataError, LditError, RequestError
+
+
+def picture(path: Path, size: tuple[int, int], grey: int, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (grey, grey, grey)).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes and one picture beside them; a pair of equal files within a class and one across."""
+    root = tmp_path / "set"
+    for i in range(3):
+        picture(root / "cat" / f"{i}.png", (40, 20 + i), i)
+    shutil.copy(root / "cat" / "1.png", root / "cat" / "copy.png")
+    picture(root / "dog" / "a.jpg", (64, 64), 7)
+    shutil.copy(root / "cat" / "2.png", root / "dog" / "z.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(root / "dog" / "t.jpg", (100, 50), 8, exif=turned)
+    frames = [Image.new("L", (8, 8), grey) for grey in (1, 200)]
+    frames[0].save(root / "dog" / "m.gif", save_all=True, append_images=frames[1:])
+    picture(root / "beside.png", (16, 16), 9)
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
+    assert run(["check", *map(str, arguments), "--json"]) == code
+    said: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert said["sound"] is (code == 0)
+    return said
+
+
+def lines(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[str]:
+    assert run(["check", *map(str, arguments)]) == code
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) <= 40
+    return said
+
+
+def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = report(capsys, folder, "--image-size", 21)
+    assert (said["kind"], said["total"], said["bad"], said["problems"]) == ("class folders", 9, [], [])
+    assert said["classes"] == {"cat": 4, "dog": 4} and said["beside_classes"] == 1
+    assert said["formats"] == {"PNG": 6, "JPEG": 2, "GIF": 1} and sum(said["modes"].values()) == 9
+    assert said["short_sides"] == {"8": 1, "16": 6, "32": 1, "64": 1}
+    assert said["smallest"] == {"width": 8, "height": 8, "name": "dog/m.gif"}
+    assert said["largest"] == {"width": 100, "height": 50, "name": "dog/t.jpg"}
+    assert (said["enlarged"], said["exif_oriented"], said["animated"]) == (3, 1, 1)
+    assert said["duplicates"] == [
+        {"files": ["cat/1.png", "cat/copy.png"], "across_classes": False},
+        {"files": ["cat/2.png", "dog/z.png"], "across_classes": True},
+    ]
+    text = lines(capsys, folder, "--image-size", 21)
+    assert "duplicates  2 in 2 groups of equal files, 1 of them across classes" in text
+    assert text[text.index("  cat/2.png, dog/z.png") + 1] == "  cat/1.png, cat/copy.png"  # those across stand first
+    assert text[-1] == "verdict     sound" and "classes     2, 4 to 4 pictures: cat 4, dog 4" in text
+
+
+def test_bad_pictures_and_problems(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "cat" / "0.png").write_bytes(b"")
+    for i in range(30):
+        (folder / "dog" / f"bad{i:02d}\n.png").write_text("text")
+    (folder / "Cat").mkdir()
+    (folder / "empty").mkdir()
+    said = report(capsys, folder, code=1)
+    assert said["bad"][0] == {"file": "cat/0.png", "reason": "the file is empty"} and len(said["bad"]) == 31
+    assert said["problems"] == [f"class folders {folder / 'Cat'} and {folder / 'cat'} differ in case alone"]
+    (folder / "Cat").rmdir()
+    assert report(capsys, folder, code=1)["problems"] == [f"class folder {folder / 'empty'} holds no pictures"]
+    text = lines(capsys, folder, code=1)
+    assert "bad         31" in text and "  … and 23 more" in text and text[-1] == "verdict     not sound"
+    assert "  dog/bad00\\n.png: not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF picture" in text
+    assert report(capsys, folder, "--max-pixels", 800, code=1)["bad"][1]["file"] == "cat/1.png"
+
+
+def test_problems_alone_are_not_sound(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "empty").mkdir()
+    assert report(capsys, folder, code=1)["bad"] == []
+
+
+def test_threads_change_nothing(folder: Path) -> None:
+    """More pictures than are handed to the threads at once."""
+    for i in range(1200):
+        (folder / "dog" / f"{i:04d}.png").write_bytes(b"%d" % i)
+    one, four = (scan_folder(folder, Decoding(), 21, workers) for workers in (1, 4))
+    assert one == four and one.total == 1209 and len(one.bad) == 1200 and list(one.digests) == list(four.digests)
+    assert [name for name, _ in one.bad] == [f"dog/{i:04d}.png" for i in range(1200)]
+    seen: list[int] = []
+    scan_folder(folder, Decoding(), workers=4, seen=seen.append)
+    assert sum(seen) == 1209
+
+
+def test_hash_lists_are_those_of_sha256sum(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = [b"dog/two\nlines.png", b"dog/back\\slash.png", b"dog/\xff\xfe.png", b"dog/ spaces  .png"]
+    for name in strange:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"x" + name)
+    target = folder / "hashes.txt"
+    report(capsys, folder, "--write", target, code=1)
+    plain = [p for p in target.read_bytes().split(b"\n") if p and not p.startswith(b"\\")]
+    digest = hashlib.sha256((folder / "cat" / "0.png").read_bytes()).hexdigest()
+    assert plain[1] == f"{digest}  cat/0.png".encode() and plain == sorted(plain, key=lambda line: line[66:])
+    assert not list(folder.glob("*.tmp-*"))
+    read = hashes.read(target)
+    assert len(read) == 13 and {os.fsencode(name) for name in read} > set(strange)
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--strict", "--quiet", "-c", target.name], cwd=folder, check=True)
+        names = sorted(os.fsencode(name) for name in read)
+        theirs = subprocess.run([b"sha256sum", *names], cwd=folder, check=True, capture_output=True).stdout
+        assert theirs == target.read_bytes()
+    assert report(capsys, folder, "--against", target, code=1)["changed"] == []
+
+
+def test_against_a_list(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "hashes.txt"
+    report(capsys, folder, "--write", target)
+    assert report(capsys, folder, "--against", target)["new"] == []
+    data = bytearray((folder / "dog" / "a.jpg").read_bytes())
+    data[-3] ^= 1  # still decodes: what only a list of hashes finds
+    (folder / "dog" / "a.jpg").write_bytes(data)
+    (folder / "cat" / "0.png").unlink()
+    picture(folder / "cat" / "new.png", (16, 16), 77)
+    said = report(capsys, folder, "--against", target, code=1)
+    assert said["bad"] == [] and (said["changed"], said["missing"], said["new"]) == (
+        ["dog/a.jpg"],
+        ["cat/0.png"],
+        ["cat/new.png"],
+    )
+    text = lines(capsys, folder, "--against", target, code=1)
+    assert (
+        "changed     1 dog/a.jpg" in text and "missing     1 cat/0.png" in text and "new         1 cat/new.png" in text
+    )
+    notes = hashlib.sha256(b"no picture").hexdigest()
+    target.write_text(f"{notes} *notes.txt\n\n{notes.upper()}  ./cat/1.png\n")
+    said = report(capsys, folder, "--against", target, code=1)
+    assert (said["changed"], said["missing"], len(said["new"])) == (["cat/1.png"], [], 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("abc  a.png\n", "line 1: expected 64 hex digits"),
+        ("\n" + "0" * 64 + " a.png\n", "line 2: expected"),
+        ("0" * 64 + "  ../a.png\n", r"line 1: \.\./a\.png is not below"),
+        ("0" * 64 + "  /etc/passwd\n", "line 1: /etc/passwd is not below"),
+    ],
+)
+def test_lists_that_are_none(folder: Path, tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(DataError, match=part):
+        run(["check", str(folder), "--against", str(tmp_path / "list")])
+
+
+def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "sealed" / "manifest.json").write_text(json.dumps(manifest.build(tmp_path / "sealed")))
+    (tmp_path / "none").mkdir()
+    cases: list[tuple[list[object], type[LditError], str]] = [
+        ([folder, "--write", tmp_path / "sealed" / "x"], RequestError, "sealed"),
+        ([folder, "--write", folder / "cat" / "1.png"], RequestError, "no list of hashes"),
+        ([folder, "--write", tmp_path / "gone" / "x"], RequestError, "no folder"),
+        ([folder, "--write", tmp_path], RequestError, "is a folder"),
+        ([folder, "--against", tmp_path / "gone"], DataError, "cannot read .*gone"),
+        ([folder, "--workers", 0], RequestError, "--workers"),
+        ([folder, "--image-size", 0], RequestError, "--image-size"),
+        ([folder, "--max-pixels", 0], RequestError, "--max-pixels"),
+        ([folder, "--background", 0, 0, 256], RequestError, "--background"),
+        ([tmp_path / "none"], DataError, "no pictures in"),
+        ([tmp_path / "gone"], DataError, "no folder"),
+    ]
+    before = (folder / "cat" / "1.png").read_bytes()
+    for arguments, kind, part in cases:
+        with pytest.raises(kind, match=part) as caught:
+            run(["check", *map(str, arguments)])
+        assert caught.value.code == 2
+    assert (folder / "cat" / "1.png").read_bytes() == before
+    for arguments in ([], ["other", "x"], ["check"], ["check", "a", "--colour"]):
+        with pytest.raises(ConfigError):
+            run(arguments)
+
+
+def test_loose_pictures_and_background(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
+    said = report(capsys, tmp_path, "--exif", "--background", 0, 0, 0)
+    assert (said["kind"], said["classes"], said["modes"]) == ("loose pictures", {}, {"RGBA": 1})
+
+
+def idx(path: Path, axes: tuple[int, ...], data: bytes) -> None:
+    header = bytes((0, 0, 8, len(axes))) + b"".join(n.to_bytes(4, "big") for n in axes)
+    path.write_bytes(gzip.compress(header + data))
+
+
+def test_idx_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, count in (("train", 5), ("t10k", 3)):
+        idx(tmp_path / f"{part}-images-idx3-ubyte.gz", (count, 4, 4), bytes(16 * count))
+        idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", (count,), bytes(i % 2 for i in range(count)))
+    said = report(capsys, tmp_path)
+    assert (said["kind"], said["total"], said["classes"]) == ("a set of IDX files", 8, {"0": 5, "1": 3})
+    with pytest.raises(RequestError, match="--write: lists of hashes are of folders of pictures"):
+        run(["check", str(tmp_path), "--write", str(tmp_path / "x")])
+
+
+def test_tars(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for i in range(3):
+            (tmp_path / f"{i}.cls").write_text(str(i % 2))
+            archive.add(folder / "cat" / f"{i}.png", f"{i}.png")
+            archive.add(tmp_path / f"{i}.cls", f"{i}.cls")
+    said = report(capsys, tmp_path / "shards")
+    assert (said["kind"], said["total"], said["classes"]) == ("tar shards", 3, {"0": 2, "1": 1})
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with tarfile.open(tmp_path / "shards" / "0.tar", "a") as archive:
+        archive.add(tmp_path / "bad.png", "3.png")
+        archive.add(tmp_path / "1.cls", "3.cls")
+    said = report(capsys, tmp_path / "shards", code=1)
+    assert [bad["file"] for bad in said["bad"]] == ["0.tar/3.png"] and said["classes"] == {"0": 2, "1": 1}
+
+
+def test_a_folder_that_is_sealed_and_no_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A manifest of another kind does not hide the pictures."""
+    (folder / "manifest.json").write_text(json.dumps({"name": "an app"}))
+    assert report(capsys, folder)["total"] == 9
+    assert np.asarray(Image.open(folder / "cat" / "0.png")).shape == (20, 40, 3)
+
+
+def test_latent_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "set")
+    encode(monkeypatch, job(tmp_path / "set", tmp_path / "cache"))
+    capsys.readouterr()
+    said = report(capsys, tmp_path / "cache")
+    assert (said["kind"], said["total"], said["problems"]) == ("a latent cache", TRAIN + KEPT, [])
+    shard = tmp_path / "cache" / "shard-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    (problem,) = report(capsys, tmp_path / "cache", code=1)["problems"]
+    assert str(shard) in problem and "damaged" in problem

@@ -1,0 +1,96 @@
+"""Picture folders: what is refused at the start, names, order and fingerprint."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldit.data.decoding import Decoding
+from ldit.data.image_folder import ImageFolder, LoosePictures, pictures_in
+from ldit.errors import DataError
+
+
+def make(root: Path, *names: str, size: tuple[int, int] = (4, 4)) -> Path:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (i, i, i)).save(root / name)
+    return root
+
+
+@pytest.mark.parametrize(("first", "second"), [("Cat", "cat"), ("STRASSE", "straße"), ("É", "é")])
+def test_classes_that_differ_in_case_alone_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    make(tmp_path, f"{first}/1.png", f"{second}/1.png", "dog/1.png")
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this disk does not tell them apart")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(tmp_path, 4)
+    assert str(caught.value) == f"class folders {tmp_path / first} and {tmp_path / second} differ in case alone"
+
+
+def test_names_order_and_fingerprint(tmp_path: Path) -> None:
+    """Byte order of the paths, subfolders among them; the fingerprint is that of the names alone."""
+    names = ["B/2.png", "a/A.PNG", "a/b/1.jpeg", "a/b.png", "a/ä.gif"]
+    make(tmp_path, *reversed(names))
+    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "x.png").mkdir()  # a folder, whatever its name
+    data = ImageFolder(tmp_path, 4)
+    assert [data.where(i) for i in range(len(data))] == ["B/2.png", "a/A.PNG", "a/b.png", "a/b/1.jpeg", "a/ä.gif"]
+    assert data.paths == [tmp_path / data.where(i) for i in range(5)] and data.labels == [0, 1, 1, 1, 1]
+    wanted = b"B/2.png\na/A.PNG\na/b.png\na/b/1.jpeg\na/" + "ä".encode() + b".gif"
+    assert data.fingerprint() == hashlib.sha256(wanted).hexdigest()
+    loose = LoosePictures(tmp_path / "a" / "b", 4)
+    assert loose.where(0) == "1.jpeg" and loose.fingerprint() == hashlib.sha256(b"1.jpeg").hexdigest()
+
+
+def test_linked_folders(tmp_path: Path) -> None:
+    """A class may be a link; below it links to folders are passed over, in circles or not. Links to files count."""
+    make(tmp_path / "elsewhere", "1.png", "deep/2.png")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(".")
+    (tmp_path / "elsewhere" / "3.png").symlink_to("1.png")
+    data = ImageFolder(root, 4)
+    assert [data.where(i) for i in range(len(data))] == ["a/1.png", "a/3.png", "a/deep/2.png"]
+    assert np.array_equal(data[0][0], data[1][0])
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pictures would be missing unseen, and another run might see them."""
+    make(tmp_path, "a/1.png", "a/deep/2.png")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"cannot list folder .*deep: Permission denied"):
+        ImageFolder(tmp_path, 4)
+
+
+def test_decoding_reaches_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "a" / "1.png")
+    assert (ImageFolder(tmp_path, 4)[0][0] == 255).all()
+    painted = Decoding(background=(1, 2, 3))
+    assert (ImageFolder(tmp_path, 4, decoding=painted)[0][0] == (1, 2, 3)).all()
+    assert (LoosePictures(tmp_path / "a", 4, decoding=painted)[0][0] == (1, 2, 3)).all()
+    with pytest.raises(DataError, match=r"cannot read picture .*1\.png: 4 x 4 = 16 pixels, more than max_pixels 15"):
+        ImageFolder(tmp_path, 4, decoding=Decoding(max_pixels=15))[0]
+
+
+def test_small_sets_are_kept_in_memory(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.png")
+    data = ImageFolder(tmp_path, 4)
+    first = data[0][0]
+    (tmp_path / "a" / "1.png").unlink()
+    assert data[0][0] is first
+
+
+def test_pictures_in_an_empty_folder(tmp_path: Path) -> None:
+    assert pictures_in(tmp_path) == []

@@ -1,0 +1,81 @@
+"""Checks of runs over real folders, from inside the group: pictures that cannot be read, an autoencoder, latents."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from runs import ALONE, tiny
+
+from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
+from ldit.config.sections import DataConfig, HeldoutConfig, ParallelConfig
+from ldit.data.loader import Loader
+from ldit.data.source import open_data
+from ldit.flows import train as flow
+from ldit.parallel.world import World, world_of
+from ldit.train.autoencoder_task import AutoencoderTask
+from ldit.train.step import fill_fresh, new_state, train_step
+
+GOOD, DAMAGED = 120, 400
+
+
+def pictures(folder: Path) -> list[str]:
+    """Two classes of noise; 400 files that are damaged by construction, whose names are returned."""
+    random, damaged = np.random.default_rng(0), []
+    for index in range(GOOD + DAMAGED):
+        name = f"{'ab'[index % 2]}/{index:03d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / name)
+        if index % 13 < 10 and len(damaged) < DAMAGED:
+            data = (folder / name).read_bytes()
+            kept = (b"", b"no picture", data[: len(data) // 2], data[:40])[
+                index % 4
+            ]  # the pixels are half gone at least
+            (folder / name).write_bytes(kept)
+            damaged.append(name)
+    return sorted(damaged)
+
+
+def skipping(folder: Path, layout: str) -> Any:
+    """One epoch over those pictures, leaving out what cannot be read: the record that the first process wrote, and the
+    losses of the steps that had any picture."""
+    parallel = ParallelConfig(tp=2 if layout == "tp2" else 1)
+    w = _world(parallel)
+    config = tiny(batch_size=8, steps=(GOOD + DAMAGED) // 8, log_every=1, attention_every=0, sample_every=0,
+                  checkpoint_every=0)  # fmt: skip
+    data = DataConfig(str(folder / "damaged"), 16, bad="skip", workers=2)
+    config = replace(config, model=replace(config.model, num_classes=2), data=data, parallel=parallel,
+                     heldout=HeldoutConfig(0, 0))  # fmt: skip
+    out = folder / f"skipping-{layout}-{w.size}"
+    with ExitStack() as stack:
+        flow._train(config, out, w, stack)
+    found: list[Any] = []
+    if w.first:
+        lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+        losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses = [loss for loss in losses if loss]  # a batch without one readable picture has none
+        found = [sorted(line["where"] for line in lines), len(lines), losses]
+    return w.gather(found)[0]
+
+
+def autoencoder(folder: Path, _: str) -> Any:
+    """Losses of an autoencoder over some steps: one unit of FSDP2 in several processes."""
+    w = _world(ParallelConfig())
+    config = AutoencoderRun(
+        model=AutoencoderModelConfig(2, (8, 16), 1, 4, mid_block_attention=True), train=tiny().train
+    )
+    task = AutoencoderTask(config, AutoencoderSpec(config.model))
+    state = new_state(config, task, w)
+    fill_fresh(state, task)
+    data, _ = open_data("emoji64", 16, max_per_class=10)
+    loader = Loader(data, 8, 0, True, 0, w.data_part, w.data_parts)
+    return [train_step(state, task, batch).values["loss"] for batch in loader.from_step(0, 8)]
+
+
+def _world(parallel: ParallelConfig) -> World:
+    return world_of(parallel, torch.device("cpu")) if dist.is_initialized() else ALONE

@@ -1,0 +1,124 @@
+"""Row D1 of the reliability table, the step's part: a picture that could not be read counts for nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from smallrun import ALONE, Pictures, begin, small, tensors, unequal
+
+from ldit.data.batch import Batch, Fault
+from ldit.data.loader import Loader, load_batch
+from ldit.errors import DataError
+from ldit.parallel.watchdog import Watchdog
+from ldit.train.skipped import SkippedLog
+from ldit.train.step import train_step
+from ldit.train.trainer import Trainer
+
+BAD = (3, 7, 11)
+
+
+class Broken(Pictures):
+    """Three of twenty pictures cannot be read."""
+
+    def __getitem__(self, index):
+        if index in BAD:
+            raise DataError(f"cannot read picture {self.where(index)}: broken")
+        return super().__getitem__(index)
+
+
+def faulty(batch: Batch, rows: tuple[int, ...]) -> Batch:
+    inputs = batch.inputs.clone()
+    inputs[list(rows)] = 0
+    return replace(batch, inputs=inputs, faults=tuple(Fault(batch.positions[r], f"{r}.png", "broken") for r in rows))
+
+
+@pytest.mark.parametrize("micro", [8, 4, 2])
+@pytest.mark.parametrize("flow", ["", "v"])
+def test_the_step_is_that_of_the_readable_ones(micro: int, flow: str) -> None:
+    """Gradient: the sum over the readable ones over the nominal batch size. Logged values: their means."""
+    config = small({"train.micro_batch_size": micro, "train.grad_clip": 0.0}, flow)
+    state, task, loader = begin(config)
+    (batch,) = loader.from_step(0, 1)
+    rows = (1, 4, 5)
+    losses = task.losses(state.weights.model, faulty(batch, rows).readable(), ALONE.device, torch.float32)
+    (losses["loss"].sum() / len(batch)).backward()
+    expected = torch.cat([p.grad.flatten() for p in state.weights.model.parameters() if p.grad is not None])
+    means = {name: value.mean().item() for name, value in losses.items() if name != "time"}
+    quarter = (losses["time"] * 4).long().clamp(max=3)
+    for q in range(4):
+        if (quarter == q).any():
+            means[f"loss_q{q + 1}"] = losses["loss"][quarter == q].mean().item()
+    state.weights.clear()
+    outcome = train_step(state, task, faulty(batch, rows))
+    assert outcome.fault == "" and set(means) <= set(outcome.values)
+    for name, value in means.items():
+        assert outcome.values[name] == pytest.approx(value, rel=1e-5), name
+    assert outcome.values["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-5)
+    absent = {f"loss_q{q + 1}" for q in range(4)} - set(means)
+    assert not absent & set(outcome.values)
+
+
+def test_what_a_row_held_does_not_matter() -> None:
+    """The row that counts for nothing adds nothing to any gradient: the same bits after the step."""
+    found = []
+    for value in (0.0, 7.0):
+        state, task, loader = begin(small())
+        (batch,) = loader.from_step(0, 1)
+        broken = faulty(batch, (2,))
+        broken.labels[2] = 0
+        broken.inputs[2] = value
+        outcome = train_step(state, task, broken)
+        found.append((outcome.values["loss"], outcome.fault, tensors(state)))
+    (loss, fault, one), (other_loss, other_fault, other) = found
+    assert loss == other_loss and fault == other_fault == "" and not unequal(one, other)
+
+
+def test_a_batch_without_one_readable_picture_is_a_step_without_gradient() -> None:
+    state, task, loader = begin(small({"optim.weight_decay": 0.0}))
+    (batch,) = loader.from_step(0, 1)
+    before = tensors(state)
+    outcome = train_step(state, task, faulty(batch, tuple(range(8))))
+    assert outcome.fault == "" and outcome.values["loss"] == 0 == outcome.values["grad_norm"]
+    after = tensors(state)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("master"))
+
+
+def run(out: Path, config, data) -> list[dict]:
+    state, task, _ = begin(config)
+    train = config.train
+    loader = Loader(data, train.batch_size, train.seed, False, 0, bad="skip")
+    log, records = SkippedLog(out / "skipped.jsonl"), []
+    Trainer(
+        config, task, state, loader.from_step, out, records.append, watchdog=Watchdog(ALONE, 60.0), skip=log.add
+    ).fit()
+    return records
+
+
+def test_every_bad_picture_is_recorded_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small({"train.steps": 6})  # 48 samples of 20 pictures: each bad one is met twice at least
+    run(tmp_path, config, Broken())
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(line["where"] for line in lines) == sorted(f"picture {index}" for index in BAD)
+    assert all("broken" in line["reason"] and line["step"] >= 1 for line in lines)
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+
+
+def test_the_record_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    path.write_text('{"where": "a", "reason": "x", "step": 1}\n{"where": "b", "rea')  # killed while it wrote
+    SkippedLog(path).add([Fault(5, "a", "x"), Fault(6, "b", "y"), Fault(7, "c", "z")], 3)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["where"], line["step"]) for line in lines] == [("a", 1), ("b", 3), ("c", 3)]
+
+
+def test_held_out_means_leave_bad_pictures_out() -> None:
+    """As if they had not been in the batch: positions, and so noise and times, of the others stay."""
+    state, task, _ = begin(small())
+    indices = [0, 3, 1, 7, 2]
+    batch = load_batch(Broken(), range(5), indices, None, "skip").readable()
+    good = load_batch(Pictures(), [0, 2, 4], [0, 1, 2], None)
+    with torch.no_grad():
+        a, b = (task.evaluate(state.weights.model, x, ALONE.device, torch.float32) for x in (batch, good))
+    assert torch.equal(a["eps_mse"], b["eps_mse"])
