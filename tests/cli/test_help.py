@@ -24,7 +24,20 @@ def run(code: str) -> tuple[float, str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "sample", "info", "convert", "ema", "bench train", "train emoji64-class-xs"]
+    "command",
+    [
+        "",
+        "train",
+        "sample",
+        "info",
+        "convert",
+        "ema",
+        "bench train",
+        "train emoji64-class-xs",
+        "train emoji64-vae",
+        "encode",
+        "data check",
+    ],
 )
 def test_help_is_quick_and_torch_free(command: str) -> None:
     code = (

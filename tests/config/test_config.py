@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from ldit.config.autoencoder import run_from_json
 from ldit.config.labels import resolve_label
 from ldit.config.model import PRESETS, BaselineConfig, ClassModelConfig, TextModelConfig, model_from_dict, preset
 from ldit.config.recipes import RECIPES, recipe
-from ldit.config.run import RunConfig
 from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, FlowConfig, ModelSpec, PixelCodecConfig
 from ldit.errors import ConfigError, RequestError
@@ -135,7 +135,7 @@ def test_sampling_defaults_of_each_process() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_json(name: str) -> None:
     config = recipe(name)
-    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert run_from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -204,6 +204,41 @@ def test_a_run_of_no_steps_and_one_never_begun() -> None:
     assert not loader_threads()
 
 
+def test_r1_every_step_is_the_same_batch_for_anybody() -> None:
+    """World sizes 1, 2 and 4, on no thread and on two, begun at every step of a 24-step run over 2.4 epochs."""
+    steps, size, data = 24, 8, Fake(80)
+    whole = list(Loader(data, size, 7, True, workers=0).from_step(0, steps))
+    epochs = [position // 80 for batch in whole for position in batch.positions]
+    assert epochs.count(0) == epochs.count(1) == 80  # and each sample once in each, below
+    order = EpochOrder(80, 7)
+    assert all(sorted(order.between(80 * e, 80 * e + 80)) == list(range(80)) for e in range(3))
+    state = torch.get_rng_state()
+    for parts in (1, 2, 4):
+        for workers in (0, 2):
+            loaders = [Loader(data, size, 7, True, workers, part, parts) for part in range(parts)]
+            for first in range(steps):
+                last = min(first + 2, steps)  # a resumed run's first steps
+                shares = [list(loader.from_step(first, last)) for loader in loaders]
+                for offset, batch in enumerate(whole[first:last]):
+                    assert torch.equal(torch.cat([share[offset].inputs for share in shares]), batch.inputs)
+                    assert torch.equal(torch.cat([share[offset].labels for share in shares]), batch.labels)
+                    assert sum((share[offset].positions for share in shares), ()) == batch.positions
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is nobody's
+
+
+def test_a_run_of_ten_billion_steps_begins_at_once() -> None:
+    data = Fake(1_281_167)
+    Loader(data, 256, 0, True).from_step(0, 1).close()
+    tracemalloc.start()
+    began = time.perf_counter()
+    batches = Loader(data, 256, 0, True).from_step(0, 10_000_000_000)
+    seconds = time.perf_counter() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    batches.close()
+    assert seconds < 0.010 and peak < 1_000_000
+
+
 def test_steps_take_consecutive_positions() -> None:
     batches = list(Loader(Fake(10), 4, 0, False).from_step(0, 5))
     assert all(b.positions[0] == a.positions[-1] + 1 for a, b in pairwise(batches))

@@ -14,8 +14,8 @@ from ldit.checkpoint.open import open_source
 from ldit.checkpoint.run import step_folder
 from ldit.config.run import RunConfig
 from ldit.errors import SourceError
-from ldit.flows import train as flow
 from ldit.flows.train import train
+from ldit.flows.train_diffusion import DiffusionSubject
 from ldit.rng import generator
 from ldit.train.start import LABEL_TABLE
 from ldit.train.step import TrainState
@@ -49,17 +49,17 @@ Begun = tuple[dict[str, Tensor], TrainState, list[str]]
 def begun(config: RunConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
     """The weights a run starts with, its state at that moment, and what it says."""
     caught: list[tuple[dict[str, Tensor], TrainState]] = []
-    real = flow._start
+    real = DiffusionSubject.begin
 
-    def start(state: TrainState, task: Any, source: Any) -> None:
-        real(state, task, source)
+    def begin(subject: DiffusionSubject, state: TrainState) -> None:
+        real(subject, state)
         masters = {n: m.detach().clone() for n, m in zip(state.weights.names, state.weights.masters, strict=True)}
         for track in state.averages.tracks.values():
             assert all(torch.equal(a, b) for a, b in zip(masters.values(), track.values, strict=True))
         caught.append((masters, state))
 
     with monkeypatch.context() as patch, said() as lines:
-        patch.setattr(flow, "_start", start)
+        patch.setattr(DiffusionSubject, "begin", begin)
         assert train(config, out) == 0
     ((masters, state),) = caught
     return masters, state, lines

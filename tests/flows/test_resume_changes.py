@@ -18,7 +18,8 @@ from ldit.config.spec import FlowConfig
 from ldit.data.source import open_data
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.flows.resume import RESUMABLE, RESUMABLE_SECTIONS, step_to_resume
-from ldit.flows.train import _spec, train
+from ldit.flows.train import train
+from ldit.flows.train_diffusion import model_spec
 
 BASE: dict[str, Any] = {"ema.power": (0.1,), "train.micro_batch_size": 4}
 
@@ -26,6 +27,7 @@ ALLOWED: dict[str, Any] = {
     "train.steps": 4, "train.micro_batch_size": 2, "train.cooldown": 1, "train.log_every": 2,
     "train.checkpoint_every": 1, "train.sample_every": 9, "train.attention_every": 3, "train.keep": 1,
     "train.keep_every": 2, "train.async_save": True, "ema.snapshot_every": 2, "data.workers": 1,
+    "data.timeout": 9.0, "data.verify": False,
     "heldout.every": 2, "sampling.steps": 5, "sampling.guidance": 2.0, "parallel.recompute": "full",
     "parallel.reshard": False, "parallel.timeout": 5.0, "parallel.shard": 1, "guard.nonfinite": "stop",
     "guard.spike": "rollback", "guard.spike_z": 4.0, "guard.limit": 3, "track.wandb": "somewhere",
@@ -36,7 +38,8 @@ REFUSED: dict[str, Any] = {
     "train.precision": "bf16", "train.reduce_precision": "bf16", "train.grad_clip": 1.0, "train.init_from": "x",
     "train.init_ema": False, "optim.kind": "muon", "optim.momentum": 0.9, "optim.beta1": 0.8, "optim.beta2": 0.99,
     "optim.weight_decay": 0.1, "ema.decay": 0.9, "ema.more": (0.5,), "ema.power": (0.2,), "data.flip": True,
-    "data.heldout": "", "data.max_per_class": 9, "heldout.num": 3, "objective.time_mean": 1.0,
+    "data.heldout": "", "data.max_per_class": 9, "data.bad": "skip", "data.exif": True, "data.background": (0, 0, 0),
+    "data.max_pixels": 4096, "data.codec_precision": "bf16", "heldout.num": 3, "objective.time_mean": 1.0,
     "objective.time_std": 2.0, "model.dim": 32, "model.qk_norm": "head", "model.class_dropout_prob": 0.2,
     "model.learn_sigma": False, "process.": FlowConfig(),
 }  # fmt: skip
@@ -59,7 +62,7 @@ def resume(place: Path, config: RunConfig, run: Path | None = None) -> tuple[int
     """What the flow asks before it goes on."""
     data, _ = open_data(config.data.path, config.data.image_size)
     record = {"pictures": len(data), "sha256": data.fingerprint()}
-    return step_to_resume(config, _spec(config, data), run or place / "run", record, ALONE)
+    return step_to_resume(config, model_spec(config, data), run or place / "run", record, ALONE)
 
 
 @pytest.mark.parametrize("key", ALLOWED)

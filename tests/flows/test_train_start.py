@@ -15,6 +15,7 @@ from ldit.config.run import RunConfig
 from ldit.errors import ConfigError, LditError, SourceError
 from ldit.flows import train as flow
 from ldit.flows.train import train
+from ldit.flows.train_diffusion import DiffusionSubject
 
 MISSING = "no held-out pictures: nothing is measured on any (data.heldout names a list)"
 
@@ -80,7 +81,7 @@ def test_the_configuration_is_written_once_the_state_stands(
 
         return call
 
-    monkeypatch.setattr(flow, "_start", look("start", flow._start))
+    monkeypatch.setattr(DiffusionSubject, "begin", look("start", DiffusionSubject.begin))
     monkeypatch.setattr(flow.Trainer, "fit", look("fit", flow.Trainer.fit))
     config = over(base / "data")
     assert train(config, tmp_path / "run") == 0

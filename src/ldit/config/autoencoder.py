@@ -108,7 +108,7 @@ class AutoencoderRun(BaseRun):
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and deviation of an autoencoder's latents over pictures and places: a codec's shift, and one over its scale."""
+    """Mean and deviation of an autoencoder's latents over pictures and places: its codec's shift and 1/scale."""
 
     mean: float
     std: float

@@ -74,6 +74,10 @@ def _compared(
     if not isinstance(trainer, dict):
         raise SourceError(f"{folder / TRAINER} is not a training record")
     old_record = trainer.get("data")
+    codecs = [(found or {}).get("codec") for found in (old_record, record)]
+    if old_record is not None and codecs[0] != codecs[1]:
+        shown = [str(fingerprint)[:12] for fingerprint in codecs]
+        raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
     if old_record is not None and old_record != record:
         raise DataError(
             f"the training pictures are not those of {folder}: {old_record.get('pictures')} there, "

@@ -37,6 +37,10 @@ class Subject(Protocol):
         """A few words for the log: parameters and the like."""
         ...
 
+    def record(self) -> dict[str, str]:
+        """What must stay the same when a run goes on, besides the pictures and the configuration."""
+        ...
+
     def begin(self, state: TrainState) -> None:
         """The numbers that a new run starts with; all processes call it together."""
         ...

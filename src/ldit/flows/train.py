@@ -55,8 +55,8 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
     classes = config.model.num_classes if isinstance(config, RunConfig) else None
     share = (world.rank, world.size)
     data, heldout = world.agreed(lambda: open_run_data(d, classes, share))
-    record = world.from_first(lambda: {"pictures": len(data), "sha256": data.fingerprint()})
     subject = _subject(config, out, data, world)
+    record = world.from_first(lambda: {"pictures": len(data), "sha256": data.fingerprint(), **subject.record()})
     spec = subject.task.spec
     world.from_first(lambda: check_place(out))
     world.from_first(lambda: stack.enter_context(run_lock(out)))

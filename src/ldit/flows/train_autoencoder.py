@@ -39,6 +39,10 @@ class AutoencoderSubject:
         model, side = self.config.model, self.config.data.image_size // self.config.model.factor
         return f"{self.parameters:,} parameters, latents {model.latent_channels} x {side} x {side}"
 
+    def record(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
     def begin(self, state: TrainState) -> None:
         """Fresh weights."""
         state.world.agreed(lambda: fill_fresh(state, self.task))

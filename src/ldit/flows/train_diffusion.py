@@ -1,5 +1,6 @@
 """A diffusion model to be trained: its codec, its start, its pictures along the way."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ldit.checkpoint.open import Source, open_source
@@ -34,16 +35,20 @@ class DiffusionSubject:
     def __init__(self, config: RunConfig, out: Path, data: Samples, world: World) -> None:
         self.config, self.out = config, out
         self.codec: Codec | None = world.agreed(lambda: _codec(config, data, world))
-        names = data.names or None
-        spec = ModelSpec(config.model, config.process, config.codec, ClassConditionerConfig(names), config.sampling)
+        spec = model_spec(config, data)
         self.request = _request(spec)
         self.spec = spec
-        self.task = DiffusionTask(config, spec, _inputs(config, data, self.codec))
+        self.inputs = _inputs(config, data, self.codec)
+        self.task = DiffusionTask(config, spec, self.inputs)
         side = config.model.input_size
         self.flops_per_image = 3.0 * forward_flops(config.model, side, side)
 
     def describe(self) -> str:
         return f"{parameter_count(self.config.model):,} parameters"
+
+    def record(self) -> dict[str, str]:
+        """The fingerprint of the autoencoder that pictures go through; that of cached latents is in their manifest."""
+        return {"codec": self.inputs.codec.fingerprint()} if isinstance(self.inputs, EncodedInputs) else {}
 
     def begin(self, state: TrainState) -> None:
         """Fresh weights, or those of another checkpoint where they fit; averages begin as the weights."""
@@ -77,14 +82,25 @@ class DiffusionSubject:
             found.append(Hook(train.sample_every, pictures))
         elif train.sample_every:
             logger.warning("no pictures along the way: the autoencoder is not at hand")
+        if around.heldout is None and heldout.every:
+            logger.info("no held-out pictures: nothing is measured on any (data.heldout names a list)")
         if around.heldout is not None and heldout.num:
             measure = heldout_hook(self.task, around.heldout, heldout.num, around.watchdog)
             found.insert(0, Hook(heldout.every, measure))
         return found
 
 
+def model_spec(config: RunConfig, data: Samples) -> ModelSpec:
+    """What the run's steps say of themselves. A codec's folder is named by its whole path, for steps are opened from
+    anywhere."""
+    codec, names = config.codec, data.names or None
+    if isinstance(codec, AutoencoderConfig) and Path(codec.name).is_dir():
+        codec = replace(codec, name=str(Path(codec.name).resolve()))
+    return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling)
+
+
 def _codec(config: RunConfig, data: Samples, world: World) -> Codec | None:
-    """The codec on this process's device. Cached latents do without one, but not with another than they were made by."""
+    """The codec on this process's device. Cached latents do without one, but not with another than made them."""
     if not isinstance(config.codec, AutoencoderConfig):
         if isinstance(data, LatentSamples):
             raise ConfigError(f"data.path: {data.root} holds latents, this model takes pixels (codec.kind)")

@@ -35,7 +35,7 @@ class AutoencoderTask:
         return torch.empty(shape).uniform_(-bound, bound, generator=generator(self.seed, "init", 0, name))
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Per sample (B,): "loss" = "l1" (mean over the picture's values) + kl_weight · "kl" (nats over that number)."""
+        """Per sample (B,): "loss" = "l1" (mean over the picture's values) + kl_weight · "kl" (nats over it)."""
         images = to_device(batch.inputs, device)
         found = model(images.to(dtype), self.noise(batch, device).to(dtype))
         l1 = (found.images.float() - images).abs().mean(dim=(1, 2, 3))
