@@ -106,6 +106,16 @@ MUTANTS = [
     Mutant("data/loader.py", "offset + step * self.batch_size + self.part * self.share", "offset + step * self.batch_size", DATA),
     Mutant("train/start.py", "mapping |= {} if null is None else {null: source_null}", "pass", TRAIN),
     Mutant("flows/resume.py", "if refused:", "if False:", "tests/flows tests/e2e/test_run.py"),
+    # data at scale
+    Mutant("train/step.py", 'torch.where(sound, values, -1 if name == "time" else 0)', "values", TRAIN),
+    Mutant("train/step.py", "len(micro) - len(micro.faults)", "len(micro)", TRAIN),
+    Mutant("data/loader.py", 'if self.bad == "stop":', "if False:", DATA),
+    Mutant("train/skipped.py", "if fault.where in self.known:", "if False:", TRAIN),
+    Mutant("train/inputs.py", 'self.seed, "posterior", 0, position', '0, "posterior", 0, position', TRAIN),
+    Mutant("train/autoencoder_task.py", "self.kl_weight * kl", "kl", TRAIN),
+    Mutant("codecs/latents.py", "return (raw - _per_channel(config.shift, raw)) *", "return raw *", "tests/codecs tests/train"),
+    Mutant("data/latents.py", "(2 * row + bool(flip))", "(2 * row)", DATA),
+    Mutant("flows/resume.py", "codecs[0] != codecs[1]", "False", "tests/e2e/test_latents.py"),
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def generator(seed: int, stream: str, step: int = 0, id: int | str = 0) -> torch.Generator:
     """A CPU generator seeded by the first 8 bytes (big-endian) of sha256("ldit|stream|seed|step|id")."""
-    digest = hashlib.sha256(f"ldit|{stream}|{seed}|{step}|{id}".encode()).digest()
+    digest = hashlib.sha256(f"ldit|{stream}|{seed}|{step}|{id}".encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 

@@ -1,4 +1,4 @@
-"""From pictures to samples through an autoencoder, by the commands: train one, make a codec of it, cache, train, sample."""
+"""From pictures to samples through an autoencoder by commands: train one, make a codec of it, cache, train, sample."""
 
 import json
 import shutil

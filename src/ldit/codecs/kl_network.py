@@ -6,7 +6,7 @@ The only file that imports diffusers, which takes seconds: import it inside func
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldit.codecs.imports import absent
 from ldit.codecs.kl_config import CONFIG, KLConfig, diffusers_arguments, kl_config
@@ -30,6 +30,10 @@ class Reconstruction(NamedTuple):
 
 class KLNetwork(AutoencoderKL):
     """Parameter names, configuration and arithmetic are diffusers' own; `forward` takes its noise from outside."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "KLNetwork":  # type: ignore[override]
+        """As torch.nn.Module.to; diffusers' own warns of every change of dtype."""
+        return nn.Module.to(self, *args, **kwargs)
 
     def forward(self, images: Tensor, noise: Tensor) -> Reconstruction:  # type: ignore[override]
         """Encode (B, 3, H, W) in [-1, 1], draw with `noise` (B, C, h, w), decode."""

@@ -109,11 +109,11 @@ def emoji64_vae() -> AutoencoderRun:
         model=AutoencoderModelConfig(4, (32, 64, 96), 1, 8, mid_block_attention=False),
         data=DataConfig("emoji64", 64),
         train=TrainConfig(
-            steps=9000,
+            steps=8000,
             batch_size=16,
             lr=1e-3,
             warmup=200,
-            cooldown=2000,
+            cooldown=1000,
             precision="bf16",
             grad_clip=1.0,
             log_every=50,
