@@ -44,6 +44,28 @@ def test_training_tiny(theme: str) -> None:
         assert all(held["at_start"] < 1 << 20 for held in report["bytes"].values()), "the order of a long run is free"
 
 
+@pytest.mark.parametrize("theme", ["folder", "latents"])
+def test_data_tiny(theme: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "data.py"), theme, "--size", "tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    report = json.loads(done.stdout.splitlines()[-1])
+    committed = json.loads(next((ROOT / "benchmarks" / "results").glob(f"*_data-{theme}*.json")).read_text())
+    assert report.keys() == committed.keys()
+    if theme == "latents":
+        assert report["measured_ratio"] > 1 and report["encode_flops_per_image"] > 0
+
+
+def test_autoencoder_quality(tmp_path: Path) -> None:
+    """The figures of the bundled autoencoder's card: what acceptance asks for, and the committed ones again."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "emoji64_autoencoder.py"), "--page", str(tmp_path / "p.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    report = json.loads(done.stdout.splitlines()[-1])
+    committed = json.loads(next((ROOT / "benchmarks" / "results").glob("*_emoji64-autoencoder.json")).read_text())
+    assert report["fingerprint"] == committed["fingerprint"] and (tmp_path / "p.png").stat().st_size > 10_000
+    assert report["psnr"]["mean"] == pytest.approx(committed["psnr"]["mean"], abs=0.01)
+    assert report["psnr"]["mean"] >= 27 and report["above_bicubic"] >= 5
+
+
 def test_ladder_tiny(tmp_path: Path) -> None:
     """The script for GPUs runs on a CPU, and every rung computes the same loss."""
     flags = [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ldit.config.model import preset
@@ -75,3 +76,25 @@ def test_the_originals_command(folder: Path, tmp_path: Path) -> None:
     assert stopped.returncode == 2
     assert len(stopped.stderr.splitlines()) == 1 and "stabilityai/sd-vae-ft-ema" in stopped.stderr
     assert not list(folder.glob("*.png"))
+
+
+def test_the_originals_command_decodes_through_the_published_autoencoder(folder: Path, tmp_path: Path) -> None:
+    """ROOT/stabilityai/sd-vae-ft-ema: random weights of the true architecture, 83.7M parameters."""
+    from ldit.checkpoint.tensors import write_safetensors
+    from ldit.codecs.kl_network import build_network
+    from ldit.config.autoencoder import AutoencoderModelConfig
+
+    vae = tmp_path / "stabilityai" / "sd-vae-ft-ema"
+    vae.mkdir(parents=True)
+    stated = AutoencoderModelConfig().to_diffusers()
+    torch.manual_seed(0)
+    network = build_network(stated)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e5) == 837
+    (vae / "config.json").write_text(json.dumps(stated))
+    write_safetensors(vae / "diffusion_pytorch_model.safetensors", network.state_dict().items())
+    command = [sys.executable, "-u", str(ROOT / "sample.py"), "--ckpt", str(folder), "--num_sampling_steps", "2",
+               "--class_labels", "207", "360", "--local_diffusers_model_root", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(folder / "sample_ema.png") as grid:
+        assert grid.size == (2 * 256 + 3 * 2, 256 + 2 * 2)
