@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import said
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -146,10 +147,25 @@ def test_other_codecs_sizes_and_damage_are_refused(place: Path, tmp_path: Path, 
         (recipe(place, tmp_path / "a", place / "bf16", "--data.max-per-class", 3), "give it to ldit encode"),
     ):
         run(*arguments, code=2)
-        said = capfd.readouterr().err
-        assert message in said and said.count("\n") == 1, said
+        complaint = capfd.readouterr().err
+        assert message in complaint and complaint.count("\n") == 1, complaint
     run("data", "check", damaged, code=1)
     run("data", "check", place / "bf16")
+
+
+def test_a_cache_does_without_its_codec_but_not_with_a_broken_one(
+    place: Path, tmp_path: Path, capfd, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    absent = tmp_path / "absent"
+    with said() as lines:
+        run(*recipe(place, tmp_path / "run", place / "bf16", "--codec.name", absent))
+    assert any("by name alone" in line for line in lines) and any("no pictures along" in line for line in lines)
+    assert not (tmp_path / "run/samples").exists()
+    broken = shutil.copytree(place / "vae", tmp_path / "broken")
+    (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    run(*recipe(place, tmp_path / "other", place / "bf16", "--codec.name", broken), code=2)
+    assert "diffusion_pytorch_model.safetensors" in capfd.readouterr().err
 
 
 def test_samples_of_a_latent_model(place: Path, tmp_path: Path) -> None:

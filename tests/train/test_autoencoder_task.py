@@ -203,6 +203,11 @@ def test_networks_that_cannot_be_built(changes: dict) -> None:
         replace(MODEL, **changes)
 
 
+def test_a_run_without_measurements(tmp_path: Path) -> None:
+    assert train(run(heldout=HeldoutConfig(every=2, num=0)), tmp_path / "run") == 0
+    assert open_autoencoder(tmp_path / "run").spec.latents is None
+
+
 def test_statistics_travel() -> None:
     spec = AutoencoderSpec(MODEL, LatentStatistics(0.25, 2.0), {"step": 3})
     assert AutoencoderSpec.from_json(json.loads(json.dumps(spec))) == spec

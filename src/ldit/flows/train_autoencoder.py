@@ -58,7 +58,8 @@ class AutoencoderSubject:
 
         def run(state: TrainState) -> dict[str, float]:
             values = measure(state)
-            self.task.conclude(values)
+            if values:  # none where heldout.num is 0 or no picture could be read
+                self.task.conclude(values)
             return values
 
         pairs = reconstruction_hook(self.task, shown, self.out)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.open import Codec, open_codec
+from ldit.codecs.open import Codec, find_codec, open_codec
 from ldit.codecs.pixels import PixelCodec
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
@@ -109,8 +109,8 @@ def _codec(config: RunConfig, data: Samples, world: World) -> Codec | None:
     try:
         codec = open_codec(config.codec, (), world.device, dtype, config.model.in_channels)
     except CodecError:
-        if not isinstance(data, LatentSamples):
-            raise
+        if not isinstance(data, LatentSamples) or find_codec(config.codec.name) is not None:
+            raise  # one that is there and broken is no absent one
         codec = None
     assert not isinstance(codec, PixelCodec)
     if isinstance(data, LatentSamples):
