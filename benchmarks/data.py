@@ -1,6 +1,7 @@
 """What data costs: pictures from a folder, and latents encoded in the step or before.
 
     python benchmarks/data.py {folder,latents} [--device cpu|cuda] [--size s|b|tiny] [--rounds N] [--json F]
+                              [--precision fp32|bf16] [--codec-precision fp32|bf16]
 
 folder:  images/s from JPEG files to tensors of 256 px with 0, 1 and 2 threads, and the share that decoding alone takes.
 latents: a training step from cached latents against one that encodes its pictures (256 px) with the widely used
@@ -35,6 +36,7 @@ from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.image_folder import ImageFolder
 from ldit.data.loader import Loader
+from ldit.dtypes import DTYPES
 from ldit.nn.build import forward_flops
 from ldit.parallel.world import World
 from ldit.rng import generator
@@ -64,8 +66,9 @@ def make_pictures(folder: Path, count: int) -> int:
     return sum(sizes) // count
 
 
-def folder(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
+def folder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Images/s of whole batches, median over rounds; every picture is read anew."""
+    size, rounds = arguments.size, arguments.rounds
     count = 32 if size == "tiny" else 256
     with tempfile.TemporaryDirectory() as place:
         mean = make_pictures(Path(place), count)
@@ -100,15 +103,16 @@ def folder(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     }
 
 
-def latents(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
+def latents(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Seconds of a step, in turn. FLOPs of the encoder are those of its convolutions and products, as they run."""
+    size, rounds = arguments.size, arguments.rounds
     side, batch = SIDES[size], BATCHES[size]
     model = preset(NETWORKS[size], input_size=side // 8, qk_norm=True)
     config = diffusion_recipe("imagenet256-600m")
-    train = replace(config.train, batch_size=batch, micro_batch_size=None, precision="fp32")
+    train = replace(config.train, batch_size=batch, micro_batch_size=None, precision=arguments.precision)
     config = replace(config, model=model, train=train)
     with tempfile.TemporaryDirectory() as place:
-        codec = random_codec(Path(place), WIDTHS[size], config.codec, device)
+        codec = random_codec(Path(place), WIDTHS[size], config.codec, device, DTYPES[arguments.codec_precision])
         pictures = torch.rand(batch, 3, side, side, generator=generator(0, "bench")) * 2 - 1
         encoder = counted(codec, pictures[:1])
         moments = torch.cat(codec.moments(pictures), dim=1).cpu()
@@ -127,6 +131,7 @@ def latents(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
         "size": size,
         "batch": batch,
         "image_size": side,
+        "precision": {"train": arguments.precision, "codec": arguments.codec_precision},
         "seconds": best,
         "train_flops_per_image": flops,
         "encode_flops_per_image": encoder,
@@ -137,7 +142,9 @@ def latents(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     }
 
 
-def random_codec(folder: Path, widths: tuple[int, ...], config: Any, device: torch.device) -> AutoencoderCodec:
+def random_codec(
+    folder: Path, widths: tuple[int, ...], config: Any, device: torch.device, dtype: torch.dtype
+) -> AutoencoderCodec:
     """An autoencoder of that architecture with random weights, through files as any other."""
     from ldit.codecs.kl_network import build_network
 
@@ -147,7 +154,7 @@ def random_codec(folder: Path, widths: tuple[int, ...], config: Any, device: tor
     network = build_network(stated)
     (folder / "config.json").write_text(json.dumps(stated))
     write_safetensors(folder / "diffusion_pytorch_model.safetensors", network.state_dict().items())
-    return AutoencoderCodec(replace(config, name=str(folder)), folder, device)
+    return AutoencoderCodec(replace(config, name=str(folder)), folder, device, dtype)
 
 
 def counted(codec: AutoencoderCodec, picture: Tensor) -> float:
@@ -200,6 +207,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", choices=list(NETWORKS), default="s")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training step")
+    parser.add_argument("--codec-precision", choices=["fp32", "bf16"], default="fp32", help="of the encoder")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -209,7 +218,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        **THEMES[arguments.theme](arguments.size, device, arguments.rounds),
+        **THEMES[arguments.theme](arguments, device),
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

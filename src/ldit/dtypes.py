@@ -26,3 +26,18 @@ def products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Within the block fp32 is fp32: neither products nor convolutions, for which it is cuDNN's default, are rounded to
+    tf32."""
+    cudnn = torch.backends.cudnn
+    products_before, convolutions_before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = convolutions_before
+        torch.set_float32_matmul_precision(products_before)

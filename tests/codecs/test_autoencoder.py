@@ -17,6 +17,7 @@ from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_network import build_network
 from ldit.codecs.latents import draw, unscaled
 from ldit.config.spec import AutoencoderConfig
+from ldit.dtypes import products
 from ldit.errors import CodecError
 
 STEM = "diffusion_pytorch_model"
@@ -194,3 +195,25 @@ def test_scaling_comes_from_the_model(
 def test_a_model_that_does_not_fit(saved: Path, config: AutoencoderConfig, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(CodecError, match=said):
         AutoencoderCodec(replace(config, **changes), saved)
+
+
+def test_fp32_is_not_rounded_to_tf32(saved: Path, config: AutoencoderConfig, images: Tensor) -> None:
+    """Whatever the trainer allows around it; what was set before is back afterwards, after a fault too."""
+    codec, seen = AutoencoderCodec(config, saved), []
+
+    def flags() -> tuple[bool, str]:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    for module in codec._network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_pre_hook(lambda *_: seen.append(flags()))
+    with products("tf32"):
+        assert flags() == (True, "high")
+        codec.decode(codec.moments(images)[0])
+        assert flags() == (True, "high")
+        with pytest.raises(CodecError):
+            codec.moments(images[:, :, :3])
+        with pytest.raises(RuntimeError):
+            codec.moments(torch.full_like(images, 1, device="meta"))
+        assert flags() == (True, "high")
+    assert set(seen) == {(False, "highest")} and flags() == (True, "highest")

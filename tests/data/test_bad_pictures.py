@@ -18,7 +18,7 @@ from counts import count
 from ldit.data.loader import Loader, load_batch
 from ldit.data.order import EpochOrder
 from ldit.data.picture_set import PictureSet
-from ldit.data.workers import Workers
+from ldit.data.workers import Stuck, Workers
 from ldit.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,7 +156,11 @@ def test_d5_a_fault_of_any_kind_ends_the_batch_that_it_belongs_to() -> None:
 def test_workers_take_jobs_in_order_and_drop_the_rest() -> None:
     workers, seen, gate = Workers(1, "test"), [], threading.Event()
     jobs = [workers.submit(lambda job, i=i: seen.append(i) or (i == 1 and gate.wait(30))) for i in range(5)]
-    assert jobs[0].wait(10) and not jobs[1].wait(0.01)
+    jobs[0].finish(10)
+    with pytest.raises(Stuck, match=r"^thread test-0 has been at it for 0 s$"):
+        jobs[1].finish(0.01)
+    with pytest.raises(Stuck, match=r"^no thread has begun with it for 0 s$"):
+        jobs[2].finish(0.01)
     closing = threading.Timer(0.05, gate.set)
     closing.start()
     workers.close(10)

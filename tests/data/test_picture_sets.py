@@ -1,5 +1,6 @@
 """Sets without classes, and how a set meets a model's number of classes."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,17 @@ def test_loose_pictures_keep_lists_and_caps(loose: Path) -> None:
     (loose / "heldout.txt").write_text("\n".join(p.name for p in loose.iterdir()))
     with pytest.raises(DataError, match="no pictures left"):
         open_data(str(loose), 8)
+
+
+def test_entries_of_a_list_that_match_nothing_are_told(loose: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("ldit").propagate = True
+    (loose / "heldout.txt").write_text("d.webp\nd.webp\nä.png\n")
+    open_data(str(loose), 8)
+    assert not caplog.messages
+    (loose / "heldout.txt").write_text("d.webp\nD.webp\ngone.png\n")
+    _, heldout = open_data(str(loose), 8)
+    assert heldout is not None and names(heldout) == ["d.webp"]
+    assert caplog.messages == [f"{loose / 'heldout.txt'} lists 3 pictures, 1 of them are there"]
 
 
 def test_damaged_loose_pictures_are_named(loose: Path) -> None:

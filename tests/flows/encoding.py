@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,9 @@ def widened(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
     return rounded.astype(np.uint32).view(np.float32).reshape(values.shape)
+
+
+def whole(source: Path, out: Path, run: Callable[..., bool], **options: Any) -> dict[str, bytes]:
+    """The files of an undisturbed cache."""
+    assert run(job(source, out, **options))
+    return contents(out)

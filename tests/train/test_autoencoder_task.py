@@ -1,6 +1,7 @@
 """Autoencoders: losses by hand, training, resume, and the way from a run to a codec."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,15 @@ def test_a_run_becomes_a_codec(finished: Path, tmp_path: Path) -> None:
     half = convert(finished / "checkpoints/step-00000004", tmp_path / "half", to="diffusers", dtype="bf16")
     small, large = ((p / "diffusion_pytorch_model.safetensors").stat().st_size for p in (half, out))
     assert small < 0.6 * large
+
+
+def test_a_codec_without_statistics_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("ldit").propagate = True
+    config = run(heldout=HeldoutConfig(every=0, num=0), train=replace(run().train, steps=1, sample_every=0))
+    assert train(config, tmp_path / "run") == 0
+    out = convert(tmp_path / "run", tmp_path / "vae", to="diffusers")
+    assert "scaling_factor" not in json.loads((out / "config.json").read_text())
+    assert "written without scale and shift" in caplog.text
 
 
 def test_an_autoencoder_is_no_model(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,8 @@ class EncodeArguments:
     """Pictures a file; a file is made whole or again."""
     workers: int = 2
     """Threads that read pictures ahead; 0 = read when needed."""
+    timeout: float = 25.0
+    """Seconds a thread may be at one picture before the job ends and names it."""
     heldout: str | None = None
     """List of pictures for the held-out part; default heldout.txt where there is one, "" = none."""
     max_per_class: int = 0

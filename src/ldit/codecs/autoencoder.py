@@ -14,6 +14,7 @@ from ldit.codecs.kl_weights import fingerprint, read_tensors, weight_files
 from ldit.codecs.latents import unscaled
 from ldit.codecs.tiles import Grid, Tiling, through
 from ldit.config.spec import AutoencoderConfig
+from ldit.dtypes import unrounded
 from ldit.errors import CodecError, SourceError
 from ldit.log import logger
 
@@ -112,7 +113,8 @@ class AutoencoderCodec:
             return part(self._network, rows.to(self.dtype, memory_format=torch.channels_last))
 
         pixels = _PIXELS_CPU if self.device.type == "cpu" else _PIXELS
-        with torch.no_grad():
+        # A cache made on one device is taken for another's latents, so fp32 means fp32 on all of them.
+        with torch.no_grad(), unrounded():
             return through(network, x, grid, self.tiling, pixels)
 
     def _open(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ A set that mixes two of the three is refused.
 
 import json
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,20 @@ def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     names = tuple(stripped for line in lines if (stripped := line.strip()))
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(f"{path}: class name {name!r} stands there twice")
-        seen.add(name)
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise DataError(f"{path}: class name {twice!r} stands there twice")
+    refuse_twins(path, names)
     return path, names
+
+
+def refuse_twins(where: Path, names: Sequence[str]) -> None:
+    """DataError where two of different names differ in case alone: asked for by name, one would hide the other."""
+    folded: dict[str, str] = {}
+    for name in names:
+        twin = folded.setdefault(name.casefold(), name)
+        if twin != name:
+            raise DataError(f"{where}: the classes {twin!r} and {name!r} differ in case alone")
 
 
 class LabelTable:
@@ -151,11 +159,7 @@ class LabelTable:
 
     def _named(self, root: Path, codes: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         names = sorted(self._texts, key=str.encode)
-        folded: dict[str, str] = {}
-        for name in names:
-            twin = folded.setdefault(name.casefold(), name)
-            if twin != name:
-                raise DataError(f"{root}: the classes {twin!r} and {name!r} differ in case alone")
+        refuse_twins(root, names)
         places = np.empty(len(names), np.int32)
         for place, name in enumerate(names):
             places[self._texts[name]] = place

@@ -1,6 +1,5 @@
 """Batches by step, read ahead by threads (Pillow and numpy release the interpreter while they work)."""
 
-import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from ldit.config.sections import BadPictures, DataConfig
 from ldit.data.batch import Batch, Fault
 from ldit.data.order import EpochOrder
 from ldit.data.samples import Samples
-from ldit.data.workers import Job, Workers
+from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, RunError
 from ldit.rng import uniform
 
 AHEAD = 2  # batches in the making while the consumer works on one
-_LOOK = 0.25  # seconds between looks at a batch that is waited for
 
 
 def load_batch(
@@ -86,18 +84,13 @@ class _Pending:
         """Waits. Of several faults the first row's is raised, whatever the number of threads; RunError names the thread
         and the sample that take longer than `timeout` seconds."""
         for part in self.parts:
-            began = time.monotonic()
-            while not part.wait(min(_LOOK, self.timeout)):
-                stuck = time.monotonic() - max(part.since, began)
-                if stuck > self.timeout:
-                    self._give_up(part, stuck)
+            try:
+                part.finish(self.timeout)
+            except Stuck as stuck:
+                data = self.reading.data
+                where = data.where(self.reading.indices[stuck.item])
+                raise RunError(f"{data.root}: {where} cannot be read: {stuck} (data.timeout)") from None
         return self.reading.batch()
-
-    def _give_up(self, part: Job, stuck: float) -> None:
-        data = self.reading.data
-        what = "no thread has begun with it" if not part.thread else f"thread {part.thread} has been at it"
-        where = data.where(self.reading.indices[part.item])
-        raise RunError(f"{data.root}: {where} cannot be read: {what} for {stuck:.0f} s (data.timeout)")
 
 
 class Loader:

@@ -16,6 +16,7 @@ from ldit.data.picture_set import PictureSet
 from ldit.data.samples import Samples, fit_classes
 from ldit.data.tars import TarPictures, has_tars, read_tars
 from ldit.errors import DataError
+from ldit.log import logger
 
 BUNDLED = ("emoji64",)
 HELDOUT = "heldout.txt"
@@ -99,7 +100,10 @@ def _open_files(
     make = _maker(root, size, decoding)
     if listed is None:
         return make((), None, max_per_class), None
-    return make(listed, None, max_per_class), make((), listed, 0)
+    train, kept = make(listed, None, max_per_class), make((), listed, 0)
+    if len(kept) < len(set(listed)):
+        logger.warning("%s lists %d pictures, %d of them are there", folder / heldout, len(set(listed)), len(kept))
+    return train, kept
 
 
 def _maker(

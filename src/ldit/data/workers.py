@@ -6,9 +6,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+_LOOK = 0.25  # seconds between looks at a job that is waited for
+
+
+class Stuck(Exception):
+    """A job that does not get on. Its text says which thread has been at the item `item` for how long."""
+
+    def __init__(self, thread: str, item: int, seconds: float) -> None:
+        what = f"thread {thread} has been at it" if thread else "no thread has begun with it"
+        super().__init__(f"{what} for {seconds:.0f} s")
+        self.item = item
+
 
 class Job:
-    """Work for one thread, which calls `at` as it gets on; `wait` raises what the work raised."""
+    """Work for one thread, which calls `at` as it gets on."""
 
     def __init__(self, work: Callable[["Job"], None]) -> None:
         self.work = work
@@ -32,13 +43,16 @@ class Job:
             self._error = error
         self._done.set()
 
-    def wait(self, timeout: float) -> bool:
-        """Whether it is done within `timeout` seconds."""
-        if not self._done.wait(timeout):
-            return False
+    def finish(self, patience: float) -> None:
+        """Wait for the end; raises what the work raised, and Stuck when one item takes longer than `patience` seconds,
+        or none is begun for so long."""
+        began = time.monotonic()
+        while not self._done.wait(min(_LOOK, patience)):
+            stuck = time.monotonic() - max(self.since, began)
+            if stuck > patience:
+                raise Stuck(self.thread, self.item, stuck)
         if self._error is not None:
             raise self._error
-        return True
 
 
 class Workers:

@@ -14,6 +14,7 @@ from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.original import check_original, write_original
 from ldit.dtypes import DTYPES
 from ldit.errors import SourceError
+from ldit.log import logger
 
 Layout = Literal["ldit", "original", "diffusers", "pt"]
 
@@ -71,6 +72,12 @@ def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None)
         raise SourceError(f"{opened.path} is an autoencoder: it is written as --to diffusers, not {to}")
     with committed(out) as folder:
         write_diffusers(folder, opened.spec, opened.tensors(), DTYPES.get(dtype or ""))
+    if opened.spec.latents is None:
+        logger.warning(
+            "%s never measured its latents (heldout.every, heldout.num): %s is written without scale and shift, which "
+            "readers take for 0.18215 and 0",
+            opened.path, out,
+        )  # fmt: skip
     return out
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.open import codec_folder, open_codec
+from ldit.config.sections import DataConfig
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.cache import (
@@ -65,6 +66,7 @@ class EncodeJob:
     batch_size: int = 32
     shard_size: int = 4096
     workers: int = 2
+    timeout: float = DataConfig.timeout
     heldout: str | None = None
     max_per_class: int = 0
     bad: Literal["stop", "skip"] = "stop"
@@ -78,6 +80,8 @@ class EncodeJob:
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ConfigError(f"--{key.replace('_', '-')}: must be at least {value}, got {getattr(self, key)}")
+        if not self.timeout > 0:
+            raise ConfigError(f"--timeout: must be more than 0, got {self.timeout}")
         if not all(0 <= value <= 255 for value in self.background):
             raise ConfigError(f"--background: three numbers from 0 to 255, got {self.background}")
         for key in ("scale", "shift"):
@@ -119,7 +123,8 @@ def encode(job: EncodeJob) -> bool:
             return True
         sets = [source] if heldout is None else [source, heldout]
         progress = _Progress(making, launch.rank == 0)
-        encoder = Encoder(codec, device, job.batch_size, job.workers, job.bad == "skip", progress.advance)
+        skip = job.bad == "skip"
+        encoder = Encoder(codec, device, job.batch_size, job.workers, skip, job.timeout, progress.advance)
         try:
             for part, number in making.shards()[launch.rank :: launch.size]:
                 if making.whole():

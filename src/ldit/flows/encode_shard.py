@@ -1,7 +1,6 @@
 """Ranges of pictures to the tensors of a shard of a latent cache."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -11,8 +10,9 @@ from torch import Tensor
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.cache_job import Part
 from ldit.data.samples import Samples
+from ldit.data.workers import Job, Stuck, Workers
 from ldit.dtypes import DTYPES
-from ldit.errors import DataError
+from ldit.errors import DataError, RunError
 from ldit.log import logger
 
 
@@ -35,20 +35,29 @@ class Encoder:
     """Ranges of samples to the tensors of a shard. While the codec works at a batch threads read the next one."""
 
     def __init__(
-        self, codec: Codec, device: torch.device, batch_size: int, workers: int, skip: bool, said: Callable[[int], None]
+        self,
+        codec: Codec,
+        device: torch.device,
+        batch_size: int,
+        workers: int,
+        skip: bool,
+        timeout: float,
+        said: Callable[[int], None],
     ) -> None:
-        """`skip`: bad pictures are left out. `said` is told of every batch the number of its pictures."""
+        """`skip`: bad pictures are left out. `timeout`: seconds that a thread may be at one picture. `said` is told of
+        every batch the number of its pictures."""
         self.codec, self.device, self.batch_size, self.skip, self.said = codec, device, batch_size, skip, said
-        self.dtype = codec.dtype
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="encode") if workers else None
+        self.dtype, self.timeout = codec.dtype, timeout
+        self.workers = Workers(workers, "encode") if workers else None
 
     def close(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
+        """Threads end once each has read the picture it is at; one that hangs is left behind."""
+        if self.workers is not None:
+            self.workers.close(1.0)
 
     def shard(self, samples: Samples, part: Part, rows: range) -> tuple[Tensor, Tensor, Tensor, list[tuple[str, str]]]:
         """mean and logvar (N, 2, C, h, w), label (N), and the pictures that were skipped, with reasons. DataError names
-        the first bad picture, unless those are skipped."""
+        the first bad picture, unless those are skipped; RunError one that takes too long."""
         if self.codec.dtype != self.dtype:  # fp32, because another shard did not fit into fp16
             self.codec.to(self.device, self.dtype)
         shape, dtype = part.job.shape, DTYPES[part.job.dtype]
@@ -57,7 +66,7 @@ class Encoder:
         skipped: list[tuple[str, str]] = []
         count = 0
         for batch in self._batches(samples, rows):
-            reasons = batch.wait()
+            reasons = batch.wait(self.timeout)
             if not self.skip and any(reasons):
                 raise DataError(next(filter(None, reasons)))
             mean, logvar = (m.to(dtype) for m in self._moments(batch.images, shape))
@@ -82,9 +91,9 @@ class Encoder:
 
     def _batches(self, samples: Samples, rows: range) -> Iterator["_Reading"]:
         cuts = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
-        ahead = _Reading(samples, cuts[0], self.pool)
+        ahead = _Reading(samples, cuts[0], self.workers)
         for cut in cuts[1:]:
-            batch, ahead = ahead, _Reading(samples, cut, self.pool)
+            batch, ahead = ahead, _Reading(samples, cut, self.workers)
             yield batch
         yield ahead
 
@@ -99,31 +108,40 @@ class Encoder:
 
 
 class _Reading:
-    """A batch whose rows are read by the pool's threads, or, without one, when it is waited for."""
+    """A batch whose rows are read by threads, or, without any, when it is waited for."""
 
-    def __init__(self, samples: Samples, rows: range, pool: ThreadPoolExecutor | None) -> None:
+    def __init__(self, samples: Samples, rows: range, workers: Workers | None) -> None:
         self.samples, self.rows = samples, rows
         self.images = torch.zeros(len(rows), *samples.shape)
         self.labels: list[int] = [0] * len(rows)
         self._view: np.ndarray = self.images.numpy()
-        self._reading: list[Future[str]] | None = None
-        if pool is not None:
-            self._reading = [pool.submit(self._read, row) for row in range(len(rows))]
+        self._reasons = [""] * len(rows)
+        self._reading: list[Job] | None = None
+        if workers is not None:
+            self._reading = [workers.submit(lambda job, row=row: self._read(row, job)) for row in range(len(rows))]  # type: ignore[misc]
 
-    def _read(self, row: int) -> str:
-        """Fill a row; what is wrong with its picture, whose row is all zeros then."""
+    def _read(self, row: int, job: Job | None = None) -> None:
+        """Fill a row; all zeros where its picture cannot be read."""
+        if job is not None:
+            job.at(row)
         try:
             self.labels[row] = self.samples.read(self.rows[row], False, self._view[row])
         except DataError as error:
             self._view[row] = 0
-            return str(error) or "cannot be read"
-        return ""
+            self._reasons[row] = str(error) or "cannot be read"
 
-    def wait(self) -> list[str]:
-        """What is wrong with each picture, "" = nothing."""
-        if self._reading is None:
-            return [self._read(row) for row in range(len(self.rows))]
-        return [future.result() for future in self._reading]
+    def wait(self, timeout: float) -> list[str]:
+        """What is wrong with each picture, "" = nothing. RunError names one that takes longer than `timeout`."""
+        for row in range(len(self.rows)):
+            if self._reading is None:
+                self._read(row)
+                continue
+            try:
+                self._reading[row].finish(timeout)
+            except Stuck as stuck:
+                where = self.samples.where(self.rows[row])
+                raise RunError(f"{self.samples.root}: {where} cannot be read: {stuck} (--timeout)") from None
+        return self._reasons
 
 
 def _plain(reason: str, samples: Samples, index: int) -> str:
