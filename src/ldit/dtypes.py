@@ -1,5 +1,6 @@
 """Words for dtypes, the same in every flag, file and report."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,16 +29,32 @@ def products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-@contextmanager
-def unrounded() -> Iterator[None]:
-    """Within the block fp32 is fp32: neither products nor convolutions, for which it is cuDNN's default, are rounded to
-    tf32."""
-    cudnn = torch.backends.cudnn
-    products_before, convolutions_before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = convolutions_before
-        torch.set_float32_matmul_precision(products_before)
+class _Unrounded:
+    """What was set before the first thread came in is set again when the last one leaves."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = ("highest", True)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        cudnn = torch.backends.cudnn
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+                torch.set_float32_matmul_precision("highest")
+                cudnn.allow_tf32 = False
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    torch.set_float32_matmul_precision(self._before[0])
+                    cudnn.allow_tf32 = self._before[1]
+
+
+unrounded = _Unrounded()
+"""Within `with unrounded():` fp32 is fp32: neither products nor convolutions, for which it is cuDNN's default, are
+rounded to tf32. The settings are the process's: other threads compute so meanwhile."""

@@ -148,8 +148,20 @@ def test_fp16_falls_back(
     expected = run(full)
     with caplog.at_level(logging.WARNING, "ldit"):
         assert expected.isfinite().all() and torch.equal(run(half), expected)
-        assert half.dtype is torch.float32 and torch.equal(run(half), expected)
+        assert half.dtype is torch.float16 and torch.equal(run(half), expected)
     assert [record.getMessage().count("fp16") for record in caplog.records] == [1]
+
+
+def test_what_overflows_changes_nothing_else(overflowing: Path, config: AutoencoderConfig, images: Tensor) -> None:
+    """What becomes of a picture depends on that picture alone: not on one that overflowed before it, nor beside it."""
+    black = torch.zeros_like(images[:1])  # the only picture here that fits into fp16
+    alone = AutoencoderCodec(config, overflowing, dtype=torch.float16).moments(black)[0]
+    full = AutoencoderCodec(config, overflowing).moments(torch.cat([images, black]))[0]
+    codec = AutoencoderCodec(config, overflowing, dtype=torch.float16)
+    both = codec.moments(torch.cat([images, black]))[0]
+    assert torch.equal(codec.moments(black)[0], alone) and not torch.equal(alone, full[-1:])
+    close(both[-1:], alone, 2**-10 * ROUNDING / 2**-24)
+    close(both[:-1], full[:-1], ROUNDING)
 
 
 def test_numbers_that_are_not_finite_are_nobodys_overflow(

@@ -12,7 +12,7 @@ import torch
 
 from ldit.codecs import open as opening
 from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.open import check_codec, codec_folder, find_codec, open_codec
+from ldit.codecs.open import check_codec, codec_folder, find_codec, open_codec, whole_name
 from ldit.codecs.pixels import PixelCodec
 from ldit.config.spec import AutoencoderConfig, PixelCodecConfig
 from ldit.errors import CodecError
@@ -32,10 +32,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_order(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As given, the roots one by one, bundled; the first that has a configuration."""
+    """The roots one by one, bundled, the working directory; the first that has a configuration."""
     monkeypatch.setattr(opening, "ASSETS", tmp_path / "assets")
     roots = [tmp_path / "first", tmp_path / "second"]
-    places = [here, *roots, tmp_path / "assets" / "models"]
+    places = [*roots, tmp_path / "assets" / "models", here]
     assert find_codec(NAME, roots) is None
     for place in reversed(places):
         shutil.copytree(saved, place / NAME)
@@ -43,10 +43,44 @@ def test_order(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert found is not None and found.resolve() == (place / NAME).resolve()
     for place in places[:-1]:
         (place / NAME / "config.json").unlink()
-        assert find_codec(NAME, roots) != Path(NAME)
+        assert find_codec(NAME, roots) != place / NAME
+    assert find_codec(NAME, roots) == Path(NAME)
     (places[-1] / NAME / "config.json").unlink()
-    assert find_codec(NAME, roots) == Path(NAME)  # none is whole: the first is what a message speaks of
+    assert find_codec(NAME, roots) == roots[0] / NAME  # none is whole: the first is what a message speaks of
     assert find_codec(str(saved)) == saved
+
+
+def test_a_path_is_taken_as_it_is(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """./ names a folder of the working directory whatever else has that name."""
+    monkeypatch.setattr(opening, "ASSETS", tmp_path / "assets")
+    for place in (here, tmp_path / "root", tmp_path / "assets" / "models"):
+        shutil.copytree(saved, place / "vae")
+    assert find_codec("./vae", [tmp_path / "root"]) == Path("vae")
+    assert find_codec(str(here / "vae"), [tmp_path / "root"]) == here / "vae"
+    assert find_codec("vae", [tmp_path / "root"]) == tmp_path / "root" / "vae"
+    assert find_codec("vae") == tmp_path / "assets" / "models" / "vae"
+
+
+def test_a_path_that_is_gone(saved: Path, here: Path, tmp_path: Path, offline: Path) -> None:
+    """Its last two parts and its last one are looked for below the roots, each place once."""
+    gone, root = f"/no/{NAME}", tmp_path / "root"
+    assert find_codec(gone, [root]) is None
+    with pytest.raises(CodecError) as caught:
+        open_codec(AutoencoderConfig(gone), [root, root])
+    assert f"looked in {gone}, {root / NAME}, {root / 'some-vae'}; " in str(caught.value)
+    for place in (root / "some-vae", root / NAME):
+        shutil.copytree(saved, place)
+        assert find_codec(gone, [root]) == place
+
+
+def test_whole_names(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step says, which is opened from anywhere: bundled names and those of the Hub stay."""
+    monkeypatch.setattr(opening, "ASSETS", tmp_path / "assets")
+    shutil.copytree(saved, tmp_path / "assets" / "models" / "bundled")
+    for name in ("bundled", "own"):
+        shutil.copytree(saved, here / name)
+    assert whole_name("bundled") == "bundled" and whole_name("org/name") == "org/name"
+    assert whole_name("./bundled") == str(here / "bundled") and whole_name("own") == str(here / "own")
 
 
 @pytest.mark.parametrize("name", ["", "x\0y", "a" * 5000, "~nobody/x", "../../../x", "-"])

@@ -18,7 +18,7 @@ from PIL import Image
 from ldit.checkpoint import manifest
 from ldit.cli.data import run
 from ldit.data import hashes
-from ldit.data.check import scan_folder
+from ldit.data.check import Reading, scan_folder
 from ldit.data.decoding import Decoding
 from ldit.errors import ConfigError, DataError, LditError, RequestError
 
@@ -88,7 +88,10 @@ def test_bad_pictures_and_problems(folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "empty").mkdir()
     said = report(capsys, folder, code=1)
     assert said["bad"][0] == {"file": "cat/0.png", "reason": "the file is empty"} and len(said["bad"]) == 31
-    assert said["problems"] == [f"class folders {folder / 'Cat'} and {folder / 'cat'} differ in case alone"]
+    assert said["problems"] == [
+        f"class folders {folder / 'Cat'} and {folder / 'cat'} differ in case alone",
+        *(f"class folder {folder / name} holds no pictures" for name in ("Cat", "empty")),
+    ]
     (folder / "Cat").rmdir()
     assert report(capsys, folder, code=1)["problems"] == [f"class folder {folder / 'empty'} holds no pictures"]
     text = lines(capsys, folder, code=1)
@@ -106,11 +109,11 @@ def test_threads_change_nothing(folder: Path) -> None:
     """More pictures than are handed to the threads at once."""
     for i in range(1200):
         (folder / "dog" / f"{i:04d}.png").write_bytes(b"%d" % i)
-    one, four = (scan_folder(folder, Decoding(), 21, workers) for workers in (1, 4))
+    one, four = (scan_folder(folder, Decoding(), 21, Reading(workers)) for workers in (1, 4))
     assert one == four and one.total == 1209 and len(one.bad) == 1200 and list(one.digests) == list(four.digests)
     assert [name for name, _ in one.bad] == [f"dog/{i:04d}.png" for i in range(1200)]
     seen: list[int] = []
-    scan_folder(folder, Decoding(), workers=4, seen=seen.append)
+    scan_folder(folder, Decoding(), reading=Reading(4, seen=seen.append))
     assert sum(seen) == 1209
 
 
@@ -159,6 +162,64 @@ def test_against_a_list(folder: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert (said["changed"], said["missing"], len(said["new"])) == (["cat/1.png"], [], 8)
 
 
+def test_lists_with_windows_line_ends(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "hashes.txt"
+    report(capsys, folder, "--write", target)
+    target.write_bytes(b"\xef\xbb\xbf" + target.read_bytes().replace(b"\n", b"\r\n"))
+    said = report(capsys, folder, "--against", target)
+    assert (said["changed"], said["missing"], said["new"], said["unreadable"]) == ([], [], [], [])
+
+
+def test_what_is_there_and_cannot_be_read_is_not_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures that will not open, and two files that the list alone names."""
+    target = tmp_path / "hashes.txt"
+    report(capsys, folder, "--write", target)
+    with target.open("a") as file:
+        file.write("0" * 64 + "  notes.txt\n" + "0" * 64 + "  gone.txt\n")
+    (folder / "dog" / "a.jpg").unlink()
+    (folder / "dog" / "a.jpg").mkdir()
+    fopen = Path.open
+
+    def refusing(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name in ("0.png", "notes.txt"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return fopen(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    said = report(capsys, folder, "--against", target, code=1)
+    assert said["bad"] == [{"file": "cat/0.png", "reason": "Permission denied"}]
+    assert (said["missing"], said["unreadable"]) == (["gone.txt"], ["cat/0.png", "dog/a.jpg", "notes.txt"])
+    assert "unreadable  3 cat/0.png, dog/a.jpg, notes.txt" in lines(capsys, folder, "--against", target, code=1)
+
+
+def test_linked_class_folders_are_checked(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As training reads them: a class may be a link, a folder below one may not; dots are passed over."""
+    (folder / "dog").rename(tmp_path / "elsewhere")
+    (folder / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(folder / "cat")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "1.png").write_text("no picture")
+    (tmp_path / "elsewhere" / "bad.png").write_text("no picture")
+    said = report(capsys, folder, code=1)
+    assert said["classes"] == {"cat": 4, "dog": 5} and [bad["file"] for bad in said["bad"]] == ["dog/bad.png"]
+    assert said["total"] == 10
+
+
+def test_files_that_no_run_reads_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat/1.avif", "cat/2.HEIC", "cat/3.avif", "cat/4", "dog/.hidden.avif"):
+        (folder / name).write_bytes(b"x")
+    said = report(capsys, folder)
+    assert said["other_files"] == {".avif": 2, ".heic": 1, "": 1, ".txt": 1} and said["beside_classes"] == 1
+    (row,) = (line for line in lines(capsys, folder) if line.startswith("beside"))
+    assert row.startswith(
+        "beside      no run reads 1 pictures beside the class folders and 5 files that are not named as pictures: "
+        ".avif 2, "
+    )
+    assert "no suffix 1" in row
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -185,6 +246,8 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         ([folder, "--write", tmp_path], RequestError, "is a folder"),
         ([folder, "--against", tmp_path / "gone"], DataError, "cannot read .*gone"),
         ([folder, "--workers", 0], RequestError, "--workers"),
+        ([folder, "--timeout", 0], RequestError, "--timeout"),
+        ([folder, "--timeout", "nan"], RequestError, "--timeout"),
         ([folder, "--image-size", 0], RequestError, "--image-size"),
         ([folder, "--max-pixels", 0], RequestError, "--max-pixels"),
         ([folder, "--background", 0, 0, 256], RequestError, "--background"),
@@ -237,7 +300,44 @@ def test_tars(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) 
         archive.add(tmp_path / "bad.png", "3.png")
         archive.add(tmp_path / "1.cls", "3.cls")
     said = report(capsys, tmp_path / "shards", code=1)
-    assert [bad["file"] for bad in said["bad"]] == ["0.tar/3.png"] and said["classes"] == {"0": 2, "1": 1}
+    assert said["bad"] == [{"file": "0.tar/3.png", "reason": "not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF picture"}]
+    assert said["classes"] == {"0": 2, "1": 1}
+
+
+def test_tars_and_lists_are_looked_at_like_folders(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Modes, sizes and duplicates; the class of a picture is its label."""
+    names = ["cat/1.png", "cat/copy.png", "cat/2.png", "dog/z.png", "dog/t.jpg"]
+    entries = [{"file_name": name, "label": "k" if name == "dog/z.png" else "l"} for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for entry in entries:
+            (tmp_path / "cls").write_text(entry["label"])
+            archive.add(folder / entry["file_name"], entry["file_name"])
+            archive.add(tmp_path / "cls", str(Path(entry["file_name"]).with_suffix(".cls")))
+    for root, prefix in ((folder, ""), (tmp_path / "shards", "0.tar/")):
+        said = report(capsys, root, "--image-size", 23)
+        assert (said["total"], said["formats"], said["modes"]) == (5, {"PNG": 4, "JPEG": 1}, {"RGB": 5})
+        assert said["classes"] == {"l": 4, "k": 1} and (said["enlarged"], said["exif_oriented"]) == (4, 1)
+        assert said["largest"] == {"width": 100, "height": 50, "name": f"{prefix}dog/t.jpg"}
+        assert said["duplicates"] == [
+            {"files": [f"{prefix}cat/1.png", f"{prefix}cat/copy.png"], "across_classes": False},
+            {"files": [f"{prefix}cat/2.png", f"{prefix}dog/z.png"], "across_classes": True},
+        ]
+
+
+def test_sets_that_do_not_open_are_not_sound(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would stop a run at its start is a finding, with exit code 1, not a fault of the command."""
+    (folder / "metadata.jsonl").write_text("{")
+    said = report(capsys, folder, code=1)
+    assert said["kind"] == "a folder with metadata.jsonl" and "line 1: broken JSON" in said["problems"][0]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").write_bytes(b"x" * 1000)
+    said = report(capsys, tmp_path / "shards", code=1)
+    assert said["kind"] == "tar shards" and "0.tar: no tar header at byte 0" in said["problems"][0]
+    assert lines(capsys, tmp_path / "shards", code=1)[-1] == "verdict     not sound"
 
 
 def test_a_folder_that_is_sealed_and_no_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,3 +359,6 @@ def test_latent_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     shard.write_bytes(data)
     (problem,) = report(capsys, tmp_path / "cache", code=1)["problems"]
     assert str(shard) in problem and "damaged" in problem
+    (tmp_path / "cache" / "manifest.json").write_text("{")
+    said = report(capsys, tmp_path / "cache", code=1)
+    assert said["kind"] == "a latent cache" and "is a latent cache that is damaged" in said["problems"][0]

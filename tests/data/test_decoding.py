@@ -1,6 +1,8 @@
 """Every mode's rule for RGB, from arithmetic on hand-made pixels."""
 
+import struct
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from PIL import Image, ImageFile
 
 from ldit.data import decoding as module
 from ldit.data.decoding import BadPicture, Decoding, examine, open_picture, read_square, to_rgb
+from ldit.errors import RunError
 
 WHITE = (255, 255, 255)
 PAINT = (10, 200, 60)
@@ -257,7 +260,51 @@ def test_pillows_own_limit_plays_no_part(limit: int | None, monkeypatch: pytest.
 
 
 def test_lenient_pillow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A global by which any library can make truncated pictures pass."""
+    """A global by which any library can make truncated pictures pass: no fault of a picture."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(BadPicture, match="LOAD_TRUNCATED_IMAGES"):
+    with pytest.raises(RunError, match="LOAD_TRUNCATED_IMAGES"):
         open_picture(stored(Image.new("L", (4, 4)), "PNG"), Decoding())
+
+
+def png(bits: int, kind: int, rows: list[bytes], *chunks: tuple[bytes, bytes]) -> BytesIO:
+    """A PNG of these rows: four grey samples or one pixel of colour wide."""
+    head = struct.pack(">LLBBBBB", 1 if kind == 2 else 4, len(rows), bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    whole = (struct.pack(">L", len(d)) + n + d + struct.pack(">L", zlib.crc32(n + d)) for n, d in parts)
+    return BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_of_few_bits(bits: int) -> None:
+    """Each level in turn, and beside it what the number says beyond the bits of the file, which does not count."""
+    top = (1 << bits) - 1
+    for clear in {0, 1, top // 2, top - 1, top}:
+        levels = [0, top, clear, (clear + 1) % (top + 1)]
+        row = sum(level << bits * (3 - at) for at, level in enumerate(levels)) << (-4 * bits % 8)
+        rows = [row.to_bytes(-(-4 * bits // 8), "big")] * 2
+        for beyond in (0, 0x100, 1 << bits) if bits > 1 else (0,):
+            file = png(bits, 0, rows, (b"tRNS", struct.pack(">H", clear | beyond)))
+            wanted = [list(PAINT) if level == clear else [level * 255 // top] * 3 for level in levels]
+            assert decoded(file, PAINT).tolist() == [wanted] * 2, clear
+
+
+def test_a_transparent_colour_of_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 48 bits must agree, not those alone that are kept of the pixels."""
+    clear = (0x1234, 0x5678, 0x9ABC)
+    near = [(0x1234, 0x5678, 0x9ABD), (0x1235, 0x5678, 0x9ABC), (0x3412, 0x7856, 0xBC9A), (0, 0, 0)]
+    rows = [struct.pack(">3H", *pixel) for pixel in (clear, *near, clear)]
+    for pixels in (module._STRIP, 1):
+        monkeypatch.setattr(module, "_STRIP", pixels)
+        got = decoded(png(16, 2, rows, (b"tRNS", struct.pack(">3H", *clear))), PAINT)[:, 0].tolist()
+        assert got == [list(PAINT), *([v >> 8 for v in pixel] for pixel in near), list(PAINT)]
+    assert decoded(png(16, 2, rows))[0, 0].tolist() == [0x12, 0x56, 0x9A]
+    file = png(8, 2, [b"\1\2\3", b"\4\5\6"], (b"tRNS", struct.pack(">3H", 0x104, 5, 6)))
+    assert decoded(file, PAINT)[:, 0].tolist() == [[1, 2, 3], list(PAINT)]
+
+
+@pytest.mark.parametrize("line", ["{} {} {} ", "{:>6} {:>6} {:>6}\r\n"])
+def test_plain_text_of_sixteen_bits(line: str) -> None:
+    """The longest way to write pixels: 18 to 22 bytes each."""
+    text = "P3 300 300 65535\n" + line.format(65535, 65535, 65535) * 90000
+    assert (decoded(BytesIO(text.encode())) == 255).all()

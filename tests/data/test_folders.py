@@ -30,6 +30,17 @@ def test_classes_that_differ_in_case_alone_are_refused(tmp_path: Path, first: st
     assert str(caught.value) == f"class folders {tmp_path / first} and {tmp_path / second} differ in case alone"
 
 
+@pytest.mark.parametrize(("first", "second"), [("e\u0301", "\u00e9"), ("E\u0301", "\u00e9")])
+def test_classes_that_differ_in_unicode_form_alone(tmp_path: Path, first: str, second: str) -> None:
+    """macOS takes them for one folder."""
+    make(tmp_path, f"{first}/1.png", f"{second}/1.png")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this disk does not tell them apart")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(tmp_path, 4)
+    assert f"differ in case or the Unicode form of accents alone: {first!a}, {second!a}" in str(caught.value)
+
+
 def test_names_order_and_fingerprint(tmp_path: Path) -> None:
     """Byte order of the paths, subfolders among them; the fingerprint is that of the names alone."""
     names = ["B/2.png", "a/A.PNG", "a/b/1.jpeg", "a/b.png", "a/ä.gif"]
@@ -56,6 +67,20 @@ def test_linked_folders(tmp_path: Path) -> None:
     data = ImageFolder(root, 4)
     assert [data.where(i) for i in range(len(data))] == ["a/1.png", "a/3.png", "a/deep/2.png"]
     assert np.array_equal(data[0][0], data[1][0])
+
+
+def test_names_led_by_a_dot_are_passed_over(tmp_path: Path) -> None:
+    """Folders that programs keep beside the classes or below them, and macOS's ._ files."""
+    make(tmp_path, ".cache/1.png", "a/.thumbnails/1.png", "a/._1.png", "a/1.png", ".2.png")
+    data = ImageFolder(tmp_path, 4)
+    assert data.names == ("a",) and [data.where(i) for i in range(len(data))] == ["a/1.png"]
+    assert pictures_in(tmp_path / "a") == ["1.png"]
+
+
+def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "1.jpg").rename(tmp_path / "a" / "1.jfif")
+    assert ImageFolder(tmp_path, 4)[0][0].shape == (4, 4, 3)
 
 
 def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

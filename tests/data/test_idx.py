@@ -116,13 +116,28 @@ def test_names_beside_the_files(tmp_path: Path, name: str) -> None:
     names = [f"kind {i}" for i in range(10)]
     (tmp_path / name).write_text("\n".join(names) + "\n\n")
     assert open_data(str(write(tmp_path)), 28)[0].names == tuple(names)
-    for text, said in (("a\nb\n", "label 7 of picture 0 for 2 classes"), ("a\na\n", "different"), ("\n", "1 to 256")):
+    for text, said in (
+        ("a\nb\n", "label 7 of picture 0 for 2 classes"),
+        ("a\na\n", "stands there twice"),
+        ("\n", "1 to 256"),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=said):
             open_data(str(tmp_path), 28)
+    (tmp_path / name).write_text("\ufeff" + "\n".join(names), encoding="utf-8")
+    assert open_data(str(tmp_path), 28)[0].names == tuple(names)
+    (tmp_path / name).write_text("Cat\ncat\n" + "\n".join(names))
+    with pytest.raises(DataError, match="'Cat' and 'cat' differ in case alone"):
+        open_data(str(tmp_path), 28)
     (tmp_path / name).write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=name):
         open_data(str(tmp_path), 28)
+
+
+def test_of_two_names_files_the_same_counts_as_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("not\nread\n")
+    (tmp_path / "classes.txt").write_text("\n".join(f"kind {i}" for i in range(10)))
+    assert open_data(str(write(tmp_path)), 28)[0].names[9] == "kind 9"
 
 
 IMAGES_FILE, LABELS_FILE = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"

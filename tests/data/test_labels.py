@@ -104,6 +104,9 @@ def test_names_are_classes_in_byte_order(make: Make, tmp_path: Path) -> None:
 def test_names_that_differ_in_case_alone(make: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'Cat' and 'cat' differ in case alone"):
         make(tmp_path, ["dog", "cat", "Cat"])
+    with pytest.raises(DataError, match="differ in case or the Unicode form of accents alone") as caught:
+        make(tmp_path, ["dog", "caf\u00e9", "cafe\u0301"])
+    assert "'cafe\\u0301', 'caf\\xe9'" in str(caught.value)
 
 
 @ways

@@ -15,7 +15,7 @@ from hostile_tars import png
 
 from ldit.data import metadata
 from ldit.data.decoding import Decoding
-from ldit.data.metadata import MetadataPictures, has_metadata, read_metadata
+from ldit.data.metadata import MetadataPictures, has_metadata, other_metadata, read_metadata
 from ldit.errors import DataError
 
 
@@ -206,11 +206,11 @@ def test_a_picture_that_cannot_be_read_is_named(root: Path) -> None:
 
 
 def test_other_metadata_is_said_not_to_be_read(root: Path) -> None:
-    assert not has_metadata(root)
+    assert not has_metadata(root) and other_metadata(root) is None
     with pytest.raises(DataError, match=rf"no metadata\.jsonl in {root}$"):
         open_folder(root)
     (root / "metadata.csv").write_text("file_name,label\na.png,1\n")
-    assert has_metadata(root)
+    assert not has_metadata(root) and other_metadata(root) == "metadata.csv"
     with pytest.raises(DataError, match=r"no metadata\.jsonl in .*: of metadata\.csv nothing is read"):
         open_folder(root)
     assert has_metadata(write(root, {"file_name": "a.png"})) and len(open_folder(root)) == 1

@@ -1,6 +1,7 @@
 """Sets without classes, and how a set meets a model's number of classes."""
 
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,61 @@ def test_entries_of_a_list_that_match_nothing_are_told(loose: Path, caplog: pyte
     (loose / "heldout.txt").write_text("d.webp\nD.webp\ngone.png\n")
     _, heldout = open_data(str(loose), 8)
     assert heldout is not None and names(heldout) == ["d.webp"]
-    assert caplog.messages == [f"{loose / 'heldout.txt'} lists 3 pictures, 1 of them are there"]
+    said = f"{loose / 'heldout.txt'}: 2 of 3 entries match no picture, the first is 'D.webp'"
+    assert caplog.messages == [said]
+
+
+def test_a_key_of_many_pictures_hides_no_lost_entry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A bare key holds in every archive: entries are counted, not pictures."""
+    logging.getLogger("ldit").propagate = True
+    for shard in "abc":
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for key in ("1", "2"):
+                Image.new("RGB", (8, 8)).save(tmp_path / "picture", "png")
+                archive.add(tmp_path / "picture", f"{key}.png")
+    (tmp_path / "heldout.txt").write_text("1\nb.tar/1.png\n3\n")
+    train, heldout = open_data(str(tmp_path), 8)
+    assert heldout is not None and (len(train), len(heldout)) == (3, 3)
+    said = f"{tmp_path / 'heldout.txt'}: 1 of 3 entries match no picture, the first is '3'"
+    assert caplog.messages == [said]
+
+
+def test_lists_as_editors_write_them(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A byte order mark and Windows' line ends change nothing; a name may hold what splits lines elsewhere."""
+    logging.getLogger("ldit").propagate = True
+    strange = "y/a\u2028b\x85.png"
+    Image.new("RGB", (8, 8)).save(classes / strange)
+    (classes / "heldout.txt").write_bytes(f"\ufeffy/1.png\r\n{strange}\r\n".encode())
+    train, heldout = open_data(str(classes), 8)
+    assert heldout is not None and [heldout.where(i) for i in range(len(heldout))] == ["y/1.png", strange]
+    assert [train.where(i) for i in range(len(train))] == ["x/1.png", "y/2.png"] and not caplog.messages
+
+
+def test_lists_that_cannot_be_used(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = classes / "heldout.txt"
+    path.write_bytes("y/1.png\ny/ü.png\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"held-out list .*heldout\.txt, line 2: not UTF-8 text"):
+        open_data(str(classes), 8)
+    path.write_text("# all of it is for training\n")
+    with pytest.raises(DataError, match=r"heldout\.txt lists no pictures"):
+        open_data(str(classes), 8)
+    assert len(open_data(str(classes), 8, "")[0]) == 3
+
+    def refuse(*arguments: object, **named: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match=r"cannot read held-out list .*heldout\.txt: Permission denied"):
+        open_data(str(classes), 8)
+
+
+def test_a_list_takes_no_whole_class(classes: Path) -> None:
+    (classes / "heldout.txt").write_text("x/1.png\n")
+    with pytest.raises(DataError, match=r"heldout\.txt lists every picture of class 'x': none is left for training"):
+        open_data(str(classes), 8)
+    (classes / "heldout.txt").write_text("y/1.png\n")
+    train, heldout = open_data(str(classes), 8, max_per_class=1)
+    assert heldout is not None and (len(train), len(heldout)) == (2, 1)
 
 
 def test_damaged_loose_pictures_are_named(loose: Path) -> None:

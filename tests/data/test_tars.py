@@ -23,7 +23,7 @@ from ldit.data import tars
 from ldit.data.decoding import Decoding
 from ldit.data.tar_members import pax_records
 from ldit.data.tars import TarPictures, has_tars, read_tars
-from ldit.errors import DataError
+from ldit.errors import DataError, RunError
 
 PLAIN = Decoding()
 
@@ -233,12 +233,12 @@ def test_names_in_no_code_are_escaped(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_of_paths_classes_and_sizes(tmp_path: Path) -> None:
-    pack(tmp_path / "a.tar", samples(3))
-    sizes = [len(png(i)) for i in range(3)]
-    lines = [f"a.tar/{i:04}.png\0{i % 2}\0{sizes[i]}\n" for i in range(3)]
+    pack(tmp_path / "a.tar", samples(4))
+    sizes = [len(png(i)) for i in range(4)]
+    lines = [f"a.tar/{i:04}.png\0{i % 2}\0{sizes[i]}\n" for i in range(4)]
     assert open_tars(tmp_path).fingerprint() == hashlib.sha256("".join(lines).encode()).hexdigest()
     chosen = open_tars(tmp_path, exclude=["0001"])
-    assert chosen.fingerprint() == hashlib.sha256((lines[0] + lines[2]).encode()).hexdigest()
+    assert chosen.fingerprint() == hashlib.sha256((lines[0] + lines[2] + lines[3]).encode()).hexdigest()
 
 
 def test_threads_read_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,17 +281,37 @@ def test_an_archive_that_changes_is_noticed(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", samples(2))
     data = open_tars(tmp_path)
     os.utime(path, ns=(0, 0))
-    with pytest.raises(DataError, match=r"a\.tar has changed"):
+    with pytest.raises(RunError, match=r"^cannot read picture .*a\.tar/0000\.png: .*a\.tar has changed"):
         data[0]
     data = open_tars(tmp_path)
     assert data[0][1] == 0
     os.truncate(path, 600)
-    with pytest.raises(DataError, match=r"a\.tar/0001\.png: the archive has become shorter"):
+    with pytest.raises(RunError, match=r"a\.tar/0001\.png: the archive has become shorter"):
         data[1]
     path.unlink()
     assert data[0][1] == 0  # still open
-    with pytest.raises(DataError, match=r"cannot open .*a\.tar"):
+    with pytest.raises(RunError, match=r"a\.tar/0000\.png: cannot open .*a\.tar: No such file"):
         open_tars(tmp_path, index=data.index)[0]
+
+
+def test_an_archive_without_its_last_padding_is_truncated(tmp_path: Path) -> None:
+    """All of the member is there, which is what must not be denied; the end mark is not."""
+    path = pack(tmp_path / "a.tar", [("a.cls", b"0"), ("a.png", PNG)])
+    whole = path.read_bytes()
+    end = whole.index(PNG) + len(PNG)
+    assert end % 512
+    for cut in (end, end + 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(
+            DataError, match=rf"member 'a\.png' is whole, but the archive ends at byte {cut}, before its"
+        ):
+            open_tars(tmp_path)
+    path.write_bytes(whole[: end - 1])
+    with pytest.raises(DataError, match=rf"claims {len(PNG)} bytes, but the archive ends {len(PNG) - 1} later"):
+        open_tars(tmp_path)
+    path.write_bytes(whole[: end + -end % 512])
+    with pytest.raises(DataError, match="without an end mark"):
+        open_tars(tmp_path)
 
 
 def test_packed_archives_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ldit.cli.main import main
 from ldit.codecs.open import open_codec
+from ldit.config.recipes import diffusion_recipe
 from ldit.config.sections import DataConfig
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.loader import Loader
@@ -144,7 +145,11 @@ def test_other_codecs_sizes_and_damage_are_refused(place: Path, tmp_path: Path, 
             "of size 16",
         ),
         (recipe(place, tmp_path / "a", damaged), "shard-00001.safetensors is damaged"),
-        (recipe(place, tmp_path / "a", place / "bf16", "--data.max-per-class", 3), "give it to ldit encode"),
+        (recipe(place, tmp_path / "a", place / "bf16", "--data.heldout", "x.txt"), "give it to ldit encode"),
+        (recipe(place, tmp_path / "a", place / "bf16", "--data.max-per-class", 3), "data.max_per_class: 3, "),
+        (recipe(place, tmp_path / "a", place / "bf16", "--data.exif"), "data.exif: True, "),
+        (recipe(place, tmp_path / "a", place / "bf16", "--data.background", 0, 0, 0), "data.background: [0, 0, 0], "),
+        (recipe(place, tmp_path / "a", place / "bf16", "--data.codec-precision", "bf16"), "data.codec_precision: "),
     ):
         run(*arguments, code=2)
         complaint = capfd.readouterr().err
@@ -157,11 +162,17 @@ def test_a_cache_does_without_its_codec_but_not_with_a_broken_one(
     place: Path, tmp_path: Path, capfd, monkeypatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    absent = tmp_path / "absent"
+    absent = tmp_path / "absent" / place.joinpath("vae").name
     with said() as lines:
-        run(*recipe(place, tmp_path / "run", place / "bf16", "--codec.name", absent))
-    assert any("by name alone" in line for line in lines) and any("no pictures along" in line for line in lines)
+        run(*recipe(place, tmp_path / "run", place / "bf16", "--codec.name", absent, "--codec.shift", 7))
+    assert any("known by that name alone" in line for line in lines) and any(
+        "no pictures along" in line for line in lines
+    )
+    assert any(line.startswith("codec.shift: 7.0, that of the autoencoder") for line in lines)
+    assert not any(line.startswith("codec.scale") for line in lines)
     assert not (tmp_path / "run/samples").exists()
+    run(*recipe(place, tmp_path / "none", place / "bf16", "--codec.name", tmp_path / "mse"), code=2)
+    assert "mse is not at hand" in capfd.readouterr().err
     broken = shutil.copytree(place / "vae", tmp_path / "broken")
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     run(*recipe(place, tmp_path / "other", place / "bf16", "--codec.name", broken), code=2)
@@ -193,3 +204,27 @@ def test_a_codec_that_changes_under_a_run_is_noticed(place: Path, tmp_path: Path
     capfd.readouterr()
     run(*recipe(place, tmp_path / "run", place / "pictures", "--codec.name", vae), code=2)
     assert "the autoencoder is not that of" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("codec", ["vae", "absent/vae"])
+def test_a_cache_without_its_classes(place: Path, tmp_path: Path, codec: str, monkeypatch) -> None:
+    """Latents stay latents when their labels are taken away."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    more = ("--codec.name", place / codec, "--model.num-classes", 0, "--train.sample-every", 0)
+    run(*recipe(place, tmp_path / "run", place / "bf16", *more))
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    """The latent recipe's two lines as they are printed, but for fewer pictures and steps."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [line.split("#")[0].split() for line in text.splitlines()]
+    (encode,) = [line[1:] for line in lines if line[:3] == ["ldit", "encode", "emoji64"]]
+    (training,) = [line[1:] for line in lines if line[:3] == ["ldit", "train", "emoji64-latent-s"] and "CACHE" in line]
+    places = {"CACHE": str(tmp_path / "cache"), "runs/latent": str(tmp_path / "run")}
+    small = ["--train.steps", 1, "--train.batch-size", 2, "--train.sample-every", 0, "--data.max-per-class", 2]
+    assert encode[encode.index("--max-per-class") + 1] == str(diffusion_recipe("emoji64-latent-s").data.max_per_class)
+    encode, training = ([places.get(word, word) for word in line] for line in (encode, training))
+    run(*encode, "--max-per-class", 2, "--heldout", "")
+    run(*training, *small)
+    assert len(losses(tmp_path / "run")) == 1

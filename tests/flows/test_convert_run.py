@@ -15,8 +15,11 @@ from ldit.train.saver import Staging
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    return run_with(AutoencoderConfig("stabilityai/sd-vae-ft-mse"), tmp_path)
+
+
+def run_with(codec: AutoencoderConfig, tmp_path: Path) -> Path:
     """A run with a committed step whose weights and averages all differ, in latents as the original's are."""
-    codec = AutoencoderConfig("stabilityai/sd-vae-ft-mse")
     values = {"codec.": codec, "model.in_channels": 4, "ema.more": (0.5,), "ema.power": (0.1,)}
     state, task, _ = begin(small(values))
     with torch.no_grad():
@@ -44,6 +47,23 @@ def test_a_runs_step_opens_again(to: str, run: Path, tmp_path: Path, capsys: pyt
     before, after = open_source(run), open_source(tmp_path / "out")
     assert after.kind == ("ldit" if to == "ldit" else "original") and same(before, after)
     assert after.spec.model == before.spec.model and after.spec.process == before.spec.process
+
+
+@pytest.mark.parametrize("name", ["/models/stabilityai/sd-vae-ft-ema", "../stabilityai/sd-vae-ft-mse/"])
+def test_the_originals_autoencoders_by_path(name: str, tmp_path: Path) -> None:
+    """As the original's own command names them with --local_diffusers_model_root."""
+    run = run_with(AutoencoderConfig(name), tmp_path)
+    assert main(["convert", str(run), str(tmp_path / "out"), "--to", "original"]) == 0
+    assert open_source(tmp_path / "out").spec.codec == AutoencoderConfig("/".join(Path(name).parts[-2:]))
+
+
+@pytest.mark.parametrize("name", ["/models/sd-vae-ft-ema", "/stabilityai/sd-vae-ft-ema/more", "sd-vae-ft-ema"])
+def test_other_autoencoders_are_none_of_the_originals(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with(AutoencoderConfig(name), tmp_path)
+    assert main(["convert", str(run), str(tmp_path / "out"), "--to", "original"]) == 2
+    assert f"codec {name!r}" in capsys.readouterr().err
 
 
 def test_there_and_back(run: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from flows.encoding import (
     whole,
 )
 
+from ldit.data import cache_job
 from ldit.data.source import open_data
-from ldit.errors import ConfigError, DataError, SourceError
+from ldit.errors import ConfigError, DataError, RequestError, SourceError
 
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"image_size": 12}, "size 8, this command has 12"),
@@ -76,6 +77,8 @@ def test_places_that_are_no_place(
     before = whole(source, cache, run)
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "full/notes.txt").write_text("mine")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/shard-00000.safetensors").write_text("somebody's")
@@ -88,6 +91,8 @@ def test_places_that_are_no_place(
         (cache / "heldout", "sealed"),
         (source / "cache", "lies inside"),
         (source, "lies inside"),
+        (tmp_path / "run/cache", "lies inside the run"),
+        (tmp_path / "run", "lies inside the run"),
     ):
         assert word in refused(monkeypatch, job(source, place)), place
     assert contents(cache) == before and contents(tmp_path / "full") == {"notes.txt": b"mine"}
@@ -112,17 +117,15 @@ def test_a_cache_is_no_source(source: Path, tmp_path: Path, run: Callable[..., b
         ({"workers": -1}, "--workers"),
         ({"timeout": 0.0}, "--timeout"),
         ({"timeout": float("nan")}, "--timeout"),
-        ({"scale": 0.0}, "--scale"),
-        ({"scale": (1.0, 0.0)}, "--scale"),
-        ({"shift": float("nan")}, "--shift"),
         ({"background": (0, 0, 256)}, "--background"),
-        ({"device": "abacus"}, "--device"),
+        ({"device": "abacus"}, "device 'abacus'"),
+        ({"device": "meta"}, "device 'meta'"),
     ],
 )
 def test_numbers_that_cannot_be(
     source: Path, tmp_path: Path, run: Callable[..., bool], options: dict[str, Any], word: str
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(word)):
+    with pytest.raises((ConfigError, RequestError), match=re.escape(word)):
         run(job(source, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
 
@@ -136,3 +139,22 @@ def test_a_damaged_job_is_named(
     (out / "encode.json").write_text(text.replace('"adm-center"', '"adm-centre"'))
     with pytest.raises(SourceError, match=r"encode\.json is damaged"):
         run(job(source, out))
+
+
+def test_a_cache_made_whole_by_another_at_that_moment(
+    source: Path, tmp_path: Path, run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest that appears while a late process looks at the folder is a cache's, not something else's."""
+    out, sound, body = tmp_path / "out", cache_job.is_cache, b""
+    assert run(job(source, out))
+    body = (out / "manifest.json").read_bytes()
+    (out / "manifest.json").unlink()
+    (out / "encode.json").write_text("{}")
+
+    def looking(root: Path) -> bool:
+        found = sound(root)
+        (out / "manifest.json").write_bytes(body)
+        return found
+
+    monkeypatch.setattr(cache_job, "is_cache", looking)
+    cache_job.check_place(out, source)

@@ -10,11 +10,15 @@ import torch
 from folders import make_folder, over, said
 from runs import ALONE
 from safetensors.torch import load_file
+from smallrun import changed
 
 from ldit.checkpoint import manifest
+from ldit.checkpoint.commit import committed, write_json
 from ldit.checkpoint.run import step_folder
+from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
 from ldit.config.run import RunConfig
-from ldit.config.spec import FlowConfig
+from ldit.config.sections import DataConfig, TrainConfig
+from ldit.config.spec import AutoencoderConfig, FlowConfig
 from ldit.data.source import open_data
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.flows.resume import RESUMABLE, RESUMABLE_SECTIONS, step_to_resume
@@ -27,7 +31,7 @@ ALLOWED: dict[str, Any] = {
     "train.steps": 4, "train.micro_batch_size": 2, "train.cooldown": 1, "train.log_every": 2,
     "train.checkpoint_every": 1, "train.sample_every": 9, "train.attention_every": 3, "train.keep": 1,
     "train.keep_every": 2, "train.async_save": True, "ema.snapshot_every": 2, "data.workers": 1,
-    "data.timeout": 9.0, "data.verify": False,
+    "data.timeout": 9.0, "data.verify": False, "data.bad": "skip",
     "heldout.every": 2, "sampling.steps": 5, "sampling.guidance": 2.0, "parallel.recompute": "full",
     "parallel.reshard": False, "parallel.timeout": 5.0, "parallel.shard": 1, "guard.nonfinite": "stop",
     "guard.spike": "rollback", "guard.spike_z": 4.0, "guard.limit": 3, "track.wandb": "somewhere",
@@ -38,7 +42,7 @@ REFUSED: dict[str, Any] = {
     "train.precision": "bf16", "train.reduce_precision": "bf16", "train.grad_clip": 1.0, "train.init_from": "x",
     "train.init_ema": False, "optim.kind": "muon", "optim.momentum": 0.9, "optim.beta1": 0.8, "optim.beta2": 0.99,
     "optim.weight_decay": 0.1, "ema.decay": 0.9, "ema.more": (0.5,), "ema.power": (0.2,), "data.flip": True,
-    "data.heldout": "", "data.max_per_class": 9, "data.bad": "skip", "data.exif": True, "data.background": (0, 0, 0),
+    "data.heldout": "", "data.max_per_class": 9, "data.exif": True, "data.background": (0, 0, 0),
     "data.max_pixels": 4096, "data.codec_precision": "bf16", "heldout.num": 3, "objective.time_mean": 1.0,
     "objective.time_std": 2.0, "model.dim": 32, "model.qk_norm": "head", "model.class_dropout_prob": 0.2,
     "model.learn_sigma": False, "process.": FlowConfig(),
@@ -126,6 +130,81 @@ def test_r3_the_same_pictures_elsewhere(place: Path, tmp_path: Path) -> None:
     renamed = make_folder(tmp_path / "renamed", ("a", "b", "z"))
     with pytest.raises(DataError, match=r"class names differ.*c, z"):
         resume(place, over(renamed, BASE))
+
+
+def test_a_run_that_a_bad_picture_ended_goes_on_without_it(tmp_path: Path) -> None:
+    config = over(make_folder(tmp_path / "data"), {"train.checkpoint_every": 1, "train.steps": 6})
+    assert train(changed(config, {"train.steps": 1}), tmp_path / "run") == 0
+    (tmp_path / "data/b/1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"b/1\.png"):
+        train(config, tmp_path / "run")
+    assert train(changed(config, {"data.bad": "skip"}), tmp_path / "run") == 0
+    assert step_folder(tmp_path / "run", 6).is_dir()
+    assert "b/1.png" in (tmp_path / "run/skipped.jsonl").read_text()
+
+
+def test_a_run_of_another_kind_is_called_so(place: Path, tmp_path: Path) -> None:
+    """Before its classes are compared, of which an autoencoder has none."""
+    config = AutoencoderRun(
+        model=AutoencoderModelConfig(2, (8, 16), 1, 4, mid_block_attention=False),
+        data=DataConfig(str(place / "data"), 8, workers=0),
+        train=TrainConfig(steps=1, batch_size=4, attention_every=0),
+    )
+    with pytest.raises(ConfigError, match=r"run is another run.*it trains a diffusion model, this one an autoencoder"):
+        train(config, place / "run")
+    run = tmp_path / "run"
+    step_folder(run, 1).mkdir(parents=True)
+    with committed(step_folder(run, 1)) as folder:
+        write_json(folder / "config.json", AutoencoderSpec(config.model).to_json())
+    (run / "config.json").write_text(json.dumps(config.to_json()))
+    with pytest.raises(ConfigError, match="it trains an autoencoder, this one a diffusion model"):
+        train(configured(place), run)
+
+
+def recorded(place: Path, tmp_path: Path, codec: str | None, name: str = "x") -> tuple[Path, dict[str, Any]]:
+    """A copy of the run, with a codec of this name and fingerprint (None: a latent cache), and its record."""
+    run = shutil.copytree(place / "run", tmp_path / f"run-{codec}")
+    folder = step_folder(run, 2)
+    trainer = json.loads((folder / "state/trainer.json").read_text())
+    trainer["data"] |= {} if codec is None else {"codec": codec}
+    (folder / "state/trainer.json").write_text(json.dumps(trainer))
+    (folder / manifest.NAME).write_text(json.dumps(manifest.build(folder)))
+    (run / "config.json").write_text(json.dumps(latent(place, name).to_json()))
+    return run, trainer["data"]
+
+
+def latent(place: Path, name: str) -> RunConfig:
+    return changed(configured(place), {"codec.": AutoencoderConfig(name), "model.in_channels": 4})
+
+
+def asked(place: Path, name: str, run: Path, record: dict[str, Any]) -> tuple[int, Path] | None:
+    config = latent(place, name)
+    data, _ = open_data(config.data.path, config.data.image_size)
+    return step_to_resume(config, model_spec(config, data), run, record, ALONE)
+
+
+def test_pictures_and_a_cache_of_them_are_told_apart(place: Path, tmp_path: Path) -> None:
+    online, with_codec = recorded(place, tmp_path, "f" * 64)
+    cached, without = recorded(place, tmp_path, None)
+    there, now = "pictures that are encoded in the step", "a latent cache"
+    with pytest.raises(DataError, match=f"step-00000002 trains on {there}, data.path now means {now}"):
+        asked(place, "x", online, without)
+    with pytest.raises(DataError, match=f"step-00000002 trains on {now}, data.path now means {there}"):
+        asked(place, "x", cached, with_codec)
+    with pytest.raises(DataError, match=r"autoencoder is not that of .*: fingerprint ffffffffffff there, eeeeeeeeeeee"):
+        asked(place, "x", online, {**with_codec, "codec": "e" * 64})
+
+
+def test_the_same_autoencoder_elsewhere(place: Path, tmp_path: Path) -> None:
+    """It is known by its fingerprint; without one, or with another, its name must stay."""
+    run, record = recorded(place, tmp_path, "f" * 64, "here")
+    with said() as lines:
+        assert asked(place, "there", run, record) == (2, step_folder(run, 2))
+    assert lines == ["goes on with codec.name 'here' -> 'there'"]
+    cached, without = recorded(place, tmp_path, None, "here")
+    for other, found in ((run, {**record, "codec": "e" * 64}), (cached, without)):
+        with pytest.raises(ConfigError, match=r"another run.*codec\.name 'here' -> 'there'"):
+            asked(place, "there", other, found)
 
 
 def test_r3_a_run_that_goes_on_saves_what_it_goes_on_with(place: Path, tmp_path: Path) -> None:

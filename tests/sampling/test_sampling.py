@@ -11,7 +11,7 @@ from ldit.errors import RequestError
 from ldit.sampling.denoiser import Denoised, Denoiser
 from ldit.sampling.guidance import Guided
 from ldit.sampling.levels import CLEAN, Level, ddpm_levels, flow_levels
-from ldit.sampling.solvers import PLANNED, find_solver
+from ldit.sampling.solvers import find_solver
 
 MEAN, STD = 0.5, 0.3
 
@@ -30,17 +30,6 @@ def no_noise(i: int) -> Tensor:
 def last(solver: str, denoise: Denoiser, z: Tensor, levels: list[Level], noise: object = no_noise) -> Tensor:
     *_, step = find_solver(solver)(denoise, z, levels, noise)  # type: ignore[arg-type]
     return step.x
-
-
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("ddim", 1), ("heun", 2)])
-def test_order_on_a_flow(solver: str, order: int) -> None:
-    """The probability flow of a Gaussian ends at MEAN + STD·z: the error falls as steps^-order."""
-    z = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = MEAN + STD * z
-    counts = [16, 32, 64, 128]
-    errors = [(last(solver, gaussian, z, flow_levels(Flow(), n)) - exact).square().mean().sqrt().item() for n in counts]
-    slope = math.log(errors[0] / errors[-1]) / math.log(counts[-1] / counts[0])
-    assert slope == pytest.approx(order, abs=0.2), errors
 
 
 @pytest.mark.parametrize(("solver", "tolerance"), [("ddim", 0.02), ("heun", 0.02)])
@@ -107,7 +96,13 @@ def test_scale_one_computes_no_null_rows() -> None:
     assert (guided.evaluations, guided.guided_rows) == (1, 0)
 
 
-@pytest.mark.parametrize("name", [*PLANNED, "rk45"])
+@pytest.mark.parametrize("name", ["rk45", "", "DDPM"])
 def test_other_solvers_are_refused_by_name(name: str) -> None:
-    with pytest.raises(RequestError, match=name.replace("+", r"\+")):
+    with pytest.raises(RequestError, match=f"unknown solver '{name}'.*dpm"):
         find_solver(name)
+
+
+@pytest.mark.parametrize(("name", "eta", "said"), [("heun", 0.5, "solver 'heun' has none"), ("ddim", 1.5, "0 to 1")])
+def test_eta_is_of_ddim_alone(name: str, eta: float, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        find_solver(name, eta)

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import make_folder
+from PIL import Image
 from smallrun import ALONE
 
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
@@ -22,7 +25,7 @@ from ldit.config.autoencoder import (
 )
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ParallelConfig, TrainConfig
 from ldit.data.batch import Batch
-from ldit.errors import ConfigError, SourceError
+from ldit.errors import ConfigError, DataError, SourceError
 from ldit.flows.convert import convert
 from ldit.flows.train import train
 from ldit.flows.train_autoencoder import AutoencoderTask
@@ -141,6 +144,54 @@ def test_it_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+def test_statistics_outlive_a_stop(tmp_path: Path) -> None:
+    """A commit between a resume and the next measurement says what the undisturbed run's does."""
+    config = run(heldout=HeldoutConfig(every=4, num=16), train=replace(run().train, steps=8, keep=0, sample_every=0))
+    assert train(config, tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for step in ("step-00000006", "step-00000008"):
+        shutil.rmtree(tmp_path / "run/checkpoints" / step)
+    assert train(config, tmp_path / "run") == 0
+    for step in ("step-00000006", "step-00000008"):
+        ours, theirs = (tmp_path / name / "checkpoints" / step for name in ("run", "whole"))
+        assert b"latents" in theirs.joinpath("config.json").read_bytes()
+        assert (ours / "config.json").read_bytes() == (theirs / "config.json").read_bytes()
+
+
+def test_bad_pictures_are_left_out_and_recorded(tmp_path: Path) -> None:
+    """Of those that are measured and those that are shown, each once, held-out ones marked."""
+    data = make_folder(tmp_path / "data", side=16)
+    for name in ("a/0.png", "b/1.png"):
+        (data / name).write_bytes(b"no picture")
+    (data / "heldout.txt").write_text("a/0.png\na/1.png\n")
+    config = run(
+        data=DataConfig(str(data), 16, workers=0, bad="skip"),
+        train=replace(run().train, steps=6, batch_size=4, sample_every=3),
+        heldout=HeldoutConfig(every=2, num=2),
+    )
+    assert train(config, tmp_path / "run") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert sorted(line["where"] for line in lines) == ["b/1.png", "held-out a/0.png"]
+    size = Image.open(tmp_path / "run/samples/step-00000006.png").size
+    (data / "heldout.txt").write_text("a/1.png\n")
+    alone = replace(config, train=replace(config.train, steps=1, sample_every=1))
+    assert train(alone, tmp_path / "alone") == 0
+    assert Image.open(tmp_path / "alone/samples/step-00000001.png").size == size  # the same one pair
+    (data / "heldout.txt").write_text("a/0.png\na/1.png\n")
+    shutil.copyfile(data / "b/0.png", data / "b/1.png")
+    assert train(replace(alone, heldout=HeldoutConfig()), tmp_path / "shown") == 0  # and nothing measured
+    (line,) = (tmp_path / "shown/skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["where"] == "held-out a/0.png"
+    with pytest.raises(DataError, match=r"a/0\.png"):
+        train(replace(config, data=replace(config.data, bad="stop"), heldout=HeldoutConfig()), tmp_path / "other")
+
+
+def test_heads_are_no_business_of_an_autoencoder(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"heads are those of a DiT \.pt"):
+        convert(finished, tmp_path / "vae", to="diffusers", heads=3)
+    assert not (tmp_path / "vae").exists()
+
+
 def test_a_run_becomes_a_codec(finished: Path, tmp_path: Path) -> None:
     """The folder opens with diffusers' own class, its weights are the average's, its scale brings latents to 1."""
     from diffusers import AutoencoderKL
@@ -179,8 +230,6 @@ def test_an_autoencoder_is_no_model(finished: Path, tmp_path: Path, capsys: pyte
 
 
 def test_damage_falls_back_to_the_step_before(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     file = copy / "checkpoints/step-00000004/ema.safetensors"
@@ -200,6 +249,10 @@ def test_damage_falls_back_to_the_step_before(finished: Path, tmp_path: Path) ->
         ({"parallel": ParallelConfig(compile=True)}, "parallel.compile"),
         ({"objective": AutoencoderObjectiveConfig(-1.0)}, "objective.kl_weight"),
         ({"data": DataConfig("emoji64", 16, background=(0, 0, 256))}, "data.background"),
+        ({"train": replace(run().train, attention_every=5)}, "train.attention_every: .*got 5"),
+        ({"train": replace(run().train, init_ema=False)}, "train.init_ema: .*got False"),
+        ({"data": DataConfig("emoji64", 16, codec_precision="bf16")}, "data.codec_precision: .*got 'bf16'"),
+        ({"ema": EMAConfig(0.9, power=(0.05, 0.1), snapshot_every=2)}, "ema.power: `ldit ema` makes"),
     ],
 )
 def test_what_cannot_work_is_named(parts: dict, message: str) -> None:

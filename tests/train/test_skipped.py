@@ -1,17 +1,20 @@
 """Row D1 of the reliability table, the step's part: a picture that could not be read counts for nothing."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from folders import said
 from smallrun import ALONE, Pictures, begin, small, tensors, unequal
 
 from ldit.data.batch import Batch, Fault
 from ldit.data.loader import Loader, load_batch
-from ldit.errors import DataError
+from ldit.errors import DataError, RunError
 from ldit.parallel.watchdog import Watchdog
+from ldit.train import state_io
 from ldit.train.skipped import SkippedLog
 from ldit.train.step import train_step
 from ldit.train.trainer import Trainer
@@ -75,25 +78,91 @@ def test_what_a_row_held_does_not_matter() -> None:
     assert loss == other_loss and fault == other_fault == "" and not unequal(one, other)
 
 
-def test_a_batch_without_one_readable_picture_is_a_step_without_gradient() -> None:
-    state, task, loader = begin(small({"optim.weight_decay": 0.0}))
-    (batch,) = loader.from_step(0, 1)
-    before = tensors(state)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_batch_without_one_readable_picture_is_no_step(optimizer: str) -> None:
+    """Nothing moves, weight decay, momentum and averages included, and it counts for no mean of the loss."""
+    state, task, loader = begin(small({"optim.kind": optimizer}))
+    first, batch, last = loader.from_step(0, 3)
+    train_step(state, task, first)
+    before, mean = tensors(state), state.guard.mean
     outcome = train_step(state, task, faulty(batch, tuple(range(8))))
-    assert outcome.fault == "" and outcome.values["loss"] == 0 == outcome.values["grad_norm"]
-    after = tensors(state)
-    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("master"))
+    assert outcome.fault == "unreadable" and math.isnan(outcome.values["loss"])
+    assert not unequal(before, tensors(state)) and state.guard.mean == mean
+    assert (state.step, state.updates, state.guard.left_out) == (2, 1, 1)
+    assert train_step(state, task, last).fault == "" and state.guard.left_out == 0
+
+
+class Gone(Pictures):
+    """Pictures of which none can be read, or none from the `good`-th reading on."""
+
+    def __init__(self, good: int = 0) -> None:
+        super().__init__()
+        self.good = good
+
+    def __getitem__(self, index):
+        self.good -= 1
+        if self.good < 0:
+            raise DataError(f"cannot read picture {self.where(index)}: broken")
+        return super().__getitem__(index)
+
+
+def trainer(out: Path, config, data, records: list[dict], workers: int = 0) -> Trainer:
+    state, task, _ = begin(config)
+    train = config.train
+    loader = Loader(data, train.batch_size, train.seed, False, workers, bad="skip")
+    skip, watchdog = SkippedLog(out / "skipped.jsonl").add, Watchdog(ALONE, 60.0)
+    return Trainer(config, task, state, loader.from_step, out, records.append, watchdog=watchdog, skip=skip)
 
 
 def run(out: Path, config, data) -> list[dict]:
-    state, task, _ = begin(config)
-    train = config.train
-    loader = Loader(data, train.batch_size, train.seed, False, 0, bad="skip")
-    log, records = SkippedLog(out / "skipped.jsonl"), []
-    Trainer(
-        config, task, state, loader.from_step, out, records.append, watchdog=Watchdog(ALONE, 60.0), skip=log.add
-    ).fit()
+    records: list[dict] = []
+    trainer(out, config, data, records).fit()
     return records
+
+
+def test_a_set_that_cannot_be_read_ends_the_run(tmp_path: Path) -> None:
+    """After as many steps as the guard leaves out, with the first reason; what was committed before stands."""
+    records: list[dict] = []
+    ends = trainer(
+        tmp_path, small({"train.steps": 24, "guard.limit": 3, "train.checkpoint_every": 5}), Gone(40), records
+    )
+    reason = r"cannot read picture picture \d+: broken$"
+    with (
+        said() as lines,
+        pytest.raises(RunError, match=rf"^step 9: none of its 8 samples .* 4 steps in a row .*{reason}"),
+    ):
+        ends.fit()
+    assert [record.get("left_out") for record in records] == [None] * 5 + ["unreadable"] * 3
+    assert [record["loss"] is None for record in records] == [False] * 5 + [True] * 3
+    assert "step 6: none of its 8 samples could be read: left out" in lines
+    assert [path.name for path in committed(tmp_path)] == ["step-00000005"] and ends.state.updates == 5
+
+
+def test_a_run_that_read_nothing_does_not_end_as_if_it_had(tmp_path: Path) -> None:
+    """Shorter than the guard's patience: no step was applied, nothing is committed."""
+    with pytest.raises(
+        RunError, match=r"^step 3: none of its 8 samples could be read; no step could be applied; the first"
+    ):
+        run(tmp_path, small({"train.steps": 3}), Gone())
+    assert not committed(tmp_path)
+
+
+def test_left_out_batches_are_counted_on_after_a_resume(tmp_path: Path) -> None:
+    """The same step ends the run, whether it was stopped on the way or not."""
+    config = small({"train.steps": 24, "guard.limit": 5, "train.checkpoint_every": 3})
+    with pytest.raises(RunError, match=r"^step 8: .* 6 steps in a row"):
+        run(tmp_path, config, Gone(16))
+    newest = committed(tmp_path)[-1]
+    assert newest.name == "step-00000006"
+    again = trainer(tmp_path, config, Gone(), [])
+    state_io.restore(newest, again.state)
+    assert (again.state.updates, again.state.guard.left_out) == (2, 4)
+    with pytest.raises(RunError, match=r"^step 8: .* 6 steps in a row"):
+        again.fit()
+
+
+def committed(out: Path) -> list[Path]:
+    return [path for path in sorted(out.rglob("step-*")) if (path / "manifest.json").is_file()]
 
 
 def test_every_bad_picture_is_recorded_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -70,6 +70,9 @@ def write_diffusers(
     deviation 1, where the run measured them."""
     config = spec.model.to_diffusers()
     if spec.latents is not None:
-        config |= {"scaling_factor": round(1.0 / max(spec.latents.std, 1e-6), 6), "shift_factor": spec.latents.mean}
+        config |= {
+            "scaling_factor": float(f"{1.0 / max(spec.latents.std, 1e-6):.6g}"),
+            "shift_factor": spec.latents.mean,
+        }
     write_json(folder / CONFIG, {**config, "force_upcast": False})
     write_safetensors(folder / WEIGHTS, tensors, dtype)

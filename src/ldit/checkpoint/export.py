@@ -1,4 +1,5 @@
-"""Our layout: config.json + model.safetensors (or shards with an index) + ema.safetensors when kept apart."""
+"""Our layout: config.json + model.safetensors (or shards with an index) + ema.safetensors when kept apart; codec/ where
+the codec was given by path."""
 
 import json
 from collections.abc import Iterator

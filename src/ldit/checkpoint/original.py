@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,7 +234,7 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
     )
     args = argparse.Namespace(model=name, qk_norm=bool(model.qk_norm), precision="fp32", **{k: values[k] for k in kept})
     assert isinstance(spec.codec, AutoencoderConfig)
-    args.vae = spec.codec.name.rsplit("-", 1)[-1]
+    args.vae = Path(spec.codec.name).name.rsplit("-", 1)[-1]
     args.model_parallel_size = 1
     if isinstance(model, TextModelConfig):
         args.rope_scaling_factor, args.max_seq_len = model.rope_scaling_factor, model.max_seq_len
@@ -267,7 +267,7 @@ def check_original(spec: ModelSpec) -> None:
         problems.append(f"process {spec.process.kind!r}")
     if not isinstance(spec.codec, AutoencoderConfig):
         problems.append(f"codec {spec.codec.kind!r}")
-    elif spec.codec not in (
+    elif replace(spec.codec, name="/".join(Path(spec.codec.name).parts[-2:])) not in (  # of a local folder too
         AutoencoderConfig("stabilityai/sd-vae-ft-ema"),
         AutoencoderConfig("stabilityai/sd-vae-ft-mse"),
     ):

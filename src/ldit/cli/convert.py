@@ -11,7 +11,8 @@ from ldit.cli.arguments import parse
 
 @dataclass(frozen=True)
 class ConvertArguments:
-    """Write a checkpoint in another layout. Raw and EMA weights both travel where both are there."""
+    """Write a checkpoint in another layout. Raw and EMA weights both travel where both are there; an autoencoder's EMA
+    weights become a codec's folder (diffusers). A codec given by path is copied into an ldit export."""
 
     source: Annotated[str, tyro.conf.Positional]
     """Folder, run, DiT .pt file, bundled name or Hub id."""
@@ -20,9 +21,9 @@ class ConvertArguments:
     to: Literal["ldit", "original", "diffusers", "pt"] = "ldit"
     """Target layout."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Dtype of the weights written (ldit only); default as they are."""
+    """Dtype of the weights written (ldit and diffusers); default as they are."""
     ema_only: bool = False
-    """Write the EMA weights as the only ones."""
+    """Write the EMA weights as the only ones, as diffusers always has them."""
     heads: int | None = None
     """Attention heads of a DiT .pt of an unlisted size."""
 

@@ -16,7 +16,7 @@ class CheckArguments:
     """Decode every picture of a set and say what it holds. Exit code 1 when anything is bad."""
 
     path: Annotated[str, tyro.conf.Positional]
-    """What data.path may be: a folder of pictures, IDX files, tars, a latent cache, or emoji64."""
+    """What data.path may be: class folders, loose pictures, tars, metadata.jsonl, IDX files, a cache, emoji64."""
     image_size: int | None = None
     """Count the pictures that would be enlarged to this size."""
     exif: bool = False
@@ -27,12 +27,14 @@ class CheckArguments:
     """Larger pictures are bad."""
     workers: int = 2
     """Threads that read."""
+    timeout: float = 25.0
+    """Seconds that a thread may be at one picture, as data.timeout; one that takes longer is bad."""
     json: bool = False
     """One JSON object with everything found."""
     write: Path | None = None
     """File for a list of hashes, as sha256sum writes it, with paths below PATH."""
     against: Path | None = None
-    """Such a list: say which pictures are changed, missing or new."""
+    """Such a list: say which pictures are changed, missing, new or unreadable."""
 
 
 def run(arguments: list[str]) -> int:
@@ -45,7 +47,7 @@ def run(arguments: list[str]) -> int:
     result = check_data(
         CheckJob(
             args.path, args.image_size, args.exif, args.background, args.max_pixels, args.workers,
-            args.write, args.against,
+            args.timeout, args.write, args.against,
         )
     )  # fmt: skip
     if args.json:

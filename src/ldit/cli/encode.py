@@ -16,7 +16,8 @@ class EncodeArguments:
     where it was stopped; torchrun or srun share the work among processes."""
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """Pictures: a folder of class folders, of loose pictures, IDX files, tar shards, or the bundled "emoji64"."""
+    """Pictures: a folder of class folders, loose pictures, metadata.jsonl, IDX files or tar shards, or the bundled
+    "emoji64". A set is known by its names (and sizes in tars): pictures changed under their names are not noticed."""
     out: Path
     """Folder of the cache."""
     image_size: int = 256
@@ -51,10 +52,6 @@ class EncodeArguments:
     """Larger pictures are bad: they are not decoded."""
     device: str | None = None
     """cpu, cuda, …; default cuda where there is one."""
-    scale: tuple[float, ...] | None = None
-    """Scale of latents to record, a number or one a channel; default the autoencoder's own."""
-    shift: tuple[float, ...] | None = None
-    """Shift of latents, likewise."""
 
 
 def run(arguments: list[str]) -> int:
@@ -64,9 +61,6 @@ def run(arguments: list[str]) -> int:
 
     setup()
     options = {field.name: getattr(args, field.name) for field in fields(args)}
-    for key in ("scale", "shift"):  # one value is a number, several are one a channel
-        value = options[key]
-        options[key] = value[0] if value is not None and len(value) == 1 else value
     try:
         whole = encode(EncodeJob(codec_root=options.pop("local_diffusers_model_root"), **options))
     except Stopped as stop:

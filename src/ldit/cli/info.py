@@ -11,7 +11,7 @@ from ldit.cli.arguments import parse
 
 @dataclass(frozen=True)
 class InfoArguments:
-    """Say what a checkpoint is, from headers and shapes alone."""
+    """Say what a checkpoint, an autoencoder or a codec's folder is, from headers and shapes alone."""
 
     source: Annotated[str, tyro.conf.Positional]
     """Folder, run, DiT .pt file, bundled name or Hub id."""

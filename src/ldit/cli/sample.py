@@ -29,7 +29,11 @@ class SampleArguments:
     steps: Annotated[str | None, _also("--num-sampling-steps")] = None
     """Solver steps; DDPM models also take "10,15,20" and "ddim50"."""
     solver: str | None = None
-    """ddpm, ddim, euler or heun."""
+    """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
+    grid: str | None = None
+    """Where the steps lie: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
+    eta: float | None = None
+    """Share of noise in ddim, 0 to 1."""
     guidance: Annotated[float | None, _also("--cfg-scale")] = None
     """Classifier-free guidance scale, 1 = off."""
     guidance_channels: str | None = None
@@ -75,6 +79,8 @@ def run(arguments: list[str]) -> int:
         "num": args.num,
         "steps": args.steps,
         "solver": args.solver,
+        "grid": args.grid,
+        "eta": args.eta,
         "guidance": args.guidance,
         "guidance_channels": int(channels) if channels and channels != "all" else channels,
         "guidance_interval": args.guidance_interval,

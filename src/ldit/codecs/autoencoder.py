@@ -1,6 +1,7 @@
 """A KL autoencoder in diffusers' layout, frozen: pictures to posteriors, scaled latents to pictures."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ class AutoencoderCodec:
     device: torch.device
     dtype: torch.dtype
     _network: "KLNetwork"
+    _wide: "KLNetwork | None" = None
+    """The network in fp32, once something did not fit into fp16."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class AutoencoderCodec:
         self.network_config = check_folder(config, folder)
         self.factor, self.channels = self.network_config.factor, self.network_config.latent_channels
         self._fingerprint: str | None = None
+        self._widening = threading.Lock()
         self._files = self._state_of_files()
         self._warn_of_scaling()
         self._open(torch.device(device), dtype)
@@ -88,29 +92,38 @@ class AutoencoderCodec:
             self._check_files()
             self._open(torch.device(device), dtype)
         elif torch.device(device) != self.device:
-            self.device = torch.device(device)
+            self.device, self._wide = torch.device(device), None
             nn.Module.to(self._network, self.device)  # diffusers' own would speak of dtypes
         return self
 
     def _through(self, part: "_Part", x: Tensor, grid: Grid) -> Tensor:
-        """fp32. What fp16 cannot hold is made again in fp32, and fp32 stays."""
+        """fp32. Pictures that fp16 cannot hold are made again in fp32, so that what becomes of a picture depends on
+        that picture alone, not on those before it or beside it."""
         x = x.to(self.device, torch.float32)
         if not len(x):  # convolutions do not all take an empty batch
             height, width = (size // grid.inward * grid.outward for size in x.shape[-2:])
             return x.new_empty(0, 2 * self.channels if part is _encode else 3, height, width)
-        out = self._compute(part, x, grid)
-        if self.dtype is torch.float16 and not out.isfinite().all() and x.isfinite().all():
-            logger.warning(
-                "the autoencoder %r does not fit into fp16 (results are not finite): it computes in fp32 from now on",
-                self.config.name,
-            )
-            self.to(self.device, torch.float32)
-            out = self._compute(part, x, grid)
+        out = self._compute(part, self._network, self.dtype, x, grid)
+        if self.dtype is torch.float16:
+            lost = x.isfinite().flatten(1).all(1) & ~out.isfinite().flatten(1).all(1)
+            if lost.any():
+                out[lost] = self._compute(part, self._widened(), torch.float32, x[lost], grid)
         return out
 
-    def _compute(self, part: "_Part", x: Tensor, grid: Grid) -> Tensor:
+    def _widened(self) -> "KLNetwork":
+        with self._widening:
+            if self._wide is None:
+                logger.warning(
+                    "the autoencoder %r does not fit into fp16 (results are not finite): such pictures go through fp32",
+                    self.config.name,
+                )
+                self._check_files()
+                self._wide = self._built(torch.float32)
+            return self._wide
+
+    def _compute(self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, grid: Grid) -> Tensor:
         def network(rows: Tensor) -> Tensor:
-            return part(self._network, rows.to(self.dtype, memory_format=torch.channels_last))
+            return part(net, rows.to(dtype, memory_format=torch.channels_last))
 
         pixels = _PIXELS_CPU if self.device.type == "cpu" else _PIXELS
         # A cache made on one device is taken for another's latents, so fp32 means fp32 on all of them.
@@ -118,16 +131,21 @@ class AutoencoderCodec:
             return through(network, x, grid, self.tiling, pixels)
 
     def _open(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype, self._wide = device, dtype, None
+        self.__dict__.pop("_network", None)  # the old one goes before the new one comes
+        self._network = self._built(dtype)
+
+    def _built(self, dtype: torch.dtype) -> "KLNetwork":
         from ldit.codecs.kl_network import build_network
 
         with torch.device("meta"):
             network = build_network(self.network_config, str(self.folder / CONFIG))
-        self.device, self.dtype, self._network = device, dtype, network  # the old one goes before the new one comes
         try:
-            assign(network, _channels_last(read_tensors(self.folder)), str(self.folder), device, dtype)
+            assign(network, _channels_last(read_tensors(self.folder)), str(self.folder), self.device, dtype)
         except SourceError as error:
             raise CodecError(str(error)) from None
         network.eval().requires_grad_(False)
+        return network
 
     def _state_of_files(self) -> list[tuple[str, int, int]]:
         """What would tell that a file was written anew."""

@@ -17,6 +17,7 @@ _BLOCKS = {
 }
 _ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 _MAX_BLOCKS = 11  # a factor of 1024, the largest of a model's configuration
+_LEAST = 1e-30  # of a number that is divided by
 _RANGES = {"layers_per_block": 16, "latent_channels": 1024, "norm_num_groups": 8192}
 _MAX_WIDTH = 8192
 MAX_BYTES = 1 << 20
@@ -140,7 +141,7 @@ def _value_problem(config: KLConfig) -> str | None:
     if len(sizes) not in (1, 2) or not all(1 <= size <= 1 << 16 for size in sizes):
         return f"sample_size: expected one or two sizes up to {1 << 16}, got {show(config.sample_size)}"
     for key in ("scaling_factor", "latents_std"):
-        if 0 in _numbers(getattr(config, key)):
+        if any(abs(value) < _LEAST for value in _numbers(getattr(config, key))):
             return f"{key}: must not be 0, got {show(getattr(config, key))}"
     for key in ("latents_mean", "latents_std"):
         values = getattr(config, key)

@@ -9,9 +9,10 @@ import torch
 from ldit.checkpoint.export import read_json
 from ldit.checkpoint.hub import from_hub, is_hub_id
 from ldit.checkpoint.names import CHECKPOINTS
+from ldit.checkpoint.tensors import write_safetensors
 from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
-from ldit.codecs.kl_config import CONFIG, MAX_BYTES
-from ldit.codecs.kl_weights import PICKLED, STEM
+from ldit.codecs.kl_config import CONFIG, MAX_BYTES, read_kl_config
+from ldit.codecs.kl_weights import PICKLED, STEM, read_tensors
 from ldit.codecs.pixels import PixelCodec
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import is_autoencoder
@@ -51,9 +52,12 @@ def check_codec(config: CodecConfig, roots: Sequence[Path] = (), channels: int |
 
 
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
-    """The local folder `name`: as it is given, in each of `roots`, bundled; None when there is none.
+    """The local folder `name`; None when there is none.
 
-    A folder without a configuration counts only where no other has one.
+    A path (/…, ./…, ../…) is taken as it is; where it is gone, its last two parts and its last one are looked for in
+    each of `roots`. Any other name is looked for in `roots`, among the bundled models, and in the working directory
+    last, so that what happens to lie there stands for nothing else. A folder without a configuration counts only where
+    no other has one.
     """
     folders = [folder for folder in _places(name, roots) if _is_dir(folder)]
     return next((folder for folder in folders if _has_config(folder)), folders[0] if folders else None)
@@ -69,9 +73,49 @@ def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
     return folder
 
 
+def whole_name(name: str) -> str:
+    """The name by which a step, which is opened from anywhere, finds its codec: the whole path of a folder, but what is
+    bundled or of the Hub keeps its name."""
+    folder = find_codec(name)
+    return name if folder is None or folder == _bundled(name) else str(folder.resolve())
+
+
+def private_codec(name: str, own: Path) -> Path | None:
+    """The folder of a codec that only this machine finds by `name`: it is given by path, or lies in `own`, the folder
+    of its model. None for one that is bundled, of the Hub, or not there."""
+    folder = find_codec(name, [own])
+    if folder is None or not (_is_path(name) or folder.is_relative_to(own)):
+        return None
+    return codec_folder(name, [own])
+
+
+def copy_codec(source: Path, target: Path) -> None:
+    """Make the folder `target` of a codec's configuration and weights, one file of safetensors whatever they were in.
+    CodecError when they cannot be read."""
+    read_kl_config(source)
+    target.mkdir()
+    (target / CONFIG).write_bytes((source / CONFIG).read_bytes())
+    write_safetensors(target / f"{STEM}.safetensors", ((name, t.clone()) for name, t in read_tensors(source)))
+
+
 def _places(name: str, roots: Sequence[Path]) -> Iterator[Path]:
-    if name and "\0" not in name:
-        yield from (Path(name), *(root / name for root in roots), ASSETS / "models" / name)
+    if not name or "\0" in name:
+        return
+    if not _is_path(name):
+        yield from (*(root / name for root in roots), _bundled(name), Path(name))
+        return
+    yield Path(name)
+    parts = [part for part in Path(name).parts if part not in ("/", "..")]
+    for root in roots:
+        yield from (root.joinpath(*parts[-count:]) for count in (2, 1) if count <= len(parts))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../")) or name in (".", "..")
+
+
+def _bundled(name: str) -> Path:
+    return ASSETS / "models" / name
 
 
 def _is_dir(folder: Path) -> bool:
@@ -101,7 +145,7 @@ def _refuse_own(folder: Path) -> None:
 
 
 def _downloaded(name: str, roots: Sequence[Path]) -> Path:
-    looked = ", ".join(str(folder.absolute()) for folder in _places(name, roots)) or "no folder"
+    looked = ", ".join(dict.fromkeys(str(folder.absolute()) for folder in _places(name, roots))) or "no folder"
     try:
         if not is_hub_id(name):
             raise SourceError("there is no such folder")

@@ -73,6 +73,15 @@ class AutoencoderObjectiveConfig:
     """Weight of the divergence, in nats, summed over a latent and divided by the picture's number of values."""
 
 
+# What would do nothing in such a run, and its only value.
+_IDLE: tuple[tuple[str, Any, str], ...] = (
+    ("train.attention_every", 0, "logits of attention are looked at in diffusion models only"),
+    ("train.init_ema", True, "autoencoders start from fresh weights"),
+    ("data.codec_precision", "fp32", "no pictures are encoded on the way to an autoencoder's training"),
+    ("ema.power", (), "`ldit ema` makes averages of diffusion models only"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRun(BaseRun):
     """One training run of an autoencoder, resolved. Saved as RUN/config.json."""
@@ -98,6 +107,11 @@ class AutoencoderRun(BaseRun):
             raise ConfigError(f"optim.kind: autoencoders are trained with 'adamw', got {self.optim.kind!r}")
         if self.train.init_from:
             raise ConfigError("train.init_from: autoencoders start from fresh weights")
+        for key, plain, why in _IDLE:
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            if value != plain:
+                raise ConfigError(f"{key}: {why}, got {show(value)}")
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "AutoencoderRun":

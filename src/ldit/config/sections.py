@@ -13,14 +13,17 @@ class DataConfig:
     """Where the pictures are and how they are cut."""
 
     path: str = ""
-    """Folder of class folders, or the bundled "emoji64"."""
+    """The pictures: the bundled "emoji64", a *.tar file, or a folder with one of these, the first that is there: a
+    latent cache, IDX files (MNIST kind), metadata.jsonl, *.tar files, class folders (classes in byte order), loose
+    pictures. Names led by a dot are passed over."""
     image_size: int = 256
     """Side of the square training pictures, in pixels."""
     flip: bool = True
     """Mirror half of the pictures."""
     heldout: str | None = None
-    """File beside the class folders that lists pictures kept from training, one relative path a line; default
-    heldout.txt where there is one, "" = none."""
+    """List, in the folder of the pictures, of those kept from training, one relative path a line, of tars also
+    shard.tar/key.jpg or a bare key; default heldout.txt where there is one, "" = none. IDX files have t10k-* instead, a
+    latent cache what it was made with: "" alone may be given there."""
     max_per_class: int = 0
     """Use at most this many pictures of a class, 0 = all (evens out lopsided sets)."""
     workers: int = 2
@@ -131,7 +134,7 @@ class GuardConfig:
     spike_z: float = 0.0
     """A loss this many deviations above its running mean is a spike, 0 = never."""
     limit: int = 10
-    """Steps left out in a row, or rollbacks between two commits, that end the run."""
+    """Steps left out in a row (unreadable batches too), or rollbacks between two commits, that end the run."""
 
 
 @dataclass(frozen=True)

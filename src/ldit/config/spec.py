@@ -71,7 +71,7 @@ class AutoencoderConfig:
 
     kind: Literal["autoencoder_kl"] = field(default="autoencoder_kl", kw_only=True)
     name: str = "stabilityai/sd-vae-ft-ema"
-    """Hub id or folder."""
+    """Bundled name, Hub id, or folder (./NAME where a bundled one is called so)."""
     scale: float | tuple[float, ...] = 0.18215
     """Scale of latents, a number or one a channel."""
     shift: float | tuple[float, ...] = 0.0
@@ -89,7 +89,7 @@ class SamplingConfig:
     """The defaults a picture is sampled with."""
 
     solver: str = "ddpm"
-    """ddpm, ddim, euler or heun."""
+    """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
     steps: int = 250
     """Solver steps."""
     guidance: float = 4.0
@@ -98,6 +98,10 @@ class SamplingConfig:
     """Channels that are guided."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise times between which guidance acts."""
+    grid: str = "uniform"
+    """Where the steps lie: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
+    eta: float = 0.0
+    """Share of noise in ddim, 0 to 1."""
 
 
 ProcessConfig = DDPMConfig | FlowConfig

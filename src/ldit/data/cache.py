@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldit.checkpoint import manifest
-from ldit.config.serial import from_dict, show
+from ldit.config.sections import DataConfig
+from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError, DataError, SourceError
 
 VERSION = 1
@@ -62,9 +63,10 @@ class PicturesRecord:
 
 @dataclass(frozen=True)
 class SourceRecord(PicturesRecord):
-    """The pictures of this cache, and how files became pictures (`ldit.data.decoding.Decoding`)."""
+    """The pictures of this cache, how files became pictures (`ldit.data.decoding.Decoding`), and the cap on classes."""
 
     decoding: dict[str, Any]
+    max_per_class: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,15 @@ class CacheDescription:
         ):
             if wanted is not None and ours != wanted:
                 raise DataError(f"{where} was made with {what} {brief(ours)}, {brief(wanted)} is needed")
+
+    def check_run(self, where: object, config: DataConfig) -> None:
+        """DataError with both values where a run says otherwise how its pictures came about, which is settled here.
+        `where` names the cache."""
+        made = {**self.source.decoding, "max_per_class": self.source.max_per_class, "codec_precision": self.precision}
+        for key, ours in made.items():
+            wanted = to_dict(getattr(config, key, ours))
+            if ours != wanted:
+                raise DataError(f"data.{key}: {show(wanted)}, {where} was made with {show(ours)} (ldit encode)")
 
 
 def brief(value: Any) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ldit.checkpoint import manifest
+from ldit.checkpoint.names import RUN_CONFIG
+from ldit.checkpoint.run import is_run
 from ldit.config.serial import to_dict
 from ldit.data.cache import HELDOUT, RESULTS, CacheDescription, brief, is_bookkeeping, is_cache, is_shard
 from ldit.errors import RequestError, SourceError
@@ -39,13 +41,18 @@ def check_place(out: Path, source: Path) -> None:
     """RequestError or SourceError when no cache can be made in `out`, which need not exist, of pictures in `source`."""
     if out.exists() and not out.is_dir():
         raise SourceError(f"{out} is a file, not a cache's folder")
-    if not is_cache(out):
-        manifest.refuse_sealed(out)
+    if (out / manifest.NAME).exists() and not is_cache(out):
+        raise RequestError(
+            f"--out {out}: is sealed by its {manifest.NAME}, which is not a cache's; choose another folder"
+        )
     manifest.refuse_sealed(out.absolute().parent)
+    for above in (out.absolute(), *out.absolute().parents):
+        if is_run(above) and (above / RUN_CONFIG).exists():
+            raise RequestError(f"--out {out}: lies inside the run {above}; choose another folder")
     if out.resolve().is_relative_to(source.resolve()):
         raise RequestError(f"--out {out}: lies inside {source}, whose pictures it is made of")
     names = sorted(os.listdir(out)) if out.is_dir() else []
-    if is_cache(out):
+    if is_cache(out):  # others may have made it whole meanwhile
         return
     for name in names:
         begun = JOB in names and (is_shard(name) or name == HELDOUT)

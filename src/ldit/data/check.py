@@ -1,22 +1,27 @@
 """What a set of training pictures holds: every picture decoded whole, hashed, counted. Reads, and prints nothing."""
 
+import errno
 import hashlib
 import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, Generic, NamedTuple, TypeVar, cast
 
+from ldit.config.sections import DataConfig
 from ldit.data.decoding import BadPicture, Decoding, Facts, examine, opened
-from ldit.data.image_folder import class_folders, pictures_in
+from ldit.data.image_folder import class_folders, files_in, folders_in, is_picture
+from ldit.data.listed import ListedPictures
 from ldit.data.picture_set import PictureSet
-from ldit.errors import DataError
+from ldit.data.workers import Job, Stuck, Workers
+from ldit.errors import DataError, LditError, RunError
 
-_AT_ONCE = 1024  # pictures handed to the threads: a future each for a million would be a gigabyte
+_AT_ONCE = 1024  # pictures handed to the threads: a job each for a million would be a gigabyte
+MOST_HUNG = 8  # pictures that hang before it is the disk that does
 In = TypeVar("In")
 Out = TypeVar("Out")
 Seen = Callable[[int], object]
@@ -45,6 +50,8 @@ class Report:
     """Pictures of each class, in a folder bad ones too; empty for a set without classes."""
     beside: int = 0
     """Pictures that lie beside the class folders, which no run reads."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Suffix, in small letters -> files of a folder that no run takes for pictures; "" = those without one."""
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     short_sides: Counter[int] = field(default_factory=Counter)
@@ -60,6 +67,8 @@ class Report:
     animated: int = 0
     digests: dict[str, bytes] = field(default_factory=dict)
     """name -> sha256 of the file, of all that could be read."""
+    labelled: dict[str, str] = field(default_factory=dict)
+    """name -> class, of pictures whose class is not their folder."""
 
     def duplicates(self) -> list[list[str]]:
         """Groups of names with the same content, each and all in order."""
@@ -70,7 +79,7 @@ class Report:
 
     def across_classes(self, group: Iterable[str]) -> bool:
         """Whether a group of duplicates lies in more than one class."""
-        return bool(self.classes) and len({class_of(name) for name in group}) > 1
+        return bool(self.classes) and len({self.labelled.get(name) or class_of(name) for name in group}) > 1
 
     @property
     def sound(self) -> bool:
@@ -84,9 +93,11 @@ class Difference:
     changed: list[str]
     missing: list[str]
     new: list[str]
+    unreadable: list[str]
+    """Listed and there, with a content that nobody knows."""
 
     def __bool__(self) -> bool:
-        return bool(self.changed or self.missing or self.new)
+        return bool(self.changed or self.missing or self.new or self.unreadable)
 
 
 class _Look(NamedTuple):
@@ -95,42 +106,57 @@ class _Look(NamedTuple):
     reason: str
 
 
+class _Hash(NamedTuple):
+    digest: bytes | None
+    there: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files are read."""
+
+    workers: int = 2
+    """Threads."""
+    timeout: float = DataConfig.timeout
+    """Seconds that a thread may be at one file. One that takes longer is bad, as it would end a run; another thread
+    goes on. RunError when MOST_HUNG files of one walk hang."""
+    seen: Seen | None = None
+
+
+_PLAIN = Reading()
+
+
 def class_of(name: str) -> str:
     """The class folder of a path below the root, "" for a picture beside them."""
     return name.partition("/")[0] if "/" in name else ""
 
 
-def scan_folder(root: Path, decoding: Decoding, size: int = 0, workers: int = 2, seen: Seen | None = None) -> Report:
+def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading = _PLAIN) -> Report:
     """The report of a folder of class folders or of loose pictures, the same for any number of threads.
 
     `size`, where given, is that of training. DataError when the folder holds no pictures or cannot be listed.
     """
-    names = pictures_in(root)
+    folders = folders_in(root)
+    files = [*files_in(root, deep=False), *(f"{folder}/{f}" for folder in folders for f in files_in(root / folder))]
+    names = sorted(filter(is_picture, files), key=os.fsencode)
     if not names:
         raise DataError(f"no pictures in {root}")
     report = Report("loose pictures", len(names))
-    _classes(report, root, names)
-    looks = _in_order(lambda name: _look(root / name, decoding), names, workers, seen)
+    report.others.update(os.path.splitext(file)[1].lower() for file in files if not is_picture(file))
+    if folders:
+        _classes(report, root, folders, names)
+    looks = _in_order(lambda name: _look(root / name, decoding), names, reading, _hung)
     for name, look in zip(names, looks, strict=True):
-        if look.digest is not None:
-            report.digests[name] = look.digest
-        if look.facts is None:
-            report.bad.append((name, look.reason))
-        else:
-            _count(report, name, look.facts, size)
+        _take(report, name, look, size)
     return report
 
 
-def _classes(report: Report, root: Path, names: list[str]) -> None:
+def _classes(report: Report, root: Path, folders: tuple[str, ...], names: list[str]) -> None:
     """Counts and faults of the class folders, by the rules of `ImageFolder`."""
     try:
-        folders = class_folders(root)
+        class_folders(root)
     except DataError as error:
-        folders = tuple(sorted({class_of(name) for name in names} - {""}))
-        if folders:
-            report.problems.append(str(error))
-    if not folders:
-        return
+        report.problems.append(str(error))
     report.kind = "class folders"
     counts = Counter(map(class_of, names))
     report.beside = counts.pop("", 0)
@@ -138,16 +164,40 @@ def _classes(report: Report, root: Path, names: list[str]) -> None:
     report.problems += [f"class folder {root / name} holds no pictures" for name in folders if not counts[name]]
 
 
-def _look(path: Path, decoding: Decoding) -> _Look:
+def _look(source: Path | BinaryIO, decoding: Decoding) -> _Look:
+    """Hash and facts of one picture. What the machine could not do is a reason like any other: nobody has seen it."""
+    if isinstance(source, Path):
+        try:
+            with opened(source) as file:
+                return _look(file, decoding)
+        except (BadPicture, LditError) as error:
+            return _Look(None, None, _short(error, source))
     digest = None
     try:
-        with opened(path) as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-            return _Look(digest, examine(file, decoding), "")
-    except BadPicture as error:
-        return _Look(digest, None, str(error))
+        digest = hashlib.file_digest(cast(BufferedReader, source), "sha256").digest()
+        return _Look(digest, examine(source, decoding), "")
+    except (BadPicture, LditError) as error:
+        return _Look(digest, None, _short(error, getattr(source, "name", "")))
     except OSError as error:
         return _Look(digest, None, error.strerror or type(error).__name__)
+
+
+def _short(error: Exception, path: object) -> str:
+    """A reason without the picture's name, which stands beside it."""
+    return str(error).removeprefix(f"cannot read picture {path}: ")
+
+
+def _hung(stuck: Stuck) -> _Look:
+    return _Look(None, None, str(stuck))
+
+
+def _take(report: Report, name: str, look: _Look, size: int) -> None:
+    if look.digest is not None:
+        report.digests[name] = look.digest
+    if look.facts is None:
+        report.bad.append((name, look.reason))
+    else:
+        _count(report, name, look.facts, size)
 
 
 def _count(report: Report, name: str, facts: Facts, size: int) -> None:
@@ -164,53 +214,131 @@ def _count(report: Report, name: str, facts: Facts, size: int) -> None:
     report.animated += facts.animated
 
 
-def scan_set(kind: str, sets: Iterable[PictureSet], workers: int = 2, seen: Seen | None = None) -> Report:
-    """The report of sets that are no folders of files: what can be read, by class, and what cannot."""
+def scan_set(
+    kind: str, sets: Iterable[PictureSet], decoding: Decoding, size: int = 0, reading: Reading = _PLAIN
+) -> Report:
+    """The report of sets that are no folders of class folders or loose pictures: of those whose pictures are files as
+    that of a folder, of IDX files what can be read, by class. Bad pictures are not counted in their classes."""
     report = Report(kind)
     for pictures in sets:
         report.total += len(pictures)
-        looks = _in_order(partial(_read, pictures), range(len(pictures)), workers, seen)
-        for index, (label, reason) in enumerate(looks):
-            if reason:
-                report.bad.append((pictures.where(index), reason))
+        if isinstance(pictures, ListedPictures):
+            _scan_listed(report, pictures, decoding, size, reading)
+            continue
+        labels = _in_order(partial(_label, pictures), range(len(pictures)), reading, str, pictures.where)
+        for index, label in enumerate(labels):
+            if isinstance(label, str):
+                report.bad.append((pictures.where(index), label))
             elif pictures.names:
                 report.classes[pictures.names[label]] += 1
     return report
 
 
-def _read(pictures: PictureSet, index: int) -> tuple[int, str]:
+def _scan_listed(report: Report, pictures: ListedPictures, decoding: Decoding, size: int, reading: Reading) -> None:
+    def look(index: int) -> _Look:
+        try:
+            return _look(pictures.source(index), decoding)
+        except LditError as error:
+            return _Look(None, None, _short(error, pictures.root / pictures.where(index)))
+
+    for index, found in enumerate(_in_order(look, range(len(pictures)), reading, _hung, pictures.where)):
+        name = pictures.where(index)
+        _take(report, name, found, size)
+        if pictures.names:
+            report.labelled[name] = pictures.names[pictures.label(index)]
+            report.classes[report.labelled[name]] += found.facts is not None
+
+
+def _label(pictures: PictureSet, index: int) -> int | str:
+    """The class of a picture that can be read, or why it cannot."""
     try:
-        return pictures[index][1], ""
-    except DataError as error:
-        return 0, str(error)
+        return pictures[index][1]
+    except LditError as error:
+        return str(error)
 
 
-def compare(root: Path, digests: Mapping[str, bytes], listed: Mapping[str, bytes]) -> Difference:
-    """A folder whose pictures have these sha256 against a list. What the list names beside them is hashed here."""
-    changed, missing = [], []
+def compare(root: Path, report: Report, listed: Mapping[str, bytes], reading: Reading = _PLAIN) -> Difference:
+    """A folder, of which this is the report, against a list of sha256. What the list names beside the pictures is
+    hashed here."""
+    seen = report.digests.keys() | {name for name, _ in report.bad}
+    beside = [name for name in listed if name not in seen]
+    hashes = dict.fromkeys(seen, _Hash(None, True)) | {name: _Hash(d, True) for name, d in report.digests.items()}
+    hashes |= zip(beside, _in_order(lambda name: _hash(root / name), beside, reading, _unknown), strict=True)
+    changed: list[str] = []
+    missing: list[str] = []
+    unreadable: list[str] = []
     for name in sorted(listed, key=os.fsencode):
-        digest = digests.get(name) or _digest(root / name)
+        digest, there = hashes[name]
         if digest is None:
-            missing.append(name)
+            (unreadable if there else missing).append(name)
         elif digest != listed[name]:
             changed.append(name)
-    return Difference(changed, missing, sorted(digests.keys() - listed.keys(), key=os.fsencode))
+    new = sorted(report.digests.keys() - listed.keys(), key=os.fsencode)
+    return Difference(changed, missing, new, unreadable)
 
 
-def _digest(path: Path) -> bytes | None:
+def _hash(path: Path) -> _Hash:
     try:
+        os.stat(path)
         with opened(path) as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except (BadPicture, OSError):
-        return None
+            return _Hash(hashlib.file_digest(file, "sha256").digest(), True)
+    except OSError as error:
+        return _Hash(None, error.errno not in (errno.ENOENT, errno.ENOTDIR))
+    except (BadPicture, LditError):
+        return _Hash(None, True)
 
 
-def _in_order(function: Callable[[In], Out], items: Iterable[In], workers: int, seen: Seen | None) -> Iterator[Out]:
-    """`function` of each item, in order, computed by so many threads."""
-    left = iter(items)
-    with ThreadPoolExecutor(max(1, workers), "check") as pool:
+def _unknown(stuck: Stuck) -> _Hash:
+    return _Hash(None, True)
+
+
+class _Task(Generic[In, Out]):
+    """One item for a thread."""
+
+    result: Out
+    job: Job
+
+    def __init__(self, function: Callable[[In], Out], item: In) -> None:
+        self.function, self.item = function, item
+
+    def run(self, job: Job) -> None:
+        job.at(0)
+        self.result = self.function(self.item)
+
+
+def _in_order(
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    reading: Reading,
+    hung: Callable[[Stuck], Out],
+    name: Callable[[In], str] = str,
+) -> Iterator[Out]:
+    """`function` of each item, in order, computed by threads; `hung` of one whose thread does not come back. RunError
+    names the item when too many do not."""
+    left, stuck_so_far = iter(items), 0
+    workers = Workers(reading.workers, "check")
+    try:
         while some := list(itertools.islice(left, _AT_ONCE)):
-            for result in pool.map(function, some):
+            tasks = [_Task(function, item) for item in some]
+            for task in tasks:
+                task.job = workers.submit(task.run)
+            for place, task in enumerate(tasks):
+                try:
+                    task.job.finish(reading.timeout)
+                    result = task.result
+                except Stuck as stuck:
+                    stuck_so_far += 1
+                    if stuck_so_far == MOST_HUNG:
+                        what = f"{name(task.item)} cannot be read: {stuck} (--timeout)"
+                        raise RunError(f"{what}, and {MOST_HUNG - 1} before it hang as well") from None
+                    result = hung(stuck)
+                    workers.close(0.0)  # those that do not hang end with what they are at
+                    workers = Workers(reading.workers, "check")
+                    for later in tasks[place + 1 :]:
+                        if not later.job.thread:  # begun by none
+                            later.job = workers.submit(later.run)
                 yield result
-                if seen is not None:
-                    seen(1)
+                if reading.seen is not None:
+                    reading.seen(1)
+    finally:
+        workers.close(0.0)

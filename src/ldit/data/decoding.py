@@ -1,4 +1,4 @@
-"""Picture files of every kind become RGB, 8 bits a channel, by one rule each; what cannot be read is a BadPicture.
+"""Picture files of every kind become RGB, 8 bits a channel, by one rule each; what is no sound picture is a BadPicture.
 
 Formats are told by content, never by name: JPEG, PNG, WebP, BMP, PPM (PBM, PGM, PPM, PFM), TIFF, GIF. Of an animation,
 or a file with several pages, the first frame counts.
@@ -22,9 +22,13 @@ EXIF orientation (1-8; of EXIF blocks and TIFF tags, not of XMP) is applied with
 
 Size rules are judged by the header, before anything is decoded: more than `max_pixels` pixels, or a long side of more
 than 64 short sides, is bad. Pictures are decoded whole: truncated ones never pass. Memory is two copies of 4 bytes a
-pixel at most (WebP: four, most of them in its library).
+pixel at most (WebP: four, most of them in its library; compressed TIFF: its file besides).
+
+BadPicture is for what a file holds, or for none of that name. What the machine cannot do for now (no answer of the
+network, no memory, no file descriptor left, no permission) is RunError, which no policy for bad pictures passes over.
 """
 
+import errno
 import os
 import stat
 import struct
@@ -49,12 +53,15 @@ from PIL import (
 )
 
 from ldit.data.limits import BadPicture as BadPicture
-from ldit.data.limits import Metered, check_tiff, judge, pixels_at_most
+from ldit.data.limits import Metered, check_tiff, judge, no_file, pixels_at_most, unread
 from ldit.data.transforms import center_crop
+from ldit.errors import RunError
 
 _STRIP = 1 << 20  # pixels converted at once where the conversion needs copies
 _ORIENTATION = 0x0112
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# A PNG's grey of 2 and 4 bits: the bits that count, and what a level is multiplied with as it is unpacked.
+_GREY_LEVELS = {"L;2": (3, 85), "L;4": (15, 17)}
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -123,7 +130,8 @@ def read_square(source: Path | BinaryIO, size: int, decoding: Decoding) -> np.nd
 
 
 def open_picture(source: Path | BinaryIO, decoding: Decoding) -> Image.Image:
-    """RGB, decoded whole, by the table above; BadPicture says why not. A file object is read from its start."""
+    """RGB, decoded whole, by the table above; BadPicture says why not. A file object is read from its start. RunError
+    names a picture that cannot be read for now; as from `read_square` and `examine`."""
     with _reading(source, decoding) as picture:
         return _finish(picture, decoding)
 
@@ -139,12 +147,15 @@ def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The file for reading; BadPicture when it is none (a folder, a pipe that would never answer) or will not open."""
+    """The file for reading; BadPicture when there is none, or a folder, or a pipe (which would never answer); RunError
+    when it will not open."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadPicture("not a file")
         file = path.open("rb")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise (BadPicture(_reason(error)) if no_file(error) else unread(path, _reason(error))) from None
+    except ValueError as error:  # a name that no file can have
         raise BadPicture(_reason(error)) from None
     with file:
         yield file
@@ -153,7 +164,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 @contextmanager
 def _reading(source: Path | BinaryIO, decoding: Decoding) -> Iterator[ImageFile.ImageFile]:
     """The decoded picture in the file's own mode. Damaged pictures raise nearly anything in Pillow: all of it, from
-    here and from the block inside, is BadPicture."""
+    here and from the block inside, is BadPicture, but for what is the machine's."""
     if isinstance(source, os.PathLike):
         with opened(source) as file, _reading(file, decoding) as picture:
             yield picture
@@ -161,17 +172,18 @@ def _reading(source: Path | BinaryIO, decoding: Decoding) -> Iterator[ImageFile.
     try:
         with pixels_at_most(decoding.max_pixels):
             yield _load(source, decoding)
-    except BadPicture:
+    except (BadPicture, RunError):
         raise
     except Exception as error:
-        raise BadPicture(_reason(error)) from None
+        raise (unread(source, _reason(error)) if _of_machine(error) else BadPicture(_reason(error))) from None
 
 
 def _load(file: IO[bytes], decoding: Decoding) -> ImageFile.ImageFile:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise BadPicture("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass unseen")
+        raise unread(file, "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass unseen")
     file.seek(0)
-    start = file.read(16)
+    meter = Metered(file, 64 << 20)
+    start = meter.read(16)
     if not start:
         raise BadPicture("the file is empty")
     found = next((row for row in _READERS if row[0](start)), None)
@@ -179,16 +191,58 @@ def _load(file: IO[bytes], decoding: Decoding) -> ImageFile.ImageFile:
         raise BadPicture("not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF picture")
     reader, header = found[1], found[2] << 10
     if reader is _Tiff:
-        check_tiff(file, decoding.max_pixels)
+        check_tiff(cast(IO[bytes], meter), decoding.max_pixels)
     elif reader is WebPImagePlugin.WebPImageFile:
         header += 8 * decoding.max_pixels  # its reader takes the whole file
+    picture, meter = _undecoded(file, reader, header)
+    judge(*picture.size, decoding.max_pixels)
+    meter.left += 24 * picture.width * picture.height  # plain-text PPM is the longest: three numbers of 16 bits a pixel
+    if reader is _Tiff:  # libtiff takes the whole file
+        meter.left += min(file.seek(0, os.SEEK_END), 8 * decoding.max_pixels)
+    layout = picture.tile[0][3] if isinstance(picture, PngImagePlugin.PngImageFile) and picture.tile else ""
+    picture.load()
+    if layout:
+        _clear_colour(picture, str(layout), file)
+    return picture
+
+
+def _undecoded(file: IO[bytes], reader: type[ImageFile.ImageFile], header: int) -> tuple[ImageFile.ImageFile, Metered]:
+    """The picture, of which only the header is read."""
     file.seek(0)
     meter = Metered(file, header)
-    picture = reader(cast(IO[bytes], meter), "")  # nameless: a name makes Pillow map files that may shrink meanwhile
-    judge(*picture.size, decoding.max_pixels)
-    meter.left += 16 * picture.width * picture.height  # plain-text PPM is the longest: three numbers a pixel
-    picture.load()
-    return picture
+    # Nameless: a name makes Pillow map files that may shrink meanwhile
+    return reader(cast(IO[bytes], meter), ""), meter
+
+
+def _clear_colour(picture: ImageFile.ImageFile, layout: str, file: IO[bytes]) -> None:
+    """Mend what a PNG says of its transparent colour (PNG 1.2, 4.2.1.1): Pillow leaves the number as the file has it,
+    and compares it with pixels that it has brought to 8 bits."""
+    stated = picture.info.get("transparency")
+    if isinstance(stated, int) and layout in _GREY_LEVELS:
+        bits, factor = _GREY_LEVELS[layout]
+        picture.info["transparency"] = (stated & bits) * factor
+    elif isinstance(stated, tuple) and layout == "RGB;16B":
+        # All 16 bits must agree. Pillow keeps the high byte; read the other way round, the low one.
+        low, meter = _undecoded(file, PngImagePlugin.PngImageFile, 64 << 20)
+        meter.left += 24 * low.width * low.height
+        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+        low.load()
+        alpha = Image.new("L", picture.size, 255)
+        for box in _strips(picture.size):
+            pairs = zip((picture, low), ([v >> 8 for v in stated], [v & 255 for v in stated]), strict=True)
+            same = [(np.asarray(half.crop(box)) == values).all(2) for half, values in pairs]
+            alpha.paste(0, box, Image.fromarray(same[0] & same[1]))
+        del picture.info["transparency"]
+        picture.putalpha(alpha)
+
+
+def _of_machine(error: Exception) -> bool:
+    """Whether the machine failed, not the picture. Pillow's own OSErrors have no number, and that of a decoder without
+    memory its words; an offset that no file can have is refused as EINVAL."""
+    if isinstance(error, OSError):
+        numbered = error.errno is not None and error.errno != errno.EINVAL
+        return numbered or str(error).startswith("out of memory")
+    return isinstance(error, MemoryError)
 
 
 def _finish(picture: ImageFile.ImageFile, decoding: Decoding) -> Image.Image:
@@ -209,15 +263,21 @@ def to_rgb(picture: Image.Image, background: tuple[int, int, int] = (255, 255, 2
 
 def _by_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """`convert`, which looks at single pixels alone, over strips of rows, so that its copies stay small."""
-    width, height = picture.size
-    rows = max(1, _STRIP // width)
-    if height <= rows:
+    boxes = list(_strips(picture.size))
+    if len(boxes) == 1:
         return convert(picture)
     rgb = Image.new("RGB", picture.size)
-    for top in range(0, height, rows):
-        strip = picture.crop((0, top, width, min(top + rows, height)))
-        rgb.paste(convert(strip), (0, top))
+    for box in boxes:
+        rgb.paste(convert(picture.crop(box)), box)
     return rgb
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of rows that hold _STRIP pixels together, or of single ones."""
+    width, height = size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
 
 
 def _composite(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -244,6 +304,8 @@ def _animated(picture: ImageFile.ImageFile) -> bool:
     """Asked last: a GIF drops its picture to look for the next frame. What follows the first may be damaged."""
     try:
         return bool(getattr(picture, "is_animated", False))
+    except RunError:
+        raise
     except Exception:
         return False
 

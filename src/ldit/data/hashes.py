@@ -29,14 +29,14 @@ def encode(digests: Mapping[str, bytes]) -> bytes:
 def read(path: Path) -> dict[str, bytes]:
     """path -> sha256 of a list; DataError names the line that is none, or that leads out of the folder."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     found: dict[str, bytes] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line.removesuffix(b"\r"))  # Windows' line end; a name's own is escaped
         if match is None:
             raise DataError(f"{path} line {number}: expected 64 hex digits, two spaces and a path, as of sha256sum")
         raw = match[3]

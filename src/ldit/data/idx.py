@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from ldit.data.image_folder import subset
+from ldit.data.labels import NAME_FILES, class_names
 from ldit.data.picture_set import PictureSet
 from ldit.data.transforms import center_crop
 from ldit.errors import DataError
 
 TRAIN, HELDOUT = "train", "t10k"
 IMAGES, LABELS = ("images", 3), ("labels", 1)  # part of the file's name, axes
-NAME_FILES = ("labels.txt", "classes.txt")
 DIGITS = tuple("0123456789")
 MOST_BYTES = 1 << 31  # of one file, unpacked: it is held in memory
 MOST_SIDE = 4096  # pixels
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 class IdxPictures(PictureSet):
     """The pictures of PART-images-idx3-ubyte with the labels of PART-labels-idx1-ubyte; `part` is train or t10k.
 
-    Grey is repeated to RGB; pictures are cut as all others. Class names are the lines of labels.txt or classes.txt
+    Grey is repeated to RGB; pictures are cut as all others. Class names are the lines of classes.txt or labels.txt
     beside the files, else the ten digits. `max_per_class` keeps a fixed random subset of each larger class. DataError
     names the file that is missing, damaged, or holds another number of bytes than its header says.
     """
@@ -142,14 +142,10 @@ def _file(root: Path, part: str, kind: str, axes: int) -> Path:
 
 
 def _names(root: Path) -> tuple[str, ...]:
-    path = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
-    if path is None:
+    named = class_names(root)
+    if named is None:
         return DIGITS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    names = tuple(stripped for line in lines if (stripped := line.strip()))
-    if not 1 <= len(names) <= 256 or len(set(names)) != len(names):
-        raise DataError(f"{path}: expected 1 to 256 different class names, one a line")
+    path, names = named
+    if not 1 <= len(names) <= 256:
+        raise DataError(f"{path}: expected 1 to 256 class names, one a line, got {len(names)}")
     return names

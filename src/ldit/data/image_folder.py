@@ -1,4 +1,8 @@
-"""Folders of picture files: class folders (class index = place of the folder's name in byte order), or loose files."""
+"""Folders of picture files: class folders (class index = place of the folder's name in byte order), or loose files.
+
+A class folder may be a link; folders below it that are links are passed over, and so is every name led by a dot, which
+programs use for what people are not to see (.cache, .thumbnails, ._1.png).
+"""
 
 import hashlib
 import os
@@ -8,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ldit.data.decoding import BadPicture, Decoding, read_square
+from ldit.data.labels import twins
 from ldit.data.picture_set import PictureSet
 from ldit.errors import DataError
 from ldit.rng import generator
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
 MEMORY_LIMIT = 1 << 28  # bytes of decoded pictures kept; larger sets are decoded at every visit
 _DEFAULT = Decoding()
 
@@ -44,6 +49,9 @@ class _PictureFiles(PictureSet):
     def where(self, index: int) -> str:
         """Path below `root`."""
         return self.files[index]
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
 
     def fingerprint(self) -> str:
         """sha256 of the relative names in order: the same order of samples needs the same names."""
@@ -86,7 +94,8 @@ class ImageFolder(_PictureFiles):
 
     `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
     subset of each larger class. DataError names a folder that is missing, without classes, or a class without pictures,
-    and two classes whose names differ in case alone: one disk would take them for one folder, another for two.
+    and two classes whose names differ in case or Unicode form alone: one disk would take them for one folder, another
+    for two.
     """
 
     def __init__(
@@ -133,50 +142,72 @@ class LoosePictures(_PictureFiles):
 
 
 def read_list(path: Path) -> list[str]:
-    """Relative paths, one a line; blank lines and lines that start with # are passed over."""
-    if not path.is_file():
-        raise DataError(f"no held-out list {path}")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    """Relative paths, one a line, in UTF-8; a byte order mark, blank lines and lines that start with # are passed over.
+    DataError when the file is missing, unreadable or in another encoding, whose names would match nothing."""
+    try:
+        if not path.is_file():
+            raise DataError(f"no held-out list {path}")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"held-out list {path}, line {line}: not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"cannot read held-out list {path}: {error.strerror}") from None
+    lines = (line.strip() for line in text.split("\n"))  # splitlines would cut names at U+0085 and its like
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the class folders in byte order; DataError: there are none, or two differ in case alone."""
-    names = tuple(sorted((entry.name for entry in _entries(str(root)) if _is_folder(entry)), key=os.fsencode))
+    """Names of the class folders in byte order; DataError: there are none, or two differ in case or Unicode form
+    alone."""
+    names = folders_in(root)
     if not names:
         raise DataError(f"no class folders in {root}")
-    seen: dict[str, str] = {}
-    for name in names:
-        twin = seen.setdefault(name.casefold(), name)
-        if twin != name:
-            raise DataError(f"class folders {root / twin} and {root / name} differ in case alone")
+    if (pair := twins(names)) is not None:
+        raise DataError(f"class folders {root / pair[0]} and {root / pair[1]} differ {pair[2]}")
     return names
+
+
+def folders_in(root: Path) -> tuple[str, ...]:
+    """Names of the folders in `root`, links to folders too, in byte order."""
+    return tuple(sorted((entry.name for entry in entries(root) if is_folder(entry)), key=os.fsencode))
 
 
 def pictures_in(folder: Path) -> list[str]:
     """Relative names of the pictures below `folder`, in byte order; folders that are links are passed over. DataError
     names a folder that cannot be listed: its pictures would be missing unseen."""
-    return sorted(_below(str(folder), ""), key=os.fsencode)
+    return sorted(filter(is_picture, files_in(folder)), key=os.fsencode)
 
 
-def _below(folder: str, prefix: str) -> Iterator[str]:
-    for entry in _entries(folder):
-        if _is_folder(entry):
-            if not entry.is_symlink():
-                yield from _below(entry.path, f"{prefix}{entry.name}/")
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is read as a picture; of which format, its content says."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def files_in(folder: Path, deep: bool = True) -> Iterator[str]:
+    """Relative names of all files in `folder`, and, with `deep`, below it as `pictures_in` looks for them; no order."""
+    return _below(str(folder), "", deep)
+
+
+def _below(folder: str, prefix: str, deep: bool) -> Iterator[str]:
+    for entry in entries(folder):
+        if not is_folder(entry):
             yield prefix + entry.name
+        elif deep and not entry.is_symlink():
+            yield from _below(entry.path, f"{prefix}{entry.name}/", deep)
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, names led by a dot passed over; DataError when it cannot be listed."""
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
+        with os.scandir(str(folder)) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"cannot list folder {folder}: {error.strerror}") from None
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also for a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that leads in a circle

@@ -11,9 +11,10 @@ A set that mixes two of the three is refused.
 
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -107,12 +108,24 @@ def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
 
 
 def refuse_twins(where: Path, names: Sequence[str]) -> None:
-    """DataError where two of different names differ in case alone: asked for by name, one would hide the other."""
-    folded: dict[str, str] = {}
+    """DataError where two of different names are `twins`: asked for by name, one would hide the other."""
+    if (pair := twins(names)) is not None:
+        raise DataError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} differ {pair[2]}")
+
+
+def twins(names: Iterable[str]) -> tuple[str, str, str] | None:
+    """The first two of different names that some disks take for one, and how they differ; None = there are none.
+
+    They differ in case, or in whether an accent is a character of its own, which no eye tells apart.
+    """
+    seen: dict[str, str] = {}
     for name in names:
-        twin = folded.setdefault(name.casefold(), name)
+        twin = seen.setdefault(normalize("NFC", name).casefold(), name)
         if twin != name:
-            raise DataError(f"{where}: the classes {twin!r} and {name!r} differ in case alone")
+            if twin.casefold() == name.casefold():
+                return twin, name, "in case alone"
+            return twin, name, f"in case or the Unicode form of accents alone: {twin!a}, {name!a}"
+    return None
 
 
 class LabelTable:

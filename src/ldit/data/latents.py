@@ -15,7 +15,8 @@ import numpy as np
 from ldit.checkpoint import manifest
 from ldit.config.serial import show
 from ldit.data.cache import HELDOUT, CacheDescription, is_bookkeeping, read_description
-from ldit.errors import DataError, SourceError
+from ldit.data.limits import no_file
+from ldit.errors import DataError, LditError, RunError, SourceError
 
 MOST_OPEN = 128  # file descriptors of one cache
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -30,7 +31,7 @@ class LatentSamples:
     state, so from any thread: each reading is two reads at a known place. At most MOST_OPEN files are open."""
 
     def __init__(self, root: Path, description: CacheDescription, sha256: str) -> None:
-        self.root, self.description = root, description
+        self.root, self.cache = root, description
         self.names = description.names or ()
         self.found = description.rows
         _, channels, height, width = description.shape
@@ -52,7 +53,8 @@ class LatentSamples:
 
     def read(self, index: int, flip: bool, out: np.ndarray) -> int:
         """Fill `out` with sample `index`, that of the mirrored picture with `flip`; returns its class. bf16 is widened
-        exactly. DataError names a file that cannot be read or is shorter than it was."""
+        exactly. RunError names a file that is gone, cannot be read or is shorter than it was: that came after the cache
+        was opened, and says nothing about a sample."""
         shard, row = self._place(index)
         path = self._paths[shard]
         offset = (2 * row + bool(flip)) * self._half
@@ -62,16 +64,16 @@ class LatentSamples:
             for part, begin in enumerate(self._places[shard][:2]):
                 data = os.pread(file.descriptor, self._half, begin + offset)
                 if len(data) < self._half:
-                    raise DataError(f"{path} is damaged: it ends before sample {row}")
+                    raise RunError(f"{path} has become shorter: it ends before sample {row}")
                 _widen(np.frombuffer(data, self._kind), out[part * channels : (part + 1) * channels])
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+            raise RunError(f"cannot read {path}: {error.strerror or error}") from None
         return int(self._labels[index])
 
     def where(self, index: int) -> str:
         """File and row."""
         shard, row = self._place(index)
-        return f"{self.description.shards[shard].file}[{row}]"
+        return f"{self.cache.shards[shard].file}[{row}]"
 
     def fingerprint(self) -> str:
         """The manifest's own checksum, which covers those of all files."""
@@ -111,7 +113,7 @@ def open_cache(
 ) -> tuple[LatentSamples, LatentSamples | None]:
     """(training, held-out or None) of a cache; see `open_latents`."""
     train = open_latents(root, verify, share)
-    return train, open_latents(root / HELDOUT, verify, share) if train.description.heldout is not None else None
+    return train, open_latents(root / HELDOUT, verify, share) if train.cache.heldout is not None else None
 
 
 class _OpenFile:
@@ -162,7 +164,7 @@ def _offsets(path: str, description: CacheDescription, rows: int) -> tuple[int, 
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= _HEADER_LIMIT else None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        raise _unopened(path, error) from None
     except (ValueError, RecursionError):
         header = None
     word, kind = _DTYPES[description.dtype]
@@ -183,6 +185,10 @@ def _offsets(path: str, description: CacheDescription, rows: int) -> tuple[int, 
     return begins[0], begins[1], begins[2]
 
 
+def _unopened(path: str, error: OSError) -> LditError:
+    return (DataError if no_file(error) else RunError)(f"cannot read {path}: {error.strerror or error}")
+
+
 def _span(value: Any) -> tuple[int, int]:
     """data_offsets of a header entry; an impossible span for what is none."""
     if isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value):
@@ -194,7 +200,7 @@ def _labels(path: str, begin: int, rows: int, classes: int) -> np.ndarray:
     try:
         labels = np.fromfile(path, "<i8", rows, offset=begin)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        raise _unopened(path, error) from None
     if len(labels) < rows or (rows and not 0 <= labels.min() <= labels.max() < classes):
         raise DataError(f"{path} is damaged: its labels are not {rows} of {classes} classes")
     return labels

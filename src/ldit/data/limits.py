@@ -1,4 +1,5 @@
-"""What reading a picture file may cost, whatever the file claims: pixels, bytes of header, TIFF tags.
+"""What reading a picture file may cost, whatever the file claims: pixels, bytes of header, TIFF tags. And whose fault
+it is when it cannot be read.
 
 Pillow's own guard against bombs is a global of the whole process (`Image.MAX_IMAGE_PIXELS`) that any library may
 change, and half of it is a warning. It is asked from several places: opening, a GIF's frames, a TIFF's tiles, every
@@ -6,13 +7,16 @@ crop. Within `pixels_at_most` the thread that reads is judged by its own limit a
 Pillow get Pillow's answer, and the global is neither read nor written here.
 """
 
+import errno
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from PIL import Image
+
+from ldit.errors import RunError
 
 LONGEST = 64
 """Long side over short side: 1 x 5000 enlarged to a short side of 256 would be 1.3 million pixels wide."""
@@ -21,11 +25,27 @@ _TAGS = 4096
 _STRIPS, _TILES, _TILE_WIDTH, _TILE_LENGTH = 273, 324, 322, 323
 _WHOLE = {3: "H", 4: "L", 16: "Q"}  # TIFF types SHORT, LONG, LONG8
 _BYTES = (1, 2, 7)  # TIFF types that stay bytes: BYTE, ASCII, UNDEFINED
+# What a name answers that leads to no file. Everything else is an answer of the machine or the network, of a limit or a
+# permission: it says nothing about what a file holds, and may be another one in a minute.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 _thread = threading.local()
 
 
 class BadPicture(Exception):
     """A file that is no picture, or one that cannot or must not be decoded; str() is a short reason."""
+
+
+def no_file(error: OSError) -> bool:
+    """Whether there is no file, rather than one that cannot be read for now."""
+    return error.errno in _NO_FILE
+
+
+def unread(name: object, reason: str) -> RunError:
+    """The error of a picture that cannot be read for a reason that does not lie in it. `name` may be a file object,
+    which then tells its name."""
+    if hasattr(name, "read"):
+        name = getattr(name, "name", "in memory")
+    return RunError(f"cannot read picture {name}: {reason}")
 
 
 def judge(width: int, height: int, max_pixels: int) -> None:
@@ -66,7 +86,8 @@ Image._decompression_bomb_check = _check
 
 
 class Metered:
-    """A file of which at most `left` bytes are read; BadPicture at the first one more.
+    """A file of which at most `left` bytes are read; BadPicture at the first one more. A read that fails is RunError at
+    once: some of Pillow's readers take an OSError for the end of the file.
 
     Pillow copies chunks, segments and tags into memory before it knows the picture's size, and a TIFF may name the same
     megabytes in every one of 65535 tags.
@@ -78,11 +99,18 @@ class Metered:
     def read(self, size: int = -1) -> bytes:
         if size is None or size < 0 or size > self.left:
             size = self.left + 1
-        data = self.file.read(size)
+        try:
+            data = self.file.read(size)
+        except OSError as error:
+            raise unread(self.file, error.strerror or str(error)) from None
         self.left -= len(data)
         if self.left < 0:
             raise BadPicture("its header or what surrounds its pixels is too long")
         return data
+
+    def fileno(self) -> NoReturn:
+        """None: libtiff would read the file behind Python's back, and call a failing disk a damaged picture."""
+        raise OSError("metered")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)

@@ -80,6 +80,16 @@ class ListedPictures(PictureSet):
         """Path of picture `index` below `root`."""
         return self._name(int(self._chosen[index]))
 
+    def calls(self, index: int) -> tuple[str, ...]:
+        return self._calls(int(self._chosen[index]))
+
+    def source(self, index: int) -> Path | BinaryIO:
+        """The file of picture `index`, as it lies there. RunError when its archive cannot be read."""
+        return self._source(int(self._chosen[index]))
+
+    def label(self, index: int) -> int:
+        return int(self._labels[self._chosen[index]])
+
     def fingerprint(self) -> str:
         """sha256 of a line for each picture, in order: path, class, and size in bytes where the list tells it."""
         digest = hashlib.sha256()

@@ -28,7 +28,8 @@ def load_batch(
 ) -> Batch:
     """The samples `indices`; with `flip_seed`, half of them mirrored, each by its own position's random number.
 
-    With `bad` "stop" DataError names the first sample that cannot be read; with "skip" such are listed in the batch.
+    With `bad` "stop" DataError names the first sample that is bad; with "skip" such are listed in the batch. What is no
+    fault of a sample (RunError) is raised with either.
     """
     reading = _Reading(data, positions, indices, flip_seed, bad)
     reading.fill(0, len(indices))
@@ -125,7 +126,7 @@ class Loader:
         """The share of steps first … last-1, in order; step s of all processes together takes positions
         offset + s·batch_size … of the stream. Positions of a Batch are those of the stream.
 
-        A DataError comes at the step of the sample it names. `close()` ends the threads as soon as each has read the
+        An error comes at the step of the sample it names. `close()` ends the threads as soon as each has read the
         sample it is at; a consumer that may fail between two batches should use `contextlib.closing`.
         """
         steps = range(first, last)
@@ -145,7 +146,7 @@ class Loader:
                     return
                 yield pending.popleft().batch()
         except RunError:
-            patience = 0.0  # a thread that hangs is left behind
+            patience = 0.0  # a thread that hangs is left behind, and where one read fails others may hang
             raise
         finally:
             stop.set()

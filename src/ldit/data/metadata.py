@@ -64,7 +64,8 @@ class MetadataPictures(ListedPictures):
         self._choose(exclude, only, max_per_class)
         captions = self.index.captions
         self.captions = None if captions is None else [captions[at] for at in self._chosen.tolist()]
-        """By index, "" where a picture has none; None where no picture of the folder has one."""
+        """By index, "" where a picture has none; None where no picture of the folder has one. Read and checked for
+        text-to-image training, which is still to come: nothing else asks for them."""
 
     def _name(self, at: int) -> str:
         return self.index.file_names[at].decode()
@@ -77,15 +78,20 @@ class MetadataPictures(ListedPictures):
 
 
 def has_metadata(root: Path) -> bool:
-    """Whether a folder has a metadata.jsonl, or a metadata file of another kind: opening that says what is read."""
-    return any(os.path.lexists(root / name) for name in (METADATA, *OTHERS))
+    """Whether a folder has a metadata.jsonl, of whatever kind: opening says what is wrong with it."""
+    return os.path.lexists(root / METADATA)
+
+
+def other_metadata(root: Path) -> str | None:
+    """The name of a folder's metadata file of a kind that is not read."""
+    return next((name for name in OTHERS if os.path.lexists(root / name)), None)
 
 
 def read_metadata(root: Path) -> MetadataIndex:
     """The index of a folder's metadata.jsonl; every picture it lists is there."""
     path = root / METADATA
     if not os.path.lexists(path):
-        other = next((name for name in OTHERS if (root / name).exists()), None)
+        other = other_metadata(root)
         raise DataError(f"no {METADATA} in {root}" + (f": of {other} nothing is read" if other else ""))
     file_names, table, folders = ByteStrings(), LabelTable(), _Folders(root)
     seen: set[bytes] = set()

@@ -18,6 +18,7 @@ class PictureSet(ABC):
     """Class names by index; empty for a set without classes, whose every label is 0."""
     found: int
     """Pictures before `max_per_class`."""
+    cache: None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -34,6 +35,14 @@ class PictureSet(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """What picture `index` is called: its path below `root`, or its number in its file."""
+
+    def label(self, index: int) -> int:
+        """The class of picture `index`."""
+        return self[index][1]
+
+    def calls(self, index: int) -> tuple[str, ...]:
+        """What a held-out list may call picture `index`."""
+        return (self.where(index),)
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ldit.data.cache import CacheDescription
 from ldit.errors import DataError
 
 
@@ -31,6 +32,11 @@ class Samples(Protocol):
         """(C, H, W) of a sample: (3, S, S) for pictures, (2C, h, w) for means and log-variances of latents."""
         ...
 
+    @property
+    def cache(self) -> CacheDescription | None:
+        """What the latents were made of, and by what; None: the samples are pictures."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, index: int, flip: bool, out: np.ndarray) -> int:
@@ -54,7 +60,7 @@ class Unlabelled:
 
     def __init__(self, data: Samples) -> None:
         self.data = data
-        self.root, self.shape, self.found = data.root, data.shape, data.found
+        self.root, self.shape, self.found, self.cache = data.root, data.shape, data.found, data.cache
 
     def __len__(self) -> int:
         return len(self.data)

@@ -1,33 +1,108 @@
-"""What `data.path` means: a bundled set, a latent cache, class folders, loose pictures, IDX files, tars, a list."""
+"""What `data.path` means. Of this table the first that is there:
 
+| there                              | kind    | what it is                                                     |
+|------------------------------------|---------|----------------------------------------------------------------|
+| manifest.json, shards, encode.json | cache   | a latent cache, sound or not                                   |
+| train-images-idx3-ubyte and such   | idx     | IDX files (MNIST kind)                                         |
+| metadata.jsonl                     | list    | the pictures it lists                                          |
+| *.tar                              | tars    | their pictures; refused beside class folders or loose pictures |
+| folders                            | folders | class folders; loose pictures beside them are not read         |
+| pictures                           | loose   | loose pictures, without classes                                |
+
+Names led by a dot are passed over. metadata.csv, metadata.parquet and packed tars (.tar.gz) are refused where nothing
+else is there, and else named in the log. A path may also be one tar, or a bundled set.
+"""
+
+import os
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
+from ldit.checkpoint.manifest import NAME as MANIFEST
 from ldit.config.assets import ASSETS
 from ldit.config.sections import DataConfig
-from ldit.data.cache import is_cache
+from ldit.data.cache import is_cache, is_shard
+from ldit.data.cache_job import JOB
 from ldit.data.decoding import Decoding
 from ldit.data.idx import HELDOUT as IDX_HELDOUT
 from ldit.data.idx import IdxPictures, has_idx
-from ldit.data.image_folder import SUFFIXES, ImageFolder, LoosePictures, read_list
-from ldit.data.latents import open_cache
-from ldit.data.metadata import MetadataPictures, has_metadata, read_metadata
+from ldit.data.image_folder import ImageFolder, LoosePictures, entries, files_in, is_folder, is_picture, read_list
+from ldit.data.latents import LatentSamples, open_cache
+from ldit.data.metadata import MetadataPictures, has_metadata, other_metadata, read_metadata
 from ldit.data.picture_set import PictureSet
 from ldit.data.samples import Samples, fit_classes
-from ldit.data.tars import TarPictures, has_tars, read_tars
+from ldit.data.tars import PACKED, TarPictures, has_tars, read_tars
 from ldit.errors import DataError
 from ldit.log import logger
 
 BUNDLED = ("emoji64",)
 HELDOUT = "heldout.txt"
+Kind = Literal["cache", "idx", "list", "tars", "folders", "loose"]
 
 
 def data_root(path: str) -> Path:
-    """The folder, or .tar file, of a data path; DataError when there is none."""
-    root = ASSETS / path if path in BUNDLED else Path(path).expanduser()
-    if not root.is_dir() and not (root.suffix == ".tar" and root.is_file()):
-        raise DataError(f"data.path: no folder {path!r} (bundled sets: {', '.join(BUNDLED)})")
-    return root
+    """The folder, or tar file, of a data path; DataError when there is none."""
+    try:
+        root = ASSETS / path if path in BUNDLED else Path(path).expanduser()
+        if root.is_dir() or has_tars(root):
+            return root
+        is_file = root.exists()
+    except (OSError, RuntimeError) as error:  # a folder above that may not be entered, the home of nobody
+        raise DataError(f"data.path: cannot look at {path!r}: {getattr(error, 'strerror', None) or error}") from None
+    if is_file:
+        raise DataError(f"data.path: {path!r} is a file, neither a folder nor a tar archive")
+    raise DataError(f"data.path: no folder {path!r} (bundled sets: {', '.join(BUNDLED)})")
+
+
+def kind_of(root: Path) -> Kind:
+    """What lies in a data path, sound or not; the first of the table that is there. A cache is told by its shards and
+    by the job of one in the making too, not by its manifest alone.
+
+    DataError for a folder that cannot be looked at, and for one with tars and other pictures: either half would be
+    missing without a word. What else lies beside the pictures and could be taken for some is named in the log.
+    """
+    if not root.is_dir():
+        return "tars"
+    found = entries(root)
+    names = [entry.name for entry in found]
+    try:
+        if is_cache(root) or JOB in names or any(map(is_shard, names)):
+            return "cache"
+        if has_idx(root):
+            return "idx"
+    except OSError as error:
+        raise DataError(f"cannot look into folder {root}: {error.strerror}") from None
+    if has_metadata(root):
+        return "list"
+    folders = sorted((entry.name for entry in found if is_folder(entry)), key=os.fsencode)
+    return _tars_or_files(root, folders, sorted(set(names).difference(folders), key=os.fsencode))
+
+
+def _tars_or_files(root: Path, folders: list[str], files: list[str]) -> Kind:
+    tars = [name for name in files if name.lower().endswith(".tar")]
+    packed = [name for name in files if name.lower().endswith(PACKED)]
+    if tars or packed:
+        picture = _first_picture(root, folders, files)
+        if picture is None:
+            return "tars"
+        if tars:
+            raise DataError(
+                f"{root} holds the archive {tars[0]} and the picture {picture}: which are the training pictures? "
+                "Move the others elsewhere"
+            )
+        logger.warning("%s is not read: %s and others are the training pictures", root / packed[0], picture)
+    if (other := other_metadata(root)) is not None:
+        if not folders:
+            return "list"
+        logger.warning("%s is not read: the folders beside it are the classes", root / other)
+    return "folders" if folders or not any(map(is_picture, files)) else "loose"
+
+
+def _first_picture(root: Path, folders: list[str], files: list[str]) -> str | None:
+    """A picture beside archives, by the rules of class folders and loose pictures."""
+    below = (f"{folder}/{name}" for folder in folders for name in files_in(root / folder))
+    return next(filter(is_picture, chain(files, below)), None)
 
 
 def open_run_data(
@@ -40,17 +115,28 @@ def open_run_data(
     """
     root = data_root(config.path)
     found: tuple[Samples, Samples | None]
-    if root.is_dir() and is_cache(root):
-        if config.heldout or config.max_per_class:
-            key = "heldout" if config.heldout else "max_per_class"
-            raise DataError(f"data.{key}: {root} is a latent cache; give it to ldit encode")
-        train, kept = open_cache(root, config.verify, share)
+    if kind_of(root) == "cache":
+        if config.heldout:
+            raise DataError(f"data.heldout: {root} is a latent cache; give it to ldit encode")
+        train, kept = open_whole_cache(root, config.verify, share)
+        train.cache.check_run(root, config)
         found = train, None if config.heldout == "" else kept
     else:
         found = open_data(config.path, config.image_size, config.heldout, config.max_per_class, decoding_of(config))
     if num_classes is None:
         return found
     return fit_classes(found[0], num_classes), None if found[1] is None else fit_classes(found[1], num_classes)
+
+
+def open_whole_cache(
+    root: Path, verify: bool = True, share: tuple[int, int] = (0, 1)
+) -> tuple[LatentSamples, LatentSamples | None]:
+    """`open_cache`; DataError says of a folder with a cache's files and no sound manifest how it came to that."""
+    if is_cache(root):
+        return open_cache(root, verify, share)
+    if (root / JOB).exists():
+        raise DataError(f"{root} is a latent cache that is not whole: run ldit encode again")
+    raise DataError(f"{root} is a latent cache that is damaged: no manifest of one in {root / MANIFEST}")
 
 
 def decoding_of(config: DataConfig) -> Decoding:
@@ -71,11 +157,12 @@ def open_data(
     files: the held-out set is t10k-* where it is there; "" = none. DataError names what is missing or damaged.
     """
     root = data_root(path)
-    if root.is_dir() and is_cache(root):
+    kind = kind_of(root)
+    if kind == "cache":
         raise DataError(f"data.path: {root} is a latent cache, pictures are needed here")
-    if root.is_dir() and has_idx(root):
+    if kind == "idx":
         return _open_idx(root, size, heldout, max_per_class)
-    return _open_files(root, size, heldout, max_per_class, decoding)
+    return _open_files(root, kind, size, heldout, max_per_class, decoding)
 
 
 def _open_idx(root: Path, size: int, heldout: str | None, max_per_class: int) -> tuple[PictureSet, PictureSet | None]:
@@ -91,32 +178,50 @@ def _open_idx(root: Path, size: int, heldout: str | None, max_per_class: int) ->
 
 
 def _open_files(
-    root: Path, size: int, heldout: str | None, max_per_class: int, decoding: Decoding
+    root: Path, kind: Kind, size: int, heldout: str | None, max_per_class: int, decoding: Decoding
 ) -> tuple[PictureSet, PictureSet | None]:
     folder = root if root.is_dir() else root.parent
     if heldout is None:
         heldout = HELDOUT if (folder / HELDOUT).is_file() else ""
-    listed = read_list(folder / heldout) if heldout else None
-    make = _maker(root, size, decoding)
-    if listed is None:
+    make = _maker(root, kind, size, decoding)
+    if not heldout:
         return make((), None, max_per_class), None
+    listed = read_list(folder / heldout)
+    if not listed:
+        raise DataError(f'{folder / heldout} lists no pictures (data.heldout "" = none)')
     train, kept = make(listed, None, max_per_class), make((), listed, 0)
-    if len(kept) < len(set(listed)):
-        logger.warning("%s lists %d pictures, %d of them are there", folder / heldout, len(set(listed)), len(kept))
+    _refuse_emptied(folder / heldout, train)
+    _tell_lost(folder / heldout, listed, kept)
     return train, kept
 
 
+def _refuse_emptied(path: Path, train: PictureSet) -> None:
+    """DataError where a held-out list took all pictures of a class: the model would have one that it never sees. A cap
+    leaves a picture of each."""
+    present = {train.label(index) for index in range(len(train))}
+    if train.names and len(present) < len(train.names):
+        absent = next(name for label, name in enumerate(train.names) if label not in present)
+        raise DataError(f"{path} lists every picture of class {absent!r}: none is left for training")
+
+
+def _tell_lost(path: Path, listed: list[str], kept: PictureSet) -> None:
+    """A warning where entries of a held-out list match no picture: what they were to keep from training is in it."""
+    there = {call for index in range(len(kept)) for call in kept.calls(index)}
+    lost = [entry for entry in dict.fromkeys(listed) if entry not in there]
+    if lost:
+        of = len(set(listed))
+        logger.warning("%s: %d of %d entries match no picture, the first is %r", path, len(lost), of, lost[0])
+
+
 def _maker(
-    root: Path, size: int, decoding: Decoding
+    root: Path, kind: Kind, size: int, decoding: Decoding
 ) -> Callable[[Sequence[str], Sequence[str] | None, int], PictureSet]:
     """(exclude, only, max_per_class) -> the pictures of `root`; lists and archives are read once for both sets."""
-    if has_tars(root):
+    if kind == "tars":
         tars = read_tars(root)
         return lambda exclude, only, most: TarPictures(root, size, decoding, exclude, only, most, tars)
-    if has_metadata(root):
+    if kind == "list":
         lines = read_metadata(root)
         return lambda exclude, only, most: MetadataPictures(root, size, decoding, exclude, only, most, lines)
-    entries = list(root.iterdir())
-    loose = not any(entry.is_dir() for entry in entries) and any(e.suffix.lower() in SUFFIXES for e in entries)
-    kind = LoosePictures if loose else ImageFolder
-    return lambda exclude, only, most: kind(root, size, exclude, only, most, decoding)
+    files = LoosePictures if kind == "loose" else ImageFolder
+    return lambda exclude, only, most: files(root, size, exclude, only, most, decoding)

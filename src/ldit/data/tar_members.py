@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ldit.errors import DataError
+from ldit.data.limits import no_file
+from ldit.errors import DataError, RunError
 
 BLOCK = 512
 MOST_NAME = 4096  # bytes of a member's name
@@ -43,7 +44,8 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A regular file that is read by position, from any thread; it is closed when nobody refers to it any more."""
+    """A regular file that is read by position, from any thread; it is closed when nobody refers to it any more.
+    DataError when there is none, RunError when it cannot be read for now."""
 
     fd = -1
 
@@ -53,7 +55,7 @@ class Archive:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             status = os.fstat(self.fd)
         except OSError as error:
-            raise DataError(f"cannot open {path}: {error.strerror}") from None
+            raise (DataError if no_file(error) else RunError)(f"cannot open {path}: {error.strerror}") from None
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path} is not a file")
         self.path, self.size = path, status.st_size
@@ -71,7 +73,7 @@ class Archive:
             while 0 < len(data) < size and (more := os.pread(self.fd, size - len(data), offset + len(data))):
                 data += more
         except OSError as error:
-            raise DataError(f"cannot read {self.path}: {error.strerror}") from None
+            raise RunError(f"cannot read {self.path}: {error.strerror}") from None
         return data
 
 
@@ -107,7 +109,7 @@ class Walk:
             start = self._at + BLOCK
             self._at = start + -(-size // BLOCK) * BLOCK
             if self._at > self.archive.size:
-                raise self.refusal(name, f"claims {size} bytes, but the archive ends {self.archive.size - start} later")
+                raise self.refusal(name, self._cut(start, size))
             if kind in b"xgL":
                 self._extend(kind, name, start, size)
                 continue
@@ -115,6 +117,15 @@ class Walk:
             if member is not None:
                 yield member
         self._refuse_rest()
+
+    def _cut(self, start: int, size: int) -> str:
+        """What is wrong where the archive ends before the block after a member."""
+        left = self.archive.size - start
+        if left < size:
+            return f"claims {size} bytes, but the archive ends {left} later"
+        return (
+            f"is whole, but the archive ends at byte {start + left}, before its padding and end mark: it is truncated"
+        )
 
     def _refuse_damage(self, block: bytes) -> None:
         path = self.archive.path

@@ -3,7 +3,7 @@ component are one sample.
 
 | member of a sample                              | meaning                                                     |
 |-------------------------------------------------|-------------------------------------------------------------|
-| KEY.jpg jpeg png webp bmp ppm tif tiff gif      | the picture, exactly one                                    |
+| KEY.jpg jpeg jfif png webp bmp ppm tif tiff gif | the picture, exactly one                                    |
 | KEY.cls                                         | its label, a whole number or a name; stands before KEY.json |
 | KEY.json                                        | an object; "label", "class" or "cls" is the label           |
 | other endings, names without dot or led by one  | passed over                                                 |
@@ -26,9 +26,10 @@ import numpy as np
 from ldit.data.decoding import Decoding
 from ldit.data.image_folder import SUFFIXES
 from ldit.data.labels import Label, LabelTable, json_object, label_of_object, label_of_text
+from ldit.data.limits import unread
 from ldit.data.listed import ByteStrings, ListedPictures
 from ldit.data.tar_members import NEEDS_PLAIN, Archive, Member, Walk
-from ldit.errors import DataError
+from ldit.errors import DataError, LditError, RunError
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 MOST_PICTURE = 1 << 28  # bytes of a picture's file: it is held in memory while it is decoded
@@ -93,11 +94,25 @@ class TarPictures(ListedPictures):
         return int(self.index.sizes[at])
 
     def _source(self, at: int) -> io.BytesIO:
+        """In memory. RunError where the archive cannot be read or is not what it was: no fault of one picture."""
         size = int(self.index.sizes[at])
-        data = self._open.get(int(self.index.shards[at])).read(int(self.index.offsets[at]), size)
+        try:
+            data = self._open.get(int(self.index.shards[at])).read(int(self.index.offsets[at]), size)
+        except LditError as error:
+            raise unread(self._path(at), str(error)) from None
+        except MemoryError:
+            raise unread(self._path(at), f"no memory for its {size} bytes") from None
         if len(data) != size:
-            raise DataError(f"cannot read picture {self._path(at)}: the archive has become shorter")
-        return io.BytesIO(data)
+            raise unread(self._path(at), "the archive has become shorter")
+        return _InMemory(data, str(self._path(at)))
+
+
+class _InMemory(io.BytesIO):
+    """A picture's file with its name, for messages."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
 
 
 def has_tars(root: Path) -> bool:
@@ -229,7 +244,7 @@ class _OpenArchives:
             if archive is None:
                 archive = Archive(self._index.tars[shard])
                 if archive.version != self._index.versions[shard]:
-                    raise DataError(f"{archive.path} has changed since it was opened")
+                    raise RunError(f"{archive.path} has changed since it was opened")
                 while len(self._held) >= MOST_OPEN:
                     self._held.popitem(last=False)
             self._held[shard] = archive

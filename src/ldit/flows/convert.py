@@ -1,5 +1,6 @@
 """A checkpoint in another layout, written whole or not at all."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,15 @@ from ldit.checkpoint.export import write_export
 from ldit.checkpoint.manifest import refuse_sealed
 from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.original import check_original, write_original
+from ldit.codecs.autoencoder import check_folder
+from ldit.codecs.open import copy_codec, private_codec
+from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.dtypes import DTYPES
 from ldit.errors import SourceError
 from ldit.log import logger
 
 Layout = Literal["ldit", "original", "diffusers", "pt"]
+CODEC = "codec"  # the folder of an export, and its name there
 
 
 def convert(
@@ -27,8 +32,11 @@ def convert(
     ema_only: bool = False,
     heads: int | None = None,
 ) -> Path:
-    """Write `source` to `out` in layout `to`; SourceError names impossible pairs and an `out` that exists."""
+    """Write `source` to `out` in layout `to`. SourceError names impossible pairs and an `out` that exists, CodecError
+    what is wrong with the model's codec, which an export in our layout takes along where it is given by path."""
     if Path(source).is_dir() and holds_autoencoder(Path(source)):
+        if heads is not None:
+            raise SourceError(f"{source} is an autoencoder; heads are those of a DiT .pt")
         return _convert_autoencoder(Path(source), out, to, dtype)
     opened = open_source(source, heads)
     _check_out(out)
@@ -44,16 +52,40 @@ def convert(
         return _write_pt(opened, out, raw, ema)
     if to == "original":
         check_original(opened.spec)
+    codec = _codec_to_copy(opened, out) if to == "ldit" else None
     with committed(out) as folder:
         weights = opened.tensors(ema=not raw)
         average = opened.tensors(ema=True) if raw and ema else None
         if to == "ldit":
-            write_export(folder, opened.spec, weights, average, DTYPES.get(dtype or ""))
+            write_export(folder, _with_codec(opened.spec, codec, folder), weights, average, DTYPES.get(dtype or ""))
         else:
             step = (opened.spec.training or {}).get("step")
             # A model with one set of weights is both to the original, which samples from EMA by default.
             write_original(folder, opened.spec, weights, average or opened.tensors(ema=not raw), step)
     return out
+
+
+def _codec_to_copy(opened: Source, out: Path) -> Path | None:
+    """The folder of a codec that is given by path; CodecError when the model does not fit it any more."""
+    codec = opened.spec.codec
+    if not isinstance(codec, AutoencoderConfig):
+        return None
+    own = opened.path if opened.path.is_dir() else opened.path.parent
+    folder = private_codec(codec.name, own)
+    if folder is not None:
+        check_folder(codec, folder, opened.spec.model.in_channels)
+    elif Path(codec.name).is_absolute():
+        logger.warning("the autoencoder %s is not at hand: %s names it by that path", codec.name, out)
+    return folder
+
+
+def _with_codec(spec: ModelSpec, codec: Path | None, folder: Path) -> ModelSpec:
+    """The export's spec, with `codec` copied beside it."""
+    if codec is None:
+        return spec
+    assert isinstance(spec.codec, AutoencoderConfig)
+    copy_codec(codec, folder / CODEC)
+    return replace(spec, codec=replace(spec.codec, name=CODEC))
 
 
 def _check_out(out: Path) -> None:

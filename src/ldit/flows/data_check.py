@@ -1,8 +1,8 @@
 """`ldit data check`: a set of pictures or a latent cache -> what it holds, as text or JSON; lists of hashes."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,21 @@ from tqdm import tqdm
 
 from ldit.checkpoint.commit import replaced
 from ldit.checkpoint.manifest import refuse_sealed
+from ldit.config.sections import DataConfig
 from ldit.data import hashes
-from ldit.data.cache import is_cache
-from ldit.data.check import Difference, Report, Size, compare, scan_folder, scan_set
+from ldit.data.check import Difference, Reading, Report, Size, compare, scan_folder, scan_set
 from ldit.data.decoding import Decoding
-from ldit.data.idx import has_idx
-from ldit.data.latents import open_cache
-from ldit.data.metadata import has_metadata
-from ldit.data.source import data_root, open_data
-from ldit.data.tars import has_tars
+from ldit.data.source import data_root, kind_of, open_data, open_whole_cache
 from ldit.errors import DataError, RequestError, SourceError
 
 _SIZE = 64  # to which pictures of other sets than folders are cut, where no size is asked for
 _FEW, _NAMES = 8, 4  # lines of a list, names in one line
+_OTHERS = {  # kinds that are no folder of pictures
+    "cache": "a latent cache",
+    "idx": "a set of IDX files",
+    "tars": "tar shards",
+    "list": "a folder with metadata.jsonl",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class CheckJob:
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = Decoding.max_pixels
     workers: int = 2
+    timeout: float = DataConfig.timeout
     write: Path | None = None
     """File for the list of hashes."""
     against: Path | None = None
@@ -55,10 +58,13 @@ class Result:
 
 
 def check_data(job: CheckJob) -> Result:
-    """Look at every picture of `job.path`. RequestError, DataError or SourceError when there is nothing to look at."""
+    """Look at every picture of `job.path`; a picture at which a thread hangs is bad, and the others go on.
+
+    RequestError or DataError when there is nothing to look at, or nobody can say what. RunError when too many hang.
+    """
     _check_job(job)
     root = data_root(job.path)
-    other = _other_kind(root)
+    other = _OTHERS.get(kind_of(root))
     for flag, file in (("--write", job.write), ("--against", job.against)):
         if file is not None and other is not None:
             raise RequestError(f"{flag}: lists of hashes are of folders of pictures, {root} is {other}")
@@ -68,21 +74,27 @@ def check_data(job: CheckJob) -> Result:
     if other is not None:
         return Result(job, _check_other(job, root, other))
     with tqdm(unit="picture", disable=None, leave=False) as bar:
-        report = scan_folder(root, _decoding(job), job.image_size or 0, job.workers, bar.update)
+        report = scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar))
     if job.write is not None:
         with replaced(job.write) as temporary:
             temporary.write_bytes(hashes.encode(report.digests))
-    return Result(job, report, None if listed is None else compare(root, report.digests, listed))
+    return Result(job, report, None if listed is None else compare(root, report, listed, _reading(job)))
 
 
 def _decoding(job: CheckJob) -> Decoding:
     return Decoding(job.exif, job.background, job.max_pixels)
 
 
+def _reading(job: CheckJob, bar: tqdm | None = None) -> Reading:
+    return Reading(job.workers, job.timeout, None if bar is None else bar.update)
+
+
 def _check_job(job: CheckJob) -> None:
     for flag, value in (("image-size", job.image_size), ("max-pixels", job.max_pixels), ("workers", job.workers)):
         if value is not None and value < 1:
             raise RequestError(f"--{flag}: must be at least 1, got {value}")
+    if not job.timeout > 0:
+        raise RequestError(f"--timeout: must be more than 0, got {job.timeout}")
     if not all(0 <= value <= 255 for value in job.background):
         raise RequestError(f"--background: three numbers from 0 to 255, got {' '.join(map(str, job.background))}")
 
@@ -101,33 +113,18 @@ def _check_target(target: Path) -> None:
             raise RequestError(f"--write: {target} is there and is no list of hashes; choose another name") from None
 
 
-def _other_kind(root: Path) -> str | None:
-    """What `root` is, if no folder of pictures."""
-    if root.is_dir() and is_cache(root):
-        return "a latent cache"
-    if root.is_dir() and has_idx(root):
-        return "a set of IDX files"
-    if has_tars(root):
-        return "tar shards"
-    return "a folder with metadata.jsonl" if has_metadata(root) else None
-
-
 def _check_other(job: CheckJob, root: Path, kind: str) -> Report:
-    if kind == "a latent cache":
-        return _check_cache(root, kind)
-    found = open_data(str(root), job.image_size or _SIZE, decoding=_decoding(job))
-    sets = [pictures for pictures in found if pictures is not None]
-    with tqdm(unit="picture", total=sum(map(len, sets)), disable=None, leave=False) as bar:
-        return scan_set(kind, sets, job.workers, bar.update)
-
-
-def _check_cache(root: Path, kind: str) -> Report:
-    """The cache against its manifest's checksums; the first file at fault."""
+    """The report of what is no folder of pictures. What a run would refuse at its start is a problem, the first one."""
     try:
-        train, heldout = open_cache(root, verify=True)
+        if kind == _OTHERS["cache"]:
+            train, heldout = open_whole_cache(root)
+            return Report(kind, len(train) + (0 if heldout is None else len(heldout)))
+        found = open_data(str(root), job.image_size or _SIZE, decoding=_decoding(job))
     except (SourceError, DataError) as error:
         return Report(kind, problems=[str(error)])
-    return Report(kind, len(train) + (0 if heldout is None else len(heldout)))
+    sets = [pictures for pictures in found if pictures is not None]
+    with tqdm(unit="picture", total=sum(map(len, sets)), disable=None, leave=False) as bar:
+        return scan_set(kind, sets, _decoding(job), job.image_size or 0, _reading(job, bar))
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -142,6 +139,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "problems": report.problems,
         "classes": dict(report.classes),
         "beside_classes": report.beside,
+        "other_files": dict(report.others),
         "formats": dict(report.formats),
         "modes": dict(report.modes),
         "short_sides": {str(side): report.short_sides[side] for side in sorted(report.short_sides)},
@@ -155,7 +153,7 @@ def as_json(result: Result) -> dict[str, Any]:
         ],
     }
     if difference is not None:
-        whole["changed"], whole["missing"], whole["new"] = difference.changed, difference.missing, difference.new
+        whole |= asdict(difference)
     return whole
 
 
@@ -170,16 +168,24 @@ def as_text(result: Result) -> list[str]:
         lines.append(
             _row("classes", f"{len(counts)}, {min(counts)} to {max(counts)} pictures: {_counts(report.classes)}")
         )
-    if report.beside:
-        lines.append(_row("beside", f"{report.beside} pictures beside the class folders, which no run reads"))
+    if report.beside or report.others:
+        lines.append(_row("beside", f"no run reads {' and '.join(_beside(report))}"))
     if report.smallest is not None and report.largest is not None:
         lines += _pictures(result, report.smallest, report.largest)
     if report.digests:
         lines += _duplicates(report)
     if result.difference is not None:
-        for what in ("changed", "missing", "new"):
-            lines.append(_row(what, _some(getattr(result.difference, what))))
+        lines += [_row(what, _some(names)) for what, names in asdict(result.difference).items()]
     return [*lines, _row("verdict", "sound" if result.sound else "not sound")]
+
+
+def _beside(report: Report) -> Iterator[str]:
+    """What lies there and no run reads; a file's kind is told by its name alone."""
+    if report.beside:
+        yield f"{report.beside} pictures beside the class folders"
+    if report.others:
+        kinds = Counter({suffix or "no suffix": count for suffix, count in report.others.items()})
+        yield f"{report.others.total()} files that are not named as pictures: {_counts(kinds)}"
 
 
 def _pictures(result: Result, smallest: Size, largest: Size) -> list[str]:

@@ -5,7 +5,6 @@ Each process takes shards rank, rank + world, …; they say nothing to each othe
 always hold the same pictures.
 """
 
-import math
 import signal
 import threading
 import time
@@ -37,16 +36,17 @@ from ldit.data.cache import (
 from ldit.data.cache_job import check_place
 from ldit.data.cache_writer import Making
 from ldit.data.decoding import Decoding
+from ldit.data.latents import open_cache
 from ldit.data.samples import Samples
 from ldit.data.source import open_data
 from ldit.dtypes import DTYPES
 from ldit.errors import ConfigError, DataError, RunError
 from ldit.flows.encode_shard import Codec, Encoder
+from ldit.flows.pipeline import checked_device
 from ldit.log import logger
 from ldit.parallel.world import launched
 
 SAY_EVERY = 30.0  # seconds between lines where there is no terminal
-Scaling = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,6 @@ class EncodeJob:
     image_size: int = 256
     codec: str = "stabilityai/sd-vae-ft-ema"
     codec_root: Path | None = None
-    scale: Scaling | None = None
-    """None = the autoencoder folder's own; likewise `shift`."""
-    shift: Scaling | None = None
     dtype: Literal["bf16", "fp32"] = "bf16"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_size: int = 32
@@ -84,11 +81,6 @@ class EncodeJob:
             raise ConfigError(f"--timeout: must be more than 0, got {self.timeout}")
         if not all(0 <= value <= 255 for value in self.background):
             raise ConfigError(f"--background: three numbers from 0 to 255, got {self.background}")
-        for key in ("scale", "shift"):
-            value = getattr(self, key)
-            numbers = value if isinstance(value, tuple) else (0.0 if value is None else value,)
-            if not all(map(math.isfinite, numbers)) or (key == "scale" and value is not None and 0.0 in numbers):
-                raise ConfigError(f"--{key}: must be finite{' and not 0' if key == 'scale' else ''}, got {value}")
 
     @property
     def decoding(self) -> Decoding:
@@ -117,7 +109,8 @@ def encode(job: EncodeJob) -> bool:
             raise DataError(f"{source.root} does not hold pictures: nothing to encode")
         device = _device(job.device, launch.local_rank)
         codec = open_autoencoder(job, device)
-        making = Making(job.out, _describe(job, codec, source, heldout), _record(job, heldout))
+        kept = None if heldout is None else _record(job, heldout, training=False)
+        making = Making(job.out, _describe(job, codec, source, heldout), kept)
         if not making.begin():
             logger.info("%s is whole: nothing is left to do", job.out)
             return True
@@ -137,6 +130,8 @@ def encode(job: EncodeJob) -> bool:
             encoder.close()
             progress.close()
         whole = making.finish()
+        if whole and launch.rank == 0:
+            _say(job.out)
         if not whole:
             if launch.size == 1:
                 raise RunError(f"{job.out}: a shard was lost while others were made; the same command makes it again")
@@ -148,19 +143,11 @@ def encode(job: EncodeJob) -> bool:
 
 
 def open_autoencoder(job: EncodeJob, device: torch.device) -> Codec:
-    """The codec of a job, with the scale and shift to be recorded."""
+    """The codec of a job, with its own scale and shift, which are recorded; latents are kept raw."""
     roots = () if job.codec_root is None else (job.codec_root,)
     own = read_kl_config(codec_folder(job.codec, roots))
     scale, shift = own.scaling
-    config = AutoencoderConfig(
-        name=job.codec,
-        scale=scale if job.scale is None else job.scale,
-        shift=shift if job.shift is None else job.shift,
-        factor=own.factor,
-    )
-    for key, value in (("scale", config.scale), ("shift", config.shift)):
-        if isinstance(value, tuple) and len(value) != own.latent_channels:
-            raise ConfigError(f"--{key}: {len(value)} values for {own.latent_channels} channels")
+    config = AutoencoderConfig(name=job.codec, scale=scale, shift=shift, factor=own.factor)
     codec = open_codec(config, roots, device, DTYPES[job.precision])
     assert isinstance(codec, AutoencoderCodec)
     return codec
@@ -169,10 +156,7 @@ def open_autoencoder(job: EncodeJob, device: torch.device) -> Codec:
 def _device(name: str | None, local_rank: int) -> torch.device:
     if name is None and torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
-    try:
-        return torch.device(name or "cpu")
-    except RuntimeError:
-        raise ConfigError(f"--device: {name!r} is no device") from None
+    return checked_device(name or "cpu")
 
 
 def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | None) -> CacheDescription:
@@ -180,8 +164,6 @@ def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | 
     if size % codec.factor:
         raise ConfigError(f"--image-size: {size} is not a multiple of the codec's factor {codec.factor}")
     side = size // codec.factor
-    record = _record(job, source)
-    assert record is not None
     return CacheDescription(
         version=VERSION,
         codec=CodecRecord(codec.fingerprint(), config.name, codec.factor, codec.channels, config.scale, config.shift),
@@ -192,16 +174,23 @@ def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | 
         precision=job.precision,
         shape=(2, codec.channels, side, side),
         names=tuple(source.names) or None,
-        source=record,
+        source=_record(job, source, training=True),
         heldout=None if heldout is None else PicturesRecord(len(heldout), heldout.fingerprint()),
         shard_size=job.shard_size,
     )
 
 
-def _record(job: EncodeJob, samples: Samples | None) -> SourceRecord | None:
-    if samples is None:
-        return None
-    return SourceRecord(len(samples), samples.fingerprint(), to_dict(job.decoding))
+def _record(job: EncodeJob, samples: Samples, training: bool) -> SourceRecord:
+    cap = job.max_per_class if training else 0
+    return SourceRecord(len(samples), samples.fingerprint(), to_dict(job.decoding), cap)
+
+
+def _say(out: Path) -> None:
+    for cache in filter(None, open_cache(out, verify=False)):
+        logger.info(
+            "%s: %s pictures and their mirror images, %d left out",
+            cache.root, f"{len(cache):,}", len(cache.cache.skipped),
+        )  # fmt: skip
 
 
 class _Progress:

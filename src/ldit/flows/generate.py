@@ -17,7 +17,7 @@ from ldit.flows.request import Request
 from ldit.rng import normal
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
-from ldit.sampling.solvers import Step
+from ldit.sampling.step import Step
 
 if TYPE_CHECKING:
     from ldit.flows.pipeline import Pipeline

@@ -23,7 +23,7 @@ from ldit.config.imagenet import imagenet_names
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.flows.generate import Done, Generator, Picture
-from ldit.flows.pipeline import Pipeline, codec_roots, load_source
+from ldit.flows.pipeline import Pipeline, checked_device, codec_roots, load_source
 from ldit.flows.request import Request, check_request
 
 LATENT_SUFFIXES = (".safetensors", ".npy", ".pt")
@@ -58,7 +58,9 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
     if latents is None:
         roots = codec_roots(job.codec_root, opened.path)
         check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
-    pipe = load_source(opened, _device(job.device), job.dtype, job.ema, job.codec_root)
+    pipe = load_source(
+        opened, None if job.device is None else checked_device(job.device), job.dtype, job.ema, job.codec_root
+    )
     generator = Generator(pipe, request, decode=latents is None, batch_size=job.batch_size, progress=True)
     pictures: list[Picture] = []
     for event in generator.events():
@@ -122,17 +124,6 @@ def _options(job: PictureJob, spec: ModelSpec) -> dict[str, Any]:
     if not job.published:
         return job.options
     return {**job.options, "guidance_channels": min(3, spec.model.in_channels)}
-
-
-def _device(name: str | None) -> torch.device | None:
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"device {name!r}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _grid(pipe: Pipeline, pictures: list[Picture], published: bool) -> Image.Image:

@@ -78,10 +78,10 @@ class Pipeline:
         """One picture a label, or `num` pictures of a model without classes: a list of PIL images, or a (B, 3, H, W)
         tensor in [-1, 1], or latents.
 
-        Arguments (defaults in `spec.sampling_defaults`): num (default 1, or as many as seeds), steps, solver, guidance
-        (1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time), seed (pictures get seed,
-        seed+1, …) or seeds, height, width (pixels), batch_size, progress, callback(step), initial_noise (B, C, H, W),
-        step_noise(i, shape).
+        Arguments (defaults in `spec.sampling_defaults`): num (default 1, or as many as seeds), steps, solver, grid,
+        eta, guidance (1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time), seed
+        (pictures get seed, seed+1, …) or seeds, height, width (pixels), batch_size, progress, callback(step),
+        initial_noise (B, C, H, W), step_noise(i, shape).
         RequestError names what cannot be served. Picture k depends on its seed alone.
         """
         if output_type == "latent":
@@ -172,6 +172,16 @@ def codec_roots(root: Path | None, source: Path | None) -> list[Path]:
     """Where a model's autoencoder is looked for by name: the folder given, and the checkpoint's own."""
     own = None if source is None else source if source.is_dir() else source.parent
     return [folder for folder in (root, own) if folder is not None]
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of a flag; RequestError when it is none, is not there, or holds no numbers."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RequestError(f"device {name!r}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def default_device() -> torch.device:

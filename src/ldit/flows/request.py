@@ -8,12 +8,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ldit.config.labels import resolve_label
-from ldit.config.spec import DDPMConfig, ModelSpec, SamplingConfig
+from ldit.config.spec import ModelSpec, SamplingConfig
 from ldit.diffusion.build import build_process
-from ldit.diffusion.flow import Flow
 from ldit.errors import RequestError
-from ldit.sampling.levels import Level, ddpm_levels, flow_levels
-from ldit.sampling.solvers import Solver, find_solver
+from ldit.sampling.grids import build_grid
+from ldit.sampling.levels import Level
+from ldit.sampling.solvers import find_solver
+from ldit.sampling.step import Solver
 
 StepNoise = Callable[[int, tuple[int, ...]], Tensor]
 Labels = int | str | Iterable[int | str] | Tensor | None
@@ -44,6 +45,8 @@ def check_request(
     prompts: Sequence[str] | None = None,
     steps: int | str | None = None,
     solver: str | None = None,
+    grid: str | None = None,
+    eta: float | None = None,
     guidance: float | None = None,
     guidance_channels: int | Literal["all"] | None = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -74,6 +77,8 @@ def check_request(
         guidance=_guidance(spec, guidance),
         guidance_channels=defaults.guidance_channels if guidance_channels is None else guidance_channels,
         guidance_interval=(float(low), float(high)),
+        grid=defaults.grid if grid is None else grid,
+        eta=defaults.eta if eta is None else float(eta),
     )
     shape = _latent_shape(spec, height, width)
     expected = (len(labels), *shape)
@@ -85,8 +90,8 @@ def check_request(
         shape=shape,
         settings=settings,
         steps=wanted,
-        solve=find_solver(settings.solver),
-        levels=_levels(spec, wanted),
+        solve=find_solver(settings.solver, settings.eta),
+        levels=build_grid(build_process(spec.process), wanted, settings.grid),
         channels=_channels(spec, settings),
         null=_null(spec, settings),
         initial_noise=initial_noise,
@@ -129,19 +134,6 @@ def _guidance(spec: ModelSpec, wanted: float | None) -> float:
     if unconditional and wanted != 1:
         raise RequestError(f"guidance {wanted:g}: this model has no classes, so there is nothing to guide; use 1")
     return float(wanted)
-
-
-def _levels(spec: ModelSpec, steps: str) -> tuple[Level, ...]:
-    if isinstance(spec.process, DDPMConfig):
-        try:
-            return tuple(ddpm_levels(steps))
-        except ValueError as error:
-            raise RequestError(f"steps: {error}") from None
-    if not steps.isdecimal() or not 1 <= int(steps) <= 100_000:
-        raise RequestError(f"steps: expected a number from 1 to 100000, got {steps!r}")
-    process = build_process(spec.process)
-    assert isinstance(process, Flow)
-    return tuple(flow_levels(process, int(steps)))
 
 
 def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from ldit.checkpoint.export import read_any_spec, read_json
 from ldit.checkpoint.names import RUN_CONFIG, TRAINER
 from ldit.checkpoint.run import committed_steps, newest_true_step, step_folder
-from ldit.config.autoencoder import AutoencoderSpec, run_from_json
+from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec, run_from_json
 from ldit.config.base_run import BaseRun
 from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
@@ -31,6 +31,7 @@ RESUMABLE = {
     "data.workers",
     "data.timeout",
     "data.verify",
+    "data.bad",
     "heldout.every",
 }
 RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track")
@@ -61,32 +62,56 @@ def _compared(
             raise SourceError(f"{out}: every committed step is damaged; nothing to resume from")
         return None
     step, folder = newest
+    old = run_from_json(read_json(out / RUN_CONFIG))
+    if type(old) is not type(config):
+        raise ConfigError(f"{out} is another run, choose a new --out: it trains {_kind(old)}, this one {_kind(config)}")
     _same_classes(folder, spec)
-    old = read_json(out / RUN_CONFIG)
-    differences = _differences(run_from_json(old).to_json(), config.to_json())
+    old_record = _data_record(folder)
+    same_codec = "codec" in record and record["codec"] == old_record.get("codec")
+    differences = _differences(old.to_json(), config.to_json())
     said = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
-    refused = [text for key, text in said.items() if not _may_change(key)]
+    refused = [text for key, text in said.items() if not _may_change(key, same_codec)]
     if refused:
         raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(refused)}")
     if said:
         logger.info("goes on with %s", "; ".join(said.values()))
-    trainer = read_json(folder / TRAINER)
-    if not isinstance(trainer, dict):
-        raise SourceError(f"{folder / TRAINER} is not a training record")
-    old_record = trainer.get("data")
-    codecs = [(found or {}).get("codec") for found in (old_record, record)]
-    if old_record is not None and codecs[0] != codecs[1]:
-        shown = [str(fingerprint)[:12] for fingerprint in codecs]
-        raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
-    if old_record is not None and old_record != record:
-        raise DataError(
-            f"the training pictures are not those of {folder}: {old_record.get('pictures')} there, "
-            f"{record['pictures']} now, or other names"
-        )
+    if old_record:
+        _same_data(folder, old_record, record)
     return step
 
 
-def _may_change(key: str) -> bool:
+def _data_record(folder: Path) -> dict[str, Any]:
+    """What a step says of the data that it was trained on; empty in steps from before that was kept."""
+    trainer = read_json(folder / TRAINER)
+    found = trainer.get("data") or {} if isinstance(trainer, dict) else None
+    if not isinstance(found, dict):
+        raise SourceError(f"{folder / TRAINER} is not a training record")
+    return found
+
+
+def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    encoded, cached = "pictures that are encoded in the step", "a latent cache"
+    if ("codec" in old) != ("codec" in new):
+        there, now = (encoded, cached) if "codec" in old else (cached, encoded)
+        raise DataError(f"the run of {folder} trains on {there}, data.path now means {now}")
+    if old.get("codec") != new.get("codec"):
+        shown = [str(record["codec"])[:12] for record in (old, new)]
+        raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
+    if old != new:
+        raise DataError(
+            f"the training pictures are not those of {folder}: {old.get('pictures')} there, "
+            f"{new['pictures']} now, or other names"
+        )
+
+
+def _kind(config: BaseRun) -> str:
+    return "an autoencoder" if isinstance(config, AutoencoderRun) else "a diffusion model"
+
+
+def _may_change(key: str, same_codec: bool) -> bool:
+    """Whether a run goes on with another value; its codec with another name where it is the same by its fingerprint."""
+    if key == "codec.name":
+        return same_codec
     return key in RESUMABLE or key.split(".")[0] in RESUMABLE_SECTIONS
 
 

@@ -1,8 +1,12 @@
 """What a run trains, as the flow of training needs it: a task, and all around it that differs by kind."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ldit.config.autoencoder import AutoencoderSpec
+from ldit.config.spec import ModelSpec
+from ldit.data.batch import Fault
 from ldit.data.samples import Samples
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import World
@@ -19,6 +23,8 @@ class Surroundings:
     data: Samples
     heldout: Samples | None
     watchdog: Watchdog = field(repr=False)
+    skip: Callable[[list[Fault], int], None] = lambda faults, step: None
+    """Takes samples that could not be read, and the step, on the first process."""
 
 
 class Subject(Protocol):
@@ -43,6 +49,10 @@ class Subject(Protocol):
 
     def begin(self, state: TrainState) -> None:
         """The numbers that a new run starts with; all processes call it together."""
+        ...
+
+    def resumed(self, spec: ModelSpec | AutoencoderSpec) -> None:
+        """What the step that the run goes on from says of itself, and the configuration does not."""
         ...
 
     def hooks(self, around: Surroundings) -> list[Hook]:

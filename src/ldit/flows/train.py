@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from ldit.checkpoint.commit import write_json_atomic
+from ldit.checkpoint.export import read_any_spec
 from ldit.checkpoint.names import RUN_CONFIG, SKIPPED
 from ldit.checkpoint.run import check_place, clean, drop_newer_snapshots, run_lock, set_aside_newer
 from ldit.config.autoencoder import AutoencoderRun
@@ -66,6 +67,7 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
     state = new_state(config, subject.task, world)
     if resume:
         world.agreed(lambda: state_io.restore(resume[1], state))
+        world.agreed(lambda: subject.resumed(read_any_spec(resume[1])))
         logger.info("resumed from %s", resume[1])
         world.from_first(lambda: set_aside_newer(out, resume[0]))
     else:
@@ -80,14 +82,15 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
     track = lambda: trackers(config.track, out, config.to_json(), state.step) if world.first else []  # noqa: E731
     followers = stack.enter_context(closing(Followers(world.agreed(track))))
     skipped = world.agreed(lambda: SkippedLog(out / SKIPPED) if world.first else None)
+    skip = skipped.add if skipped else lambda faults, step: None
     watchdog = Watchdog(world, config.parallel.timeout)
     stack.enter_context(watchdog.watching())  # after the trackers: closing those may take its time
-    hooks: list[Hook] = subject.hooks(Surroundings(world, data, heldout, watchdog))
+    hooks: list[Hook] = subject.hooks(Surroundings(world, data, heldout, watchdog, skip))
     trainer = Trainer(
         config, subject.task, state, loader.from_step, out,
         followers.write, cut=followers.cut,
         watchdog=watchdog, hooks=hooks, data_record=record,
-        skip=lambda faults, step: skipped.add(faults, step) if skipped else None,
+        skip=skip,
         flops_per_image=subject.flops_per_image,
         peak_flops=peak_flops(world, config.train.precision) if subject.flops_per_image else None,
     )  # fmt: skip

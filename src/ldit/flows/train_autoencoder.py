@@ -1,18 +1,20 @@
 """An autoencoder to be trained: its reconstructions along the way, and the statistics of its latents."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ldit.codecs.pixels import labelled_grid, to_pil, to_uint8
 from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec
+from ldit.config.spec import ModelSpec
 from ldit.data.latents import LatentSamples
 from ldit.data.loader import load_batch
 from ldit.data.samples import Samples
 from ldit.dtypes import COMPUTE
 from ldit.errors import DataError
-from ldit.flows.hooks import heldout_hook, save_grid
+from ldit.flows.hooks import heldout_hook, save_grid, tell
 from ldit.flows.subject import Surroundings
 from ldit.log import logger
 from ldit.parallel.world import World
@@ -47,6 +49,11 @@ class AutoencoderSubject:
         """Fresh weights."""
         state.world.agreed(lambda: fill_fresh(state, self.task))
 
+    def resumed(self, spec: ModelSpec | AutoencoderSpec) -> None:
+        """The latents' statistics, which commits carry until they are measured again."""
+        assert isinstance(spec, AutoencoderSpec)
+        self.task.spec = replace(self.task.spec, latents=spec.latents)
+
     def hooks(self, around: Surroundings) -> list[Hook]:
         """Held-out quality and the latents' statistics, of training pictures where none are kept from training; pairs
         of pictures."""
@@ -54,7 +61,7 @@ class AutoencoderSubject:
         if shown is None:
             logger.info("no held-out pictures: psnr is measured on training pictures")
             shown = around.data
-        measure = heldout_hook(self.task, shown, heldout.num, around.watchdog)
+        measure = heldout_hook(self.task, shown, heldout.num, around)
 
         def run(state: TrainState) -> dict[str, float]:
             values = measure(state)
@@ -62,23 +69,30 @@ class AutoencoderSubject:
                 self.task.conclude(values)
             return values
 
-        pairs = reconstruction_hook(self.task, shown, self.out)
+        pairs = reconstruction_hook(self.task, shown, self.out, around)
         return [Hook(heldout.every, run), Hook(self.config.train.sample_every, pairs)]
 
 
-def reconstruction_hook(task: AutoencoderTask, data: Samples, out: Path) -> Callable[[TrainState], None]:
-    """Pictures above what the EMA weights make of them: RUN/samples/step-….png."""
-    indices = [i * len(data) // SHOWN for i in range(min(SHOWN, len(data)))]
+def reconstruction_hook(
+    task: AutoencoderTask, data: Samples, out: Path, around: Surroundings
+) -> Callable[[TrainState], None]:
+    """Pictures above what the EMA weights make of them: RUN/samples/step-….png. With data.bad "skip" those that cannot
+    be read are not shown, and made known."""
+    count = min(SHOWN, len(data))
+    indices = [i * len(data) // count for i in range(count)]
 
     def run(state: TrainState) -> None:
         dtype, device = COMPUTE[state.config.train.precision], state.world.device
-        batch = load_batch(data, range(len(indices)), indices, None, "skip")
+        batch = load_batch(data, range(len(indices)), indices, None, state.config.data.bad)
+        tell(batch.faults, data, around, state)
+        # Every process takes part in the pass; one that can show nothing does it on zeros.
+        batch = batch.readable() if any(batch.sound) else batch
         with state.weights.showing(state.averages.main) as model, torch.no_grad():
             noise = torch.zeros_like(task.noise(batch, device))
             found = model(batch.inputs.to(device, dtype), noise.to(dtype)).images.float().cpu()
-        if state.world.first:
+        if state.world.first and not batch.faults:
             both = torch.stack([batch.inputs, found], dim=1).flatten(0, 1)
-            grid = labelled_grid(to_pil(to_uint8(both)), ["picture", "made again"] * len(indices), columns=8, scale=2)
+            grid = labelled_grid(to_pil(to_uint8(both)), ["picture", "made again"] * len(batch), columns=8, scale=2)
             save_grid(out, state.step, grid)
 
     return run

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.open import Codec, find_codec, open_codec
+from ldit.codecs.open import Codec, find_codec, open_codec, whole_name
 from ldit.codecs.pixels import PixelCodec
+from ldit.config.autoencoder import AutoencoderSpec
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
-from ldit.data.cache import CROP
-from ldit.data.latents import LatentSamples
+from ldit.data.cache import CROP, CacheDescription
 from ldit.data.samples import Samples
 from ldit.dtypes import DTYPES
 from ldit.errors import CodecError, ConfigError
@@ -74,9 +74,12 @@ class DiffusionSubject:
         logger.info("starts from %s: %s", train.init_from, report.line())
         _compare(theirs, ours)
 
+    def resumed(self, spec: ModelSpec | AutoencoderSpec) -> None:
+        """Nothing."""
+
     def hooks(self, around: Surroundings) -> list[Hook]:
         train, heldout = self.config.train, self.config.heldout
-        found: list[Hook] = [Hook(train.attention_every, attention_hook(self.task, around.data, self.config.data.bad))]
+        found: list[Hook] = [Hook(train.attention_every, attention_hook(self.task, around.data))]
         if self.codec is not None:
             pictures = sample_hook(self.spec, self.request, self.codec, self.out, around.watchdog)
             found.append(Hook(train.sample_every, pictures))
@@ -85,7 +88,7 @@ class DiffusionSubject:
         if around.heldout is None and heldout.every:
             logger.info("no held-out pictures: nothing is measured on any (data.heldout names a list)")
         if around.heldout is not None and heldout.num:
-            measure = heldout_hook(self.task, around.heldout, heldout.num, around.watchdog)
+            measure = heldout_hook(self.task, around.heldout, heldout.num, around)
             found.insert(0, Hook(heldout.every, measure))
         return found
 
@@ -94,50 +97,54 @@ def model_spec(config: RunConfig, data: Samples) -> ModelSpec:
     """What the run's steps say of themselves. A codec's folder is named by its whole path, for steps are opened from
     anywhere."""
     codec, names = config.codec, data.names or None
-    if isinstance(codec, AutoencoderConfig) and Path(codec.name).is_dir():
-        codec = replace(codec, name=str(Path(codec.name).resolve()))
+    if isinstance(codec, AutoencoderConfig):
+        codec = replace(codec, name=whole_name(codec.name))
     return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling)
 
 
 def _codec(config: RunConfig, data: Samples, world: World) -> Codec | None:
     """The codec on this process's device. Cached latents do without one, but not with another than made them."""
     if not isinstance(config.codec, AutoencoderConfig):
-        if isinstance(data, LatentSamples):
+        if data.cache is not None:
             raise ConfigError(f"data.path: {data.root} holds latents, this model takes pixels (codec.kind)")
         return open_codec(config.codec)
     dtype = DTYPES[config.data.codec_precision]
     try:
         codec = open_codec(config.codec, (), world.device, dtype, config.model.in_channels)
     except CodecError:
-        if not isinstance(data, LatentSamples) or find_codec(config.codec.name) is not None:
+        if data.cache is None or find_codec(config.codec.name) is not None:
             raise  # one that is there and broken is no absent one
         codec = None
     assert not isinstance(codec, PixelCodec)
-    if isinstance(data, LatentSamples):
-        _check_cache(config, data, codec)
+    if data.cache is not None:
+        _check_cache(config, data.root, data.cache, codec)
     return codec
 
 
-def _check_cache(config: RunConfig, data: LatentSamples, codec: Codec | None) -> None:
+def _check_cache(config: RunConfig, root: Path, cache: CacheDescription, codec: Codec | None) -> None:
+    """ConfigError or DataError where the run's codec is not the cache's. Without the codec its name must do."""
     assert isinstance(config.codec, AutoencoderConfig)
-    record = data.description.codec
+    record = cache.codec
     for key, theirs, ours in (
         ("codec.factor", record.factor, config.codec.factor),
         ("model.in_channels", record.channels, config.model.in_channels),
     ):
         if theirs != ours:
-            raise ConfigError(f"{key}: {ours}, the latents of {data.root} have {theirs}")
+            raise ConfigError(f"{key}: {ours}, the latents of {root} have {theirs}")
     fingerprint = codec.fingerprint() if isinstance(codec, AutoencoderCodec) else None
     if fingerprint is None:
-        logger.warning(
-            "the autoencoder %s is not at hand: %s is taken for its latents by name alone (made with %s)",
-            config.codec.name, data.root, record.name,
-        )  # fmt: skip
-    data.description.check(data.root, fingerprint, config.data.image_size, CROP)
+        if Path(record.name).name != Path(config.codec.name).name:
+            raise ConfigError(f"codec.name: {config.codec.name} is not at hand, and {root} was made with {record.name}")
+        logger.warning("the autoencoder %s is not at hand: %s is known by that name alone", config.codec.name, root)
+        for name in ("scale", "shift"):
+            used, own = getattr(config.codec, name), getattr(record, name)
+            if used != own:
+                logger.warning("codec.%s: %s, that of the autoencoder of %s was %s", name, used, root, own)
+    cache.check(root, fingerprint, config.data.image_size, CROP)
 
 
 def _inputs(config: RunConfig, data: Samples, codec: Codec | None) -> Inputs:
-    if isinstance(data, LatentSamples):
+    if data.cache is not None:
         assert isinstance(config.codec, AutoencoderConfig)
         return CachedInputs(config.codec, config.train.seed)
     return EncodedInputs(codec, config.train.seed) if isinstance(codec, AutoencoderCodec) else PlainInputs()

@@ -94,8 +94,9 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
         dist.all_reduce(report)
     norm = report[0].sqrt() / state.scaler.scale
     limit = state.guard.limit(state.config.guard)
-    loss = report[1 + names.index("loss")] / report[1 + names.index("count")].clamp(min=1)
-    sound = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limit)
+    count = report[1 + names.index("count")]
+    loss = report[1 + names.index("loss")] / count.clamp(min=1)
+    sound = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limit) & (count > 0)
     host = _HostCopy(report)
     _scale(grads, norm, config.grad_clip, state.scaler.scale)
     lr = learning_rate(config, state.step + 1)
@@ -104,7 +105,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))
     values = _means(totals)
     values |= {"grad_norm": math.sqrt(numbers[0]) / state.scaler.scale if numbers[0] >= 0 else math.nan, "lr": lr}
-    fault = _conclude(state, values, limit)
+    fault = _conclude(state, values, limit, totals["count"] > 0)
     weights.clear()
     return Outcome(values, fault, tuple(numbers[1 + len(names) :]))
 
@@ -162,8 +163,9 @@ def _scale(grads: list[Tensor], norm: Tensor, clip: float, scale: float) -> None
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:
-    """Means over the samples that could be read, and over those of each quarter of the time range that has any."""
-    count = max(totals["count"], 1.0)
+    """Means over the samples that could be read, and over those of each quarter of the time range that has any; NaN
+    where none could be."""
+    count = totals["count"] or math.nan
     values = {name: total / count for name, total in totals.items() if name != "count" and name[-3:-1] != "_q"}
     for q in range(1, TIME_BUCKETS + 1):
         if totals.get(f"count_q{q}"):
@@ -171,9 +173,12 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     return values
 
 
-def _conclude(state: TrainState, values: dict[str, float], limit: float) -> str:
-    """What the host adds to a step once it knows the verdict; returns the fault."""
+def _conclude(state: TrainState, values: dict[str, float], limit: float, readable: bool) -> str:
+    """What the host adds to a step once it knows the verdict; returns the fault. `readable`: any sample was."""
     state.step += 1
+    if not readable:
+        state.guard.left_out += 1
+        return "unreadable"
     loss, precision = values["loss"], state.config.train.precision
     finite = math.isfinite(loss) and math.isfinite(values["grad_norm"])
     if finite and loss <= limit:

@@ -75,7 +75,7 @@ class Trainer:
     def fit(self) -> None:
         """Run to the end; Stopped after a checkpoint when a signal came to any process. A second signal exits at once.
 
-        RunError when a checkpoint cannot be saved, or when the guard ends the run.
+        RunError when a checkpoint cannot be saved, when the guard ends the run, or when no sample can be read any more.
         """
         with _signals() as received:
             try:
@@ -92,7 +92,7 @@ class Trainer:
             for batch in clock.timed(self.batches(state.step, steps, state.offset)):
                 self.watchdog.mark(f"step {state.step + 1}")
                 outcome = train_step(state, self.task, batch, self._flags(received, batch))
-                self._skipped(outcome, batch)
+                self._judge_unreadable(outcome, self._skipped(outcome, batch))
                 if self._rolls_back(outcome):
                     clock.restart(state.step)
                     break
@@ -109,15 +109,31 @@ class Trainer:
         flags = [float(bool(received) and received[0] == one) for one in EXIT_CODES]
         return [*flags, float(self.saver.failed), float(len(batch.faults))]
 
-    def _skipped(self, outcome: Outcome, batch: Batch) -> None:
-        """Make known the samples that any process could not read. Tensor-parallel neighbours read the same ones."""
+    def _skipped(self, outcome: Outcome, batch: Batch) -> list[Fault]:
+        """The samples that any process could not read, in order of position; made known by the first process.
+        Tensor-parallel neighbours read the same ones."""
         if not outcome.flags[LEFT_OUT]:
-            return
+            return []
         world = self.state.world
         reports = world.gather([[f.position, f.where, f.reason] for f in batch.faults])
         found = {row[0]: Fault(*row) for rows in reports for row in rows}
+        faults = [found[position] for position in sorted(found)]
         if world.first:
-            self.skip([found[position] for position in sorted(found)], self.state.step)
+            self.skip(faults, self.state.step)
+        return faults
+
+    def _judge_unreadable(self, outcome: Outcome, faults: Sequence[Fault]) -> None:
+        """RunError, alike on every process, when whole batches cannot be read: where a run would go on so, or has come
+        to its end without a step that was applied."""
+        if outcome.fault != "unreadable":
+            return
+        state, config = self.state, self.config
+        told = f"step {state.step}: none of its {config.train.batch_size} samples could be read"
+        unlearnt = state.step == config.train.steps and not state.updates
+        if unlearnt or state.guard.left_out > config.guard.limit:
+            row = f"{state.guard.left_out} steps in a row were left out (guard.limit {config.guard.limit})"
+            raise RunError(f"{told}; {'no step could be applied' if unlearnt else row}; the first: {faults[0].reason}")
+        logger.warning("%s: left out", told)
 
     def _rolls_back(self, outcome: Outcome) -> bool:
         """Deal with a step that was left out; True when the state is an earlier one now. RunError ends the run."""

@@ -1,0 +1,79 @@
+"""Solvers that remember nothing of the steps before.
+
+Written in (alpha, sigma), so that the same function serves DDPM and flow models.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from ldit.sampling.denoiser import Denoiser
+from ldit.sampling.levels import Level
+from ldit.sampling.step import Noise, Step
+
+
+def ancestral(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """DDPM (Ho et al. 2020) with learned-range variance (Nichol & Dhariwal 2021): x' ~ p(x_s | x_t).
+
+    With r = alpha_t/alpha_s and b = sigma_t² - r²·sigma_s² (beta of the respaced chain) the mean is
+    (alpha_s·b·x0 + r·sigma_s²·x)/sigma_t² and the log-variance lies between log(b·sigma_s²/sigma_t²) and log b.
+    """
+    for i, (a, b) in enumerate(pairwise(levels)):
+        d = denoise(x, a)
+        ratio = a.alpha / b.alpha
+        beta = a.sigma**2 - ratio**2 * b.sigma**2
+        x = (b.alpha * beta / a.sigma**2) * d.x0 + (ratio * b.sigma**2 / a.sigma**2) * x
+        if b.sigma > 0:
+            low, high = math.log(beta * b.sigma**2 / a.sigma**2), math.log(beta)
+            if d.variance is None:
+                x = x + math.exp(0.5 * high) * noise(i)
+            else:
+                fraction = (d.variance + 1) / 2
+                x = x + (0.5 * (fraction * high + (1 - fraction) * low)).exp() * noise(i)
+        yield Step(i, x, d.x0)
+
+
+def ddim(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 0.0) -> Iterator[Step]:
+    """DDIM (Song et al. 2021): x' = alpha_s·x0 + sqrt(sigma_s² - d²)·eps + d·noise with d = eta·sqrt(b)·sigma_s/sigma_t
+    and b as in `ancestral`. eta 0 is deterministic, and on a flow Euler's method; 1 has the posterior's variance."""
+    for i, (a, b) in enumerate(pairwise(levels)):
+        d = denoise(x, a)
+        drawn = 0.0
+        if eta and b.sigma > 0:
+            beta = a.sigma**2 - (a.alpha / b.alpha) ** 2 * b.sigma**2
+            drawn = eta * math.sqrt(beta) * b.sigma / a.sigma
+        x = b.alpha * d.x0 + math.sqrt(b.sigma**2 - drawn**2) * d.eps
+        if drawn:
+            x = x + drawn * noise(i)
+        yield Step(i, x, d.x0)
+
+
+def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Heun's second-order method on dz/dr = eps - x0 with z = x/(alpha+sigma), r = sigma/(alpha+sigma), the straight
+    coordinates of any such process. Two evaluations a step; one in the last, which ends at clean data."""
+    for i, (a, b) in enumerate(pairwise(levels)):
+        d = denoise(x, a)
+        x_next = b.alpha * d.x0 + b.sigma * d.eps
+        if b.sigma > 0:
+            second = denoise(x_next, b)
+            slope = 0.5 * ((d.eps - d.x0) + (second.eps - second.x0))
+            x_next = b.length * (x / a.length + (b.r - a.r) * slope)
+        x = x_next
+        yield Step(i, x, d.x0)
+
+
+def euler_maruyama(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """SiT's SDE (Ma et al. 2024): dz = (eps - x0 + eps/2) dr + sqrt(r) dW backwards in r, in straight coordinates (see
+    `heun`), which is its reverse-time SDE with diffusion coefficient w = sigma. The last step, to clean data, is
+    the estimate of the data itself."""
+    for i, (a, b) in enumerate(pairwise(levels)):
+        d = denoise(x, a)
+        if b.sigma > 0:
+            step = a.r - b.r
+            z = x / a.length - step * (1.5 * d.eps - d.x0) + math.sqrt(a.r * step) * noise(i)
+            x = b.length * z
+        else:
+            x = b.alpha * d.x0
+        yield Step(i, x, d.x0)

@@ -1,0 +1,154 @@
+"""What a data path is taken for: one file, mixtures, what lies beside, caches that are damaged or not whole."""
+
+import gzip
+import json
+import logging
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from flows.encoding import encode, job, pictures
+from PIL import Image
+
+from ldit.cli.data import run as check
+from ldit.config.sections import DataConfig
+from ldit.data import source
+from ldit.data.image_folder import ImageFolder, LoosePictures
+from ldit.data.source import data_root, kind_of, open_data, open_run_data
+from ldit.data.tars import TarPictures
+from ldit.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    logging.getLogger("ldit").propagate = True
+
+
+def make(root: Path, *names: str) -> Path:
+    """Small pictures, archives of two of them, and empty files of other names."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.lower().endswith(".png"):
+            Image.new("RGB", (8, 8)).save(path)
+        elif name.lower().endswith(".tar"):
+            Image.new("RGB", (8, 8)).save(root.parent / "member.png")
+            with tarfile.open(path, "w") as archive:
+                for key in "12":
+                    archive.add(root.parent / "member.png", f"{key}.png")
+        else:
+            path.touch()
+    return root
+
+
+def refused(root: Path, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        open_data(str(root), 8)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "set"
+
+
+def test_one_file(root: Path) -> None:
+    """Archives of any spelling reach what reads them, or says why not; other files are no data."""
+    make(root, "a.tar", "note.txt", "Y.TAR")
+    packed = root / "x.tar.gz"
+    packed.write_bytes(gzip.compress((root / "a.tar").read_bytes()))
+    assert len(open_data(str(root / "a.tar"), 8, "")[0]) == len(open_data(str(root / "Y.TAR"), 8, "")[0]) == 2
+    refused(packed, r"x\.tar\.gz is packed: random access needs a plain tar")
+    refused(root / "note.txt", r"data\.path: .*note\.txt' is a file, neither a folder nor a tar archive")
+    refused(root / "gone.tar", r"data\.path: no folder .*gone\.tar")
+
+
+def test_homes_and_folders_that_nobody_may_enter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"data\.path: cannot look at '~nobodyxyz/x': "):
+        data_root("~nobodyxyz/x")
+    make(root, "a/1.png")
+
+    def refuse(path: object, *arguments: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", refuse)
+        with pytest.raises(DataError, match=r"data\.path: cannot look at .*: Permission denied"):
+            data_root(str(root))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(DataError, match=r"cannot list folder .*set: Permission denied"):
+            open_data(str(root), 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "has_idx", refuse)
+        with pytest.raises(DataError, match=r"cannot look into folder .*set: Permission denied"):
+            open_data(str(root), 8)
+
+
+def test_archives_beside_pictures_are_refused(root: Path, tmp_path: Path) -> None:
+    """Either half would be missing without a word; with nothing to read in the folders, the archives are the set."""
+    said = "holds the archive old.tar and the picture {}: which are the training pictures"
+    refused(make(root, "cat/1.png", "old.tar"), said.format("cat/1.png"))
+    with pytest.raises(DataError, match=said.format("cat/1.png")):
+        check(["check", str(root)])
+    refused(make(tmp_path / "loose", "1.png", "old.tar"), said.format("1.png"))
+    data, _ = open_data(str(make(tmp_path / "logs", "logs/run.txt", ".cache/1.png", "old.tar")), 8)
+    assert isinstance(data, TarPictures) and len(data) == 2
+
+
+@pytest.mark.parametrize("name", ["backup.tar.gz", "metadata.csv"])
+def test_what_lies_beside_class_folders_is_named(root: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    data, _ = open_data(str(make(root, "cat/1.png", "dog/1.png", name)), 8)
+    assert isinstance(data, ImageFolder) and data.names == ("cat", "dog")
+    (message,) = caplog.messages
+    assert message.startswith(f"{root / name} is not read: ")
+
+
+def test_the_same_alone_or_beside_loose_pictures(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A csv beside loose pictures would be their labels: without it they were trained on as one class."""
+    refused(make(root, "1.png", "metadata.csv"), "of metadata.csv nothing is read")
+    refused(make(tmp_path / "packed", "backup.tar.gz"), "backup.tar.gz is packed")
+    data, _ = open_data(str(make(tmp_path / "loose", "1.png", "backup.tar.gz")), 8)
+    assert isinstance(data, LoosePictures) and len(caplog.messages) == 1
+
+
+def test_a_list_stands_before_archives(root: Path) -> None:
+    (make(root, "1.png", "old.tar") / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png"}))
+    assert kind_of(root) == "list" and len(open_data(str(root), 8)[0]) == 1
+
+
+def test_names_led_by_a_dot_make_no_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, _ = open_data(str(make(root, "1.png", ".thumbnails/1.png", "._2.png", "._a.tar", ".old.tar.gz")), 8)
+    assert isinstance(data, LoosePictures) and len(data) == 1 and not caplog.messages
+    data, _ = open_data(str(make(root.parent / "classes", "cat/1.png", ".cache/1.png")), 8)
+    assert data.names == ("cat",)
+
+
+def test_caches_that_are_not_whole_or_damaged(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are called caches, not folders without classes; `ldit data check` says the same."""
+    cache, begun = tmp_path / "cache", tmp_path / "begun"
+    pictures(root)
+    assert encode(monkeypatch, job(root, cache)) and not encode(monkeypatch, job(root, begun), world=2)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(begun / "encode.json", bare)  # before its first shard
+    faults = dict.fromkeys((begun, bare), "is a latent cache that is not whole: run ldit encode again")
+    for number, text in enumerate((None, "{", "[]", '{"files": {}}')):
+        damaged = tmp_path / str(number)
+        shutil.copytree(cache, damaged)
+        (damaged / "manifest.json").unlink()
+        if text is not None:
+            (damaged / "manifest.json").write_text(text)
+        faults[damaged] = "is a latent cache that is damaged: no manifest of one in "
+    capsys.readouterr()
+    for folder, said in faults.items():
+        with pytest.raises(DataError, match=f"{folder} {said}"):
+            open_run_data(DataConfig(str(folder), 8))
+        with pytest.raises(DataError, match=f"{folder} is a latent cache, pictures are needed here"):
+            open_data(str(folder), 8)
+        assert check(["check", str(folder), "--json"]) == 1
+        report = json.loads(capsys.readouterr().out)
+        assert report["kind"] == "a latent cache" and f"{folder} {said}" in report["problems"][0]
