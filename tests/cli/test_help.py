@@ -33,6 +33,7 @@ def run(code: str) -> tuple[float, str]:
         "convert",
         "ema",
         "bench train",
+        "bench sample",
         "train emoji64-class-xs",
         "train emoji64-vae",
         "encode",

@@ -55,6 +55,21 @@ def test_data_tiny(theme: str) -> None:
         assert report["encode_flops_per_image"] > 0 and report["predicted_ratio"] > 1
 
 
+@pytest.mark.parametrize(("theme", "flags"), [("ladder", []), ("default", ["--steps", "3", "--batch", "1"])])
+def test_sampling_tiny(theme: str, flags: list[str]) -> None:
+    """Outputs are compared in the script, before anything is timed."""
+    script = str(ROOT / "benchmarks" / "sampling.py")
+    command = [sys.executable, script, theme, "--size", "tiny", "--rounds", "1", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    report = json.loads(done.stdout.splitlines()[-1])
+    if theme == "ladder":
+        assert list(report["rungs"]) == ["plain", "precomputed", "packed", "int8"]
+        assert all(rung["difference"] <= 0.05 and 0 < rung["of_ceiling"] < 1 for rung in report["rungs"].values())
+    else:
+        fast = report["fast"]["3"]
+        assert fast["latent_difference"] <= 1e-3 and fast["evaluation_ratio"] == 10 / fast["evaluations"]
+
+
 def test_autoencoder_quality(tmp_path: Path) -> None:
     """The figures of the bundled autoencoder's card: what acceptance asks for, and the committed ones again."""
     command = [sys.executable, str(ROOT / "benchmarks" / "emoji64_autoencoder.py"), "--page", str(tmp_path / "p.png")]
@@ -92,3 +107,13 @@ def test_ladder_tiny(tmp_path: Path) -> None:
     first, second = (rung["first_loss"] for rung in report["rungs"])
     assert second == pytest.approx(first, rel=1e-5)
     assert all(rung["images_per_second"] > 0 and 0 < rung["of_ceiling"] < 1 for rung in report["rungs"])
+
+
+def test_sizes_tiny(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "emoji64_sizes.py"), "--device", "cpu", "--size", "tiny"]
+    page = ["--page", str(tmp_path / "p.png"), "--json", str(tmp_path / "out.json")]
+    done = subprocess.run([*command, *page], capture_output=True, text=True, check=True, cwd=ROOT)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == json.loads((tmp_path / "out.json").read_text())
+    assert [row["scaling"] for row in report["rows"]] == ["none", "none", "linear", "ntk", "time-aware", "time-aware"]
+    assert (tmp_path / "p.png").stat().st_size > 10_000

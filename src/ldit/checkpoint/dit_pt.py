@@ -1,18 +1,40 @@
-"""facebookresearch/DiT checkpoints: a bare state dict, or {model, ema, opt, args} as its train.py writes them."""
+"""facebookresearch/DiT checkpoints: a bare state dict, or {model, ema, opt, args} as its train.py writes them. SiT's
+have the same names and shapes, so that the process is told by `args`, else by the file's name."""
 
+import argparse
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ldit.checkpoint.pickled import load_pickled
 from ldit.config.imagenet import imagenet_names
 from ldit.config.model import BASELINE_HEADS, BaselineConfig
-from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
+from ldit.config.spec import (
+    AutoencoderConfig,
+    ClassConditionerConfig,
+    DDPMConfig,
+    FlowConfig,
+    ModelSpec,
+    ProcessConfig,
+)
 from ldit.errors import ConfigError, SourceError
+from ldit.log import logger
+
+ProcessName = Literal["ddpm", "flow"]
+SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
+"""SiT (Ma et al. 2024): velocity of the straight path from noise at 0 to data at 1, t given as it is."""
 
 _VAE = "stabilityai/sd-vae-ft-mse"
+_LEARNT = {"path_type": "Linear", "prediction": "velocity"}  # SiT's defaults, and all that FlowConfig can say
+
+
+def is_pt(source: str | Path) -> bool:
+    """Whether the name is that of such a file."""
+    return Path(source).suffix in (".pt", ".pth")
 
 
 def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
@@ -25,9 +47,16 @@ def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
 
 def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
     """The state dicts of the file by name, "model" and "ema"; a bare one is "model"."""
+    return read_file(path, check)[0]
+
+
+def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """`read_states`, and the settings that its train.py left there."""
     data = load_pickled(path, check)
     if not isinstance(data, dict):
         raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
+    left = data.get("args")
+    settings = vars(left) if isinstance(left, argparse.Namespace) else left if isinstance(left, dict) else {}
     states = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
     for key, state in states.items():
         if not isinstance(state, dict) or not all(
@@ -36,7 +65,29 @@ def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
             raise SourceError(f"{path}: {key} is not a state dict of tensors")
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
             raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
-    return states
+    return states, settings
+
+
+def process_of(path: Path, settings: Mapping[str, Any], wanted: ProcessName | None = None) -> ProcessConfig:
+    """What the file was trained as: as `wanted`, as its settings say, as its name says (SiT…), else DDPM; the log says
+    which. SourceError for a path or prediction of SiT's train.py that is not built."""
+    if wanted is not None:
+        return SIT if wanted == "flow" else DDPMConfig()
+    stated = {key: settings[key] for key in _LEARNT if key in settings}
+    for key, value in stated.items():
+        if value != _LEARNT[key]:
+            raise SourceError(f"{path}: args.{key}: only SiT's {_LEARNT[key]} is built, got {value!r:.80}")
+    model = settings.get("model")
+    if stated or model is not None:
+        sit = bool(stated) or str(model).startswith("SiT")
+        told = "its settings"
+    else:
+        sit, told = path.name.lower().startswith("sit"), "its name"
+        if not sit:
+            told = "neither settings nor name speak of SiT"
+    words = "SiT (flow, data at time 1)" if sit else "DiT (ddpm)"
+    logger.info("%s is taken for a %s: %s; --process ddpm|flow says otherwise", path.name, words, told)
+    return SIT if sit else DDPMConfig()
 
 
 def check_dit_pt(spec: ModelSpec) -> None:
@@ -45,6 +96,8 @@ def check_dit_pt(spec: ModelSpec) -> None:
     if not isinstance(model, BaselineConfig):
         raise SourceError(f"a DiT .pt cannot hold a model of kind {model.kind!r}")
     problems = []
+    if model.variant != "original":
+        problems.append(f"variant {model.variant!r}")
     if not isinstance(spec.process, DDPMConfig):
         problems.append(f"process {spec.process.kind!r}")
     if spec.codec != AutoencoderConfig(_VAE):
@@ -59,8 +112,10 @@ def check_dit_pt(spec: ModelSpec) -> None:
         raise SourceError(f"a DiT .pt cannot hold: {', '.join(problems)}")
 
 
-def spec_from_shapes(path: Path, shapes: dict[str, tuple[int, ...]], heads: int | None) -> ModelSpec:
-    """The spec read off the shapes; heads come from the S/B/L/XL table unless given."""
+def spec_from_shapes(
+    path: Path, shapes: dict[str, tuple[int, ...]], heads: int | None, process: ProcessConfig | None = None
+) -> ModelSpec:
+    """The spec read off the shapes; heads come from the S/B/L/XL table unless given, the process is DDPM if not."""
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
@@ -96,4 +151,4 @@ def spec_from_shapes(path: Path, shapes: dict[str, tuple[int, ...]], heads: int 
     except (ConfigError, ZeroDivisionError) as error:
         raise SourceError(f"{path}: {error}") from None
     names = imagenet_names() if model.num_classes == 1000 else None
-    return ModelSpec(model, DDPMConfig(), AutoencoderConfig(_VAE), ClassConditionerConfig(names))
+    return ModelSpec(model, process or DDPMConfig(), AutoencoderConfig(_VAE), ClassConditionerConfig(names))

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ldit.checkpoint import dit_pt, export, manifest, original
-from ldit.checkpoint.hub import from_hub, is_hub_id
+from ldit.checkpoint import diffusers_dit, dit_pt, export, manifest, original
+from ldit.checkpoint.hub import MODEL_FILES, from_hub, is_hub_id
 from ldit.checkpoint.names import RUN_CONFIG
 from ldit.checkpoint.run import committed_steps, is_run
 from ldit.config.assets import ASSETS
@@ -19,7 +19,7 @@ from ldit.dtypes import dtype_word
 from ldit.errors import SourceError
 from ldit.log import logger
 
-Kind = Literal["ldit", "original", "dit-pt"]
+Kind = Literal["ldit", "original", "dit-pt", "diffusers"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Source:
             yield from original.read_weights(self.path, ema, bool(getattr(self.spec.model, "qk_norm", False)), check)
         elif self.kind == "dit-pt":
             yield from dit_pt.read_state(self.path, ema, check).items()
+        elif self.kind == "diffusers":
+            yield from diffusers_dit.read_weights(self.path, self.spec, check)
         else:
             if check and self.verified is not ema:
                 export.verify_export(self.path, ema)
@@ -58,6 +60,8 @@ class Source:
         if self.kind == "ldit":
             shapes = export.weight_shapes(self.path, ema)
             return {name: (shape, dtype_word(word)) for name, (shape, word) in shapes.items()}
+        if self.kind == "diffusers":
+            return diffusers_dit.weight_shapes(self.path, self.spec)
         return {
             name: (tuple(t.shape), dtype_word(str(t.dtype).removeprefix("torch.")))
             for name, t in self.tensors(ema, check=False)
@@ -74,17 +78,18 @@ class Source:
                     pass
 
 
-def open_source(source: str | Path, heads: int | None = None, ema: bool = True) -> Source:
-    """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes; `ema` says
-    which weights must be sound for a run's step to count."""
+def open_source(
+    source: str | Path, heads: int | None = None, ema: bool = True, process: dit_pt.ProcessName | None = None
+) -> Source:
+    """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes, `process`
+    for those that do not tell theirs; `ema` says which weights must be sound for a run's step to count."""
     path = _locate(source)
     if path.is_file():
-        if path.suffix not in (".pt", ".pth"):
-            raise SourceError(f"{path}: expected a folder or a DiT .pt file")
-        states = dit_pt.read_states(path, check=False)
-        shapes = {name: tuple(t.shape) for name, t in next(iter(states.values())).items()}
-        kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in states)
-        return Source("dit-pt", path, dit_pt.spec_from_shapes(path, shapes, heads), kept)
+        return _open_pt(path, heads, process)
+    if process is not None:
+        raise SourceError(
+            f"{path} says itself what it was trained as; process {process!r} is for DiT and SiT .pt files"
+        )
     if is_run(path):
         return _open_run(path, ema)
     if original.is_original(path):
@@ -93,11 +98,22 @@ def open_source(source: str | Path, heads: int | None = None, ema: bool = True) 
         if (path / "state").is_dir():
             manifest.verify(path, [export.CONFIG])
         return Source("ldit", path, export.read_spec(path), export.kept(path))
-    if (path / "model_index.json").is_file():
-        raise SourceError(f"{path} is a diffusers pipeline folder; reading those is not built yet")
+    if diffusers_dit.is_pipeline(path):
+        return Source("diffusers", path, diffusers_dit.read_spec(path), ("raw",))
     raise SourceError(
-        f"{path} is not a model: found neither config.json with weights, nor model_args.pth, nor checkpoints/"
+        f"{path} is not a model: found neither config.json with weights, nor model_args.pth, nor checkpoints/, nor "
+        "model_index.json"
     )
+
+
+def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None) -> Source:
+    if not dit_pt.is_pt(path):
+        raise SourceError(f"{path}: expected a folder or a DiT .pt file")
+    states, settings = dit_pt.read_file(path, check=False)
+    shapes = {name: tuple(t.shape) for name, t in next(iter(states.values())).items()}
+    kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in states)
+    spec = dit_pt.spec_from_shapes(path, shapes, heads, dit_pt.process_of(path, settings, process))
+    return Source("dit-pt", path, spec, kept)
 
 
 def _open_original(path: Path) -> Source:
@@ -143,6 +159,9 @@ def _locate(source: str | Path) -> Path:
     if re.fullmatch(r"[\w.-]+", text) and bundled.is_dir():
         return bundled
     if isinstance(source, str) and is_hub_id(text):
-        return from_hub(text)
+        folder = from_hub(text)
+        if diffusers_dit.is_pipeline(folder) and diffusers_dit.lacks_weights(folder):
+            folder = from_hub(text, (*MODEL_FILES, *diffusers_dit.PICKLED))
+        return folder
     known = sorted(p.name for p in (ASSETS / "models").iterdir()) if (ASSETS / "models").is_dir() else []
     raise SourceError(f"no file or folder {text!r}, and no bundled model of that name ({', '.join(known) or 'none'})")

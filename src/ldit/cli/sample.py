@@ -19,7 +19,7 @@ class SampleArguments:
     """Sample pictures. Defaults of the sampler come from the checkpoint."""
 
     ckpt: str
-    """Folder, run, DiT .pt file, bundled name (emoji64-class-xs) or Hub id."""
+    """Folder, run, DiT or SiT .pt file, diffusers DiTPipeline folder, bundled name (emoji64-class-xs) or Hub id."""
     class_labels: tuple[str, ...] = ()
     """Class numbers or names; default every class, or the original's eight on ImageNet."""
     per_class: int = 1
@@ -40,12 +40,24 @@ class SampleArguments:
     """How many channels are guided: a number or all."""
     guidance_interval: tuple[float, float] | None = None
     """Noise times between which guidance acts."""
+    guidance_schedule: str | None = None
+    """How the scale follows the noise time around its mean: constant, linear or cosine (larger towards data)."""
+    guide: str | None = None
+    """A weaker model of the same kind that guides in the null class's place (autoguidance)."""
+    init_image: tuple[Path, ...] = ()
+    """Pictures to start from, one for all or one a label; cut to the size sampled."""
+    strength: float | None = None
+    """Noise time that they are brought to, above 0 to 1: more changes more. Default 0.6."""
     seed: int = 0
     """Picture k uses seed + k."""
     height: int | None = None
     """Pixels; default the training size."""
     width: int | None = None
     """Pixels; default the training size."""
+    rope_scaling: str | None = None
+    """Positions of pictures larger than those of training: none, linear, ntk or time-aware."""
+    proportional_attention: bool | None = None
+    """Keep the entropy of attention over another number of tokens."""
     batch_size: int = 16
     """Pictures sampled together; does not change them."""
     image_save_path: Path = Path("sample.png")
@@ -60,10 +72,14 @@ class SampleArguments:
     """cpu, cuda, …; default cuda where there is one."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Weights' dtype; default fp32 on the CPU, bf16 on CUDA. The sampler's state is fp32 always."""
+    offload: bool = False
+    """Leave the network's blocks on the host and lend them to the device, for models larger than it."""
     local_diffusers_model_root: Path | None = None
     """Folder that holds autoencoders by name (stabilityai/sd-vae-ft-ema)."""
     heads: int | None = None
     """Attention heads of a DiT .pt of an unlisted size."""
+    process: Literal["ddpm", "flow"] | None = None
+    """What a .pt was trained as: ddpm = DiT, flow = SiT; default what its settings or its name say, else ddpm."""
     prompts: tuple[str, ...] = ()
     """Texts, for text-to-image models (not built yet)."""
 
@@ -84,9 +100,14 @@ def run(arguments: list[str]) -> int:
         "guidance": args.guidance,
         "guidance_channels": int(channels) if channels and channels != "all" else channels,
         "guidance_interval": args.guidance_interval,
+        "guidance_schedule": args.guidance_schedule,
+        "init_image": args.init_image or None,
+        "strength": args.strength,
         "seed": args.seed,
         "height": args.height,
         "width": args.width,
+        "rope_scaling": args.rope_scaling,
+        "proportional_attention": args.proportional_attention,
         "prompts": args.prompts or None,
     }
     job = PictureJob(
@@ -100,6 +121,9 @@ def run(arguments: list[str]) -> int:
         dtype=args.dtype,
         codec_root=args.local_diffusers_model_root,
         heads=args.heads,
+        process=args.process,
+        guide=args.guide,
+        offload=args.offload,
     )
     for line in make_pictures(job, args.image_save_path, args.out, args.latents_out):
         print(line)

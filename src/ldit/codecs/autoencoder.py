@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldit.checkpoint.tensors import NamedTensors, assign
 from ldit.codecs.kl_config import CONFIG, KLConfig, Scaling, read_kl_config
 from ldit.codecs.kl_weights import fingerprint, read_tensors, weight_files
-from ldit.codecs.latents import unscaled
+from ldit.codecs.latents import scaled, unscaled
 from ldit.codecs.tiles import Grid, Tiling, through
 from ldit.config.spec import AutoencoderConfig
 from ldit.dtypes import unrounded
@@ -69,6 +69,10 @@ class AutoencoderCodec:
             )
         mean, logvar = self._through(_encode, images, Grid(self.factor, 1)).chunk(2, dim=1)
         return mean.contiguous(), logvar.contiguous()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The posterior's mean, scaled, of pictures as `moments` takes them: (B, C, H/f, W/f) fp32. No gradients."""
+        return scaled(self.moments(images)[0], self.config)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> (B, 3, h·f, w·f), about [-1, 1], fp32 on the codec's device. No gradients."""

@@ -13,6 +13,10 @@ class PixelCodec:
 
     factor = 1
 
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the same, fp32."""
+        return images.float()
+
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W) -> the same, fp32."""
         return latents.float()
@@ -21,6 +25,12 @@ class PixelCodec:
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] (B, 3, H, W) -> uint8: clamp(127.5·x + 128, 0, 255) truncated, the field's rule for sample sets."""
     return (127.5 * images.float() + 128.0).clamp(0, 255).to(torch.uint8)
+
+
+def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size -> (B, 3, H, W) fp32, value/127.5 - 1, as in training."""
+    arrays = [np.asarray(picture, np.float32).transpose(2, 0, 1) for picture in pictures]
+    return torch.from_numpy(np.stack(arrays) / np.float32(127.5) - np.float32(1.0))
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -137,6 +137,9 @@ class BaselineConfig:
     class_dropout_prob: float = 0.1
     num_classes: int = 1000
     learn_sigma: bool = True
+    variant: Literal["original", "diffusers"] = "original"
+    """diffusers' DiT has other frequencies of time, 10000^(-i/127) instead of /128, and 1e-5 as the epsilon of a
+    block's second norm."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):

@@ -102,6 +102,12 @@ class SamplingConfig:
     """Where the steps lie: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
     eta: float = 0.0
     """Share of noise in ddim, 0 to 1."""
+    guidance_schedule: str = "constant"
+    """How the scale follows the noise time around its mean: constant, linear or cosine, larger towards data."""
+    rope_scaling: str = "none"
+    """Positions of pictures larger than those of training: none, linear, ntk or time-aware."""
+    proportional_attention: bool = False
+    """Whether attention over another number of tokens keeps the entropy it had in training."""
 
 
 ProcessConfig = DDPMConfig | FlowConfig

@@ -7,12 +7,14 @@ from PIL import Image
 from ldit.data.limits import pixels_at_most
 
 
-def center_crop(picture: Image.Image, size: int) -> Image.Image:
-    """Halve by BOX while the short side is at least 2·size, BICUBIC to short side = size, crop the centre."""
-    while min(picture.size) >= 2 * size:
+def center_crop(picture: Image.Image, size: int, height: int | None = None) -> Image.Image:
+    """Halve by BOX while the short side is at least 2·size, BICUBIC to short side = size, crop the centre. With
+    `height` the same to size x height: halve while both sides are twice as long, then the smallest that covers it."""
+    width, height = size, size if height is None else height
+    while picture.width >= 2 * width and picture.height >= 2 * height:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
+    scale = max(width / picture.width, height / picture.height)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
     with pixels_at_most(inf):  # a crop of what is in memory is no bomb, whatever Pillow's global says
-        return picture.crop((left, top, left + size, top + size))
+        return picture.crop((left, top, left + width, top + height))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -13,10 +13,16 @@ from tqdm import tqdm
 from ldit.codecs.pixels import to_pil, to_uint8
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
+from ldit.flows.init_image import encoded
 from ldit.flows.request import Request
+from ldit.log import logger
 from ldit.rng import normal
+from ldit.sampling.anysize import positioned
+from ldit.sampling.batches import in_batches
 from ldit.sampling.denoiser import build_denoiser
-from ldit.sampling.guidance import Guided
+from ldit.sampling.guidance import Guided, Network
+from ldit.sampling.offload import is_offloaded
+from ldit.sampling.prepare import Prepared
 from ldit.sampling.step import Step
 
 if TYPE_CHECKING:
@@ -47,7 +53,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Done:
-    """The end: pictures made, conditional network calls, null rows of guidance, seconds, whether cancelled."""
+    """The end: pictures made, conditional network calls, rows computed for guidance alone, seconds, whether
+    cancelled."""
 
     pictures: int
     evaluations: int
@@ -59,14 +66,25 @@ class Done:
 Event = Preview | Picture | Done
 
 
+@dataclass
+class _Counts:
+    """What `Done` will say."""
+
+    pictures: int = 0
+    evaluations: int = 0
+    guided_rows: int = 0
+    stopped: bool = False
+
+
 class Generator:
-    """Runs a checked request on a pipeline, in batches of `batch_size` pictures."""
+    """Runs a checked request on a pipeline, in batches of `batch_size` pictures, fewer where memory runs out."""
 
     def __init__(
         self,
         pipe: "Pipeline",
         request: Request,
         *,
+        guide: "Pipeline | None" = None,
         decode: bool = True,
         batch_size: int = 16,
         progress: bool = False,
@@ -76,55 +94,113 @@ class Generator:
     ) -> None:
         if batch_size < 1:
             raise RequestError(f"batch_size: must be at least 1, got {batch_size}")
-        self.pipe, self.request = pipe, request
+        if guide is not None and guide.device != pipe.device:
+            raise RequestError(f"guide: it is on {guide.device}, the model on {pipe.device}")
+        self.pipe, self.request, self.guide = pipe, request, guide
         # Noise given from outside is for the whole request, so it runs as one batch.
         self.batch_size = batch_size if request.step_noise is None else len(request.labels)
         self.progress, self.callback = progress, callback
         self.cancelled = cancelled or (lambda: False)
         self.preview_every = preview_every
         self.codec = pipe.codec if decode else None  # opened before sampling, so that a missing one stops it here
+        self._starts = None if request.init is None else encoded(request.init, pipe.codec)
         self.process = build_process(pipe.spec.process)
 
     @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
     def events(self) -> Iterator[Event]:
         """Previews, pictures, and Done last."""
-        started = time.perf_counter()
-        done, evaluations, guided_rows, stop = 0, 0, 0, False
-        count, steps = len(self.request.labels), len(self.request.levels) - 1
-        batches = range(0, count, self.batch_size)
-        with tqdm(total=len(batches) * steps, disable=None if self.progress else True, unit="step") as bar:
-            for first in batches:
-                rows = range(first, min(first + self.batch_size, count))
-                predict = self._guided(rows)
-                x = self._initial(rows)
-                for step in self._steps(predict, x, rows):
-                    x = step.x
-                    bar.update()
-                    if self.callback:
-                        self.callback(step)
-                    if self.preview_every and (step.number + 1) % self.preview_every == 0:
-                        yield Preview(tuple(rows), step.number + 1, steps, step.x0.cpu())
-                    if stop := self.cancelled():
-                        break
-                evaluations += predict.evaluations
-                guided_rows += predict.guided_rows
-                if stop:
-                    break
-                yield from self._pictures(rows, x)
-                done += len(rows)
-        yield Done(done, evaluations, guided_rows, time.perf_counter() - started, stop)
+        started, counts = time.perf_counter(), _Counts()
+        self._ready()
+        total, steps = len(self.request.labels), len(self.request.levels) - 1
+        advice = "a smaller height and width need less"
+        if not is_offloaded(self.pipe.model):
+            advice += ", and --offload (offload=True) keeps the blocks on the host"
+
+        with tqdm(
+            total=-(-total // self.batch_size) * steps, disable=None if self.progress else True, unit="step"
+        ) as bar:
+
+            def halved(size: int, left: int) -> None:
+                logger.warning("out of memory: batches of %d from here on, %d pictures to go", size, left)
+                bar.total = bar.n + -(-left // size) * steps
+
+            def run(rows: range) -> Iterator[Event]:
+                return self._batch(rows, counts, bar)
+
+            # Noise given from outside is drawn for all rows at once, so they cannot be split.
+            smallest = 1 if self.request.step_noise is None else total
+            yield from in_batches(total, self.batch_size, run, halved, advice, smallest)
+        seconds = time.perf_counter() - started
+        yield Done(counts.pictures, counts.evaluations, counts.guided_rows, seconds, counts.stopped)
+
+    def _ready(self) -> None:
+        """The networks of this request, with the conditioning of all its steps made ahead where they can."""
+        request = self.request
+        times = [level.time for level in request.levels[:-1]]
+        labels = sorted({*request.labels} | (set() if request.null is None else {request.null}))
+        self._networks: list[Network] = []
+        # Prepared networks look conditioning up on the host, and need not wait for the device.
+        self._home = self.pipe.device
+        for pipe in (self.pipe, self.guide):
+            if pipe is None:
+                continue
+            network = pipe.network
+            if isinstance(network, Prepared):
+                network.plan(times, labels)
+                self._home = torch.device("cpu") if pipe is self.pipe else self._home
+            self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
+
+    def _placed(self, pipe: "Pipeline", network: Any) -> Network:
+        """The network with the positions that were asked for."""
+        settings, model = self.request.settings, pipe.spec.model
+        rows, columns = (side // model.patch_size for side in self.request.shape[1:])
+        process = build_process(pipe.spec.process)
+        return positioned(
+            network, process, model, rows, columns, settings.rope_scaling, settings.proportional_attention
+        )
+
+    def _batch(self, rows: range, counts: "_Counts", bar: "tqdm[Any]") -> Iterator[Event]:
+        """Previews and pictures of some rows; nothing once cancelled. Only a batch that comes to its end counts."""
+        if counts.stopped:
+            return
+        steps = len(self.request.levels) - 1
+        predict, x = self._guided(rows), self._initial(rows)
+        for step in self._steps(predict, x, rows):
+            x = step.x
+            bar.update()
+            if self.callback:
+                self.callback(step)
+            if self.preview_every and (step.number + 1) % self.preview_every == 0:
+                yield Preview(tuple(rows), step.number + 1, steps, step.x0.cpu())
+            if self.cancelled():
+                counts.stopped = True
+                break
+        if not counts.stopped:
+            yield from self._pictures(rows, x)
+            counts.pictures += len(rows)
+        counts.evaluations += predict.evaluations
+        counts.guided_rows += predict.guided_rows
 
     def _steps(self, predict: Guided, x: Tensor, rows: range) -> Iterator[Step]:
         denoise = build_denoiser(self.process, predict)
         return self.request.solve(denoise, x, self.request.levels, lambda i: self._noise(i, rows))
 
     def _guided(self, rows: range) -> Guided:
-        request, model = self.request, self.pipe.model
-        labels = torch.tensor(request.labels[rows.start : rows.stop], device=self.pipe.device)
+        request = self.request
+        labels = torch.tensor(request.labels[rows.start : rows.stop], device=self._home)
         null = None if request.null is None else torch.full_like(labels, request.null)
         settings = request.settings
-        interval = settings.guidance_interval
-        return Guided(model, labels, null, settings.guidance, request.channels, interval, self.pipe.dtype)
+        return Guided(
+            self._networks[0],
+            labels,
+            null,
+            settings.guidance,
+            request.channels,
+            settings.guidance_interval,
+            self.pipe.dtype,
+            settings.guidance_schedule,
+            None if self.guide is None else self._networks[1],
+        )
 
     def _initial(self, rows: range) -> Tensor:
         request = self.request
@@ -132,6 +208,9 @@ class Generator:
             noise = request.initial_noise[rows.start : rows.stop].float()
         else:
             noise = torch.stack([normal(request.shape, request.seeds[row], "picture") for row in rows])
+        if self._starts is not None:
+            starts = self._starts[rows.start : rows.stop] if len(self._starts) > 1 else self._starts
+            noise = request.levels[0].alpha * starts + request.levels[0].sigma * noise
         return noise.to(self.pipe.device)
 
     def _noise(self, i: int, rows: range) -> Tensor:
@@ -150,3 +229,13 @@ class Generator:
             tensor = None if decoded is None else decoded[i]
             image = None if images is None else images[i]
             yield Picture(row, request.labels[row], request.seeds[row], latents[i], tensor, image)
+
+
+def _weak(network: Any, dtype: torch.dtype) -> Network:
+    """A guide's network, which may have a dtype of its own, and want its conditioning on the device."""
+
+    def call(x: Tensor, time: Tensor, cond: Tensor, **more: Any) -> Tensor:
+        home = time.device if isinstance(network, Prepared) else x.device
+        return network(x.to(dtype), time.to(home), cond.to(home), **more)
+
+    return call

@@ -14,8 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldit.checkpoint.dit_pt import ProcessName, is_pt
 from ldit.checkpoint.manifest import refuse_sealed
-from ldit.checkpoint.open import open_source
+from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.tensors import write_safetensors
 from ldit.codecs.open import check_codec
 from ldit.codecs.pixels import labelled_grid, published_grid
@@ -45,6 +46,11 @@ class PictureJob:
     dtype: str | None = None
     codec_root: Path | None = None
     heads: int | None = None
+    process: ProcessName | None = None
+    guide: str | None = None
+    """A weaker model that guides."""
+    offload: bool = False
+    """Leave the blocks on the host, the guide's too."""
     published: bool = False
     """The original's unlabelled grid and its three guided channels."""
 
@@ -53,15 +59,18 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
     """Sample and write; yields a line for each thing done. Every fault of the request or of the files to write is
     raised before weights are read."""
     _check_targets(job, grid, singles, latents)
-    opened = open_source(job.source, job.heads, job.ema)
-    request = check_request(opened.spec, _labels(job, opened.spec), **_options(job, opened.spec))
-    if latents is None:
+    opened = open_source(job.source, job.heads, job.ema, job.process)
+    weaker = _open_guide(job)
+    guide = None if weaker is None else weaker.spec
+    request = check_request(opened.spec, _labels(job, opened.spec), guide=guide, **_options(job, opened.spec))
+    if latents is None or request.init is not None:
         roots = codec_roots(job.codec_root, opened.path)
         check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
-    pipe = load_source(
-        opened, None if job.device is None else checked_device(job.device), job.dtype, job.ema, job.codec_root
-    )
-    generator = Generator(pipe, request, decode=latents is None, batch_size=job.batch_size, progress=True)
+    device = None if job.device is None else checked_device(job.device)
+    pipe = load_source(opened, device, job.dtype, job.ema, job.codec_root, job.offload)
+    loaded = None if weaker is None else load_source(weaker, pipe.device, pipe.dtype, job.ema, offload=job.offload)
+    decode = latents is None
+    generator = Generator(pipe, request, guide=loaded, decode=decode, batch_size=job.batch_size, progress=True)
     pictures: list[Picture] = []
     for event in generator.events():
         if isinstance(event, Picture):
@@ -120,10 +129,22 @@ def _labels(job: PictureJob, spec: ModelSpec) -> list[int | str]:
     return [label for label in chosen for _ in range(job.per_class)]
 
 
+def _open_guide(job: PictureJob) -> Source | None:
+    """`process` is for files that do not tell theirs, so for a guide only where it is such a file."""
+    if job.guide is None:
+        return None
+    return open_source(job.guide, ema=job.ema, process=job.process if is_pt(job.guide) else None)
+
+
 def _options(job: PictureJob, spec: ModelSpec) -> dict[str, Any]:
-    if not job.published:
-        return job.options
-    return {**job.options, "guidance_channels": min(3, spec.model.in_channels)}
+    """Pictures to start from are one for all or one a label, whose pictures all start from it."""
+    options = dict(job.options)
+    pictures = options.get("init_image", ())
+    if len(pictures) > 1:
+        options["init_image"] = [picture for picture in pictures for _ in range(job.per_class)]
+    if job.published:
+        options["guidance_channels"] = min(3, spec.model.in_channels)
+    return options
 
 
 def _grid(pipe: Pipeline, pictures: list[Picture], published: bool) -> Image.Image:
@@ -154,7 +175,13 @@ def _settings(job: PictureJob, request: Request, spec: ModelSpec) -> dict[str, A
         "sampling": {**asdict(request.settings), "steps": request.steps},
         "ema": job.ema,
         "training": spec.training,
+        **({} if job.guide is None else {"guide": job.guide}),
+        **({} if request.init is None else {"init_image": _file_names(job), "strength": request.strength}),
     }
+
+
+def _file_names(job: PictureJob) -> list[str]:
+    return [Path(file).name for file in job.options["init_image"]]
 
 
 def _save(picture: Image.Image, path: Path, settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ldit.checkpoint.dit_pt import ProcessName
 from ldit.checkpoint.open import Source, open_source
 from ldit.checkpoint.tensors import assign
 from ldit.codecs.autoencoder import AutoencoderCodec
@@ -17,6 +18,9 @@ from ldit.errors import RequestError
 from ldit.flows.generate import Event, Generator, Picture
 from ldit.flows.request import Labels, check_request
 from ldit.nn.build import build_model
+from ldit.sampling import offload as blocks
+from ldit.sampling.batches import out_of_memory
+from ldit.sampling.prepare import Prepared, Switches, prepare
 
 OutputType = Literal["pil", "tensor", "latent"]
 RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")  # arguments of the run, not the request
@@ -37,10 +41,15 @@ class Pipeline:
         codec_root: Path | None = None,
         dtype: torch.dtype | None = None,
         codec: Codec | None = None,
+        switches: Switches | None = None,
     ) -> None:
+        """`switches`: sample with an inference copy of the network; None: with the network itself."""
         self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
+        self.switches = switches
+        self._network: Any = None
         self._dtype = dtype
         self._codec = codec
+        self._guides: dict[str, Pipeline] = {}  # by source, once used
 
     @property
     def device(self) -> torch.device:
@@ -51,9 +60,24 @@ class Pipeline:
         """What the network takes: its parameters' dtype, or the one given where those are cast as they are used."""
         return self._dtype or next(self.model.parameters()).dtype
 
+    @property
+    def network(self) -> Any:
+        """What sampling calls: the inference copy, made when first needed and again once the weights have moved, or the
+        network itself where there are no `switches` or its blocks are on the host."""
+        if self.switches is None or blocks.is_offloaded(self.model):
+            return self.model
+        if self._network is None or (isinstance(self._network, Prepared) and not self._network.current()):
+            self._network = prepare(self.model, self.switches)
+        return self._network
+
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
-        """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it."""
+        """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it. A guide given by name is
+        loaded anew when it is next needed. RequestError where the blocks are on the host: load the model again."""
+        if blocks.is_offloaded(self.model):
+            raise RequestError("a model loaded with offload stays on its device and in its dtype; load it again")
         self.model.to(*args, **kwargs)
+        self._network = None
+        self._guides.clear()
         if isinstance(self._codec, AutoencoderCodec):
             self._codec.to(self.device, self._codec_dtype)
         return self
@@ -79,10 +103,14 @@ class Pipeline:
         tensor in [-1, 1], or latents.
 
         Arguments (defaults in `spec.sampling_defaults`): num (default 1, or as many as seeds), steps, solver, grid,
-        eta, guidance (1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time), seed
-        (pictures get seed, seed+1, …) or seeds, height, width (pixels), batch_size, progress, callback(step),
-        initial_noise (B, C, H, W), step_noise(i, shape).
-        RequestError names what cannot be served. Picture k depends on its seed alone.
+        eta, guidance (1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time),
+        guidance_schedule ("constant", "linear", "cosine"), guide (a weaker model of the same kind, a Pipeline or
+        anything `load` takes, whose output takes the place of the null class's), seed (pictures get seed, seed+1, …)
+        or seeds, height, width (pixels), init_image (a PIL image or file, or one each) with strength (the noise time
+        it is brought to, 0.6), batch_size, progress, callback(step), initial_noise (B, C, H, W), step_noise(i, shape).
+        For pictures larger than those of training: rope_scaling ("none", "linear", "ntk" or "time-aware") and
+        proportional_attention.
+        RequestError names what cannot be served. Picture k depends on its seed and init_image alone.
         """
         if output_type == "latent":
             return self.sample_latents(class_labels, **arguments)
@@ -114,7 +142,14 @@ class Pipeline:
     def _generator(self, class_labels: Labels, decode: bool, arguments: dict[str, Any]) -> Generator:
         running = {name: arguments[name] for name in RUNNING if name in arguments}
         request = {name: value for name, value in arguments.items() if name not in RUNNING}
-        return Generator(self, check_request(self.spec, class_labels, **request), decode=decode, **running)
+        named = request.pop("guide", None)
+        guide = self._guides.get(str(named)) or named
+        if isinstance(guide, (str, Path)):
+            guide = open_source(guide)
+        checked = check_request(self.spec, class_labels, guide=None if guide is None else guide.spec, **request)
+        if isinstance(guide, Source):  # read once the request is known to be sound
+            guide = self._guides[str(named)] = load_source(guide, self.device, self.dtype)
+        return Generator(self, checked, guide=guide, decode=decode, **running)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -128,15 +163,24 @@ def load(
     ema: bool = True,
     codec_root: str | Path | None = None,
     heads: int | None = None,
+    process: ProcessName | None = None,
+    offload: bool = False,
+    switches: Switches | None = Switches(),  # noqa: B008 (frozen)
 ) -> Pipeline:
-    """Open a model: a folder in the original's layout, a folder or run in ours, a facebookresearch/DiT `.pt`, a
-    bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on the CPU, bf16 on CUDA.
-    `ema` takes the EMA weights where kept apart. Neither codec nor text encoder is opened; local autoencoders will be
-    looked for in `codec_root` and in the model's own folder. `heads` is for DiT files of unlisted sizes.
+    """Open a model: a folder in the original's layout, a folder or run in ours, a DiT or SiT `.pt`, a diffusers
+    DiTPipeline folder, a bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on
+    the CPU, bf16 on CUDA. `ema` takes the EMA weights where kept apart. Neither codec nor text encoder is opened; local
+    autoencoders will be looked for in `codec_root` and in the model's own folder. `heads` is for DiT files of unlisted
+    sizes, `process` for those that do not tell whether they are DiT's (ddpm) or SiT's (flow).
+    `offload` leaves the blocks on the host, for models larger than the device (see `ldit.sampling.offload`).
+    `switches` say what the copy that samples is like, int8 and compiled among them (see `ldit.sampling.prepare`); with
+    None `pipe.model` itself is called, so that hooks on its parts see every evaluation.
 
-    SourceError names what is missing, damaged or unknown.
+    SourceError names what is missing, damaged or unknown; RequestError says that the device has no room for the model,
+    or that a switch does not go with it.
     """
-    return load_source(open_source(source, heads, ema), device, dtype, ema, codec_root)
+    opened = open_source(source, heads, ema, process)
+    return load_source(opened, device, dtype, ema, codec_root, offload, switches)
 
 
 def load_source(
@@ -145,6 +189,8 @@ def load_source(
     dtype: torch.dtype | str | None = None,
     ema: bool = True,
     codec_root: str | Path | None = None,
+    offload: bool = False,
+    switches: Switches | None = Switches(),  # noqa: B008 (frozen)
 ) -> Pipeline:
     """`load` for a source that is open already."""
     device = torch.device(device) if device is not None else default_device()
@@ -154,8 +200,29 @@ def load_source(
         if dtype not in DTYPES:
             raise RequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         dtype = DTYPES[dtype]
-    model = load_model(source, device, dtype, ema)
-    return Pipeline(model, source.spec, source.path, Path(codec_root) if codec_root else None)
+    if switches is not None:
+        _check_switches(switches, device, dtype, offload)
+    try:
+        if offload:  # as the files have them, so that they need no memory of their own
+            model = blocks.offload(load_model(source, "cpu", None, ema), device, dtype)
+        else:
+            model = load_model(source, device, dtype, ema)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        advice = "" if offload else "; --offload (offload=True) keeps its blocks on the host"
+        raise RequestError(f"{source.path} does not fit into the memory of {device}{advice}") from None
+    root = Path(codec_root) if codec_root else None
+    return Pipeline(model, source.spec, source.path, root, switches=switches)
+
+
+def _check_switches(switches: Switches, device: torch.device, dtype: torch.dtype, offload: bool) -> None:
+    """RequestError for what cannot be had; before weights are read."""
+    if switches.int8 and (device.type != "cpu" or dtype is not torch.float32):
+        raise RequestError(f"int8: products in 8 bits are for the CPU and fp32, got {device} and {dtype}")
+    for name in ("int8", "compiled", "graph"):
+        if offload and getattr(switches, name):
+            raise RequestError(f"{name}: does not go with offload, whose blocks stay as the files have them")
 
 
 def load_model(

@@ -2,27 +2,35 @@
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from PIL import Image
 from torch import Tensor
 
 from ldit.config.labels import resolve_label
-from ldit.config.spec import ModelSpec, SamplingConfig
+from ldit.config.spec import FlowConfig, ModelSpec, PixelCodecConfig, ProcessConfig, SamplingConfig
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
+from ldit.flows.init_image import InitImage, cut, given_pictures
+from ldit.sampling.anysize import check_scaling
 from ldit.sampling.grids import build_grid
+from ldit.sampling.guidance import check_schedule
 from ldit.sampling.levels import Level
 from ldit.sampling.solvers import find_solver
 from ldit.sampling.step import Solver
 
 StepNoise = Callable[[int, tuple[int, ...]], Tensor]
 Labels = int | str | Iterable[int | str] | Tensor | None
+STRENGTH = 0.6
+"""Noise time that a picture to start from is brought to, where none is asked for: SDEdit's compromise between keeping
+the picture and mending it."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample: one label and one seed a picture, latents of `shape` (C, h, w), and how."""
+    """What to sample: one label and one seed a picture, latents of `shape` (C, h, w), and how. `init` are the pictures
+    to start from, one for all or one each, of the size asked for; `levels` begin at their noise."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -35,6 +43,8 @@ class Request:
     null: int | None
     initial_noise: Tensor | None
     step_noise: StepNoise | None
+    init: tuple[Image.Image, ...] | None = None
+    strength: float | None = None
 
 
 def check_request(
@@ -50,40 +60,46 @@ def check_request(
     guidance: float | None = None,
     guidance_channels: int | Literal["all"] | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_schedule: str | None = None,
+    guide: ModelSpec | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     height: int | None = None,
     width: int | None = None,
+    rope_scaling: str | None = None,
+    proportional_attention: bool | None = None,
+    init_image: InitImage = None,
+    strength: float | None = None,
     initial_noise: Tensor | None = None,
     step_noise: StepNoise | None = None,
 ) -> Request:
     """The request with every default filled in, or RequestError naming what this model cannot serve.
 
     A model with classes makes one picture a label. A model without classes takes no labels: it makes `num` pictures,
-    by default one for each of `seeds`, else one. It has nothing to guide, so its guidance is 1 whatever the spec's
-    sampling section says, and asking for another is an error.
+    by default one for each of `seeds` or of `init_image`, else one. Alone it has nothing to guide, so its guidance is 1
+    whatever the spec's sampling section says, and asking for another is an error. `guide` is the spec of a weaker
+    model that guides in the null class's place.
     """
     if prompts is not None or spec.model.kind == "text":
         raise RequestError("text-to-image sampling is not built yet")
     if getattr(spec.model, "cond_channels", 0):
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
-    labels = _labels(class_labels, num, seeds, spec)
-    defaults = spec.sampling_defaults
-    low, high = defaults.guidance_interval if guidance_interval is None else guidance_interval
-    wanted = str(defaults.steps if steps is None else steps)
-    settings = SamplingConfig(
-        solver=defaults.solver if solver is None else solver,
-        steps=int(wanted) if wanted.isdecimal() else defaults.steps,
-        guidance=_guidance(spec, guidance),
-        guidance_channels=defaults.guidance_channels if guidance_channels is None else guidance_channels,
-        guidance_interval=(float(low), float(high)),
-        grid=defaults.grid if grid is None else grid,
-        eta=defaults.eta if eta is None else float(eta),
-    )
+    pictures = given_pictures(init_image)
+    labels = _labels(class_labels, num, seeds, pictures, spec)
+    asked = {
+        "solver": solver, "grid": grid, "eta": eta, "guidance_channels": guidance_channels,
+        "guidance_interval": guidance_interval, "guidance_schedule": guidance_schedule,
+        "rope_scaling": rope_scaling, "proportional_attention": proportional_attention,
+    }  # fmt: skip
+    wanted = str(spec.sampling_defaults.steps if steps is None else steps)
+    settings = _settings(spec, asked, wanted, _guidance(spec, guidance, guide))
     shape = _latent_shape(spec, height, width)
+    if guide is not None:
+        _check_guide(spec, guide, shape)
     expected = (len(labels), *shape)
     if initial_noise is not None and tuple(initial_noise.shape) != expected:
         raise RequestError(f"initial_noise: shape {tuple(initial_noise.shape)}, expected {expected}")
+    strength = _strength(strength, pictures)
     return Request(
         labels=labels,
         seeds=_seeds(seed, seeds, len(labels)),
@@ -91,15 +107,31 @@ def check_request(
         settings=settings,
         steps=wanted,
         solve=find_solver(settings.solver, settings.eta),
-        levels=build_grid(build_process(spec.process), wanted, settings.grid),
+        levels=_levels(spec, wanted, settings.grid, strength),
         channels=_channels(spec, settings),
-        null=_null(spec, settings),
+        null=_null(spec, settings, guide),
         initial_noise=initial_noise,
         step_noise=step_noise,
+        init=_init(spec, pictures, shape, len(labels)),
+        strength=strength,
     )
 
 
-def _labels(wanted: Labels, num: int | None, seeds: Sequence[int] | None, spec: ModelSpec) -> tuple[int, ...]:
+def _settings(spec: ModelSpec, asked: dict[str, Any], steps: str, guidance: float) -> SamplingConfig:
+    """The spec's section with what was asked for in its place."""
+    given = {key: value for key, value in asked.items() if value is not None}
+    if steps.isdecimal():
+        given["steps"] = int(steps)
+    settings = replace(spec.sampling_defaults, **given, guidance=guidance)
+    low, high = settings.guidance_interval
+    check_schedule(settings.guidance_schedule)
+    check_scaling(spec.model, settings.rope_scaling, settings.proportional_attention)
+    return replace(settings, guidance_interval=(float(low), float(high)), eta=float(settings.eta))
+
+
+def _labels(
+    wanted: Labels, num: int | None, seeds: Sequence[int] | None, pictures: Sequence[Any] | None, spec: ModelSpec
+) -> tuple[int, ...]:
     """One index a picture; a lone name or number is a list of one, arrays are lists."""
     if isinstance(wanted, (str, int)):
         wanted = [wanted]
@@ -108,7 +140,7 @@ def _labels(wanted: Labels, num: int | None, seeds: Sequence[int] | None, spec: 
         listed = [listed]
     count = spec.model.num_classes  # type: ignore[union-attr]
     if not listed and count == 0:
-        return (0,) * _number(num, 1 if seeds is None else len(seeds))
+        return (0,) * _number(num, len(seeds if seeds is not None else pictures or (0,)))
     labels = tuple(resolve_label(label, count, spec.class_names) for label in listed)
     if num is not None:
         raise RequestError(f"num {num}: this model has classes and makes one picture a label; sets are not built yet")
@@ -127,8 +159,8 @@ def _number(num: int | None, default: int) -> int:
     return found
 
 
-def _guidance(spec: ModelSpec, wanted: float | None) -> float:
-    unconditional = getattr(spec.model, "num_classes", None) == 0
+def _guidance(spec: ModelSpec, wanted: float | None, guide: ModelSpec | None) -> float:
+    unconditional = getattr(spec.model, "num_classes", None) == 0 and guide is None
     if wanted is None:
         return 1.0 if unconditional else spec.sampling_defaults.guidance
     if unconditional and wanted != 1:
@@ -146,14 +178,14 @@ def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:
     return wanted
 
 
-def _null(spec: ModelSpec, settings: SamplingConfig) -> int | None:
+def _null(spec: ModelSpec, settings: SamplingConfig, guide: ModelSpec | None) -> int | None:
     low, high = settings.guidance_interval
     if not 0 <= low <= high <= 1:
         raise RequestError(f"guidance_interval: must be 0 <= lo <= hi <= 1, got {low}, {high}")
     if not abs(settings.guidance) < float("inf"):
         raise RequestError(f"guidance: must be finite, got {settings.guidance}")
     null: int | None = spec.model.null_class  # type: ignore[union-attr]
-    if null is None and settings.guidance != 1.0:
+    if null is None and settings.guidance != 1.0 and guide is None:
         raise RequestError(
             f"guidance {settings.guidance:g}: this model has no null class (class_dropout_prob 0); use guidance 1"
         )
@@ -180,3 +212,81 @@ def _seeds(seed: int, seeds: Sequence[int] | None, count: int) -> tuple[int, ...
     if len(seeds) != count:
         raise RequestError(f"seeds: {len(seeds)} seeds for {count} pictures")
     return tuple(int(s) for s in seeds)
+
+
+def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int]) -> None:
+    """RequestError names the first thing in which a weaker model does not fit: both are given the same latents, times
+    and labels, and their outputs are mixed."""
+    if guide.model.kind == "text":
+        raise RequestError("guide: text-to-image sampling is not built yet")
+    facts = (
+        ("process", _convention(spec.process), _convention(guide.process)),
+        ("codec", _latents(spec), _latents(guide)),
+        ("latent shape", _trained_shape(spec), _trained_shape(guide)),
+        ("number of classes", spec.model.num_classes, guide.model.num_classes),  # type: ignore[union-attr]
+    )
+    for what, own, theirs in facts:
+        if own != theirs:
+            raise RequestError(f"guide: its {what} is {theirs}, the model's {own}")
+    names, others = spec.class_names or (), guide.class_names or ()
+    for index, (own, theirs) in enumerate(zip(names, others, strict=False)):
+        if own != theirs:
+            raise RequestError(f"guide: its class {index} is {theirs!r}, the model's {own!r}")
+    if getattr(guide.model, "cond_channels", 0):
+        raise RequestError("guide: model.cond_channels: sampling with extra input channels is not built yet")
+    patch = guide.model.patch_size
+    if shape[1] % patch or shape[2] % patch:
+        raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {patch}")
+
+
+def _convention(process: ProcessConfig) -> str:
+    """What a network is given and predicts; a shift of times is no part of it."""
+    if not isinstance(process, FlowConfig):
+        return process.kind
+    return f"flow of {process.prediction} (time_scale {process.time_scale:g}, data_at {process.data_at})"
+
+
+def _latents(spec: ModelSpec) -> str:
+    """What latents mean, as far as the configuration tells."""
+    if isinstance(spec.codec, PixelCodecConfig):
+        return spec.codec.kind
+    return f"{spec.codec.kind} (scale {spec.codec.scale}, shift {spec.codec.shift}, factor {spec.codec.factor})"
+
+
+def _trained_shape(spec: ModelSpec) -> tuple[int, int, int]:
+    return _latent_shape(spec, None, None)
+
+
+def _strength(wanted: float | None, pictures: Sequence[Any] | None) -> float | None:
+    """None where there is no picture to start from."""
+    if pictures is None:
+        if wanted is not None:
+            raise RequestError(f"strength {wanted:g}: there is no init_image to start from")
+        return None
+    found = STRENGTH if wanted is None else float(wanted)
+    if not 0 < found <= 1:
+        raise RequestError(f"strength: must be above 0 and at most 1, got {found:g}")
+    return found
+
+
+def _levels(spec: ModelSpec, steps: str, grid: str, strength: float | None) -> tuple[Level, ...]:
+    """The grid, with a strength from its first level that is no noisier than that."""
+    levels = build_grid(build_process(spec.process), steps, grid)
+    if strength is None:
+        return levels
+    kept = tuple(level for level in levels if level.noise_time <= strength + 1e-9)  # 1 - 7/10 is a little above 0.3
+    if len(kept) < 2:
+        count, least = len(levels) - 1, levels[-2].noise_time
+        raise RequestError(f"strength {strength:g}: the last of the {count} steps starts at {least:g}; take more steps")
+    return kept
+
+
+def _init(
+    spec: ModelSpec, pictures: list[Image.Image] | None, shape: tuple[int, int, int], count: int
+) -> tuple[Image.Image, ...] | None:
+    if pictures is None:
+        return None
+    if len(pictures) not in (1, count):
+        raise RequestError(f"init_image: {len(pictures)} pictures to start from for {count}; give one, or one each")
+    factor = spec.codec.factor
+    return cut(pictures, shape[2] * factor, shape[1] * factor)

@@ -13,15 +13,17 @@ FEATURES = 256
 
 
 class TimestepEmbedder(nn.Module):
-    """256 sinusoids in fp32, then Linear SiLU Linear in the weights' dtype; t (B,) -> (B, width)."""
+    """256 sinusoids in fp32, then Linear SiLU Linear in the weights' dtype; t (B,) -> (B, width). `last` as in
+    `timestep_features`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, last: bool = False) -> None:
         super().__init__()
+        self.last = last
         self.mlp = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         weight: Tensor = self.mlp[0].weight  # type: ignore[assignment]
-        return self.mlp(timestep_features(t, FEATURES).to(weight.dtype))
+        return self.mlp(timestep_features(t, FEATURES, last=self.last).to(weight.dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldit.config.model import ClassModelConfig, TextModelConfig
 from ldit.nn.conditioning import LabelEmbedder, TextCondition, TimestepEmbedder
 from ldit.nn.layers import Attention, RMSNorm, SwiGLU, gated_add, modulate
+from ldit.nn.rope import GridScale
 from ldit.nn.tokens import TextLayout, patchify, rope_table, unpatchify
 
 EMBEDDING_STD = 0.02
@@ -65,6 +66,7 @@ class DiT(nn.Module):
     Class models: `model(x, t, y)`, x (B, C, H, W), t (B,), y (B,) integer labels. Text models: `model(x, t, cond)`,
     cond a TextCondition, x a tensor or a list of (C, H_i, W_i); list in, list out. t is given to the sinusoids as it
     is: the index 0..999 for DDPM models, native time x time_scale for flow models. Output: out_channels channels.
+    Any height and width that are multiples of the patch; `grid` (class models) says how positions are made there.
     """
 
     def __init__(self, config: ClassModelConfig | TextModelConfig) -> None:
@@ -96,9 +98,18 @@ class DiT(nn.Module):
         blocks = [layer.adaLN_modulation(vector).unflatten(-1, (6, -1)) for layer in self.layers]  # type: ignore[operator]
         return blocks, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1))
 
-    def forward(self, x: Tensor | Sequence[Tensor], t: Tensor, cond: Tensor | TextCondition) -> Tensor | list[Tensor]:
+    def forward(
+        self,
+        x: Tensor | Sequence[Tensor],
+        t: Tensor,
+        cond: Tensor | TextCondition,
+        *,
+        grid: GridScale | None = None,
+    ) -> Tensor | list[Tensor]:
         blocks, final = self.modulations(self.condition(t, cond))
         if isinstance(cond, TextCondition):
+            if grid is not None:
+                raise ValueError("grid: positions of text models are not scaled yet")
             tokens = self.layout.pack(x, self.x_embedder, self.eol_token, self.pad_token)
             config: TextModelConfig = self.config  # type: ignore[assignment]
             rope = self.layout.rope(config.rope, x, config.head_dim, config.rope_scaling_factor, tokens.device)
@@ -107,7 +118,7 @@ class DiT(nn.Module):
             raise ValueError("a class model takes one (B, C, H, W) tensor")
         tokens = self.x_embedder(patchify(x, self.config.patch_size))
         _, rows, columns, _ = tokens.shape
-        rope = rope_table(self.config.rope, rows, columns, self.config.head_dim, tokens.device)
+        rope = rope_table(self.config.rope, rows, columns, self.config.head_dim, tokens.device, grid)
         out = self.trunk(tokens.flatten(1, 2), rope, blocks, final)
         return unpatchify(out.unflatten(1, (rows, columns)), self.config.patch_size)
 

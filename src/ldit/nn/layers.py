@@ -58,11 +58,12 @@ def gated_add(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return torch.addcmul(x, gate.unsqueeze(1), update, out=_reused(update))
 
 
-def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
-    """[cos(t·f) | sin(t·f)] in fp32 with f_i = max_period^(-i/(dim/2)); t (B,) -> (B, dim)."""
+def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0, last: bool = False) -> Tensor:
+    """[cos(t·f) | sin(t·f)] in fp32 with f_i = max_period^(-i/(dim/2)); t (B,) -> (B, dim). With `last` the divisor is
+    dim/2 - 1, so that the last frequency is 1/max_period."""
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * index / half)[None]
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * index / (half - last))[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -98,6 +99,10 @@ class Attention(nn.Module):
             return RMSNorm(config.head_dim, QK_NORM_EPS)
         return nn.LayerNorm(width, eps=QK_NORM_EPS) if config.qk_norm else nn.Identity()
 
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, fresh, before any norm; the inference copy makes them in one product."""
+        return self.wq(x), self.wk(x), self.wv(x)
+
     def _heads(self, x: Tensor, heads: int, norm: nn.Module) -> Tensor:
         """(B, T, heads·d) -> normalised (B, T, heads, d)."""
         shape = (*x.shape[:-1], heads, self.head_dim)
@@ -110,9 +115,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B, T, D), rope (T, d/2, 2), context (B, L, F) and mask (B, L), True = attend -> (B, T, D)."""
-        q = rotate(self._heads(self.wq(x), self.heads, self.q_norm), rope).transpose(1, 2)
-        k = rotate(self._heads(self.wk(x), self.kv_heads, self.k_norm), rope)
-        v = self.wv(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        q, k, v = self._project(x)
+        q = rotate(self._heads(q, self.heads, self.q_norm), rope).transpose(1, 2)
+        k = rotate(self._heads(k, self.kv_heads, self.k_norm), rope)
+        v = v.unflatten(-1, (self.kv_heads, self.head_dim))
         out = self._attend(q, k, v)
         if context is not None:
             k_y = self._heads(self.wk_y(context), self.kv_heads, self.ky_norm)

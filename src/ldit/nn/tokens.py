@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldit.nn.rope import grid_table, raster_table
+from ldit.nn.rope import GridScale, attention_scaled, grid_table, raster_table, scaled_raster_table
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
@@ -24,8 +24,16 @@ def unpatchify(tokens: Tensor, p: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * p, columns * p)
 
 
-def rope_table(kind: str, rows: int, columns: int, head_dim: int, device: torch.device) -> Tensor:
-    """The table of a plain grid of tokens for `kind` "raster" or "2d"."""
+def rope_table(
+    kind: str, rows: int, columns: int, head_dim: int, device: torch.device, grid: GridScale | None = None
+) -> Tensor:
+    """The table of a plain grid of tokens for `kind` "raster" or "2d", made as in training or as `grid` says."""
+    if grid is not None:
+        if kind == "2d":
+            table = grid_table(rows, columns, head_dim, device, grid=grid)
+        else:
+            table = scaled_raster_table(rows, columns, head_dim, grid, device)
+        return attention_scaled(table, grid.softmax)
     if kind == "2d":
         return grid_table(rows, columns, head_dim, device)
     return raster_table(rows * columns, head_dim, device)

@@ -90,5 +90,13 @@ class Schedule:
         return self.at((index + 1.0) / process.steps)
 
 
+def noise_time(process: Process, time: float) -> float:
+    """The noise time of what a network is given: the inverse of a level's `time`."""
+    if isinstance(process, DDPM):
+        return (time + 1.0) / process.steps
+    native = time / process.time_scale
+    return native if process.data_at == 0 else 1.0 - native
+
+
 def _flow_level(flow: Flow, t: float) -> Level:
     return Level(1.0 - t, t, (t if flow.data_at == 0 else 1.0 - t) * flow.time_scale, t)

@@ -1,0 +1,269 @@
+"""Solvers on the bundled model: how near to the data, and how near to the exact solution, at how many evaluations.
+
+    python benchmarks/emoji64_solvers.py run --state FOLDER [--num 1000] [--exact 50] [--dtype bf16] [--arms A …]
+    python benchmarks/emoji64_solvers.py table --state FOLDER --classifier FILE [--figure F.png] [--markdown F.md]
+
+`run` samples every arm (a solver on a grid with so many evaluations at most) with the same labels and seeds, half
+precision weights and fp32 solver state, and keeps its pictures in FOLDER; started again, and on several processes with
+--arms, it goes on with the arms that are not there. `table` makes of them:
+
+FD    Fréchet distance to the training pictures in 64 principal components, fixed on those, of a classifier's last
+      features (the classifier of emoji64_quality.py, whose hash is recorded; this is no FID), with a 95 % bootstrap
+      interval; labels are drawn as often as the training pictures have them.
+diff  FD minus that of 250 ancestral steps, both of the same resampled pictures (paired), with its 95 % interval.
+RMS   root mean square distance, in pixel values of [-1, 1], of the first pictures to those of 1,000 steps of ab4 with
+      the same seeds, all in fp32: the error of a deterministic solver. Stochastic solvers aim elsewhere and have none.
+
+Guidance is that of the model's own sampling section for all arms. The last line of stdout is one JSON object.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from emoji64_classifier import EmojiClassifier, load_classifier, to_input
+from emoji64_quality import real_pictures
+from torch import Tensor
+
+import ldit
+from ldit.codecs.pixels import to_uint8
+from ldit.flows.curves import Curve, Panel
+from ldit.flows.curves import draw as curves_of
+from ldit.flows.generate import Done, Picture
+
+MODEL = "emoji64-class-xs"
+COMPONENTS = 64
+RESAMPLED = 1000
+BATCH = 50
+REFERENCE = "ddpm-250"
+ABOUT, EXACT = "about.json", "exact.npz"
+STOCHASTIC = ("ddpm", "dpm++2m-sde", "euler-maruyama")
+EXTRA = {"heun": lambda n: (n + 1) // 2, "ab3": lambda n: n - 1, "ab4": lambda n: n - 2}  # steps of n evaluations
+SOLVERS = ("unipc2", "dpm++2m", "ab2", "ab3", "ab4", "heun", "ddim", "dpm++2m-sde", "euler-maruyama")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A solver with so many evaluations at most, on a grid."""
+
+    solver: str
+    evaluations: int
+    grid: str = "uniform"
+
+    @property
+    def name(self) -> str:
+        return f"{self.solver}-{self.evaluations}" + ("" if self.grid == "uniform" else f"-{self.grid}")
+
+    @property
+    def deterministic(self) -> bool:
+        return self.solver not in STOCHASTIC
+
+    @property
+    def steps(self) -> int:
+        return EXTRA.get(self.solver, lambda n: n)(self.evaluations)
+
+
+def arms() -> list[Arm]:
+    """The most wanted first."""
+    found = [Arm("ddpm", 250), Arm("ddpm", 50)]
+    for evaluations in (20, 10, 5):
+        found += [Arm(solver, evaluations) for solver in SOLVERS]
+    for grid in ("cosine", "karras", "shifted:2", "shifted:0.5"):
+        found += [Arm("unipc2", evaluations, grid) for evaluations in (20, 10)]
+    return found
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Sample what is not there yet."""
+    args.state.mkdir(parents=True, exist_ok=True)
+    about = {"num": args.num, "exact": args.exact, "model": MODEL, "dtype": args.dtype, "torch": torch.__version__}
+    known = args.state / ABOUT
+    if known.exists() and json.loads(known.read_text()) != about:
+        sys.exit(f"{known} is that of another run: choose a new --state")
+    known.write_text(json.dumps(about))
+    _, labels = real_pictures()[0]
+    wanted = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).repeat(3)][: args.num]
+    pipe, precise = ldit.load(MODEL, dtype=args.dtype), ldit.load(MODEL, dtype="fp32")
+    if not (args.state / EXACT).exists():
+        keep(args.state / EXACT, pictures=sample(precise, Arm("ab4", 1002), wanted[: args.exact])[0])
+    for arm in arms():
+        path = args.state / f"{arm.name}.npz"
+        if path.exists() or (args.arms and arm.name not in args.arms):
+            continue
+        began = time.perf_counter()
+        pictures, done = sample(pipe, arm, wanted)
+        seconds = time.perf_counter() - began
+        first, _ = sample(precise, arm, wanted[: args.exact]) if arm.deterministic else (pictures[:0], None)
+        counts = np.array([done.evaluations, done.guided_rows])
+        seen = to_uint8(torch.from_numpy(pictures)).numpy()
+        keep(path, pictures=seen, first=first, counts=counts, seconds=np.array(seconds))
+        print(f"{arm.name}: {seconds:.0f} s", flush=True)
+    return {"arms": sum((args.state / f"{arm.name}.npz").exists() for arm in arms())}
+
+
+def sample(pipe: Any, arm: Arm, labels: Tensor) -> tuple[np.ndarray, Done]:
+    """Pictures (N, 3, 64, 64) in [-1, 1]; the k-th has seed k."""
+    events = pipe.iterate(labels.tolist(), solver=arm.solver, steps=arm.steps, grid=arm.grid, batch_size=BATCH)
+    pictures: list[Tensor] = []
+    for event in events:
+        if isinstance(event, Picture) and event.tensor is not None:
+            pictures.append(event.tensor)
+        elif isinstance(event, Done):
+            return torch.stack(pictures).numpy(), event
+    raise AssertionError("no end")
+
+
+def features(network: EmojiClassifier, images: Tensor) -> np.ndarray:
+    """uint8 (N, 3, 64, 64) -> (N, 128) float64."""
+    with torch.inference_mode():
+        return torch.cat([network.features(to_input(part)) for part in images.split(256)]).double().numpy()
+
+
+def keep(path: Path, **arrays: np.ndarray) -> None:
+    """Under its name only when it is whole."""
+    beside = path.with_suffix(".tmp.npz")
+    np.savez(beside, **arrays)  # type: ignore[arg-type]
+    beside.rename(path)
+
+
+def table(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of all arms that are there."""
+    about = json.loads((args.state / ABOUT).read_text())
+    network, _ = load_classifier(args.classifier)
+    training = features(network, real_pictures()[0][0])
+    mean = training.mean(0)
+    basis = np.linalg.eigh(np.cov(training.T))[1][:, ::-1][:, :COMPONENTS]
+    target = moments((training - mean) @ basis)
+    exact = np.load(args.state / EXACT)["pictures"]
+    found = {arm: np.load(args.state / f"{arm.name}.npz") for arm in arms() if exists(args.state, arm)}
+    random = np.random.default_rng(0)
+    draws = [random.integers(about["num"], size=about["num"]) for _ in range(args.resampled)]
+    distances: dict[str, float] = {}
+    resampled: dict[str, np.ndarray] = {}
+    for arm, data in found.items():
+        x = (features(network, torch.from_numpy(data["pictures"])) - mean) @ basis
+        distances[arm.name] = frechet(moments(x), target)
+        resampled[arm.name] = np.array([frechet(moments(x[chosen]), target) for chosen in draws])
+    rows = []
+    for arm, data in found.items():
+        rms = float(np.sqrt(np.mean((data["first"] - exact) ** 2))) if arm.deterministic else None
+        row: dict[str, Any] = {
+            "arm": arm.name, "solver": arm.solver, "grid": arm.grid, "steps": arm.steps,
+            "evaluations": int(data["counts"][0]) // -(-about["num"] // BATCH),
+            "guided_rows_per_picture": float(data["counts"][1] / about["num"]),
+            "fd": distances[arm.name], "fd_interval": interval(resampled[arm.name]),
+            "rms": rms, "seconds": float(data["seconds"]),
+        }  # fmt: skip
+        if REFERENCE in distances:
+            row["difference"] = distances[arm.name] - distances[REFERENCE]
+            row["difference_interval"] = interval(resampled[arm.name] - resampled[REFERENCE])
+        rows.append(row)
+    if args.markdown:
+        args.markdown.write_text(markdown(rows), encoding="utf-8")
+    if args.figure:
+        draw(rows, args.figure)
+    extractor = hashlib.sha256(args.classifier.read_bytes()).hexdigest()
+    return {**about, "extractor": extractor, "components": COMPONENTS, "resampled": args.resampled, "rows": rows}
+
+
+def exists(state: Path, arm: Arm) -> bool:
+    return (state / f"{arm.name}.npz").exists()
+
+
+def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x.mean(0), np.cov(x.T)
+
+
+def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """|mean difference|² + tr(A + B - 2·sqrt(A·B)); the trace of the root from the eigenvalues of sqrt(A)·B·sqrt(A)."""
+    values, vectors = np.linalg.eigh(a[1])
+    root = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b[1] @ root), 0, None)).sum()
+    return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1]) + np.trace(b[1]) - 2 * cross)
+
+
+def interval(values: np.ndarray) -> list[float]:
+    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for the docs."""
+    lines = [
+        "| solver | grid | steps | evaluations | FD | 95 % | FD - FD of 250 ancestral steps, 95 % | RMS to exact |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        low, high = r["fd_interval"]
+        a, b = r.get("difference_interval", (float("nan"),) * 2)
+        difference = "–" if r["arm"] == REFERENCE else f"{r.get('difference', float('nan')):+.2f} [{a:+.2f}, {b:+.2f}]"
+        rms = "–" if r["rms"] is None else f"{r['rms']:.4f}"
+        fd = f"{r['fd']:.2f} | {low:.2f} – {high:.2f}"
+        cells = (r["solver"], r["grid"], r["steps"], r["evaluations"], fd, difference, rms)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """FD and RMS over evaluations, a line a solver."""
+    names = [name for name in (*SOLVERS, "ddpm") if any(r["solver"] == name for r in rows)]
+    panels = []
+    for key, caption in (("fd", "Fréchet distance"), ("rms", "RMS distance to the exact solution")):
+        curves = []
+        for place, name in enumerate(names):
+            points = sorted(
+                (r["evaluations"], r[key])
+                for r in rows
+                if r["solver"] == name and r["grid"] == "uniform" and r[key] is not None
+            )
+            if points:
+                x, y = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
+                curves.append(Curve(place, x, y, y))
+        panels.append(Panel(caption, tuple(curves)))
+    curves_of(panels, names, "evaluations", log_y=True).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    one = tasks.add_parser("run")
+    one.add_argument("--num", type=int, default=1000)
+    one.add_argument("--exact", type=int, default=50)
+    one.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16", help="of the weights")
+    one.add_argument("--arms", nargs="*")
+    one.set_defaults(work=run)
+    two = tasks.add_parser("table")
+    two.add_argument("--classifier", type=Path, required=True)
+    two.add_argument("--figure", type=Path)
+    two.add_argument("--markdown", type=Path)
+    two.add_argument("--resampled", type=int, default=RESAMPLED)
+    two.set_defaults(work=table)
+    for task in (one, two):
+        task.add_argument("--state", type=Path, required=True, help="folder of the arms' pictures")
+        task.add_argument("--json", type=Path)
+        task.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    report = args.work(args) | {
+        "benchmark": "emoji64-solvers",
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {"ldit": ldit.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    text = json.dumps(report)
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

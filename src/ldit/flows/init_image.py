@@ -1,0 +1,59 @@
+"""Pictures that sampling starts from (SDEdit, Meng et al. 2022): opened, cut to the size asked for, encoded."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldit.codecs.open import Codec
+from ldit.codecs.pixels import from_pil
+from ldit.data.decoding import BadPicture, Decoding, open_picture, to_rgb
+from ldit.data.transforms import center_crop
+from ldit.errors import RequestError
+
+A = TypeVar("A")
+B = TypeVar("B")
+Given = Image.Image | str | Path
+InitImage = Given | Sequence[Given] | None
+
+
+def given_pictures(given: InitImage) -> list[Image.Image] | None:
+    """RGB pictures of one or several, which are PIL's or files (turned as their EXIF says). None for none;
+    RequestError names a file that is no picture."""
+    if given is None:
+        return None
+    pictures = [given] if isinstance(given, (Image.Image, str, Path)) else list(given)
+    if not pictures:
+        raise RequestError("init_image: no picture given")
+    return _each(_opened, pictures)
+
+
+def cut(pictures: Sequence[Image.Image], width: int, height: int) -> tuple[Image.Image, ...]:
+    """Each covered and cropped to width x height pixels by ADM's rule."""
+    return tuple(_each(lambda one: center_crop(one, width, height), pictures))
+
+
+def encoded(pictures: Sequence[Image.Image], codec: Codec) -> Tensor:
+    """Scaled latents (B, C, h, w), fp32 on the CPU: an autoencoder's posterior means. One picture at a time, so that
+    its latent does not depend on the others."""
+    return torch.stack(_each(lambda one: codec.encode(from_pil([one]))[0].cpu(), pictures))
+
+
+def _each(function: Callable[[A], B], values: Sequence[A]) -> list[B]:
+    """`function` of each; once for an object that is there many times."""
+    done = {key: function(value) for key, value in {id(value): value for value in values}.items()}
+    return [done[id(value)] for value in values]
+
+
+def _opened(one: Given) -> Image.Image:
+    if isinstance(one, Image.Image):
+        return to_rgb(one)
+    if not isinstance(one, (str, Path)):
+        raise RequestError(f"init_image: expected a picture or a file, got a {type(one).__name__}")
+    try:
+        return open_picture(Path(one), Decoding(exif=True))
+    except BadPicture as error:
+        raise RequestError(f"init_image {one}: {error}") from None

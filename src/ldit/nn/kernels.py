@@ -1,0 +1,48 @@
+"""Which attention kernel torch may take on a GPU: an order, each entry checked once against the plain arithmetic."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_TOKENS = 128
+_ROUNDINGS = 4  # of the dtype, relative to the largest value: the kernels sum in other orders
+
+
+def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> Callable[[], AbstractContextManager]:  # type: ignore[type-arg]
+    """A context within which scaled_dot_product_attention tries the kernels that are right for heads of this width, the
+    fastest first: cuDNN's from compute capability 9.0 on, else flash. On the CPU, where there is one, nothing to set.
+    """
+    if device.type != "cuda":
+        return nullcontext
+    order = list(_checked(device, dtype, head_dim))
+    return lambda: sdpa_kernel(order, set_priority=True)
+
+
+@cache
+def _checked(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[SDPBackend, ...]:
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    place = 0 if torch.cuda.get_device_capability(device) >= (9, 0) else 1
+    order.insert(place, SDPBackend.CUDNN_ATTENTION)
+    source = torch.Generator(device).manual_seed(0)
+    shape = (1, 2, _TOKENS, head_dim)
+    q, k, v = (torch.randn(shape, generator=source, device=device).to(dtype) for _ in range(3))
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    allowed = _ROUNDINGS * torch.finfo(dtype).eps * expected.abs().max()
+    kept = []
+    for backend in order:
+        try:
+            with sdpa_kernel(backend):
+                found = F.scaled_dot_product_attention(q, k, v)
+        except RuntimeError:  # not for this width, dtype or device
+            continue
+        if bool((found.float() - expected).abs().max() <= allowed):
+            kept.append(backend)
+        else:
+            logging.getLogger("ldit").warning("attention by %s is wrong here and is not used", backend.name)
+    return (*kept, SDPBackend.MATH)

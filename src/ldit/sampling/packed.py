@@ -1,0 +1,89 @@
+"""Blocks whose products are joined: queries, keys and values in one, the two halves of SwiGLU in one.
+
+Files and the trained module keep the published names. Packing happens in memory, a block at a time, and makes the
+module's own weights views of the joined ones, so that both stand at the cost of one; nothing has to be thrown away.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldit.nn.dit import Block
+from ldit.nn.layers import Attention, SwiGLU
+
+Product = Callable[[nn.Linear], nn.Module]
+"""What computes a block's matrix product in place of the Linear given."""
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def packed_block(block: Block, product: Product = lambda linear: linear) -> Block:
+    """The block with joined products; `product` puts something else in the place of each of the four."""
+    twin = shell(block)
+    twin.attention = PackedAttention(block.attention, product)
+    twin.feed_forward = PackedSwiGLU(block.feed_forward, product)
+    return twin
+
+
+def shell(module: _Module) -> _Module:
+    """The same module with a table of children of its own: children can be replaced, parameters are shared."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def joined(linears: Sequence[nn.Linear]) -> nn.Linear:
+    """One Linear without bias that gives their outputs side by side; their weights become views of its weight."""
+    parts = [linear.weight.data for linear in linears]
+    rows, width = [len(part) for part in parts], parts[0].shape[1]
+    if _adjoin(parts):  # joined before, or they lie so in the file
+        weight = parts[0].as_strided((sum(rows), width), (width, 1))
+    else:
+        weight = torch.cat(parts)
+        for linear, part in zip(linears, weight.split(rows), strict=True):
+            linear.weight.data = part
+    whole = nn.Linear(width, sum(rows), bias=False, device="meta")
+    whole.weight = nn.Parameter(weight, requires_grad=False)
+    return whole
+
+
+def _adjoin(parts: Sequence[Tensor]) -> bool:
+    return all(part.is_contiguous() for part in parts) and all(
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        and a.storage_offset() + a.numel() == b.storage_offset()
+        for a, b in pairwise(parts)
+    )
+
+
+class PackedAttention(Attention):
+    """Attention with one product for queries, keys and values."""
+
+    def __init__(self, attention: Attention, product: Product) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
+        self.norm_heads = attention.norm_heads
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.wqkv = product(joined([attention.wq, attention.wk, attention.wv]))
+        self.wo = product(attention.wo)  # type: ignore[assignment]
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kv = self.kv_heads * self.head_dim
+        return self.wqkv(x).split((self.heads * self.head_dim, kv, kv), dim=-1)
+
+
+class PackedSwiGLU(SwiGLU):
+    """SwiGLU with one product for the gate and what it gates. For sampling: it keeps nothing for gradients."""
+
+    def __init__(self, feed_forward: SwiGLU, product: Product) -> None:
+        nn.Module.__init__(self)
+        self.w13 = product(joined([feed_forward.w1, feed_forward.w3]))
+        self.w2 = product(feed_forward.w2)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w13(x).chunk(2, dim=-1)
+        return self.w2(F.silu(gate).mul_(value))

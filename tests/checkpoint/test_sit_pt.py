@@ -1,0 +1,146 @@
+"""SiT's .pt files: DiT's names and shapes, another process."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import FOLDER
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldit.checkpoint.dit_pt import SIT
+from ldit.checkpoint.open import open_source
+from ldit.cli.main import main
+from ldit.config.spec import DDPMConfig, FlowConfig
+from ldit.flows.pipeline import load
+
+Fault = Callable[..., str]
+HEADS = 4
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict[str, Tensor]:
+    return load_file(FOLDER / "dit_tiny.weights.safetensors")
+
+
+def trained(raw: dict[str, Tensor], **settings: Any) -> dict[str, Any]:
+    """What SiT's train.py saves; its parser's names and defaults."""
+    left = {"model": "SiT-XL/2", "path_type": "Linear", "prediction": "velocity", "loss_weight": None, **settings}
+    return {"model": raw, "ema": raw, "opt": {}, "args": argparse.Namespace(**left)}
+
+
+def process(path: Path, **arguments: Any) -> Any:
+    return open_source(path, heads=HEADS, **arguments).spec.process
+
+
+def test_its_convention() -> None:
+    assert FlowConfig(prediction="v", time_scale=1.0, data_at=1, shift=1.0) == SIT
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("SiT-XL-2-256x256.pt", None, SIT),
+        ("sit.pt", None, SIT),
+        ("DiT-XL-2-256x256.pt", None, DDPMConfig()),
+        ("0400000.pt", None, DDPMConfig()),
+        ("0400000.pt", {}, SIT),
+        ("0400000.pt", {"model": None}, SIT),
+        ("DiT.pt", {}, SIT),  # settings before names
+        ("0400000.pt", {"path_type": None, "prediction": None}, SIT),
+        ("SiT.pt", {"model": "DiT-XL/2", "path_type": None, "prediction": None}, DDPMConfig()),
+    ],
+)
+def test_what_tells(
+    tmp_path: Path, raw: dict[str, Tensor], name: str, settings: dict[str, Any] | None, expected: Any
+) -> None:
+    content: Any = raw if settings is None else trained(raw, **settings)
+    if settings and "path_type" in settings:
+        del content["args"].path_type, content["args"].prediction
+    torch.save(content, tmp_path / name)
+    assert process(tmp_path / name) == expected
+
+
+def test_a_flag_says_otherwise(tmp_path: Path, raw: dict[str, Tensor]) -> None:
+    torch.save(raw, tmp_path / "x.pt")
+    torch.save(trained(raw, path_type="GVP"), tmp_path / "y.pt")
+    assert process(tmp_path / "x.pt", process="flow") == SIT
+    assert process(tmp_path / "y.pt", process="flow") == SIT
+    assert process(tmp_path / "y.pt", process="ddpm") == DDPMConfig()
+    assert load(tmp_path / "x.pt", heads=HEADS, process="flow").spec.process == SIT
+
+
+def test_the_log_says_what_was_taken(tmp_path: Path, raw: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("ldit").propagate = True
+    caplog.set_level(logging.INFO, "ldit")
+    for name, said in (("SiT.pt", "SiT (flow, data at time 1): its name"), ("x.pt", "DiT (ddpm): neither")):
+        torch.save(raw, tmp_path / name)
+        process(tmp_path / name)
+        assert said in caplog.messages[-1] and "--process" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"path_type": "GVP"}, "args.path_type: only SiT's Linear is built, got 'GVP'"),
+        ({"path_type": "linear"}, "args.path_type"),  # REPA's, whose time runs the other way
+        ({"prediction": "score"}, "args.prediction: only SiT's velocity is built, got 'score'"),
+    ],
+)
+def test_paths_and_predictions_that_are_not_built(
+    tmp_path: Path, raw: dict[str, Tensor], settings: dict[str, Any], said: str, fault: Fault
+) -> None:
+    torch.save(trained(raw, **settings), tmp_path / "x.pt")
+    assert said in fault(open_source, tmp_path / "x.pt", HEADS)
+
+
+def test_folders_say_it_themselves(tmp_path: Path, fault: Fault) -> None:
+    assert "says itself" in fault(open_source, "emoji64-class-xs", None, True, "flow")
+
+
+def test_one_euler_step_by_hand(tmp_path: Path, raw: dict[str, Tensor]) -> None:
+    """SiT's ODE from noise at t = 0 to data at t = 1: x = z + v(z, 0), v the first half of the output, t unscaled."""
+    torch.save(raw, tmp_path / "SiT.pt")
+    pipe = load(tmp_path / "SiT.pt", device="cpu", heads=HEADS)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    got = pipe.sample_latents([1, 2], steps=1, solver="euler", guidance=1, initial_noise=z)
+    out = pipe.model(z, torch.zeros(2), torch.tensor([1, 2]))
+    expected = z + out[:, :4]
+    assert out.shape[1] == 8 and (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_two_euler_steps_by_hand(tmp_path: Path, raw: dict[str, Tensor]) -> None:
+    torch.save(raw, tmp_path / "SiT.pt")
+    pipe = load(tmp_path / "SiT.pt", device="cpu", heads=HEADS)
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    x, y = z, torch.tensor([1])
+    for t in (0.0, 0.5):
+        x = x + 0.5 * pipe.model(x, torch.tensor([t]), y)[:, :4]
+    got = pipe.sample_latents([1], steps=2, solver="euler", guidance=1, initial_noise=z)
+    assert (got - x).abs().max() < 1e-5 * x.abs().max()
+
+
+def test_command(tmp_path: Path, raw: dict[str, Tensor], capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(raw, tmp_path / "x.pt")
+    out = tmp_path / "latents.pt"
+    command = ["sample", "--ckpt", str(tmp_path / "x.pt"), "--heads", "4", "--class-labels", "1", "--steps", "3"]
+    command += ["--latents-out", str(out), "--device", "cpu"]
+    assert main([*command, "--process", "flow"]) == 0
+    assert "5 evaluations" in capsys.readouterr().out  # Heun, the default of flows
+    assert main(command) == 0
+    assert "3 evaluations" in capsys.readouterr().out
+    assert main([*command[:2], "emoji64-class-xs", *command[3:], "--process", "flow"]) == 2
+    assert "is for DiT and SiT .pt files" in capsys.readouterr().err
+
+
+def test_it_is_written_in_our_layout_only(tmp_path: Path, raw: dict[str, Tensor], fault: Fault) -> None:
+    from ldit.flows.convert import convert
+
+    torch.save(raw, tmp_path / "SiT.pt")
+    out = convert(tmp_path / "SiT.pt", tmp_path / "out", heads=HEADS)
+    assert open_source(out).spec.process == SIT
+    assert "process 'flow'" in fault(convert, tmp_path / "SiT.pt", tmp_path / "b.pt", "pt", None, False, HEADS)

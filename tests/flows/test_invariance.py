@@ -1,0 +1,66 @@
+"""Picture k is a function of its seed (its label, its picture to start from): batch size, order and company change
+rounding at most, whatever the solver."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flows.models import close, tiny, tiny_flow
+from PIL import Image
+
+from ldit.flows.pipeline import Pipeline
+from ldit.sampling.solvers import SOLVERS
+
+LABELS = [0, 1, 2, 3, 1]
+SEEDS = [10, 11, 7, 40, 2]
+ORDER = [3, 0, 4, 1, 2]
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8))
+
+
+PICTURES = [picture(seed) for seed in range(5)]
+CASES: dict[str, dict[str, Any]] = {
+    **{solver: {"solver": solver} for solver in SOLVERS},
+    "ddim of eta 1": {"solver": "ddim", "eta": 1.0},
+    "schedule": {"guidance_schedule": "cosine"},
+    "init image": {"init_image": PICTURES, "strength": 0.7},
+    "one init image": {"init_image": PICTURES[0], "strength": 0.7, "solver": "dpm++2m-sde"},
+    "guide": {},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("make", [tiny, tiny_flow])
+def test_a_picture_depends_on_its_seed_alone(make: Callable[..., Pipeline], case: str) -> None:
+    pipe = make()
+    options: dict[str, Any] = {"steps": 4, **CASES[case]}
+    if case == "guide":
+        options["guide"] = make(weights=1)
+
+    def sample(rows: list[int], size: int = 16) -> torch.Tensor:
+        chosen = dict(options)
+        if isinstance(options.get("init_image"), list):
+            chosen["init_image"] = [PICTURES[row] for row in rows]
+        labels, seeds = [LABELS[row] for row in rows], [SEEDS[row] for row in rows]
+        return pipe.sample_latents(labels, seeds=seeds, batch_size=size, **chosen)
+
+    whole = sample(list(range(5)))
+    assert whole.isfinite().all()
+    assert torch.equal(sample(list(range(5))), whole)
+    for size in (1, 2):
+        assert close(sample(list(range(5)), size), whole)
+    turned = sample(ORDER)  # the same batch shape: the same bits
+    assert all(torch.equal(turned[i], whole[row]) for i, row in enumerate(ORDER))
+    alone = sample([2])
+    assert close(alone[0], whole[2])
+    halves = torch.cat([sample([0, 1, 2]), sample([3, 4])])  # as two processes would share the work
+    assert close(halves, whole)
+    assert not close(pipe.sample_latents([LABELS[2]], seeds=[99], **{**options, **_one(options)})[0], whole[2])
+
+
+def _one(options: dict[str, Any]) -> dict[str, Any]:
+    return {"init_image": PICTURES[2]} if isinstance(options.get("init_image"), list) else {}

@@ -1,0 +1,242 @@
+"""The inference copy computes what the network does, whatever is switched on and whoever shares the batch."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_variants import TINY, filled
+from torch import Tensor, nn
+
+from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
+from ldit.errors import RequestError
+from ldit.nn.build import build_model
+from ldit.nn.dit import DiT
+from ldit.nn.rope import GridScale
+from ldit.sampling.modulation import Modulations
+from ldit.sampling.packed import joined
+from ldit.sampling.prepare import Prepared, Switches, prepare
+from ldit.sampling.quantised import Int8Linear
+
+# Two sums of the same fp32 numbers in another order, through two blocks: a few roundings of 1.2e-7.
+TOLERANCE = 2e-6
+TIMES, LABELS = (17.0, 3.5, 999.0), (4, 0, 5)
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"qk_norm": True, "n_kv_heads": 2},
+    {"qk_norm": "head", "n_kv_heads": 1},
+    {"rope": "2d"},
+    {"class_dropout_prob": 0.0},
+    {"num_classes": 0},
+    {"learn_sigma": False, "patch_size": 4, "in_channels": 3},
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits are compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(**changes: Any) -> DiT:
+    return filled(ClassModelConfig(**{**TINY, "input_size": 8, "num_classes": 5, **changes}))
+
+
+def prepared(model: DiT, **switches: Any) -> Prepared:
+    network = prepare(model, Switches(**switches))
+    assert isinstance(network, Prepared)
+    return network
+
+
+def batch(model: DiT, rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    config = model.config
+    assert isinstance(config, ClassModelConfig)
+    labels = torch.tensor(LABELS).clamp(max=model.y_embedder.embedding_table.num_embeddings - 1)
+    x = torch.randn(rows, config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x, torch.tensor(TIMES)[torch.arange(rows) % 3], labels[torch.arange(rows) % 3]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_same_outputs(changes: dict[str, Any], packed: bool, planned: bool) -> None:
+    model = tiny(**changes)
+    x, t, y = batch(model)
+    expected, given = model(x, t, y), x.clone()
+    network = prepared(model, packed=packed)
+    if planned:
+        network.plan(TIMES, y.tolist())
+    assert error(network(x, t, y), expected) <= TOLERANCE
+    assert error(network(x, t, y), expected) <= TOLERANCE, "a second call"
+    assert torch.equal(model(x, t, y), expected) and torch.equal(x, given), "the model itself stays as it was"
+
+
+def test_other_sizes_and_scaled_positions() -> None:
+    model = tiny(rope="2d")
+    network = prepared(model)
+    t, y = torch.tensor([3.0]), torch.tensor([5])
+    grid = GridScale(rows=1.5, ntk_columns=2.0, softmax=1.1)
+    for shape in ((1, 4, 4, 12), (1, 4, 16, 8)):
+        x = torch.randn(shape)
+        assert error(network(x, t, y), model(x, t, y)) <= TOLERANCE
+        assert error(network(x, t, y, grid=grid), model(x, t, y, grid=grid)) <= TOLERANCE
+        assert error(network(x, t, y, grid=grid), model(x, t, y)) > 1e-3
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_row_does_not_depend_on_its_batch(int8: bool) -> None:
+    """Bit for bit at the same batch shape: other neighbours, another place, other labels and steps planned beside."""
+    model = tiny(dim=64, multiple_of=64, qk_norm=True)
+    x, t, y = batch(model, 6)
+    out = prepared(model, int8=int8)(x, t, y)
+    order = torch.tensor([4, 2, 0, 5, 3, 1])
+    network = prepared(model, int8=int8)
+    network.plan([*range(40), *TIMES], [5, 0, 4])
+    assert torch.equal(network(x[order], t[order], y[order])[order.argsort()], out)
+    x[1:], y[1:] = 3.0 * torch.randn_like(x[1:]), 2
+    network.plan([TIMES[0]], [int(y[0])])
+    assert torch.equal(network(x, t, y)[0], out[0])
+
+
+def test_planned_and_unplanned_are_the_same_bits() -> None:
+    model = tiny()
+    x, _, y = batch(model)
+    network = prepared(model)
+    times = [0.1, 333.3, 17.0]  # not all of them numbers that fp32 holds
+    for time in times:
+        t = torch.full((3,), time)
+        network.plan([], [])
+        unplanned = network(x, t, y)
+        network.plan([*times, float("nan")], LABELS)
+        assert torch.equal(network(x, t, y), unplanned)
+        assert error(unplanned, model(x, t, y)) <= TOLERANCE
+
+
+def test_planned_rows_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And more of them than the weights are large are made by each call."""
+    made: list[int] = []
+    real = Modulations.rows
+
+    def rows(self: Modulations, pairs: Any) -> Tensor:
+        made.append(len(pairs))
+        return real(self, pairs)
+
+    monkeypatch.setattr(Modulations, "rows", rows)
+    model = tiny()
+    x, t, y = batch(model)
+    network = prepared(model)
+    network.plan([*TIMES[:2], 333.3, float("nan")], LABELS)  # what fp32 does not hold, and the time of clean data
+    t[2] = 333.3
+    network(x, t, y)
+    network(x[:1], t[:1], y[:1])
+    assert made == [9]
+    network(x, torch.full((3,), 5.0), torch.tensor([1, 1, 2]))
+    assert made == [9, 2]
+    assert network.modulations.most == model.config.cond_dim == 32
+    network.plan(range(11), LABELS)
+    network(x, t, y)
+    assert made == [9, 2, 3]
+
+
+def test_nothing_is_held_twice() -> None:
+    """The model's weights are views of the joined ones: as many bytes as before, and what is changed in place holds."""
+    model = tiny(n_kv_heads=2)
+
+    def held(*modules: nn.Module) -> int:
+        found = [p.untyped_storage() for module in modules for p in module.parameters()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+
+    before = held(model)
+    network = prepared(model, packed=True)
+    assert held(model, *network.blocks) == before
+    again = prepared(model, packed=True)
+    assert held(model, *network.blocks, *again.blocks) == before and network.current()
+    model.layers[0].attention.wk.weight.mul_(2.0)
+    model.layers[1].feed_forward.w3.weight.mul_(0.5)
+    x, t, y = batch(model)
+    assert error(network(x, t, y), model(x, t, y)) <= TOLERANCE
+    model.double()
+    assert not network.current()
+
+
+def test_joined_weights_that_adjoin_already_are_not_copied() -> None:
+    a, b = nn.Linear(4, 3, bias=False), nn.Linear(4, 2, bias=False)
+    first, second = a.weight.detach().clone(), b.weight.detach().clone()
+    whole = joined([a, b])
+    assert torch.equal(whole.weight, torch.cat([first, second]))
+    assert joined([a, b]).weight.data_ptr() == whole.weight.data_ptr() == a.weight.data_ptr()
+    assert torch.equal(joined([b, a]).weight, torch.cat([second, first]))
+
+
+def test_int8_error() -> None:
+    """Weights and activations carry 7 bits and a sign: each product is off by about 1/127/sqrt(3) of a typical value
+    and its inputs by as much, so about 1 % of a product's norm; two blocks of two residual branches add up to few."""
+    model = tiny(dim=64, multiple_of=64, qk_norm=True)
+    x, t, y = batch(model)
+    found, expected = prepared(model, int8=True)(x, t, y), model(x, t, y)
+    off = ((found - expected).norm() / expected.norm()).item()
+    assert 1e-4 < off <= 0.03
+
+
+def test_a_token_does_not_depend_on_the_range_of_its_neighbours() -> None:
+    """A lone positive token spans half the range that it spans beside a negative one."""
+    product = Int8Linear(nn.Linear(16, 8, bias=False))
+    token = torch.rand(1, 16)
+    assert torch.equal(product(token)[0], product(torch.cat([token, -token]))[0])
+
+
+def test_int8_is_for_fp32_on_the_cpu() -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        with pytest.raises(RequestError, match=f"int8: needs an fp32 network on the CPU, got {dtype} on cpu"):
+            prepare(tiny().to(dtype), Switches(int8=True))
+    with pytest.raises(RequestError, match="int8: its products cannot be compiled"):
+        prepare(tiny(), Switches(int8=True, compiled=True))
+    with pytest.raises(RequestError, match="int8: built for class-conditional Large-DiT"):
+        prepare(build_model(BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4)), Switches(int8=True))
+
+
+def test_compiled_blocks() -> None:
+    model = tiny(qk_norm=True, n_kv_heads=2)
+    network = prepared(model, compiled=True)
+    x, t, y = batch(model)
+    with torch.no_grad():
+        expected = model(x, t, y)
+    assert error(network(x, t, y), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["text", "dit"])
+def test_other_networks_come_back_as_they_are(kind: str) -> None:
+    config: Any = BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4)
+    if kind == "text":
+        config = TextModelConfig(**TINY, max_seq_len=24, cap_feat_dim=12)
+    model = build_model(config)
+    assert prepare(model) is model
+
+
+def test_half_precision() -> None:
+    """bf16 has 8 bits: the copy rounds where the network does, up to the order of sums."""
+    model = tiny(qk_norm=True).to(torch.bfloat16)
+    x, t, y = batch(model)
+    expected = copy.deepcopy(model)(x.bfloat16(), t, y)
+    network = prepared(model)
+    network.plan(TIMES, LABELS)
+    found = network(x.bfloat16(), t, y)
+    assert found.dtype == torch.bfloat16 and error(found.float(), expected.float()) <= 2**-6
+
+
+def test_adaln_weights_on_the_host() -> None:
+    """On a CPU nothing moves; tests/gpu/test_sampling_cuda.py looks where they lie."""
+    model = tiny()
+    x, t, y = batch(model)
+    expected = model(x, t, y)
+    network = prepared(model, host_modulation=True)
+    network.plan(TIMES, LABELS)
+    assert error(network(x, t, y), expected) <= TOLERANCE
