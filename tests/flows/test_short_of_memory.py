@@ -17,6 +17,7 @@ from ldit.flows import pipeline
 from ldit.flows.generate import Done, Picture, Preview
 from ldit.flows.pipeline import Pipeline
 from ldit.sampling.offload import is_offloaded
+from ldit.sampling.prepare import Switches
 
 NAME = "emoji64-class-xs"
 FEW: dict[str, Any] = {"steps": 2, "solver": "euler", "seed": 3}
@@ -110,3 +111,28 @@ def test_a_model_that_does_not_fit_names_the_way_out(
     with pytest.raises(RequestError, match="emoji64-class-xs does not fit into the memory of cpu") as caught:
         ldit.load(NAME, "cpu", offload=offload)
     assert ("--offload" in str(caught.value)) == named
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--int8", "--dtype", "bf16"], "int8: products in 8 bits are for the CPU and fp32"),
+        (["--int8", "--offload"], "int8: does not go with offload"),
+        (["--compile", "--offload"], "compiled: does not go with offload"),
+        (["--int8", "--compile"], "int8: its products cannot be compiled"),
+    ],
+)
+def test_switches_that_cannot_be(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = str(tmp_path / "x.png")
+    code = main(["sample", "--ckpt", NAME, "--device", "cpu", "--class-labels", "0", "--image-save-path", grid, *flags])
+    error = capsys.readouterr().err
+    assert code == 2 and said in error and error.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def test_int8_pictures_are_near(tmp_path: Path) -> None:
+    """Products in 8 bits: a hundredth of the network's output, and pictures of the same seeds that look alike."""
+    plain, rounded = ldit.load(NAME, "cpu"), ldit.load(NAME, "cpu", switches=Switches(int8=True))
+    a, b = (pipe.sample_latents([0, 3], steps=6, solver="dpm++2m") for pipe in (plain, rounded))
+    assert not torch.equal(a, b) and (a - b).square().mean().sqrt() < 0.1 * a.std()

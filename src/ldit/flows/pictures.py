@@ -26,6 +26,7 @@ from ldit.errors import RequestError
 from ldit.flows.generate import Done, Generator, Picture
 from ldit.flows.pipeline import Pipeline, checked_device, codec_roots, load_source
 from ldit.flows.request import Request, check_request
+from ldit.sampling.prepare import Switches
 
 LATENT_SUFFIXES = (".safetensors", ".npy", ".pt")
 DEFAULT_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # the original's eight of ImageNet
@@ -51,6 +52,10 @@ class PictureJob:
     """A weaker model that guides."""
     offload: bool = False
     """Leave the blocks on the host, the guide's too."""
+    int8: bool = False
+    """Products of blocks in 8 bits, on a CPU; likewise."""
+    compiled: bool = False
+    """Compile the blocks; likewise."""
     published: bool = False
     """The original's unlabelled grid and its three guided channels."""
 
@@ -67,8 +72,11 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
         roots = codec_roots(job.codec_root, opened.path)
         check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
     device = None if job.device is None else checked_device(job.device)
-    pipe = load_source(opened, device, job.dtype, job.ema, job.codec_root, job.offload)
-    loaded = None if weaker is None else load_source(weaker, pipe.device, pipe.dtype, job.ema, offload=job.offload)
+    switches = Switches(int8=job.int8, compiled=job.compiled)
+    pipe = load_source(opened, device, job.dtype, job.ema, job.codec_root, job.offload, switches)
+    loaded = None
+    if weaker is not None:
+        loaded = load_source(weaker, pipe.device, pipe.dtype, job.ema, None, job.offload, switches)
     decode = latents is None
     generator = Generator(pipe, request, guide=loaded, decode=decode, batch_size=job.batch_size, progress=True)
     pictures: list[Picture] = []
