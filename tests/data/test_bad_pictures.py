@@ -109,8 +109,8 @@ def test_d5_a_slow_set_is_not_a_hanging_one() -> None:
             time.sleep(0.1)
             return super().__getitem__(index)
 
-    (batch,) = Loader(Slow(set()), 16, 1, False, workers=2, timeout=0.4).from_step(0, 1)
-    assert len(batch) == 16
+    (batch,) = Loader(Slow(set()), 24, 1, False, workers=2, timeout=1.0).from_step(0, 1)
+    assert len(batch) == 24  # 1.2 s on two threads
 
 
 def test_d5_a_hanging_thread_does_not_keep_the_process(tmp_path: Path) -> None:
