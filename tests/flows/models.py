@@ -9,6 +9,7 @@ from ldit.config.model import ClassModelConfig
 from ldit.config.spec import ClassConditionerConfig, DDPMConfig, FlowConfig, ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.flows.pipeline import Pipeline
 from ldit.nn.build import build_model
+from ldit.sampling.prepare import Switches
 
 MODEL = ClassModelConfig(
     dim=32, n_layers=1, n_heads=2, multiple_of=16, input_size=8, in_channels=3, num_classes=4, qk_norm=True
@@ -35,7 +36,8 @@ def tiny(model: ClassModelConfig = MODEL, weights: int = 0, **changes: Any) -> P
         "conditioner": ClassConditionerConfig(NAMES if model.num_classes == 4 else None),
         "sampling": SamplingConfig("ddpm", 5, 2.0),
     }
-    return Pipeline(network.eval().requires_grad_(False), ModelSpec(model=model, **{**parts, **changes}))
+    spec = ModelSpec(model=model, **{**parts, **changes})
+    return Pipeline(network.eval().requires_grad_(False), spec, switches=Switches())  # as `ldit.load` makes them
 
 
 def tiny_flow(weights: int = 0, **changes: Any) -> Pipeline:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from flows.models import tiny_flow
 
 from ldit.config.model import ClassModelConfig
 from ldit.config.spec import (
@@ -274,3 +275,18 @@ def test_learned_variance_is_never_guided() -> None:
     three = pipe.sample_latents([0], guidance=3.0, guidance_channels=3)
     assert torch.equal(pipe.sample_latents([0], guidance=3.0, guidance_channels="all"), three)
     assert not torch.equal(pipe.sample_latents([0], guidance=3.0, guidance_channels=1), three)
+
+
+def test_a_section_and_what_is_asked_for() -> None:
+    """The section's eta is its own solver's; a list of noise times has its own number of steps."""
+    section = SamplingConfig("ddim", 10, 1.0, grid="1,0.6,0.2", eta=0.5)
+    spec = tiny_flow(sampling=section).spec
+    assert check_request(spec, [0]).settings.eta == 0.5
+    assert check_request(spec, [0], solver="heun").settings.eta == 0.0
+    assert len(check_request(spec, [0], steps=3).levels) == 4
+    with pytest.raises(RequestError, match=r"steps 50: grid '1,0\.6,0\.2' has 3"):
+        check_request(spec, [0], steps=50)
+    assert len(check_request(spec, [0], steps=50, grid="uniform").levels) == 51
+    for wrong in ({"guidance_interval": (0, 0.5, 1)}, {"eta": "a"}, {"guidance_interval": 3}):
+        with pytest.raises(RequestError, match="guidance_interval, eta: expected two numbers and one"):
+            check_request(spec, [0], **wrong)

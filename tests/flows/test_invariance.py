@@ -1,7 +1,7 @@
 """Picture k is a function of its seed (its label, its picture to start from): batch size, order and company change
 rounding at most, whatever the solver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,10 @@ import pytest
 import torch
 from flows.models import close, tiny, tiny_flow
 from PIL import Image
+from torch import Tensor
 
 from ldit.flows.pipeline import Pipeline
+from ldit.sampling.modulation import Modulations, Pair
 from ldit.sampling.solvers import SOLVERS
 
 LABELS = [0, 1, 2, 3, 1]
@@ -64,3 +66,26 @@ def test_a_picture_depends_on_its_seed_alone(make: Callable[..., Pipeline], case
 
 def _one(options: dict[str, Any]) -> dict[str, Any]:
     return {"init_image": PICTURES[2]} if isinstance(options.get("init_image"), list) else {}
+
+
+def test_conditioning_is_made_once_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all steps together, for batches with the same labels; the null class where it guides alone."""
+    made: list[int] = []
+    real = Modulations.rows
+
+    def rows(self: Modulations, pairs: Sequence[Pair]) -> Tensor:
+        made.append(len(pairs))
+        return real(self, pairs)
+
+    monkeypatch.setattr(Modulations, "rows", rows)
+    pipe = tiny_flow()
+    options = {"steps": 4, "solver": "euler", "batch_size": 2}
+    pipe.sample_latents([1, 2, 1, 2], guidance_interval=(0.4, 0.8), **options)
+    assert made == [4 * 2 + 2]  # two labels at 1, .75, .5, .25; null at .75 and .5
+    pipe.sample_latents([1, 2], guidance=1, **options)
+    assert made == [10, 8]
+    with torch.no_grad():  # weights changed in place are seen by the next request
+        pipe.model.final_layer.adaLN_modulation[1].bias.add_(1.0)
+    changed = pipe.sample_latents([1, 2], guidance=1, **options)
+    pipe.switches = None
+    assert made == [10, 8, 8] and close(changed, pipe.sample_latents([1, 2], guidance=1, **options))

@@ -1,5 +1,6 @@
 """The inference copy on a CUDA device: `pytest -m gpu`."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def test_same_outputs(switches: dict[str, Any], dtype: torch.dtype, tolerance: f
     model = tiny(dtype)
     network = prepare(model, Switches(**switches))
     assert isinstance(network, Prepared)
-    network.plan(TIMES, LABELS)
+    network.plan(product(TIMES, LABELS))
     for rows in (3, 6, 3, 6):
         x = torch.randn(rows, 4, 8, 8, device="cuda", dtype=dtype)
         t, y = torch.tensor(TIMES * 2)[:rows], torch.tensor(LABELS * 2)[:rows]
@@ -45,7 +46,7 @@ def test_same_outputs(switches: dict[str, Any], dtype: torch.dtype, tolerance: f
 def test_a_planned_call_does_not_wait() -> None:
     network = prepare(tiny(torch.bfloat16))
     assert isinstance(network, Prepared)
-    network.plan(TIMES, LABELS)
+    network.plan(product(TIMES, LABELS))
     x, t, y = torch.randn(3, 4, 8, 8, device="cuda").bfloat16(), torch.tensor(TIMES), torch.tensor(LABELS)
     network(x, t, y)
     torch.cuda.set_sync_debug_mode("error")
@@ -63,7 +64,7 @@ def test_adaln_weights_leave_the_device() -> None:
     network = prepare(model, Switches(host_modulation=True))
     assert isinstance(network, Prepared)
     assert all(p.device.type == ("cpu" if "adaLN" in name else "cuda") for name, p in model.named_parameters())
-    network.plan(TIMES, LABELS)
+    network.plan(product(TIMES, LABELS))
     assert (network(x, t, y) - expected).abs().max() <= 5e-6 * expected.abs().max()
 
 

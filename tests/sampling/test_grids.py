@@ -96,3 +96,11 @@ def test_what_is_no_grid(process: str, steps: str, grid: str, said: str) -> None
     with pytest.raises(RequestError) as error:
         build_grid(PROCESSES[process], steps, grid)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("k", [0.08, 0.1, 0.2, 0.41, 0.5, 1.0, 3.0, *(i / 100 for i in range(1, 1000, 7))])
+def test_shifted_grids_begin_at_pure_noise(k: float) -> None:
+    """Exactly: a level a rounding beyond it has no logarithm, one before it enters polynomials."""
+    for levels in (build_grid(Flow(), "4", f"shifted:{k}"), build_grid(Flow(shift=k), "4")):
+        assert levels[0].alpha == 0.0 and levels[0].sigma == 1.0
+        assert all(0 < level.alpha < 1 for level in levels[1:-1])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldit.diffusion import Flow
 from ldit.errors import RequestError
 from ldit.sampling.guidance import SCHEDULES, Guided, check_schedule
-from ldit.sampling.levels import Level
+from ldit.sampling.levels import Level, flow_levels
 
 Y = torch.tensor([1, 2])
 
@@ -105,3 +106,24 @@ def test_a_weaker_model_needs_no_null_class() -> None:
 def test_other_schedules_are_refused_by_name() -> None:
     with pytest.raises(RequestError, match="guidance_schedule: expected one of constant, linear, cosine, got 'sine'"):
         check_schedule("sine")
+
+
+@pytest.mark.parametrize(
+    ("interval", "rows"), [((0.0, 0.3), 3), ((0.2, 1.0), 9), ((0.1, 1.0), 10), ((0.1, 0.9), 9), ((0.35, 0.55), 2)]
+)
+def test_an_interval_that_ends_at_a_step_has_it(interval: tuple[float, float], rows: int) -> None:
+    guided = Guided(lambda x, t, y: x, torch.tensor([1]), torch.tensor([2]), 2.0, 3, interval)
+    for level in flow_levels(Flow(), 10)[:-1]:
+        guided(torch.zeros(1, 3, 1, 1), level)
+    assert guided.guided_rows == rows
+
+
+def test_what_a_grid_will_ask_for() -> None:
+    """The null class where it guides alone; of a weaker model the conditions where it guides, and no null class."""
+    levels = flow_levels(Flow(), 4)[:-1]
+    guided = Guided(lambda x, t, y: x, torch.tensor([3, 1, 3]), torch.tensor([9, 9, 9]), 2.0, 3, (0.5, 0.8))
+    asked = [(1000.0, 3), (1000.0, 1), (750.0, 3), (750.0, 1), (750.0, 9), (500.0, 3), (500.0, 1), (500.0, 9)]
+    assert guided.asked(levels) == [*asked, (250.0, 3), (250.0, 1)]
+    guided.weak = guided.network
+    assert guided.asked(levels) == [(t, y) for t in (1000.0, 750.0, 500.0, 250.0) for y in (3, 1)]
+    assert guided.asked(levels, second=True) == [(t, y) for t in (750.0, 500.0) for y in (3, 1)]

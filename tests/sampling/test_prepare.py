@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_same_outputs(changes: dict[str, Any], packed: bool, planned: bool) -> N
     expected, given = model(x, t, y), x.clone()
     network = prepared(model, packed=packed)
     if planned:
-        network.plan(TIMES, y.tolist())
+        network.plan(product(TIMES, y.tolist()))
     assert error(network(x, t, y), expected) <= TOLERANCE
     assert error(network(x, t, y), expected) <= TOLERANCE, "a second call"
     assert torch.equal(model(x, t, y), expected) and torch.equal(x, given), "the model itself stays as it was"
@@ -99,10 +100,10 @@ def test_a_row_does_not_depend_on_its_batch(int8: bool) -> None:
     out = prepared(model, int8=int8)(x, t, y)
     order = torch.tensor([4, 2, 0, 5, 3, 1])
     network = prepared(model, int8=int8)
-    network.plan([*range(40), *TIMES], [5, 0, 4])
+    network.plan(product([*range(40), *TIMES], [5, 0, 4]))
     assert torch.equal(network(x[order], t[order], y[order])[order.argsort()], out)
     x[1:], y[1:] = 3.0 * torch.randn_like(x[1:]), 2
-    network.plan([TIMES[0]], [int(y[0])])
+    network.plan(product([TIMES[0]], [int(y[0])]))
     assert torch.equal(network(x, t, y)[0], out[0])
 
 
@@ -113,15 +114,15 @@ def test_planned_and_unplanned_are_the_same_bits() -> None:
     times = [0.1, 333.3, 17.0]  # not all of them numbers that fp32 holds
     for time in times:
         t = torch.full((3,), time)
-        network.plan([], [])
+        network.plan([])
         unplanned = network(x, t, y)
-        network.plan([*times, float("nan")], LABELS)
+        network.plan(product([*times, float("nan")], LABELS))
         assert torch.equal(network(x, t, y), unplanned)
         assert error(unplanned, model(x, t, y)) <= TOLERANCE
 
 
 def test_planned_rows_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And more of them than the weights are large are made by each call."""
+    """Made together, of more than the weights are large as many as those at a time."""
     made: list[int] = []
     real = Modulations.rows
 
@@ -133,17 +134,32 @@ def test_planned_rows_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     x, t, y = batch(model)
     network = prepared(model)
-    network.plan([*TIMES[:2], 333.3, float("nan")], LABELS)  # what fp32 does not hold, and the time of clean data
+    # What fp32 does not hold, and the time of clean data.
+    network.plan(product([*TIMES[:2], 333.3, float("nan")], LABELS))
     t[2] = 333.3
     network(x, t, y)
     network(x[:1], t[:1], y[:1])
     assert made == [9]
     network(x, torch.full((3,), 5.0), torch.tensor([1, 1, 2]))
     assert made == [9, 2]
-    assert network.modulations.most == model.config.cond_dim == 32
-    network.plan(range(11), LABELS)
+    network.plan(product([*TIMES[:2], 333.3], LABELS))  # the same again: what was made stays
     network(x, t, y)
-    assert made == [9, 2, 3]
+    assert made == [9, 2]
+    assert network.modulations.most == model.config.cond_dim == 32
+    network.plan(product(range(12), LABELS))
+    for time in range(12):
+        network(x, torch.full((3,), float(time)), y)
+    assert made == [9, 2, 32, 6]  # times 0 to 9 and two rows of 10; then 10 and 11
+
+    def short(self: Modulations, pairs: Any) -> Tensor:
+        if len(pairs) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows(self, pairs)
+
+    monkeypatch.setattr(Modulations, "rows", short)
+    network.plan(product(range(3), LABELS))
+    expected = model(x, torch.full((3,), 1.0), y)
+    assert error(network(x, torch.full((3,), 1.0), y), expected) <= TOLERANCE and made[4:] == [3]
 
 
 def test_nothing_is_held_twice() -> None:
@@ -227,7 +243,7 @@ def test_half_precision() -> None:
     x, t, y = batch(model)
     expected = copy.deepcopy(model)(x.bfloat16(), t, y)
     network = prepared(model)
-    network.plan(TIMES, LABELS)
+    network.plan(product(TIMES, LABELS))
     found = network(x.bfloat16(), t, y)
     assert found.dtype == torch.bfloat16 and error(found.float(), expected.float()) <= 2**-6
 
@@ -238,5 +254,5 @@ def test_adaln_weights_on_the_host() -> None:
     x, t, y = batch(model)
     expected = model(x, t, y)
     network = prepared(model, host_modulation=True)
-    network.plan(TIMES, LABELS)
+    network.plan(product(TIMES, LABELS))
     assert error(network(x, t, y), expected) <= TOLERANCE

@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
     from ldit.flows.pictures import PictureJob, make_pictures
 
     channels = args.guidance_channels
-    if channels is not None and channels != "all" and not channels.isdigit():
+    if channels is not None and channels != "all" and not channels.isdecimal():
         raise RequestError(f"guidance_channels: expected a number or all, got {channels!r}")
     options = {
         "num": args.num,

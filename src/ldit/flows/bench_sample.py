@@ -72,11 +72,13 @@ class Chain:
         home = device
         if isinstance(network, Prepared):
             home = torch.device("cpu")  # labels that lie on the host cost no wait
-            network.plan([level.time for level in self.levels[:-1]], sorted({*self.labels, self.null}))
         labels = torch.tensor(self.labels, device=home)
         guided = Guided(
             network, labels, torch.full_like(labels, self.null), self.guidance, self.channels, self.interval, dtype
         )
+        if isinstance(network, Prepared):
+            network.plan([])
+            network.plan(guided.asked(self.levels[:-1]))
         x = self.noise
         steps = find_solver(self.solver)(
             build_denoiser(self.process, guided),

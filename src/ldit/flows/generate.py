@@ -134,19 +134,18 @@ class Generator:
         yield Done(counts.pictures, counts.evaluations, counts.guided_rows, seconds, counts.stopped)
 
     def _ready(self) -> None:
-        """The networks of this request, with the conditioning of all its steps made ahead where they can."""
-        request = self.request
-        times = [level.time for level in request.levels[:-1]]
-        labels = sorted({*request.labels} | (set() if request.null is None else {request.null}))
+        """The networks of this request."""
         self._networks: list[Network] = []
+        self._prepared: list[Prepared | None] = []
         # Prepared networks look conditioning up on the host, and need not wait for the device.
         self._home = self.pipe.device
         for pipe in (self.pipe, self.guide):
             if pipe is None:
                 continue
             network = pipe.network
+            self._prepared.append(network if isinstance(network, Prepared) else None)
             if isinstance(network, Prepared):
-                network.plan(times, labels)
+                network.plan([])  # the weights may have changed since the last request
                 self._home = torch.device("cpu") if pipe is self.pipe else self._home
             self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
 
@@ -165,6 +164,9 @@ class Generator:
             return
         steps = len(self.request.levels) - 1
         predict, x = self._guided(rows), self._initial(rows)
+        for network, second in zip(self._prepared, (False, True), strict=False):
+            if network is not None:
+                network.plan(predict.asked(self.request.levels[:-1], second))
         for step in self._steps(predict, x, rows):
             x = step.x
             bar.update()

@@ -141,7 +141,8 @@ def _open_guide(job: PictureJob) -> Source | None:
     """`process` is for files that do not tell theirs, so for a guide only where it is such a file."""
     if job.guide is None:
         return None
-    return open_source(job.guide, ema=job.ema, process=job.process if is_pt(job.guide) else None)
+    heads, process = (job.heads, job.process) if is_pt(job.guide) else (None, None)
+    return open_source(job.guide, heads, job.ema, process)
 
 
 def _options(job: PictureJob, spec: ModelSpec) -> dict[str, Any]:

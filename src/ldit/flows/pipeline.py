@@ -20,7 +20,7 @@ from ldit.flows.request import Labels, check_request
 from ldit.nn.build import build_model
 from ldit.sampling import offload as blocks
 from ldit.sampling.batches import out_of_memory
-from ldit.sampling.prepare import Prepared, Switches, prepare
+from ldit.sampling.prepare import Prepared, Switches, check_switches, prepare
 
 OutputType = Literal["pil", "tensor", "latent"]
 RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")  # arguments of the run, not the request
@@ -122,7 +122,7 @@ class Pipeline:
         return [picture.image for picture in pictures]
 
     def sample_latents(self, class_labels: Labels = None, **arguments: Any) -> Tensor:
-        """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened."""
+        """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened but for `init_image`."""
         events = self._generator(class_labels, False, arguments).events()
         return _stack([event.latent for event in events if isinstance(event, Picture)])
 
@@ -142,13 +142,16 @@ class Pipeline:
     def _generator(self, class_labels: Labels, decode: bool, arguments: dict[str, Any]) -> Generator:
         running = {name: arguments[name] for name in RUNNING if name in arguments}
         request = {name: value for name, value in arguments.items() if name not in RUNNING}
-        named = request.pop("guide", None)
-        guide = self._guides.get(str(named)) or named
-        if isinstance(guide, (str, Path)):
-            guide = open_source(guide)
+        guide = named = request.pop("guide", None)
+        if isinstance(named, (str, Path)):
+            guide = self._guides.get(str(named)) or open_source(named)
+        elif named is not None and not isinstance(named, Pipeline):
+            raise RequestError(f"guide: expected a Pipeline, a path or a name, got {type(named).__name__}")
         checked = check_request(self.spec, class_labels, guide=None if guide is None else guide.spec, **request)
         if isinstance(guide, Source):  # read once the request is known to be sound
-            guide = self._guides[str(named)] = load_source(guide, self.device, self.dtype)
+            offload = blocks.is_offloaded(self.model)
+            guide = load_source(guide, self.device, self.dtype, offload=offload, switches=self.switches)
+            self._guides = {str(named): guide}  # the last one
         return Generator(self, checked, guide=guide, decode=decode, **running)
 
 
@@ -201,7 +204,7 @@ def load_source(
             raise RequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         dtype = DTYPES[dtype]
     if switches is not None:
-        _check_switches(switches, device, dtype, offload)
+        _check_switches(switches, source.spec, device, dtype, offload)
     try:
         if offload:  # as the files have them, so that they need no memory of their own
             model = blocks.offload(load_model(source, "cpu", None, ema), device, dtype)
@@ -216,11 +219,14 @@ def load_source(
     return Pipeline(model, source.spec, source.path, root, switches=switches)
 
 
-def _check_switches(switches: Switches, device: torch.device, dtype: torch.dtype, offload: bool) -> None:
+def _check_switches(
+    switches: Switches, spec: ModelSpec, device: torch.device, dtype: torch.dtype, offload: bool
+) -> None:
     """RequestError for what cannot be had; before weights are read."""
+    check_switches(spec.model, switches)
     if switches.int8 and (device.type != "cpu" or dtype is not torch.float32):
         raise RequestError(f"int8: products in 8 bits are for the CPU and fp32, got {device} and {dtype}")
-    for name in ("int8", "compiled", "graph"):
+    for name in ("int8", "compiled", "graph", "packed", "host_modulation"):
         if offload and getattr(switches, name):
             raise RequestError(f"{name}: does not go with offload, whose blocks stay as the files have them")
 

@@ -107,7 +107,7 @@ def check_request(
         settings=settings,
         steps=wanted,
         solve=find_solver(settings.solver, settings.eta),
-        levels=_levels(spec, wanted, settings.grid, strength),
+        levels=_levels(spec, wanted, steps, settings.grid, strength),
         channels=_channels(spec, settings),
         null=_null(spec, settings, guide),
         initial_noise=initial_noise,
@@ -120,13 +120,19 @@ def check_request(
 def _settings(spec: ModelSpec, asked: dict[str, Any], steps: str, guidance: float) -> SamplingConfig:
     """The spec's section with what was asked for in its place."""
     given = {key: value for key, value in asked.items() if value is not None}
+    if "solver" in given and given["solver"] != spec.sampling_defaults.solver:
+        given.setdefault("eta", 0.0)  # the section's is its own solver's
     if steps.isdecimal():
         given["steps"] = int(steps)
     settings = replace(spec.sampling_defaults, **given, guidance=guidance)
-    low, high = settings.guidance_interval
+    try:
+        (low, high), eta = map(float, settings.guidance_interval), float(settings.eta)
+    except (TypeError, ValueError):
+        both = f"{settings.guidance_interval!r} and {settings.eta!r}"
+        raise RequestError(f"guidance_interval, eta: expected two numbers and one, got {both}") from None
     check_schedule(settings.guidance_schedule)
     check_scaling(spec.model, settings.rope_scaling, settings.proportional_attention)
-    return replace(settings, guidance_interval=(float(low), float(high)), eta=float(settings.eta))
+    return replace(settings, guidance_interval=(low, high), eta=eta)
 
 
 def _labels(
@@ -269,9 +275,13 @@ def _strength(wanted: float | None, pictures: Sequence[Any] | None) -> float | N
     return found
 
 
-def _levels(spec: ModelSpec, steps: str, grid: str, strength: float | None) -> tuple[Level, ...]:
+def _levels(
+    spec: ModelSpec, steps: str, asked: int | str | None, grid: str, strength: float | None
+) -> tuple[Level, ...]:
     """The grid, with a strength from its first level that is no noisier than that."""
     levels = build_grid(build_process(spec.process), steps, grid)
+    if asked is not None and "," in grid and str(asked) != str(len(levels) - 1):
+        raise RequestError(f"steps {asked}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
     if strength is None:
         return levels
     kept = tuple(level for level in levels if level.noise_time <= strength + 1e-9)  # 1 - 7/10 is a little above 0.3

@@ -4,7 +4,7 @@
 |-------------|----------------------------------------------------------------------------------------------------|
 | uniform     | the process's own: DDPM the original's respacing, flow uniform in t, then the process's shift      |
 | shifted:K   | noise time K·u/(1 + (K-1)·u) of uniform u (Esser et al. 2024); K > 1 dwells at noise               |
-| karras      | sigma/alpha to the power 1/7 uniform (Karras et al. 2022), from 80 (or DDPM's largest) to 0.002    |
+| karras      | sigma/alpha to the power 1/7 uniform (Karras et al. 2022), from 80 to 0.002, or of DDPM its own ends |
 | cosine      | the angle atan(sigma/alpha) uniform, which a cosine schedule (Nichol & Dhariwal 2021) has          |
 | A,B,C,…     | these noise times, falling, the first at most 1                                                    |
 """
@@ -16,7 +16,7 @@ from itertools import pairwise
 from ldit.diffusion.build import Process
 from ldit.diffusion.ddpm import DDPM
 from ldit.errors import RequestError
-from ldit.sampling.levels import CLEAN, Level, Schedule, ddpm_levels, flow_levels
+from ldit.sampling.levels import CLEAN, Level, Schedule, ddpm_levels, flow_levels, shifted
 
 MOST_STEPS = 100_000
 _RHO = 7.0
@@ -61,8 +61,7 @@ def _shifted(schedule: Schedule, count: int, argument: str) -> Iterator[Level]:
     if not 0 < k < math.inf:
         raise RequestError(f"grid: shifted:K needs a positive number K, got {argument!r}")
     for i in range(count):
-        u = 1.0 - i / count
-        yield schedule.at(k * u / (1.0 + (k - 1.0) * u))
+        yield schedule.at(shifted((count - i) / count, k))
 
 
 def _karras(schedule: Schedule, count: int) -> Iterator[Level]:

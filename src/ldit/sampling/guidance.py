@@ -1,8 +1,8 @@
 """Guidance over any network: classifier-free (Ho & Salimans 2022) or by a weaker model (autoguidance, Karras et al.
 2024), within an interval (Kynkäänniemi et al. 2024), with a scale that may follow the noise time (Wang et al. 2024).
 
-The scale s of a request is the mean of w(t) over uniform noise time t; 1 is no guidance, so s - 1 is what a schedule
-deals out. Wang et al. write w = 1 + omega and scale their omega to the same mean.
+The scale s of a request is the mean of w(t) over noise time t uniform in (0, 1), whatever the interval; 1 is no
+guidance, so s - 1 is what a schedule deals out. Wang et al. write w = 1 + omega and scale their omega to the same mean.
 
 | schedule | w(t)                         | from noise to data     |
 |----------|------------------------------|------------------------|
@@ -12,7 +12,7 @@ deals out. Wang et al. write w = 1 + omega and scale their omega to the same mea
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from ldit.nn.conditioning import TextCondition
 from ldit.sampling.levels import Level
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
+_ROUNDING = 1e-9  # of noise times: an interval that ends at a step has that step
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda t: 1.0,
@@ -82,9 +83,22 @@ class Guided:
         c, u, n = strong.float(), other.float(), self.channels
         return torch.cat([u[:, :n] + scale * (c[:, :n] - u[:, :n]), c[:, n:]], dim=1)
 
+    def asked(self, levels: Iterable[Level], second: bool = False) -> list[tuple[float, int]]:
+        """(time, label) of what these levels will ask of `network`, in order; with `second` of what they ask of `weak`.
+        For class labels."""
+        assert isinstance(self.cond, Tensor)
+        labels, found = list(dict.fromkeys(self.cond.tolist())), []
+        for level in levels:
+            guided = self.scale_at(level.noise_time) != 1.0
+            found += [(level.time, label) for label in labels if guided or not second]
+            if guided and self.weak is None and isinstance(self.null, Tensor):
+                found += [(level.time, label) for label in dict.fromkeys(self.null.tolist())]
+        return found
+
     def scale_at(self, noise_time: float) -> float:
         """w at this noise time, 1 outside the interval."""
-        if not self.interval[0] <= noise_time <= self.interval[1]:
+        low, high = self.interval
+        if not low - _ROUNDING <= noise_time <= high + _ROUNDING:
             return 1.0
         if self.schedule == "constant":
             return self.scale  # 1 + (s - 1) would round it

@@ -53,8 +53,12 @@ def ddpm_levels(steps: str) -> list[Level]:
 
 def flow_levels(flow: Flow, steps: int) -> list[Level]:
     """Uniform in t from 1 to 0, then shifted."""
-    times = [flow.shift * u / (1.0 + (flow.shift - 1.0) * u) for u in (1.0 - i / steps for i in range(steps))]
-    return [_flow_level(flow, t) for t in times] + [CLEAN]
+    return [_flow_level(flow, shifted((steps - i) / steps, flow.shift)) for i in range(steps)] + [CLEAN]
+
+
+def shifted(u: float, k: float) -> float:
+    """k·u/(1 + (k-1)·u), exactly 1 for u = 1: a level beyond pure noise has no logarithm."""
+    return k * u / (k * u + (1.0 - u))
 
 
 class Schedule:

@@ -1,7 +1,7 @@
 """The modulations of all blocks, known before the first step: they depend on time and label alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,11 @@ Pair = tuple[float, int]
 class Modulations:
     """Rows (6·D a block in their order, then 2·D of the final layer), by (time, label).
 
-    `plan` makes those of all steps and labels in one pass over the adaLN weights. A call looks them up; what was not
-    planned is made then. Times are compared as fp32. With `host` the adaLN weights (a quarter of a 600M network) are
-    taken off the device, the network's own copies too, and stream through it when rows are made.
+    `plan` says which will be wanted, in their order. A call looks its own up; where they are not there yet, it makes as
+    many of those planned from there on as take the memory of the adaLN weights they are made from (`most`), in one pass
+    over those, in place of the ones before. What was not planned is made alone. Times are compared as fp32. With `host`
+    the adaLN weights (a quarter of a 600M network) are taken off the device, the network's own copies too, and stream
+    through it when rows are made.
     """
 
     def __init__(self, model: DiT, host: bool = False) -> None:
@@ -30,37 +32,51 @@ class Modulations:
         self.linears.append(model.final_layer.adaLN_modulation[1])  # type: ignore[arg-type]
         self.widths = [linear.out_features for linear in self.linears]
         self.device, self.dtype = model.x_embedder.weight.device, model.x_embedder.weight.dtype
-        self._table: Tensor | None = None
-        self._places: dict[Pair, int] = {}
+        self._planned: dict[Pair, int] = {}
+        self._made: tuple[Tensor | None, dict[Pair, int]] = (None, {})  # as one, for calls from other threads
         if host:
-            self._move(torch.device("cpu"))
+            for linear in self.linears:
+                linear.to("cpu")
 
     @property
     def most(self) -> int:
         """Rows that take as much memory as the weights they are made from."""
         return self.linears[0].in_features
 
-    def plan(self, times: Sequence[float], labels: Sequence[int]) -> None:
-        """Make the rows of every pair; what was planned before is forgotten. More pairs than `most` are left to the
-        calls, each of which then makes those of its own batch, by weights on the device."""
-        self._table, self._places = None, {}
-        exact = torch.tensor(list(times), dtype=torch.float32).tolist()
-        pairs = list(dict.fromkeys((time, label) for time in exact if not math.isnan(time) for label in labels))
-        if len(pairs) > self.most:
-            self._move(self.device)
-        elif pairs:
-            self._table, self._places = self.rows(pairs), {pair: i for i, pair in enumerate(pairs)}
+    def plan(self, pairs: Iterable[Pair]) -> None:
+        """What will be wanted, in that order. What was made before is forgotten, unless the same is planned again."""
+        listed = [(time, label) for time, label in pairs if not math.isnan(time)]
+        exact = torch.tensor([time for time, _ in listed], dtype=torch.float32).tolist()
+        keys = dict.fromkeys((time, label) for time, (_, label) in zip(exact, listed, strict=True))
+        planned = {pair: place for place, pair in enumerate(keys)}
+        if planned != self._planned:
+            self._planned, self._made = planned, (None, {})
 
     def __call__(self, time: Tensor, labels: Tensor) -> Tensor:
         """time (B,) fp32, labels (B,) -> (B, sum of widths). Both are read on the host: where they lie there, nothing
         waits for the device."""
         wanted: list[Pair] = list(zip(time.tolist(), labels.tolist(), strict=True))
-        table, places = self._table, self._places
+        table, places = self._made
         if table is None or any(pair not in places for pair in wanted):
-            pairs = list(dict.fromkeys(wanted))
-            table, places = self.rows(pairs), {pair: i for i, pair in enumerate(pairs)}
+            table, places = self._make(wanted)
         index = torch.tensor([places[pair] for pair in wanted]).to(self.device, non_blocking=True)
         return table.index_select(0, index)
+
+    def _make(self, wanted: Sequence[Pair]) -> tuple[Tensor, dict[Pair, int]]:
+        """Rows with those `wanted` among them, and their places; kept where they were planned."""
+        planned = self._planned
+        alone = list(dict.fromkeys(wanted))
+        if all(pair in planned for pair in alone):
+            first = min(planned[pair] for pair in alone)
+            chunk = list(planned)[first : first + self.most]
+            if all(planned[pair] < first + self.most for pair in alone):
+                self._made = (None, {})  # the old one goes before the new one comes
+                try:
+                    self._made = made = self.rows(chunk), {pair: i for i, pair in enumerate(chunk)}
+                    return made
+                except torch.OutOfMemoryError:
+                    pass  # they can be done without
+        return self.rows(alone), {pair: i for i, pair in enumerate(alone)}
 
     def rows(self, pairs: Sequence[Pair]) -> Tensor:
         """The rows of these pairs, in their order."""
@@ -74,7 +90,3 @@ class Modulations:
             for vector, part in zip(vectors, columns.split(ROWS), strict=True):
                 part.copy_(F.linear(vector, weight, bias))
         return out[: len(pairs)]
-
-    def _move(self, device: torch.device) -> None:
-        for linear in self.linears:
-            linear.to(device)

@@ -1,7 +1,8 @@
 """The inference copy: what the sampler calls in place of the network, with the same outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ldit.nn.kernels import attention_kernels
 from ldit.nn.rope import GridScale
 from ldit.nn.tokens import patchify, rope_table, unpatchify
 from ldit.sampling.graphs import Graphs
-from ldit.sampling.modulation import Modulations
+from ldit.sampling.modulation import Modulations, Pair
 from ldit.sampling.packed import packed_block, shell
 from ldit.sampling.quantised import Int8Linear
 
@@ -38,23 +39,28 @@ def prepare(model: nn.Module, switches: Switches | None = None) -> "Prepared | n
     """The network for sampling: `network(x, time, cond, *, grid=None)` as `model`. Networks other than a
     class-conditional `ldit.nn.dit.DiT` come back as they are; int8 of those is a RequestError.
 
-    No weight is held twice: the model's become views of the joined ones, so it stays whole and follows changes in
-    place. Moving or converting the model afterwards parts the two, see `Prepared.current`.
+    No weight is held twice, but for int8 beside fp32: the model's become views of the joined ones, so it stays whole
+    and follows changes in place. Moving or converting the model afterwards parts the two, see `Prepared.current`.
     """
     switches = switches or Switches()
+    check_switches(model.config, switches)
     if not isinstance(model, DiT) or not isinstance(model.config, ClassModelConfig):
-        if switches.int8:
-            raise RequestError("int8: built for class-conditional Large-DiT networks alone")
         return model
     return Prepared(model, switches)
 
 
+def check_switches(config: Any, switches: Switches) -> None:
+    """RequestError for switches that do not go with each other, or with a network of this configuration."""
+    if switches.int8 and switches.compiled:
+        raise RequestError("int8: its products cannot be compiled; choose one of the two")
+    if switches.int8 and not isinstance(config, ClassModelConfig):
+        raise RequestError("int8: built for class-conditional Large-DiT networks alone")
+
+
 class Prepared:
-    """See `prepare`. Call `plan` with the times and labels of a request before its first step."""
+    """See `prepare`. Call `plan` before the first step of a batch."""
 
     def __init__(self, model: DiT, switches: Switches) -> None:
-        if switches.int8 and switches.compiled:
-            raise RequestError("int8: its products cannot be compiled; choose one of the two")
         weight = model.x_embedder.weight
         self.model, self.switches = model, switches
         self.device, self.dtype = weight.device, weight.dtype
@@ -63,18 +69,26 @@ class Prepared:
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
         self._tables: dict[tuple[int, int, GridScale | None], Tensor] = {}
         self._run = Graphs(self._body) if switches.graph and self.device.type == "cuda" else self._body
-        self._places = _places(model)
+        self._places = self._state()
 
     def current(self) -> bool:
         """Whether the model's weights are still those that this computes with: not after `model.to(…)` that changed
         anything, nor where blocks were rounded to int8 and the weights changed since."""
-        return _places(self.model) == self._places
+        return self._state() == self._places
+
+    def _state(self) -> list[tuple[int, torch.dtype, int]]:
+        """Where the weights that are shared lie, and of those rounded when they were last written. The modulations' own
+        may move."""
+        shared = (p for name, p in self.model.layers.named_parameters() if "adaLN_modulation" not in name)
+        return [(p.data_ptr(), p.dtype, p._version if self.switches.int8 else 0) for p in shared]
 
     @torch.no_grad()
-    def plan(self, times: Sequence[float], labels: Sequence[int]) -> None:
-        """Make the conditioning of every step and label ahead: `times` as the network is given them, `labels` of the
-        request and the null class where it guides. It is of the weights as they are now."""
-        self.modulations.plan(times, labels)
+    def plan(self, pairs: Iterable[Pair]) -> None:
+        """Say which (time, label) will be asked for, in their order, so that their conditioning is made together: times
+        as the network is given them, labels of a batch and the null class where it guides. What was made of other
+        pairs is forgotten; of the same it stays, so plan nothing, `plan([])`, after the weights were changed in place.
+        """
+        self.modulations.plan(pairs)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None) -> Tensor:
@@ -116,9 +130,3 @@ def _prepared(block: Block, switches: Switches) -> Block:
     if switches.compiled:
         twin.forward = torch.compile(twin.forward, dynamic=False)  # type: ignore[method-assign]
     return twin
-
-
-def _places(model: DiT) -> list[tuple[int, torch.dtype]]:
-    """Where the weights that are shared lie; the modulations' own may move."""
-    shared = (p for name, p in model.layers.named_parameters() if "adaLN_modulation" not in name)
-    return [(p.data_ptr(), p.dtype) for p in shared]
