@@ -88,7 +88,9 @@ def test_a_file_that_hangs_is_not_read_again_for_a_list(folder: Path, hanging: s
 def test_the_process_ends(folder: Path, interrupted: bool) -> None:
     """By itself, and by SIGINT, though a thread is left behind."""
     code = (
-        "import sys, threading\nfrom ldit.cli.main import main\nfrom ldit.data import check\n"
+        # A shell's background jobs ignore SIGINT, and so do their children.
+        "import signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from ldit.cli.main import main\nfrom ldit.data import check\n"
         "def hang(source, decoding):\n"
         "    print('hangs', file=sys.stderr, flush=True)\n    threading.Event().wait()\n"
         "check.examine = hang\nsys.exit(main(sys.argv[1:]))"
