@@ -1,9 +1,17 @@
 """What every test leaves behind as it found it."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+# Each worker of pytest its share of the cores, and what it starts too: threads of two workers beside each other spin
+# for the same cores, and a test of small tensors takes fifty times as long.
+SHARE = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(SHARE)
+os.environ.setdefault("OMP_NUM_THREADS", str(SHARE))
 
 
 @pytest.fixture(autouse=True)
