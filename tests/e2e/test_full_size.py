@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 
-LOAD = """
+# Watches the peak of anonymous memory in a thread.
+WATCHED = """
 import json, sys, threading, time
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
@@ -40,6 +41,10 @@ def watch():
         peak = max(peak, anonymous())
         time.sleep(0.002)
 thread = threading.Thread(target=watch); thread.start()
+"""
+LOAD = (
+    WATCHED
+    + """\
 started = time.perf_counter()
 pipe = ldit.load(sys.argv[1], "cpu", torch.bfloat16)
 seconds = time.perf_counter() - started
@@ -47,6 +52,7 @@ done = True; thread.join()
 size = sum(p.numel() * p.element_size() for p in pipe.model.parameters())
 print(json.dumps({"before": before, "peak": peak, "final": anonymous(), "weights": size, "seconds": seconds}))
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +113,9 @@ def test_the_originals_command_decodes_through_the_published_autoencoder(folder:
         assert grid.size == (2 * 256 + 3 * 2, 256 + 2 * 2)
 
 
-SAMPLE = """
-import json, sys, threading, time
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return int(next(l for l in lines if l.startswith("RssAnon")).split()[1]) * 1024
-import torch, ldit
-import ldit.flows.pipeline
-before = peak = anonymous()
-done = False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-thread = threading.Thread(target=watch); thread.start()
+SAMPLE = (
+    WATCHED
+    + """\
 started = time.perf_counter()
 pipe = ldit.load(sys.argv[1], "cpu", sys.argv[2], offload=sys.argv[3] == "offload")
 seconds = {"load": time.perf_counter() - started}
@@ -133,6 +127,7 @@ done = True; thread.join()
 print(json.dumps({"before": before, "loading": loading, "final": final, "peak": peak, "seconds": seconds,
                   "shape": list(latents.shape), "finite": bool(latents.isfinite().all())}))
 """
+)
 
 
 @pytest.fixture(scope="module")
