@@ -11,7 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 .venv/.dev: .venv/.runtime
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	touch $@
 
 demo: .venv/.runtime

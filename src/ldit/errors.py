@@ -35,6 +35,10 @@ class CodecError(LditError):
     """The codec that turns latents into pictures is not at hand."""
 
 
+class EvaluationError(LditError):
+    """Pictures, statistics or an extractor that no figure can be computed from."""
+
+
 class RunError(LditError):
     """A run that failed: nothing in its command is wrong, so the exit code is 1."""
 

@@ -36,6 +36,7 @@ def run(code: str) -> tuple[float, str]:
         "bench sample",
         "train emoji64-class-xs",
         "train emoji64-vae",
+        "train extractor-small",
         "encode",
         "data check",
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ldit.config.autoencoder import run_from_json
+from ldit.config.kinds import run_from_json
 from ldit.config.labels import resolve_label
 from ldit.config.model import PRESETS, BaselineConfig, ClassModelConfig, TextModelConfig, model_from_dict, preset
 from ldit.config.recipes import RECIPES, recipe

@@ -1,4 +1,5 @@
-"""Checks of runs over real folders, from inside the group: pictures that cannot be read, an autoencoder, latents."""
+"""Checks of runs over real folders, from inside the group: pictures that cannot be read, an autoencoder, a
+classifier."""
 
 import json
 from contextlib import ExitStack
@@ -13,13 +14,17 @@ from PIL import Image
 from runs import ALONE, tiny
 
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
+from ldit.config.base_run import BaseRun
+from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
 from ldit.config.sections import DataConfig, HeldoutConfig, ParallelConfig
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
 from ldit.flows import train as flow
 from ldit.parallel.world import World, world_of
 from ldit.train.autoencoder_task import AutoencoderTask
+from ldit.train.classifier_task import ClassifierTask
 from ldit.train.step import fill_fresh, new_state, train_step
+from ldit.train.task import Task
 
 GOOD, DAMAGED = 120, 400
 
@@ -69,10 +74,21 @@ def autoencoder(folder: Path, _: str) -> Any:
     config = AutoencoderRun(
         model=AutoencoderModelConfig(2, (8, 16), 1, 4, mid_block_attention=True), train=tiny().train
     )
-    task = AutoencoderTask(config, AutoencoderSpec(config.model))
+    return _losses(config, AutoencoderTask(config, AutoencoderSpec(config.model)), w, 16)
+
+
+def classifier(folder: Path, _: str) -> Any:
+    """The same of a classifier, whose samples are changed and whose features are left out by position."""
+    w = _world(ParallelConfig())
+    config = ClassifierRun(model=ClassifierModelConfig((8, 16), 4), train=tiny().train)
+    spec = ClassifierSpec(config.model, 32, tuple("abcdefghi"))
+    return _losses(config, ClassifierTask(config, spec, torch.linspace(0.5, 1.5, 9)), w, 32)
+
+
+def _losses(config: BaseRun, task: Task, w: World, side: int) -> list[float]:
     state = new_state(config, task, w)
     fill_fresh(state, task)
-    data, _ = open_data("emoji64", 16, max_per_class=10)
+    data, _ = open_data("emoji64", side, max_per_class=10)
     loader = Loader(data, 8, 0, True, 0, w.data_part, w.data_parts)
     return [train_step(state, task, batch).values["loss"] for batch in loader.from_step(0, 8)]
 

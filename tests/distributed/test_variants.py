@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(folder: Path) -> dict[str, Any]:
     checks = [f"write:{kind}" for kind in KINDS]
     checks += [f"not-finite:{kind}" for kind in ("plain", "plain-gradient", "muon-tp2", "muon-tp2-gradient")]
-    checks += ["failing-save:add", "words", "limits", "skipping:shard", "autoencoder"]
+    checks += ["failing-save:add", "words", "limits", "skipping:shard", "autoencoder", "classifier"]
     checks += [f"exchange:{cut}" for cut in ("4x1x1", "2x2x1", "1x4x1", "2x1x2")]
     return job(4, folder, *FOUR, *checks)
 
@@ -65,13 +65,13 @@ def two(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
     reads = [f"read:{kind}" for kind in KINDS]
     checks = ["failing-save:open", "failing-restore:resume", "failing-restore:back", "words"]
     checks += ["gathered:reshard", "gathered:keep", "exchange:2x1x1", "exchange:1x2x1"]
-    checks += ["skipping:shard", "skipping:tp2", "autoencoder"]
+    checks += ["skipping:shard", "skipping:tp2", "autoencoder", "classifier"]
     return job(2, folder, *TWO, *reads, *checks)
 
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
-    return job(1, folder, *ALONE, *(f"read:{kind}" for kind in KINDS), "skipping:shard", "autoencoder")
+    return job(1, folder, *ALONE, *(f"read:{kind}" for kind in KINDS), "skipping:shard", "autoencoder", "classifier")
 
 
 @pytest.fixture(scope="module")
@@ -256,5 +256,8 @@ def test_d1_the_damaged_pictures_are_left_out_on_any_number_of_processes(
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_an_autoencoder_trains_alike_on_several_processes(processes: int, results: dict[int, dict[str, Any]]) -> None:
-    assert far(results[processes]["autoencoder"], results[1]["autoencoder"]) <= LOSS
+@pytest.mark.parametrize("kind", ["autoencoder", "classifier"])
+def test_other_kinds_train_alike_on_several_processes(
+    kind: str, processes: int, results: dict[int, dict[str, Any]]
+) -> None:
+    assert far(results[processes][kind], results[1][kind]) <= LOSS

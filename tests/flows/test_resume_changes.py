@@ -35,7 +35,8 @@ ALLOWED: dict[str, Any] = {
     "heldout.every": 2, "sampling.steps": 5, "sampling.guidance": 2.0, "parallel.recompute": "full",
     "parallel.reshard": False, "parallel.timeout": 5.0, "parallel.shard": 1, "guard.nonfinite": "stop",
     "guard.spike": "rollback", "guard.spike_z": 4.0, "guard.limit": 3, "track.wandb": "somewhere",
-    "track.tensorboard": True,
+    "track.tensorboard": True, "eval.every": 3, "eval.num": 9, "eval.reference": "x", "eval.extractor": "x",
+    "eval.inception_weights": "x", "eval.batch_size": 3,
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "train.batch_size": 8, "train.lr": 0.5, "train.warmup": 1, "train.schedule": "cosine", "train.seed": 1,

@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "rng", "log", "checkpoint"},
     "parallel": {"config", "log", "nn"},
     "checkpoint": {"config", "rng", "log", "parallel"},
-    "train": {"config", "rng", "log", "nn", "diffusion", "codecs", "data", "parallel", "checkpoint"},
+    "eval": {"config", "rng", "log", "parallel", "checkpoint"},
+    "train": {"config", "rng", "log", "nn", "diffusion", "codecs", "data", "parallel", "checkpoint", "eval"},
     "flows": {
         "config",
         "rng",
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "parallel",
         "checkpoint",
+        "eval",
         "train",
     },
     "cli": {"flows", "config", "log"},

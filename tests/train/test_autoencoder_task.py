@@ -21,8 +21,8 @@ from ldit.config.autoencoder import (
     AutoencoderRun,
     AutoencoderSpec,
     LatentStatistics,
-    run_from_json,
 )
+from ldit.config.kinds import run_from_json
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ParallelConfig, TrainConfig
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError, DataError, SourceError

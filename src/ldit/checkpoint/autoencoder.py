@@ -5,15 +5,12 @@ from pathlib import Path
 
 import torch
 
-from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import write_json
-from ldit.checkpoint.export import CONFIG, has_ema, is_export, read_any_spec, read_json, read_weights, verify_export
-from ldit.checkpoint.names import RUN_CONFIG
-from ldit.checkpoint.run import committed_steps, is_run
+from ldit.checkpoint.export import CONFIG, has_ema, read_any_spec, read_weights, verify_export
+from ldit.checkpoint.run import holds, open_step
 from ldit.checkpoint.tensors import NamedTensors, write_safetensors
-from ldit.config.autoencoder import AutoencoderSpec, is_autoencoder
+from ldit.config.autoencoder import AUTOENCODER, AutoencoderSpec
 from ldit.errors import SourceError
-from ldit.log import logger
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -36,22 +33,12 @@ class AutoencoderSource:
 
 def holds_autoencoder(path: Path) -> bool:
     """Whether `path` is a run that trains an autoencoder, or a step of one."""
-    if is_run(path):
-        return (path / RUN_CONFIG).is_file() and is_autoencoder(read_json(path / RUN_CONFIG))
-    return is_export(path) and is_autoencoder(read_json(path / CONFIG))
+    return holds(path, AUTOENCODER)
 
 
 def open_autoencoder(path: Path) -> AutoencoderSource:
     """The newest true step of a run, or the step named; SourceError when it is damaged."""
-    if not is_run(path):
-        return _opened(path)
-    for step, folder in committed_steps(path):
-        try:
-            manifest.read(folder)
-            return _opened(folder)
-        except SourceError as error:
-            logger.warning("step %d is passed over: %s", step, error)
-    raise SourceError(f"{path} has no committed step that is sound")
+    return open_step(path, _opened)
 
 
 def _opened(folder: Path) -> AutoencoderSource:

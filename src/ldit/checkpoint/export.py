@@ -13,7 +13,8 @@ from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import write_json
 from ldit.checkpoint.sets import has_set, index_name, set_files
 from ldit.checkpoint.tensors import NamedTensors, read_safetensors, safetensors_shapes, write_safetensors
-from ldit.config.autoencoder import AutoencoderSpec, is_autoencoder
+from ldit.config.autoencoder import AUTOENCODER
+from ldit.config.kinds import AnySpec, spec_from_json
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, SourceError
 
@@ -50,29 +51,31 @@ def read_json(path: Path) -> Any:
         raise SourceError(f"{path} is damaged: {error}") from None
 
 
-def read_any_spec(folder: Path) -> ModelSpec | AutoencoderSpec:
+def read_any_spec(folder: Path) -> AnySpec:
     """The content of config.json."""
     data, where = read_json(folder / CONFIG), str(folder / CONFIG)
     try:
-        return (AutoencoderSpec if is_autoencoder(data) else ModelSpec).from_json(data, where)
+        return spec_from_json(data, where)
     except ConfigError as error:
         raise SourceError(str(error)) from None
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The ModelSpec of config.json; SourceError says what to do with an autoencoder."""
+    """The ModelSpec of config.json; SourceError says what to do with an autoencoder or a classifier."""
     spec = read_any_spec(folder)
-    if isinstance(spec, AutoencoderSpec):
-        raise no_model(folder)
+    if not isinstance(spec, ModelSpec):
+        raise no_model(folder, spec.model.kind)
     return spec
 
 
-def no_model(autoencoder: Path) -> SourceError:
-    """What to say where a model is wanted and a run or step of an autoencoder is named."""
-    return SourceError(
-        f"{autoencoder} is an autoencoder, which makes no pictures by itself "
-        f"(ldit convert {autoencoder} OUT --to diffusers makes a codec of it)"
-    )
+def no_model(folder: Path, kind: str) -> SourceError:
+    """What to say where a model is wanted and a run or step of an autoencoder or a classifier is named."""
+    if kind == AUTOENCODER:
+        return SourceError(
+            f"{folder} is an autoencoder, which makes no pictures by itself "
+            f"(ldit convert {folder} OUT --to diffusers makes a codec of it)"
+        )
+    return SourceError(f"{folder} is a {kind}, which makes no pictures: it is an extractor of evaluation")
 
 
 def weight_files(folder: Path, ema: bool) -> list[str]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldit.checkpoint import diffusers_dit, dit_pt, export, manifest, original
 from ldit.checkpoint.hub import MODEL_FILES, from_hub, is_hub_id
-from ldit.checkpoint.names import RUN_CONFIG
-from ldit.checkpoint.run import committed_steps, is_run
+from ldit.checkpoint.run import committed_steps, is_run, run_kind
 from ldit.config.assets import ASSETS
-from ldit.config.autoencoder import is_autoencoder
+from ldit.config.autoencoder import AUTOENCODER
+from ldit.config.classifier import CLASSIFIER
 from ldit.config.spec import ModelSpec
 from ldit.dtypes import dtype_word
 from ldit.errors import SourceError
@@ -112,7 +112,8 @@ def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None) 
     states, settings = dit_pt.read_file(path, check=False)
     shapes = {name: tuple(t.shape) for name, t in next(iter(states.values())).items()}
     kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in states)
-    spec = dit_pt.spec_from_shapes(path, shapes, heads, dit_pt.process_of(path, settings, process))
+    stated = dit_pt.process_of(path, settings, process), dit_pt.codec_of(settings)
+    spec = dit_pt.spec_from_shapes(path, shapes, heads, *stated)
     return Source("dit-pt", path, spec, kept)
 
 
@@ -127,8 +128,9 @@ def _open_original(path: Path) -> Source:
 
 def _open_run(run: Path, ema: bool) -> Source:
     """The newest committed step whose weights asked for are true to the manifest; falls back loudly."""
-    if (run / RUN_CONFIG).is_file() and is_autoencoder(export.read_json(run / RUN_CONFIG)):
-        raise export.no_model(run)
+    kind = run_kind(run)
+    if kind in (AUTOENCODER, CLASSIFIER):
+        raise export.no_model(run, kind)
     steps = committed_steps(run)
     if not steps:
         others = sorted(

@@ -6,23 +6,25 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import make_folder, remove_leftovers
-from ldit.checkpoint.export import read_json
+from ldit.checkpoint.export import CONFIG, is_export, read_json
 from ldit.checkpoint.manifest import refuse_sealed
-from ldit.checkpoint.names import CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS
-from ldit.config.base_run import RUN_FORMAT
+from ldit.checkpoint.names import BEST, CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS
+from ldit.config.base_run import RUN_FORMAT, model_kind
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.parallel.world import World
 
 _STEP = re.compile(r"step-(\d{8,})$")
+_T = TypeVar("_T")
 
 
 def check_place(run: Path) -> None:
@@ -34,7 +36,7 @@ def check_place(run: Path) -> None:
     for name in (CHECKPOINTS, SNAPSHOTS, SAMPLES):
         if (run / name).exists() and not (run / name).is_dir():
             raise SourceError(f"{run / name} is a file, where a run has a folder")
-    for name in (RUN_CONFIG, METRICS, SKIPPED):
+    for name in (RUN_CONFIG, METRICS, SKIPPED, BEST):
         if (run / name).is_dir():
             raise SourceError(f"{run / name} is a folder, where a run has a file")
     if (run / RUN_CONFIG).exists():
@@ -45,6 +47,32 @@ def check_place(run: Path) -> None:
 
 def is_run(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
+
+
+def run_kind(run: Path) -> str | None:
+    """`model.kind` of what a run trains, from RUN/config.json; None where that says none."""
+    return model_kind(read_json(run / RUN_CONFIG)) if (run / RUN_CONFIG).is_file() else None
+
+
+def holds(path: Path, kind: str) -> bool:
+    """Whether `path` is a run that trains a model of this kind, or a step of one."""
+    if is_run(path):
+        return run_kind(path) == kind
+    return is_export(path) and model_kind(read_json(path / CONFIG)) == kind
+
+
+def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
+    """`opened` of the step named, or of a run's newest step of which it raises no SourceError; others are passed over
+    loudly."""
+    if not is_run(path):
+        return opened(path)
+    for step, folder in committed_steps(path):
+        try:
+            manifest.read(folder)  # in a run, a step without one is not committed
+            return opened(folder)
+        except SourceError as error:
+            logger.warning("step %d is passed over: %s", step, error)
+    raise SourceError(f"{path} has no committed step that is sound")
 
 
 def set_aside_newer(run: Path, step: int) -> None:
@@ -118,10 +146,28 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
 
 
+def best_step(run: Path) -> tuple[int, float] | None:
+    """(step, value) of RUN/best.json, the step with the lowest value that was measured along the way; None without one,
+    and, with a warning, where it cannot be read."""
+    if not (run / BEST).exists():
+        return None
+    try:
+        found = read_json(run / BEST)
+        return int(found["step"]), float(found["value"])
+    except (SourceError, KeyError, TypeError, ValueError):
+        logger.warning("%s cannot be read: the best step is not known", run / BEST)
+        return None
+
+
 def retire(run: Path, keep: int, keep_every: int) -> None:
-    """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides."""
+    """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides, nor the best
+    one."""
+    best = best_step(run)
+    kept = None if best is None else best[0]
     steps = [
-        (number, folder) for number, folder in committed_steps(run) if not (keep_every and number % keep_every == 0)
+        (number, folder)
+        for number, folder in committed_steps(run)
+        if not (keep_every and number % keep_every == 0) and number != kept
     ]
     for number, old in steps[keep:] if keep else ():
         try:

@@ -16,8 +16,7 @@ from ldit.checkpoint.manifest import Record
 from ldit.checkpoint.names import TRAINER
 from ldit.checkpoint.run import step_folder
 from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
-from ldit.config.autoencoder import AutoencoderSpec
-from ldit.config.spec import ModelSpec
+from ldit.config.kinds import AnySpec
 from ldit.errors import RunError
 from ldit.parallel.exchange import collect
 from ldit.parallel.layout import Layout
@@ -47,7 +46,7 @@ Sets = Mapping[str, Sequence[Entry]]
 def write_step(
     run: Path,
     step: int,
-    spec: ModelSpec | AutoencoderSpec,
+    spec: AnySpec,
     sets: Sets,
     trainer: dict[str, Any],
     world: World,

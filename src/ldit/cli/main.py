@@ -11,6 +11,8 @@ from ldit.errors import LditError
 COMMANDS = {
     "train": "train a recipe, or go on with a run",
     "sample": "make pictures from a checkpoint",
+    "evaluate": "measure pictures: FID and its kin, precision, recall",
+    "stats": "make a reference of a set of pictures",
     "encode": "make a latent cache of a set of pictures",
     "data": "check a folder of pictures",
     "info": "say what a checkpoint is, without loading it",
@@ -20,7 +22,7 @@ COMMANDS = {
     "plot": "draw the curves of runs",
     "launch": "write the batch script of a cluster",
 }
-PLANNED = ("evaluate", "plan", "stats", "demo", "doctor")
+PLANNED = ("plan", "demo", "doctor")
 
 
 def usage() -> str:

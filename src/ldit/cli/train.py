@@ -8,6 +8,7 @@ import tyro
 
 from ldit.cli.arguments import parse
 from ldit.config.autoencoder import AutoencoderRun
+from ldit.config.classifier import ClassifierRun
 from ldit.config.recipes import RECIPES, recipe
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
@@ -33,7 +34,16 @@ class TrainAutoencoderArguments:
     config: Annotated[AutoencoderRun, tyro.conf.arg(name="")]
 
 
-def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderArguments:
+@dataclass(frozen=True)
+class TrainClassifierArguments:
+    """Flags of `ldit train` for a classifier's recipe."""
+
+    out: Path
+    """Directory of the run; the same command again resumes it."""
+    config: Annotated[ClassifierRun, tyro.conf.arg(name="")]
+
+
+def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderArguments | TrainClassifierArguments:
     """RECIPE and flags as they stand on the command line; ConfigError when they do not fit. Does nothing else."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
@@ -46,6 +56,9 @@ def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderAr
     if isinstance(default, AutoencoderRun):
         autoencoder = TrainAutoencoderArguments(tyro.MISSING, default)
         return parse(TrainAutoencoderArguments, rest, prog, _description(name), autoencoder)
+    if isinstance(default, ClassifierRun):
+        classifier = TrainClassifierArguments(tyro.MISSING, default)
+        return parse(TrainClassifierArguments, rest, prog, _description(name), classifier)
     assert isinstance(default, RunConfig)
     return parse(TrainArguments, rest, prog, _description(name), TrainArguments(tyro.MISSING, default))
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.base_run import BaseRun
-from ldit.config.run import RunConfig, check_format
+from ldit.config.base_run import BaseRun, check_idle, model_kind
+from ldit.config.run import check_format
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import FORMAT
 from ldit.errors import ConfigError
@@ -107,11 +107,7 @@ class AutoencoderRun(BaseRun):
             raise ConfigError(f"optim.kind: autoencoders are trained with 'adamw', got {self.optim.kind!r}")
         if self.train.init_from:
             raise ConfigError("train.init_from: autoencoders start from fresh weights")
-        for key, plain, why in _IDLE:
-            section, name = key.split(".")
-            value = getattr(getattr(self, section), name)
-            if value != plain:
-                raise ConfigError(f"{key}: {why}, got {show(value)}")
+        check_idle(self, _IDLE)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "AutoencoderRun":
@@ -158,10 +154,4 @@ class AutoencoderSpec(dict[str, Any]):
 
 def is_autoencoder(data: Any) -> bool:
     """Whether this is the content of a config.json of an autoencoder of ours, of a step or a run."""
-    model = data.get("model") if isinstance(data, dict) else None
-    return isinstance(model, dict) and model.get("kind") == AUTOENCODER
-
-
-def run_from_json(data: Any) -> BaseRun:
-    """The run of a RUN/config.json, whatever it trains; ConfigError names the key at fault."""
-    return AutoencoderRun.from_json(data) if is_autoencoder(data) else RunConfig.from_json(data)
+    return model_kind(data) == AUTOENCODER

@@ -1,5 +1,6 @@
 """What every training run has, whatever it trains: data, steps, optimiser, averages, processes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
 from typing import Any
@@ -124,3 +125,19 @@ class BaseRun:
         values, shared = to_dict(self), {entry.name for entry in fields(BaseRun)}
         own = {name: value for name, value in values.items() if name not in shared}
         return {"format": RUN_FORMAT, **own, **{name: values[name] for name in values if name in shared}}
+
+
+def model_kind(config: object) -> str | None:
+    """`model.kind` of the content of a config.json, of a run or a step; None where it says none."""
+    model = config.get("model") if isinstance(config, dict) else None
+    kind = model.get("kind") if isinstance(model, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def check_idle(run: BaseRun, rows: Iterable[tuple[str, Any, str]]) -> None:
+    """ConfigError for a key, of rows (key, its only value, why), that would do nothing in such a run."""
+    for key, only, why in rows:
+        section, name = key.split(".")
+        value = getattr(getattr(run, section), name)
+        if value != only:
+            raise ConfigError(f"{key}: {why}, got {show(value)}")

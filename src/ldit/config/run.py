@@ -5,7 +5,7 @@ from typing import Any
 
 from ldit.config.base_run import RUN_FORMAT, BaseRun
 from ldit.config.model import ClassModelConfig
-from ldit.config.sections import ObjectiveConfig
+from ldit.config.sections import EvalConfig, ObjectiveConfig
 from ldit.config.serial import from_dict
 from ldit.config.spec import (
     CodecConfig,
@@ -29,10 +29,15 @@ class RunConfig(BaseRun):
     codec: CodecConfig = field(default_factory=PixelCodecConfig)
     sampling: SamplingConfig | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
         super().check()
+        for key, least in (("every", 0), ("num", 2), ("batch_size", 1)):
+            value = getattr(self.eval, key)
+            if value < least:
+                raise ConfigError(f"eval.{key}: must be at least {least}, got {value}")
         if self.model.cond_channels:
             raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
         for key in ("n_heads", "n_kv_heads"):

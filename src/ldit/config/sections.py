@@ -178,6 +178,24 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """Distance of generated pictures to real ones along the way, by EMA weights; the best step is kept."""
+
+    every: int = 0
+    """Steps between evaluations."""
+    num: int = 1000
+    """Pictures generated, as many of each class."""
+    reference: str = ""
+    """Statistics (`ldit stats`) or pictures they are compared with; default up to 50,000 training pictures."""
+    extractor: str = "inception"
+    """inception, efficientnet-lite0, or the run of a classifier."""
+    inception_weights: str = ""
+    """The file of Inception's weights; default where LDIT_INCEPTION_WEIGHTS says, or a cache."""
+    batch_size: int = 50
+    """Pictures sampled together by one process."""
+
+
+@dataclass(frozen=True)
 class HeldoutConfig:
     """Loss on held-out pictures with fixed noise, by time bucket."""
 

@@ -61,6 +61,9 @@ class IdxPictures(PictureSet):
         grey = center_crop(Image.fromarray(self._images[at]), self.size)
         return np.repeat(np.asarray(grey)[:, :, None], 3, axis=2), int(self._labels[at])
 
+    def label(self, index: int) -> int:
+        return int(self._labels[self._chosen[index]])
+
     def where(self, index: int) -> str:
         """The number of the picture in its file."""
         return f"{self.part}-images[{self._chosen[index]}]"

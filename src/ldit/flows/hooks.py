@@ -44,7 +44,7 @@ def heldout_hook(
         world, dtype = state.world, COMPUTE[state.config.train.precision]
         sums: dict[str, list[float]] = {}
         faults: list[Fault] = []
-        with state.weights.showing(state.averages.main) as model, _eager(), torch.no_grad():
+        with state.weights.showing(state.averages.main) as model, eager(), torch.no_grad():
             for first in range(0, count, HELDOUT_BATCH * world.data_parts):
                 # Every process takes part in every pass; one that has no picture left repeats and does not count.
                 mine = list(range(first, min(first + HELDOUT_BATCH * world.data_parts, count)))
@@ -87,7 +87,7 @@ def sample_hook(
     """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
 
     def run(state: TrainState) -> None:
-        with state.weights.showing(state.averages.main) as model, _eager():
+        with state.weights.showing(state.averages.main) as model, eager():
             pipe = Pipeline(model, spec, dtype=COMPUTE[state.config.train.precision], codec=codec)
             events = Generator(pipe, request, callback=lambda step: watchdog.mark("samples")).events()
             pictures = [event.image for event in events if isinstance(event, Picture) and event.image is not None]
@@ -126,13 +126,13 @@ def attention_hook(task: Task, data: Samples) -> Callable[[TrainState], dict[str
         def forward() -> None:
             task.evaluate(state.weights.model, probe[0], world.device, dtype)
 
-        with _eager(), torch.no_grad():
+        with eager(), torch.no_grad():
             return {"attention_logit": largest_logits(state.weights.model, forward, world)}
 
     return run
 
 
-def _eager() -> AbstractContextManager[Any]:
+def eager() -> AbstractContextManager[Any]:
     """Compiled blocks run uncompiled: hooks see inside them, and other batch sizes compile nothing."""
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

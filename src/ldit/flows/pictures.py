@@ -56,8 +56,17 @@ class PictureJob:
     """Products of blocks in 8 bits, on a CPU; likewise."""
     compiled: bool = False
     """Compile the blocks; likewise."""
+    graphs: bool = False
+    """An evaluation as one CUDA graph, on a GPU; likewise."""
+    host_modulation: bool = False
+    """Keep the adaLN weights on the host; likewise."""
     published: bool = False
     """The original's unlabelled grid and its three guided channels."""
+
+    @property
+    def switches(self) -> Switches:
+        """What the copy that samples is like."""
+        return Switches(int8=self.int8, compiled=self.compiled, graph=self.graphs, host_modulation=self.host_modulation)
 
 
 def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Path | None) -> Iterator[str]:
@@ -65,18 +74,17 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
     raised before weights are read."""
     _check_targets(job, grid, singles, latents)
     opened = open_source(job.source, job.heads, job.ema, job.process)
-    weaker = _open_guide(job)
+    weaker = open_guide(job)
     guide = None if weaker is None else weaker.spec
     request = check_request(opened.spec, _labels(job, opened.spec), guide=guide, **_options(job, opened.spec))
     if latents is None or request.init is not None:
         roots = codec_roots(job.codec_root, opened.path)
         check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
     device = None if job.device is None else checked_device(job.device)
-    switches = Switches(int8=job.int8, compiled=job.compiled)
-    pipe = load_source(opened, device, job.dtype, job.ema, job.codec_root, job.offload, switches)
+    pipe = load_source(opened, device, job.dtype, job.ema, job.codec_root, job.offload, job.switches)
     loaded = None
     if weaker is not None:
-        loaded = load_source(weaker, pipe.device, pipe.dtype, job.ema, None, job.offload, switches)
+        loaded = load_source(weaker, pipe.device, pipe.dtype, job.ema, None, job.offload, job.switches)
     decode = latents is None
     generator = Generator(pipe, request, guide=loaded, decode=decode, batch_size=job.batch_size, progress=True)
     pictures: list[Picture] = []
@@ -118,7 +126,7 @@ def _check_targets(job: PictureJob, grid: Path, singles: Path | None, latents: P
     if not latents and grid.suffix.lower() not in Image.registered_extensions():
         raise RequestError(f"{grid}: unknown kind of picture; use .png")
     if singles and singles.suffix == ".npz":
-        raise RequestError(f"{singles}: sample sets as .npz are not built yet")
+        raise RequestError(f"{singles}: an .npz is a set of pictures; say how many with --num")
     if singles and singles.exists() and not singles.is_dir():
         raise RequestError(f"{singles} is a file, expected a folder")
     if job.per_class < 1:
@@ -128,6 +136,11 @@ def _check_targets(job: PictureJob, grid: Path, singles: Path | None, latents: P
 def _labels(job: PictureJob, spec: ModelSpec) -> list[int | str]:
     """The labels asked for; else every class of a small set, the original's eight of ImageNet, or the first sixteen."""
     count = getattr(spec.model, "num_classes", 0)
+    if count and "num" in job.options:
+        raise RequestError(
+            f"num {job.options['num']}: this model has classes; --out DIR or FILE.npz makes a set of so many pictures, "
+            "--per-class so many of each label"
+        )
     if job.per_class > 1 and count == 0 and spec.model.kind == "class":
         raise RequestError(f"per_class {job.per_class}: this model has no classes; num is the number of pictures")
     chosen: list[int | str] = list(job.labels)
@@ -137,7 +150,7 @@ def _labels(job: PictureJob, spec: ModelSpec) -> list[int | str]:
     return [label for label in chosen for _ in range(job.per_class)]
 
 
-def _open_guide(job: PictureJob) -> Source | None:
+def open_guide(job: PictureJob) -> Source | None:
     """`process` is for files that do not tell theirs, so for a guide only where it is such a file."""
     if job.guide is None:
         return None

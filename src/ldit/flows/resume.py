@@ -6,10 +6,11 @@ from typing import Any
 from ldit.checkpoint.export import read_any_spec, read_json
 from ldit.checkpoint.names import RUN_CONFIG, TRAINER
 from ldit.checkpoint.run import committed_steps, newest_true_step, step_folder
-from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec, run_from_json
+from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.base_run import BaseRun
+from ldit.config.classifier import ClassifierRun
+from ldit.config.kinds import AnySpec, run_from_json
 from ldit.config.serial import to_dict
-from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.log import logger
 from ldit.parallel.world import World
@@ -34,11 +35,11 @@ RESUMABLE = {
     "data.bad",
     "heldout.every",
 }
-RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track")
+RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track", "eval")
 
 
 def step_to_resume(
-    config: BaseRun, spec: ModelSpec | AutoencoderSpec, out: Path, record: dict[str, Any], world: World
+    config: BaseRun, spec: AnySpec, out: Path, record: dict[str, Any], world: World
 ) -> tuple[int, Path] | None:
     """The newest true step of `out`, None for a new run. All processes call this together.
 
@@ -52,7 +53,7 @@ def step_to_resume(
 
 def _compared(
     config: BaseRun,
-    spec: ModelSpec | AutoencoderSpec,
+    spec: AnySpec,
     out: Path,
     record: dict[str, Any],
     newest: tuple[int, Path] | None,
@@ -105,7 +106,8 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _kind(config: BaseRun) -> str:
-    return "an autoencoder" if isinstance(config, AutoencoderRun) else "a diffusion model"
+    kinds = {AutoencoderRun: "an autoencoder", ClassifierRun: "a classifier"}
+    return kinds.get(type(config), "a diffusion model")
 
 
 def _may_change(key: str, same_codec: bool) -> bool:
@@ -115,7 +117,7 @@ def _may_change(key: str, same_codec: bool) -> bool:
     return key in RESUMABLE or key.split(".")[0] in RESUMABLE_SECTIONS
 
 
-def _same_classes(folder: Path, spec: ModelSpec | AutoencoderSpec) -> None:
+def _same_classes(folder: Path, spec: AnySpec) -> None:
     old = read_any_spec(folder)
     if old.class_names != spec.class_names:
         missing = sorted(set(old.class_names or ()) ^ set(spec.class_names or ()))

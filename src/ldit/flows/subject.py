@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ldit.config.autoencoder import AutoencoderSpec
-from ldit.config.spec import ModelSpec
+from ldit.config.kinds import AnySpec
 from ldit.data.batch import Fault
 from ldit.data.samples import Samples
 from ldit.parallel.watchdog import Watchdog
@@ -28,8 +27,8 @@ class Surroundings:
 
 
 class Subject(Protocol):
-    """A diffusion model or an autoencoder about to be trained. Made on every process alike, before the run's directory
-    is touched: making one finds every mistake that can be found from the configuration and the data."""
+    """A diffusion model, an autoencoder or a classifier about to be trained. Made on every process alike, before the
+    run's directory is touched: making one finds every mistake that can be found from the configuration and the data."""
 
     @property
     def task(self) -> Task: ...
@@ -51,7 +50,7 @@ class Subject(Protocol):
         """The numbers that a new run starts with; all processes call it together."""
         ...
 
-    def resumed(self, spec: ModelSpec | AutoencoderSpec) -> None:
+    def resumed(self, spec: AnySpec) -> None:
         """What the step that the run goes on from says of itself, and the configuration does not."""
         ...
 

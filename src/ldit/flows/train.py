@@ -10,6 +10,7 @@ from ldit.checkpoint.names import RUN_CONFIG, SKIPPED
 from ldit.checkpoint.run import check_place, clean, drop_newer_snapshots, run_lock, set_aside_newer
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.base_run import BaseRun
+from ldit.config.classifier import ClassifierRun
 from ldit.config.run import RunConfig
 from ldit.data.loader import Loader
 from ldit.data.samples import Samples
@@ -19,6 +20,7 @@ from ldit.errors import ConfigError
 from ldit.flows.resume import step_to_resume
 from ldit.flows.subject import Subject, Surroundings
 from ldit.flows.train_autoencoder import AutoencoderSubject
+from ldit.flows.train_classifier import ClassifierSubject
 from ldit.flows.train_diffusion import DiffusionSubject
 from ldit.log import logger, say_nothing_twice
 from ldit.parallel.watchdog import Watchdog
@@ -104,6 +106,8 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
 def _subject(config: BaseRun, out: Path, data: Samples, world: World) -> Subject:
     if isinstance(config, AutoencoderRun):
         return AutoencoderSubject(config, out, data, world)
+    if isinstance(config, ClassifierRun):
+        return ClassifierSubject(config, out, data, world)
     assert isinstance(config, RunConfig)
     return DiffusionSubject(config, out, data, world)
 

@@ -8,7 +8,7 @@ import torch
 
 from ldit.codecs.pixels import labelled_grid, to_pil, to_uint8
 from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec
-from ldit.config.spec import ModelSpec
+from ldit.config.kinds import AnySpec
 from ldit.data.latents import LatentSamples
 from ldit.data.loader import load_batch
 from ldit.data.samples import Samples
@@ -49,7 +49,7 @@ class AutoencoderSubject:
         """Fresh weights."""
         state.world.agreed(lambda: fill_fresh(state, self.task))
 
-    def resumed(self, spec: ModelSpec | AutoencoderSpec) -> None:
+    def resumed(self, spec: AnySpec) -> None:
         """The latents' statistics, which commits carry until they are measured again."""
         assert isinstance(spec, AutoencoderSpec)
         self.task.spec = replace(self.task.spec, latents=spec.latents)

@@ -7,13 +7,14 @@ from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.open import Codec, find_codec, open_codec, whole_name
 from ldit.codecs.pixels import PixelCodec
-from ldit.config.autoencoder import AutoencoderSpec
+from ldit.config.kinds import AnySpec
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
 from ldit.data.cache import CROP, CacheDescription
 from ldit.data.samples import Samples
 from ldit.dtypes import DTYPES
 from ldit.errors import CodecError, ConfigError
+from ldit.flows.evaluation_hook import evaluation_hook
 from ldit.flows.hooks import attention_hook, heldout_hook, sample_hook
 from ldit.flows.request import Request, check_request
 from ldit.flows.subject import Surroundings
@@ -74,7 +75,7 @@ class DiffusionSubject:
         logger.info("starts from %s: %s", train.init_from, report.line())
         _compare(theirs, ours)
 
-    def resumed(self, spec: ModelSpec | AutoencoderSpec) -> None:
+    def resumed(self, spec: AnySpec) -> None:
         """Nothing."""
 
     def hooks(self, around: Surroundings) -> list[Hook]:
@@ -83,8 +84,13 @@ class DiffusionSubject:
         if self.codec is not None:
             pictures = sample_hook(self.spec, self.request, self.codec, self.out, around.watchdog)
             found.append(Hook(train.sample_every, pictures))
+            if self.config.eval.every:
+                measure = evaluation_hook(self.config, self.spec, self.request, self.codec, self.out, around)
+                found.append(Hook(self.config.eval.every, measure))
         elif train.sample_every:
             logger.warning("no pictures along the way: the autoencoder is not at hand")
+        if self.codec is None and self.config.eval.every:
+            raise CodecError("eval.every: pictures along the way need the autoencoder, which is not at hand")
         if around.heldout is None and heldout.every:
             logger.info("no held-out pictures: nothing is measured on any (data.heldout names a list)")
         if around.heldout is not None and heldout.num:

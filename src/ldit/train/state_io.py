@@ -12,9 +12,8 @@ from ldit.checkpoint.names import OPTIMIZER, SNAPSHOTS, STATE, TRAINER
 from ldit.checkpoint.run import retire
 from ldit.checkpoint.save import Entry, Sets, deal, write_folder, write_step
 from ldit.checkpoint.sets import PartReader
-from ldit.config.autoencoder import AutoencoderSpec
+from ldit.config.kinds import AnySpec
 from ldit.config.serial import convert, from_dict
-from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, SourceError
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import World
@@ -37,7 +36,7 @@ def reserve_work(state: TrainState, staging: Staging) -> Callable[[], None]:
 def save_work(
     run: Path,
     state: TrainState,
-    spec: ModelSpec | AutoencoderSpec,
+    spec: AnySpec,
     staging: Staging,
     data: dict[str, Any] | None = None,
     progress: Callable[[str], None] = lambda what: None,

@@ -1,11 +1,12 @@
-"""What is trained. A Task gives the Trainer a network and per-sample losses; diffusion is one, autoencoders another."""
+"""What is trained. A Task gives the Trainer a network and per-sample losses: of diffusion here, of autoencoders and
+classifiers in files of their own."""
 
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ldit.config.autoencoder import AutoencoderSpec
+from ldit.config.kinds import AnySpec
 from ldit.config.run import RunConfig
 from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import ModelSpec
@@ -25,7 +26,7 @@ class Task(Protocol):
     """The Trainer's view of what it trains."""
 
     @property
-    def spec(self) -> ModelSpec | AutoencoderSpec:
+    def spec(self) -> AnySpec:
         """The content of a committed step's config.json, but for its training record."""
         ...
 

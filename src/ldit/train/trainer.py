@@ -23,6 +23,8 @@ from ldit.train.step import Outcome, TrainState, train_step
 from ldit.train.task import Task
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+BEST = "best"
+"""What a hook says of a step that is to be committed because it is the best so far."""
 # Places of these flags, after those of the signals.
 SAVE_FAILED = len(EXIT_CODES)
 LEFT_OUT = SAVE_FAILED + 1
@@ -71,6 +73,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.saver = Saver(self.config.train.async_save)
         self.staging = Staging()
+        self._best = False
 
     def fit(self) -> None:
         """Run to the end; Stopped after a checkpoint when a signal came to any process. A second signal exits at once.
@@ -181,6 +184,7 @@ class Trainer:
             with clock.apart():
                 values |= hook.run(state) or {}
             self.watchdog.mark(f"after step {state.step}")
+        self._best = bool(values.get(BEST))
         if outcome.fault:
             values["left_out"] = outcome.fault
         first = train.log_every and state.step == 1
@@ -200,7 +204,7 @@ class Trainer:
         state, train = self.state, self.config.train
         last = state.step == train.steps
         snapshot = _due(self.config.ema.snapshot_every, state.step, last)
-        step = last or stopping or _due(train.checkpoint_every, state.step, False)
+        step = last or stopping or self._best or _due(train.checkpoint_every, state.step, False)
         if not (step or snapshot):
             return
         self.watchdog.mark("save")
@@ -224,7 +228,7 @@ def _plain(value: Any) -> Any:
 
 def _line(record: dict[str, Any], steps: int, batch_size: int) -> str:
     remaining = (steps - record["step"]) * batch_size / max(record["images_per_second"], 1e-9)
-    shown = ("loss", "grad_norm", "lr", "eps_mse", "mfu", "left_out")
+    shown = ("loss", "grad_norm", "lr", "eps_mse", "accuracy", "mfu", "left_out")
     parts = [_shown(name, record[name]) for name in shown if name in record]
     eta = f"{int(remaining // 3600)}:{int(remaining % 3600 // 60):02d}:{int(remaining % 60):02d}"
     return f"step {record['step']}/{steps}  {'  '.join(parts)}  {record['images_per_second']:.1f} images/s  left {eta}"

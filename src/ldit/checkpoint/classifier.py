@@ -1,0 +1,48 @@
+"""Classifiers trained here, read."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldit.checkpoint.export import read_any_spec, read_weights, verify_export, weight_files
+from ldit.checkpoint.run import holds, open_step
+from ldit.checkpoint.tensors import NamedTensors
+from ldit.config.classifier import CLASSIFIER, ClassifierSpec
+from ldit.errors import SourceError
+
+
+@dataclass(frozen=True)
+class ClassifierSource:
+    """A committed step of a classifier's run, true to its manifest in what `tensors` reads: the EMA weights."""
+
+    path: Path
+    spec: ClassifierSpec
+
+    def tensors(self) -> NamedTensors:
+        """Named tensors, memory-mapped, one by one."""
+        return read_weights(self.path, ema=True)
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the weights file; of several, one after another."""
+        digest = hashlib.sha256()
+        for name in weight_files(self.path, ema=True):
+            digest.update((self.path / name).read_bytes())
+        return digest.hexdigest()
+
+
+def holds_classifier(path: Path) -> bool:
+    """Whether `path` is a run that trains a classifier, or a step of one."""
+    return holds(path, CLASSIFIER)
+
+
+def open_classifier_step(path: Path) -> ClassifierSource:
+    """The newest true step of a run, or the step named; SourceError when it is damaged or of something else."""
+    return open_step(path, _opened)
+
+
+def _opened(folder: Path) -> ClassifierSource:
+    verify_export(folder, ema=True)
+    spec = read_any_spec(folder)
+    if not isinstance(spec, ClassifierSpec):
+        raise SourceError(f"{folder} is not a classifier")
+    return ClassifierSource(folder, spec)

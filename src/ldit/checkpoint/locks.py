@@ -1,0 +1,60 @@
+"""Locks on folders among processes that know each other by their files alone; the kernel frees a dead holder's."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock, waiting for it; False where the file system has none. FileNotFoundError when the folder
+    is not there, or was removed while it was waited for."""
+    descriptor = _opened(folder)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held = True
+        except OSError:
+            held = False
+        if not _is_still(folder, descriptor):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def hold(folder: Path) -> int:
+    """A descriptor that holds the folder's lock until it is closed, or its process ends; nothing is waited for."""
+    descriptor = _opened(folder)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def held_by_other(folder: Path) -> bool:
+    """Whether a living process holds the folder's lock; one on a file system without locks may."""
+    try:
+        descriptor = _opened(folder)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _is_still(folder: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,139 @@
+"""Classifiers that are trained here, to compare pictures in their features: network, run, what a checkpoint says."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ldit.config.base_run import BaseRun, check_idle, model_kind
+from ldit.config.run import check_format
+from ldit.config.serial import from_dict, show, to_dict
+from ldit.config.spec import FORMAT
+from ldit.errors import ConfigError
+
+CLASSIFIER = "classifier"
+LEAST_SIDE, MOST_SIDE = 32, 4096  # pixels
+
+
+@dataclass(frozen=True)
+class ClassifierModelConfig:
+    """A residual convolutional network (He et al. 2016) with group norms: the first layer and every level but the first
+    halve the sides. Its classes are those of the data."""
+
+    kind: Literal["classifier"] = field(default="classifier", kw_only=True)
+    widths: tuple[int, ...] = (32, 64, 128, 128)
+    """Channels of each level; those of the last are the features."""
+    norm_num_groups: int = 8
+    """Groups of the group norms; divides every width."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.norm_num_groups <= 4096:
+            raise ConfigError(f"model.norm_num_groups: must be 1 to 4096, got {show(self.norm_num_groups)}")
+        if not 1 <= len(self.widths) <= 8:
+            raise ConfigError(f"model.widths: 1 to 8 levels, got {len(self.widths)}")
+        for width in self.widths:
+            if not 1 <= width <= 8192 or width % self.norm_num_groups:
+                raise ConfigError(
+                    f"model.widths: {show(width)} is not a multiple of norm_num_groups {self.norm_num_groups} "
+                    "up to 8192"
+                )
+
+
+@dataclass(frozen=True)
+class ClassifierObjectiveConfig:
+    """Cross-entropy, and what keeps it from learning pictures by heart."""
+
+    label_smoothing: float = 0.05
+    """Share of the target that is spread over all classes."""
+    dropout: float = 0.2
+    """Share of the features that are left out before the last layer."""
+    augment: bool = True
+    """Turn, shift, scale, colour, blur and add noise to each picture; mirroring is data.flip's."""
+    balanced: bool = True
+    """Weigh each picture inversely to the size of its class, mean 1, so that classes count alike."""
+
+
+# What would do nothing in such a run, and its only value.
+_IDLE: tuple[tuple[str, Any, str], ...] = (
+    ("train.attention_every", 0, "a classifier has no attention to look at"),
+    ("train.sample_every", 0, "a classifier makes no pictures"),
+    ("train.init_from", "", "classifiers start from fresh weights"),
+    ("train.init_ema", True, "classifiers start from fresh weights"),
+    ("data.codec_precision", "fp32", "no pictures are encoded on the way to a classifier's training"),
+    ("ema.power", (), "`ldit ema` makes averages of diffusion models only"),
+    ("optim.kind", "adamw", "classifiers are trained with 'adamw'"),
+    ("parallel.tp", 1, "a classifier is not cut over processes"),
+    ("parallel.recompute", "none", "a classifier has no blocks to recompute"),
+    ("parallel.compile", False, "a classifier has no blocks to compile"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRun(BaseRun):
+    """One training run of a classifier, resolved. Saved as RUN/config.json."""
+
+    model: ClassifierModelConfig = field(default_factory=ClassifierModelConfig)
+    objective: ClassifierObjectiveConfig = field(default_factory=ClassifierObjectiveConfig)
+
+    def check(self) -> None:
+        """ConfigError naming the key whose value cannot work, whatever the number of processes."""
+        super().check()
+        _check_side("data.image_size", self.data.image_size)
+        for key in ("label_smoothing", "dropout"):
+            value = getattr(self.objective, key)
+            if not 0 <= value < 1:
+                raise ConfigError(f"objective.{key}: must be in [0, 1), got {value}")
+        check_idle(self, _IDLE)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ClassifierRun":
+        """Strict reader of RUN/config.json."""
+        check_format(data)
+        return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
+
+
+@dataclass(frozen=True)
+class ClassifierSpec(dict[str, Any]):
+    """What a classifier's weights need to name classes and give features: the content of config.json of a step of its
+    run."""
+
+    model: ClassifierModelConfig
+    image_size: int
+    """Side of the pictures that it was trained on, in pixels; others are resized to it."""
+    names: tuple[str, ...]
+    """Class names by index."""
+    training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_side("image_size", self.image_size)
+        if len(self.names) < 2:
+            raise ConfigError(f"names: a classifier needs two classes, got {show(list(self.names))}")
+        self.update(self.to_json())
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.names
+
+    def to_json(self) -> dict[str, Any]:
+        values = {name: to_dict(getattr(self, name)) for name in ("model", "image_size", "names", "training")}
+        return {"format": FORMAT, **{name: value for name, value in values.items() if value is not None}}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "config.json") -> "ClassifierSpec":
+        """Strict reader; ConfigError names the key at fault."""
+        if not is_classifier(data):
+            raise ConfigError(f"{where}: not a classifier of ours")
+        if data.get("format") != FORMAT:
+            raise ConfigError(f"{where}: format: expected {FORMAT}, got {show(data.get('format'))}")
+        try:
+            return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def is_classifier(data: Any) -> bool:
+    """Whether this is the content of a config.json of a classifier of ours, of a step or a run."""
+    return model_kind(data) == CLASSIFIER
+
+
+def _check_side(key: str, side: int) -> None:
+    if not LEAST_SIDE <= side <= MOST_SIDE:
+        raise ConfigError(f"{key}: a classifier takes pictures of {LEAST_SIDE} to {MOST_SIDE} pixels, got {show(side)}")

@@ -1,0 +1,1 @@
+"""How good pictures are: features of pictures, and figures computed from them."""

@@ -1,0 +1,98 @@
+"""What turns pictures into features: by name, with the words and hashes a figure is reported with."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+from ldit.eval import inception, lite0
+from ldit.eval.inception_weights import check_weights, find_weights
+
+INCEPTION, LITE0 = "inception", "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor says of a batch, fp32 on its device: `pool` (B, D); `spatial` (B, S) from Inception alone, for
+    sFID; `logits` (B, K) for the Inception Score, from Inception by the head without its bias."""
+
+    pool: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Extractor(Protocol):
+    """A network on its device. Figures are comparable where `fingerprint` and `resize` are the same."""
+
+    @property
+    def name(self) -> str:
+        """As in reports: "inception", "efficientnet-lite0", "classifier"."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights' file."""
+
+    @property
+    def resize(self) -> str:
+        """The resize rule in words."""
+
+    @property
+    def width(self) -> int:
+        """D, the number of pool features."""
+
+    @property
+    def metric(self) -> str:
+        """The name of the Frechet distance in these features: "fid" for Inception alone, else "fd_<name>"."""
+
+    def __call__(self, pictures: Tensor) -> Features:
+        """uint8 (B, 3, H, W), RGB, of any size, on any device."""
+
+
+@dataclass(frozen=True)
+class NetworkExtractor:
+    """A network that resizes by itself, behind the words that belong to it."""
+
+    name: str
+    fingerprint: str
+    resize: str
+    width: int
+    metric: str
+    network: Callable[[Tensor], dict[str, Tensor]]
+    logits: str
+    device: torch.device
+
+    def __call__(self, pictures: Tensor) -> Features:
+        found = self.network(pictures.to(self.device, non_blocking=True))
+        return Features(found["pool"], found.get("spatial"), found[self.logits])
+
+
+def open_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
+    """The extractor "inception", "efficientnet-lite0", or one trained here, by its folder or run.
+
+    `weights` is the file of the first two, looked for where it is None. Their networks compute in fp32 without TF32.
+    EvaluationError for an unknown name, and for weights that are missing or not the published ones.
+    """
+    if name == INCEPTION:
+        path = find_weights(weights)
+        digest = check_weights(path)
+        network = inception.load_inception(path, check_hash=False).to(device)
+        return NetworkExtractor(
+            name, digest, inception.RESIZE, inception.WIDTH, "fid", network, "logits_unbiased", device
+        )
+    if name == LITE0:
+        small = lite0.load_lite0(weights).to(device)
+        return NetworkExtractor(name, lite0.SHA256, lite0.RESIZE, lite0.WIDTH, f"fd_{name}", small, "logits", device)
+    if not os.path.exists(name):  # Path("") is the working directory
+        raise EvaluationError(
+            f"extractor: expected {INCEPTION}, {LITE0}, or the folder of a trained classifier, got {name!r}"
+        )
+    if weights is not None:
+        raise EvaluationError(f"{weights}: a trained classifier has its weights in its own folder, {name}")
+    from ldit.eval.classifier import open_classifier  # which knows Features from here
+
+    return open_classifier(Path(name), device)

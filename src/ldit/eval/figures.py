@@ -1,0 +1,136 @@
+"""From features of samples and what is known of a reference to figures, each under its name in the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+from ldit.eval.collect import Collected
+from ldit.eval.components import bootstrap, interval, principal_components
+from ldit.eval.frechet import frechet_distance
+from ldit.eval.kernel import kernel_distance
+from ldit.eval.moments import Moments
+from ldit.eval.neighbours import precision_recall
+
+METRICS = ("fd", "sfid", "is", "pr", "kid")
+NEED_ROWS = ("pr", "kid")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with. `count` is None for statistics that do not say it; `rows` (M, D) and `moments`
+    are there where the features themselves are at hand."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None
+    spatial: tuple[Tensor, Tensor] | None
+    rows: Tensor | None
+    moments: Moments | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of METRICS; Fréchet distance in so many principal components of the reference, 0 = not; resamples of its
+    95 % interval, 0 = none."""
+
+    metrics: tuple[str, ...]
+    components: int = 0
+    resamples: int = 0
+
+    @property
+    def rows(self) -> bool:
+        """Whether the samples' features must be kept."""
+        return any(name in self.metrics for name in NEED_ROWS) or self.resamples > 0
+
+
+def reference_of(found: Collected) -> Reference:
+    """Pictures whose features were computed here."""
+    spatial = None if found.spatial is None else (found.spatial.mean, found.spatial.covariance)
+    return Reference(found.pool.mean, found.pool.covariance, found.count, spatial, found.rows, found.pool)
+
+
+def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
+    """Which metrics there will be, and a line for each of `asked` that cannot be had. With none asked for all that can
+    be had. `metric` is the extractor's, `spatial` and `rows` whether the reference has those."""
+    lacks = {
+        "sfid": "" if metric == "fid" and spatial else "needs Inception and a reference with its spatial statistics",
+        "is": "" if metric == "fid" else "is Inception's alone",
+        "pr": "" if rows else "needs the pictures of the reference, not statistics alone",
+        "kid": "" if rows else "needs the pictures of the reference, not statistics alone",
+    }
+    for name in asked:
+        if name not in METRICS:
+            raise EvaluationError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
+    wanted = tuple(dict.fromkeys(asked)) or METRICS
+    return tuple(name for name in wanted if not lacks.get(name)), [f"{n} {lacks[n]}" for n in wanted if lacks.get(n)]
+
+
+def figures(
+    samples: Collected, reference: Reference, wanted: Wanted, metric: str, device: torch.device
+) -> dict[str, Any]:
+    """The figures by name; on the process that has the rows. Products of many rows are computed on `device`.
+
+    EvaluationError for too few pictures."""
+    found: dict[str, Any] = {}
+    pool = samples.pool
+    if "fd" in wanted.metrics:
+        found[metric] = frechet_distance(pool.mean, pool.covariance, reference.mean, reference.covariance)
+    if "sfid" in wanted.metrics and samples.spatial is not None and reference.spatial is not None:
+        found["sfid"] = frechet_distance(samples.spatial.mean, samples.spatial.covariance, *reference.spatial)
+    if "is" in wanted.metrics and samples.scores is not None:
+        score = samples.scores.value()
+        found |= {"inception_score": score.mean, "inception_score_deviation": score.deviation}
+        found["inception_score_splits"] = score.splits
+    rows = None if samples.rows is None else samples.rows.to(device)
+    theirs = None if reference.rows is None else reference.rows.to(device)
+    if "pr" in wanted.metrics and rows is not None and theirs is not None:
+        both = precision_recall(rows, theirs)
+        found |= {"precision": both.precision, "recall": both.recall, "reached": both.reached.cpu()}
+    if "kid" in wanted.metrics and rows is not None and theirs is not None:
+        kid = kernel_distance(rows, theirs)
+        found |= {"kid": kid.mean, "kid_deviation": kid.deviation, "kid_subset": kid.subset_size}
+    if wanted.components:
+        found |= _in_components(samples, reference, wanted, metric)
+    return found
+
+
+def _in_components(samples: Collected, reference: Reference, wanted: Wanted, metric: str) -> dict[str, Any]:
+    if reference.moments is None:
+        raise EvaluationError("components: the reference must be pictures, not statistics alone")
+    axes = principal_components(reference.moments, wanted.components)
+    target = axes.project_moments(reference.moments)
+    name = f"{metric}_{wanted.components}"
+    found: dict[str, Any] = {name: frechet_distance(*axes.project_moments(samples.pool), *target)}
+    if wanted.resamples and samples.rows is not None:
+        found[f"{name}_interval"] = interval(bootstrap(axes.project(samples.rows), target, wanted.resamples))
+    return found
+
+
+def by_class(
+    samples: Collected,
+    labels: Sequence[int],
+    names: Sequence[str],
+    reached: Tensor | None,
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row a class: pictures; precision where it is known which samples were reached (N,); the share that the
+    extractor calls that class, where its own classes are these."""
+    truth = torch.tensor(labels)
+    told = samples.predicted if samples.predicted is not None and tuple(classes) == tuple(names) and names else None
+    rows = []
+    for label in sorted(set(labels)):
+        mine = truth == label
+        row: dict[str, Any] = {
+            "class": names[label] if label < len(names) else f"class {label}",
+            "pictures": int(mine.sum()),
+        }
+        if reached is not None:
+            row["precision"] = float(reached[mine].double().mean())
+        if told is not None:
+            row["accuracy"] = float((told[mine] == label).double().mean())
+        rows.append(row)
+    return rows

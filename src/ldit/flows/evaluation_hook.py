@@ -1,0 +1,122 @@
+"""Evaluation along the way: pictures of the EMA weights against a reference, and which step was the best."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.checkpoint.commit import write_json_atomic
+from ldit.checkpoint.names import BEST as BEST_FILE
+from ldit.checkpoint.run import best_step
+from ldit.codecs.open import Codec
+from ldit.codecs.pixels import to_uint8
+from ldit.config.run import RunConfig
+from ldit.config.spec import ModelSpec
+from ldit.dtypes import COMPUTE
+from ldit.errors import ConfigError
+from ldit.eval.extractor import Extractor
+from ldit.eval.figures import Reference, Wanted, figures, reference_of
+from ldit.flows.evaluate import ExtractorJob, collect, known_reference, open_reference
+from ldit.flows.generate import Generator, Picture
+from ldit.flows.hooks import eager
+from ldit.flows.picture_stream import TrainingStream
+from ldit.flows.pipeline import Pipeline
+from ldit.flows.request import Request
+from ldit.flows.set_job import Labels, cut
+from ldit.flows.subject import Surroundings
+from ldit.log import logger
+from ldit.train.step import TrainState
+from ldit.train.trainer import BEST
+
+TRAINING_PICTURES = 50_000
+WANTED = Wanted(("fd",))
+
+
+def evaluation_hook(
+    config: RunConfig, spec: ModelSpec, request: Request, codec: Codec, out: Path, around: Surroundings
+) -> Callable[[TrainState], dict[str, Any]]:
+    """The Fréchet distance of `eval.num` pictures under its name ("fid", "fd_…"), and "best": true where it is the
+    lowest of the run, with RUN/best.json to say so. `request` says how pictures are sampled.
+
+    The extractor is opened here, so that a missing one is known before the first step; the reference's features are
+    computed at the first evaluation. Pictures of a network that is not sound give a warning and no value.
+    """
+    asked, world = config.eval, around.world
+    job = ExtractorJob(asked.extractor, Path(asked.inception_weights) if asked.inception_weights else None)
+    extractor = world.agreed(lambda: job.open(world.device))
+    if around.data.cache is not None and not asked.reference:
+        raise ConfigError("eval.reference: the run trains on latents; name the pictures, or statistics of `ldit stats`")
+    kept: list[Reference] = []
+
+    def run(state: TrainState) -> dict[str, Any]:
+        if not kept:
+            kept.append(_reference(config, extractor, spec, around))
+        dtype = COMPUTE[state.config.train.precision]
+        mark = lambda: around.watchdog.mark("evaluation")  # noqa: E731
+        with state.weights.showing(state.averages.main) as model, eager():
+            pipe = Pipeline(model, spec, dtype=dtype, codec=codec)
+            made = _Made(pipe, request, asked.num, asked.batch_size, around, mark)
+            found = collect(made.blocks(), extractor, False, world, 0, mark)
+        if not all(world.gather(made.sound)):
+            logger.warning("step %d: its pictures are not finite: nothing is measured", state.step)
+            return {}
+        values = world.from_first(lambda: figures(found, kept[0], WANTED, extractor.metric, world.device))
+        value: float = values[extractor.metric]
+        return {extractor.metric: value, **({BEST: True} if _is_best(state, value, extractor, out) else {})}
+
+    return run
+
+
+class _Made:
+    """Pictures of this process's share. All processes make as many passes, for a network that is shared out needs all
+    of them; what one makes beyond its share, and what tensor-parallel neighbours make alike, counts once."""
+
+    def __init__(
+        self, pipe: Pipeline, request: Request, num: int, size: int, around: Surroundings, mark: Callable[[], None]
+    ) -> None:
+        self.pipe, self.request, self.world, self.mark, self.size = pipe, request, around.world, mark, size
+        count = getattr(pipe.spec.model, "num_classes", 0)
+        self.labels = Labels("balanced" if count else None, tuple(range(max(count, 1))), 0)
+        self.ranges, self.sound = cut(num, size), True
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        world, ranges = self.world, self.ranges
+        own = ranges[world.data_part :: world.data_parts]
+        for turn in range(-(-len(ranges) // world.data_parts)):
+            rows = own[turn] if turn < len(own) else ranges[0]
+            pictures = self._pictures(rows)
+            if turn < len(own) and world.tp_index == 0:
+                self.sound = self.sound and bool(pictures.isfinite().all())
+                yield rows.start, to_uint8(pictures.nan_to_num())
+
+    def _pictures(self, rows: range) -> Tensor:
+        request = replace(self.request, labels=self.labels.of(rows), seeds=tuple(rows))
+        events = Generator(self.pipe, request, batch_size=self.size, callback=lambda step: self.mark()).events()
+        return torch.stack([e.tensor for e in events if isinstance(e, Picture) and e.tensor is not None])
+
+
+def _reference(config: RunConfig, extractor: Extractor, spec: ModelSpec, around: Surroundings) -> Reference:
+    world, asked = around.world, config.eval
+    mark = lambda: around.watchdog.mark("features of the reference")  # noqa: E731
+    if asked.reference:
+        side = config.data.image_size
+        theirs = world.agreed(lambda: open_reference(asked.reference, extractor, (side, side), side, asked.batch_size))
+        return known_reference(theirs, extractor, WANTED, world, asked.batch_size, mark)[0]
+    stream = TrainingStream(around.data, TRAINING_PICTURES, asked.batch_size, config.data.bad == "skip")
+    return reference_of(collect(stream.blocks(world.rank, world.size), extractor, False, world, 0, mark))
+
+
+def _is_best(state: TrainState, value: float, extractor: Extractor, out: Path) -> bool:
+    """Whether no earlier step of this run had less; RUN/best.json then says so, before the step is committed."""
+
+    def compare() -> bool:
+        before = best_step(out)
+        if before is not None and before[0] < state.step and before[1] <= value:
+            return False
+        write_json_atomic(out / BEST_FILE, {"step": state.step, "figure": extractor.metric, "value": value})
+        return True
+
+    return bool(state.world.from_first(compare))

@@ -1,0 +1,268 @@
+"""Sets of pictures as a stream of uint8 blocks: folders of all kinds, .npz files, and pictures of a model as they are
+made.
+
+A set is cut into blocks of consecutive pictures; of several processes each takes every n-th block, so that nothing
+depends on their number.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldit.checkpoint import diffusers_dit, export, original
+from ldit.checkpoint.run import is_run
+from ldit.config.sections import DataConfig
+from ldit.data.picture_set import PictureSet
+from ldit.data.samples import Samples
+from ldit.data.source import BUNDLED, data_root, open_data
+from ldit.data.workers import Job, Stuck, Workers
+from ldit.errors import DataError, EvaluationError, RunError
+from ldit.eval.npz import members, read_array
+from ldit.eval.statistics import open_pictures
+from ldit.flows.sample_set import SampleSet
+from ldit.flows.set_files import JOB, read_job
+from ldit.flows.set_job import SetJob
+from ldit.parallel.world import World
+
+PARTS = ("train", "heldout")
+READERS = 2
+LABELS = "arr_1"
+
+
+class PictureStream(Protocol):
+    """A set of pictures of one size."""
+
+    count: int
+    labels: tuple[int, ...] | None
+    """A class each, where known."""
+    names: tuple[str, ...]
+    """Class names by index, where known."""
+    about: dict[str, Any]
+    """What a figure depends on: which pictures, cut how."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        ...
+
+    def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        """(number of its first picture, uint8 (b, 3, H, W) on the CPU): the share of process `rank` of `size`."""
+        ...
+
+
+def is_pictures(source: str) -> bool:
+    """Whether a source names pictures and not a model: an .npz, a bundled set, PATH@heldout, or a folder without a
+    model in it."""
+    path = Path(_split(source)[0]).expanduser()
+    if source.endswith(".npz") or _split(source)[1] or str(path) in BUNDLED:
+        return True
+    model = is_run(path) or original.is_original(path) or export.is_export(path) or diffusers_dit.is_pipeline(path)
+    return path.is_dir() and not model
+
+
+def open_stream(source: str, num: int | None, side: int | None, block: int) -> PictureStream:
+    """`num` pictures of `source`, None = all, in blocks of `block`. Pictures of folders are cut to squares of
+    `side` pixels by the ADM crop, None = the shorter side of the first.
+
+    EvaluationError or DataError name what is missing, damaged, or not enough.
+    """
+    if source.endswith(".npz"):
+        return NpzStream(Path(source).expanduser(), num, block)
+    return FolderStream(source, num, side, block)
+
+
+class FolderStream:
+    """Pictures of anything that `data.path` takes; fewer than all are spread over the set, whose order is often that of
+    its classes. `PATH@heldout` is the part kept from training, `PATH@train` the rest. A folder made by
+    `ldit sample --num` has its labels in it."""
+
+    def __init__(self, source: str, num: int | None, side: int | None, block: int) -> None:
+        path, part = _split(source)
+        root = data_root(path)
+        found = _size_of(path) if side is None else side
+        train, heldout = open_data(path, found, None if part else "")
+        if part == "heldout" and heldout is None:
+            raise EvaluationError(f"{source}: {root} has no held-out pictures")
+        self.data: PictureSet = heldout if part == "heldout" and heldout is not None else train
+        total = len(self.data)
+        self.count = _enough(source, num, total)
+        self.rows = [k * total // self.count for k in range(self.count)] if self.count else []
+        self.block, self.side = block, found
+        self.names = self.data.names
+        self.labels: tuple[int, ...] | None = None
+        made = read_job(root / JOB) if (root / JOB).is_file() else None
+        if made is not None:
+            self._take_labels(root, made)
+        elif self.names:
+            self.labels = tuple(map(self.data.label, self.rows))
+        self.about = {"pictures": source, "count": self.count, "crop": f"{found}x{found} (ADM's crop)"}
+
+    def _take_labels(self, root: Path, made: dict[str, Any]) -> None:
+        """Those that samples.json lists; EvaluationError where the set is not complete."""
+        if made.get("complete") is not True or made.get("num") != len(self.data):
+            there = f"{len(self.data)} of {made.get('num')} pictures are there"
+            raise EvaluationError(f"{root}: a set that is not complete, {there}; the same ldit sample goes on with it")
+        if made.get("labels") is not None:
+            self.labels = tuple(made["labels"][row] for row in self.rows)
+        self.names = tuple(made.get("class_names") or ())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.side, self.side)
+
+    def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Read by threads, a block ahead."""
+        firsts = list(range(0, self.count, self.block))[rank::size]
+        workers = Workers(READERS, "evaluate")
+        try:
+            waiting = [self._begin(first, workers) for first in firsts[:2]]
+            for place, first in enumerate(firsts):
+                if 0 < place < len(firsts) - 1:
+                    waiting.append(self._begin(firsts[place + 1], workers))
+                yield first, self._finish(first, *waiting.pop(0))
+        finally:
+            workers.close(1.0)
+
+    def _begin(self, first: int, workers: Workers) -> tuple[np.ndarray, list[Job]]:
+        rows = self.rows[first : first + self.block]
+        out = np.empty((len(rows), self.side, self.side, 3), np.uint8)
+
+        def read(place: int, job: Job) -> None:
+            job.at(rows[place])
+            out[place] = self.data[rows[place]][0]
+
+        return out, [workers.submit(partial(read, place)) for place in range(len(rows))]
+
+    def _finish(self, first: int, out: np.ndarray, jobs: list[Job]) -> Tensor:
+        for row, job in zip(self.rows[first:], jobs, strict=False):
+            try:
+                job.finish(DataConfig.timeout)
+            except Stuck as stuck:
+                raise RunError(f"{self.data.root}: {self.data.where(row)} cannot be read: {stuck}") from None
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+class TrainingStream:
+    """The pictures of a run's training set, at most `most` of them, spread over it. Those that cannot be read are left
+    out where `skip` says so."""
+
+    def __init__(self, data: Samples, most: int, block: int, skip: bool) -> None:
+        total = len(data)
+        self.data, self.block, self.skip = data, block, skip
+        self.count = min(total, most)
+        self.rows = [k * total // self.count for k in range(self.count)]
+
+    def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        for first in range(rank * self.block, self.count, size * self.block):
+            found = []
+            for row in self.rows[first : first + self.block]:
+                picture = np.empty(self.data.shape, np.float32)
+                try:
+                    self.data.read(row, False, picture)
+                except DataError:
+                    if not self.skip:
+                        raise
+                    continue
+                found.append(np.rint((picture + 1) * np.float32(127.5)).astype(np.uint8))
+            if found:
+                yield first, torch.from_numpy(np.stack(found))
+
+
+class NpzStream:
+    """`arr_0` of an .npz, uint8 (N, H, W, 3), ADM's form of a set; `arr_1` are its labels, where there."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, num: int | None, block: int) -> None:
+        self.pictures = open_pictures(path)
+        self.count = _enough(str(path), num, len(self.pictures))
+        self.block = block
+        self.labels = self._labels(path)
+        self.about = {"pictures": path.name, "count": self.count, "crop": "none"}
+
+    def _labels(self, path: Path) -> tuple[int, ...] | None:
+        found = members(path).get(LABELS)
+        if found is None:
+            return None
+        if found.dtype.kind not in "iu" or found.shape != (len(self.pictures),):
+            raise found.refuse(f"is {found.dtype} {found.shape}; labels are one integer a picture")
+        labels = read_array(found)[: self.count]
+        if len(labels) and labels.min() < 0:
+            raise found.refuse(f"holds the label {labels.min()}")
+        return tuple(labels.tolist())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width, _ = self.pictures.shape
+        return (height, width)
+
+    def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        """A packed file can only be read from its start, so every process reads all of it."""
+        if not self.pictures.stored:
+            every = enumerate(self.pictures.batches(self.block, 0, self.count))
+            yield from ((i * self.block, _channels_first(rows)) for i, rows in every if i % size == rank)
+            return
+        for first in range(rank * self.block, self.count, size * self.block):
+            for rows in self.pictures.batches(self.block, first, min(first + self.block, self.count)):
+                yield first, _channels_first(rows)
+
+
+class GeneratedStream:
+    """Pictures of a model, made block by block and kept nowhere; the same ones as those of `ldit sample --num`."""
+
+    def __init__(self, job: SetJob, world: World) -> None:
+        self.asked = SampleSet(job, world.rank)
+        said, spec = self.asked.description, self.asked.source.spec
+        self.count = job.num
+        height, width = said["size"]
+        self.size: tuple[int, int] = (height, width)
+        self.names = spec.class_names or ()
+        dealt = self.asked.labels
+        self.labels = None if dealt.rule is None else dealt.of(range(job.num))
+        kept = ("source", "weights", "seed", "label_rule", "sampling", "evaluations", "guided_evaluations", "dtype",
+                "batch_size", "ema")  # fmt: skip
+        self.about = {"count": job.num, **{key: said[key] for key in kept}}
+
+    def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Reads the weights at the first block."""
+        sampler = self.asked.sampler()
+        with closing(sampler.blocks(range(rank, len(self.asked.ranges), size))) as made:  # type: ignore[type-var]
+            for block in made:
+                yield block.rows.start, block.pictures
+
+
+def _channels_first(rows: np.ndarray) -> Tensor:
+    """uint8 (b, H, W, 3), perhaps a view of bytes, -> (b, 3, H, W)."""
+    return torch.from_numpy(rows.copy()).permute(0, 3, 1, 2)
+
+
+def _split(source: str) -> tuple[str, str]:
+    """PATH@train or PATH@heldout -> (PATH, part)."""
+    path, mark, part = source.rpartition("@")
+    return (path, part) if mark and part in PARTS else (source, "")
+
+
+def _size_of(path: str) -> int:
+    """The shorter side of the first picture, from its header."""
+    data, _ = open_data(path, 1, "")
+    file = data.root / data.where(0)
+    if not file.is_file():
+        raise EvaluationError(f"{path}: say the size of its pictures (--image-size)")
+    try:
+        with Image.open(file) as picture:
+            return min(picture.size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read picture {file}: {error}") from None
+
+
+def _enough(source: str, num: int | None, there: int) -> int:
+    if num is not None and num > there:
+        raise EvaluationError(f"{source}: holds {there} pictures, {num} are asked for")
+    return there if num is None else num

@@ -1,0 +1,160 @@
+"""A set of pictures as one .npz, as the field's evaluators read it: arr_0 (N, H, W, 3) uint8, arr_1 (N) int64 labels.
+
+Until it is whole its blocks lie in FILE.npz.parts, each with its checksum in its name. The process that sees all of
+them streams them into the archive, so memory does not grow with N, writes FILE.npz.json (what samples.json is to a
+folder), gives the archive its name and removes the parts. The bytes are a function of the pictures: nothing is
+compressed, and dates are fixed.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldit.checkpoint.commit import fsync, write_json
+from ldit.checkpoint.locks import locked
+from ldit.checkpoint.manifest import sha256_file
+from ldit.errors import RequestError
+from ldit.flows.set_files import JOB, Block, SetFiles, read_job
+from ldit.flows.set_job import Labels, compare, ended
+from ldit.log import logger
+
+_PICTURES, _LABELS = "arr_0.npy", "arr_1.npy"
+_PART = re.compile(r"block-(\d{6,})\.([0-9a-f]{64})\.npy")
+_CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
+
+
+class PictureArray(SetFiles):
+    """FILE.npz, FILE.npz.json, and FILE.npz.parts while they are made."""
+
+    def __init__(self, out: Path, job: dict[str, Any], labels: Labels) -> None:
+        super().__init__(out, out.with_name(f"{out.name}.parts"), job, labels)
+        self.description = out.with_name(f"{out.name}.json")
+
+    def whole(self) -> bool:
+        if not self.out.exists():
+            return False
+        if not self.description.exists():
+            raise RequestError(f"--out {self.out}: exists, and no {self.description.name} says what it is")
+        begun = read_job(self.description)
+        compare(self.out, {key: value for key, value in begun.items() if key != _CRC}, self.job)
+        if begun.get(_CRC) != _crc(self.out):
+            raise RequestError(f"--out {self.out}: is not the file that {self.description.name} describes")
+        return True
+
+    def stands(self, number: int) -> bool:
+        return self._part(number) is not None
+
+    def done(self) -> int:
+        try:
+            found = {_number(name) for name in os.listdir(self.place)} - {None}
+        except FileNotFoundError:
+            return int(self.job["num"])
+        return sum(len(rows) for number, rows in enumerate(self.blocks) if number in found)
+
+    def _is_own(self, name: str) -> bool:
+        return name == JOB or _number(name) is not None
+
+    def _part(self, number: int) -> Path | None:
+        found = sorted(self.place.glob(f"block-{number:06d}.*.npy"))
+        return found[0] if found else None
+
+    def _write(self, number: int, block: Block) -> None:
+        half = self._half(f"{number}.npy")
+        np.save(half, block.pictures.permute(0, 2, 3, 1).contiguous().numpy())
+        fsync(half)
+        named = self.place / f"block-{number:06d}.{sha256_file(half)}.npy"
+        with locked(self.place):
+            if self._part(number) is None:  # the first one stays: another machine's bits may differ
+                os.replace(half, named)
+                fsync(self.place)
+
+    def _finish(self) -> bool:
+        with locked(self.place):
+            if not self.whole():
+                parts = [self._part(number) for number in range(len(self.blocks))]
+                found = [part for part in parts if part is not None]
+                if len(found) < len(parts):
+                    return False
+                if shutil.disk_usage(self.place).free < self.bytes():
+                    raise OSError(errno.ENOSPC, "no space left")
+                half = self._half(self.out.name)
+                try:
+                    self._assemble(half, found)
+                except _DamagedPart as damaged:
+                    logger.warning("%s does not match its checksum and is made again", damaged.path)
+                    damaged.path.unlink(missing_ok=True)
+                    return False
+                said = {**ended(self.job, self.labels), _CRC: _crc(half)}
+                self._put(self.description, lambda path: write_json(path, said))
+                self._place_whole(half, self.out)
+            self._sweep()
+        return True
+
+    def _assemble(self, path: Path, parts: list[Path]) -> None:
+        """The archive at `path`, block by block."""
+
+        def pictures() -> Iterator[bytes]:
+            for part, rows in zip(parts, self.blocks, strict=True):
+                yield _checked(part, (len(rows), self.height, self.width, 3)).tobytes()
+
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, _PICTURES, "|u1", (self.job["num"], self.height, self.width, 3), pictures())
+            if self.labels.rule is not None:
+                labels = np.array(self.labels.of(range(self.job["num"])), dtype="<i8")
+                _add(archive, _LABELS, "<i8", labels.shape, [labels.tobytes()])
+
+    def _sweep(self) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+class _DamagedPart(Exception):
+    """The content of a part is not what its name says."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+
+def _checked(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The pictures of a part."""
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != path.name.split(".")[1]:
+        raise _DamagedPart(path)
+    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise _DamagedPart(path)
+    return array
+
+
+def _add(archive: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...], data: Iterable[bytes]) -> None:
+    """An array as a member of the archive, its content given piece by piece; with 64-bit sizes whatever its size."""
+    entry = zipfile.ZipInfo(name)  # of 1980
+    entry.create_system, entry.external_attr = 3, 0o644 << 16
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+        for piece in data:
+            file.write(piece)
+
+
+def _number(name: str) -> int | None:
+    """The block that a part of this name holds."""
+    match = _PART.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _crc(path: Path) -> str | None:
+    """The checksum that the archive keeps of its pictures; None when it is none, or has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{archive.getinfo(_PICTURES).CRC:08x}"
+    except (OSError, zipfile.BadZipFile, KeyError):
+        return None

@@ -1,0 +1,37 @@
+"""SIGINT and SIGTERM as an exception, for flows whose finished parts stand in files."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM; `code` is the exit code. What is finished remains."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped, once: what is half written goes, then the process; a second one does not wait
+    for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    old = {one: signal.signal(one, receive) for one in numbers}
+    try:
+        yield
+    finally:
+        for one, handler in old.items():
+            signal.signal(one, handler)

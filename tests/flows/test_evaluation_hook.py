@@ -1,0 +1,126 @@
+"""Evaluation along the way: the value is that of `ldit evaluate` on the committed step, and the best step is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flows.evaluation import Inceptive, Stub, job
+from folders import make_folder, over, said
+from runs import ALONE
+
+from ldit.checkpoint.commit import write_json
+from ldit.checkpoint.run import best_step, committed_steps, retire
+from ldit.errors import ConfigError, EvaluationError
+from ldit.flows import evaluate, evaluation_hook
+from ldit.flows.evaluate import measured
+from ldit.flows.train import train
+
+SETTINGS: dict[str, Any] = {
+    "train.steps": 4, "train.keep": 1, "train.checkpoint_every": 1, "eval.every": 1, "eval.num": 7,
+    "eval.batch_size": 3, "eval.extractor": "stub",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "open_extractor", lambda name, weights, device: Stub())
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_value_is_that_of_the_committed_step(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "data")
+    assert train(over(data, {**SETTINGS, "train.keep": 0}), tmp_path / "run") == 0
+    values = [record["fd_stub"] for record in records(tmp_path / "run")]
+    assert len(values) == 4
+    for (step, folder), value in zip(reversed(committed_steps(tmp_path / "run")), values, strict=True):
+        report = measured(job(folder, data, 3, num=7), Stub(), ALONE)
+        assert report["fd_stub"] == pytest.approx(value, rel=1e-4), step
+    best = min(range(4), key=values.__getitem__)
+    assert best_step(tmp_path / "run") == (best + 1, values[best])
+    lowest = float("inf")
+    for record in records(tmp_path / "run"):
+        assert bool(record.get("best")) is (record["fd_stub"] < lowest)
+        lowest = min(lowest, record["fd_stub"])
+
+
+def test_the_best_step_outlives_the_newest_and_is_committed_for_its_own_sake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four evaluations the second is the best; no other step than the last would be committed."""
+    wanted = iter([5.0, 1.0, 3.0, 1.0])
+    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    data, run = make_folder(tmp_path / "data"), tmp_path / "run"
+    assert train(over(data, {**SETTINGS, "train.checkpoint_every": 0}), run) == 0
+    assert [step for step, _ in committed_steps(run)] == [4, 2]
+    assert json.loads((run / "best.json").read_text()) == {"step": 2, "figure": "fd_stub", "value": 1.0}
+
+
+def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = iter([5.0, 4.0, 4.5, 9.0])
+    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    data, run = make_folder(tmp_path / "data"), tmp_path / "run"
+    assert train(over(data, {**SETTINGS, "train.steps": 2}), run) == 0
+    assert train(over(data, {**SETTINGS, "train.steps": 3}), run) == 0
+    assert best_step(run) == (2, 4.0) and [step for step, _ in committed_steps(run)] == [3, 2]
+    write_json(run / "best.json", {"step": 9, "figure": "fd_stub", "value": 0.5})  # of a branch that was left
+    assert train(over(data, {**SETTINGS, "train.steps": 4}), run) == 0
+    assert best_step(run) == (4, 9.0)
+
+
+def test_a_best_file_that_cannot_be_read_costs_no_run(tmp_path: Path) -> None:
+    for text in ("", "[]", '{"step": "x"}', '{"step": 1}'):
+        (tmp_path / "best.json").write_text(text)
+        with said() as lines:
+            assert best_step(tmp_path) is None
+        assert len(lines) == 1 and "cannot be read" in lines[0]
+    (tmp_path / "checkpoints").mkdir()
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoints/step-{step:08d}").mkdir()
+    (tmp_path / "best.json").write_text('{"step": 1, "value": 2.0}')
+    retire(tmp_path, 1, 0)
+    assert [step for step, _ in committed_steps(tmp_path)] == [3, 1]
+
+
+def test_pictures_that_are_not_finite_are_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = evaluation_hook._Made._pictures
+    monkeypatch.setattr(evaluation_hook._Made, "_pictures", lambda self, rows: real(self, rows) * float("nan"))
+    with said() as lines:
+        assert train(over(make_folder(tmp_path / "data"), SETTINGS), tmp_path / "run") == 0
+    assert "step 1: its pictures are not finite: nothing is measured" in lines
+    assert all("fd_stub" not in record for record in records(tmp_path / "run"))
+    assert not (tmp_path / "run/best.json").exists()
+
+
+def test_a_reference_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another folder gives another value than the training pictures do."""
+    data, other = make_folder(tmp_path / "data"), make_folder(tmp_path / "other", each=9)
+    for name, reference in (("one", ""), ("two", str(other)), ("three", str(data))):
+        assert train(over(data, {**SETTINGS, "train.steps": 1, "eval.reference": reference}), tmp_path / name) == 0
+    one, two, three = (records(tmp_path / name)[0]["fd_stub"] for name in ("one", "two", "three"))
+    assert one == pytest.approx(three, rel=1e-6) and abs(one - two) > 1e-4 * one
+
+
+def test_what_is_missing_is_known_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_folder(tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"eval.num: must be at least 2, got 1"):
+        train(over(data, {**SETTINGS, "eval.num": 1}), tmp_path / "run")
+
+    def missing(name: str, weights: Path | None, device: Any) -> None:
+        raise EvaluationError("no weights")
+
+    monkeypatch.setattr(evaluate, "open_extractor", missing)
+    with pytest.raises(EvaluationError):
+        train(over(data, SETTINGS), tmp_path / "run")
+    assert not list((tmp_path / "run/checkpoints").glob("*")) if (tmp_path / "run/checkpoints").exists() else True
+
+
+def test_inceptions_distance_is_called_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "open_extractor", lambda name, weights, device: Inceptive())
+    assert train(over(make_folder(tmp_path / "data"), {**SETTINGS, "train.steps": 1}), tmp_path / "run") == 0
+    assert "fid" in records(tmp_path / "run")[0]
