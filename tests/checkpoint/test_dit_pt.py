@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ldit.checkpoint import dit_pt
 from ldit.checkpoint.open import open_source
+from ldit.checkpoint.pickled import load_pickled
 from ldit.config.imagenet import imagenet_names
 from ldit.config.model import BaselineConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
+from ldit.flows.convert import convert
 from ldit.flows.pipeline import load_model
 from ldit.nn.build import parameter_count, parameter_shapes
 
@@ -88,6 +90,42 @@ def test_a_checkpoint_of_its_training_keeps_ema_apart(
     """Who converts it must not lose the EMA weights."""
     source = open_source(save(trained(raw, ema)), heads=HEADS)
     assert source.has_ema() and source.has_raw()
+
+
+@pytest.mark.parametrize(
+    ("vae", "name"),
+    [("ema", "ft-ema"), ("mse", "ft-mse"), ("xl", "ft-mse"), (None, "ft-mse"), (3, "ft-mse"), (["ema"], "ft-mse")],
+)
+@pytest.mark.parametrize("kind", [argparse.Namespace, dict])
+def test_the_autoencoder_of_its_settings(
+    save: Callable[..., Path], raw: dict[str, Tensor], vae: Any, name: str, kind: Any
+) -> None:
+    """One of the two that its train.py offers; else that of the published weights."""
+    source = open_source(save({"model": raw, "ema": raw, "args": kind(vae=vae)}), heads=HEADS)
+    assert source.spec.codec == AutoencoderConfig(f"stabilityai/sd-vae-{name}")
+
+
+@pytest.mark.parametrize("vae", ["ema", "mse"])
+@pytest.mark.parametrize("ema_only", [False, True])
+def test_the_autoencoder_goes_there_and_back(
+    save: Callable[..., Path],
+    raw: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    tmp_path: Path,
+    same: Callable[..., bool],
+    vae: str,
+    ema_only: bool,
+) -> None:
+    """What a bare file cannot say is said in its train.py's layout, whose readers look for the EMA weights first."""
+    before = save({"model": raw, "ema": ema, "args": argparse.Namespace(vae=vae)})
+    out = convert(before, tmp_path / "out.pt", "pt", ema_only=ema_only, heads=HEADS)
+    source, content = open_source(out, heads=HEADS), load_pickled(out)
+    assert source.spec == open_source(before, heads=HEADS).spec
+    assert same(load_model(source).state_dict(), ema)
+    if ema_only:
+        assert same(content["ema"] if vae == "ema" else content, ema)
+    else:
+        assert same(content["ema"], ema) and same(content["model"], raw)
 
 
 def test_ema_alone(save: Callable[..., Path], ema: dict[str, Tensor], same: Callable[..., bool], fault: Fault) -> None:

@@ -1,6 +1,7 @@
 """SiT's .pt files: DiT's names and shapes, another process."""
 
 import argparse
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -144,3 +145,22 @@ def test_it_is_written_in_our_layout_only(tmp_path: Path, raw: dict[str, Tensor]
     out = convert(tmp_path / "SiT.pt", tmp_path / "out", heads=HEADS)
     assert open_source(out).spec.process == SIT
     assert "process 'flow'" in fault(convert, tmp_path / "SiT.pt", tmp_path / "b.pt", "pt", None, False, HEADS)
+
+
+def test_info_and_convert_take_the_flag(
+    tmp_path: Path, raw: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, heads = tmp_path / "x.pt", ["--heads", str(HEADS)]
+    torch.save(raw, file)
+    for flags, kind in (([], "ddpm"), (["--process", "flow"], "flow"), (["--process", "ddpm"], "ddpm")):
+        assert main(["info", str(file), *heads, *flags, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["config"]["process"]["kind"] == kind
+    assert main(["convert", str(file), str(tmp_path / "out"), *heads, "--process", "flow"]) == 0
+    assert process(tmp_path / "out") == SIT
+    capsys.readouterr()
+    assert main(["convert", str(file), str(tmp_path / "y.pt"), *heads, "--process", "flow", "--to", "pt"]) == 2
+    assert "process 'flow'" in capsys.readouterr().err
+    for command in (["info", str(tmp_path / "out")], ["convert", str(tmp_path / "out"), str(tmp_path / "z")]):
+        assert main([*command, "--process", "flow"]) == 2
+        error = capsys.readouterr().err
+        assert "says itself what it was trained as" in error and error.count("\n") == 1

@@ -10,6 +10,7 @@ import pytest
 from ldit.cli.main import main
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, TrainConfig
+from ldit.errors import SourceError
 from ldit.flows.convert import convert
 from ldit.flows.train import train
 
@@ -93,6 +94,9 @@ def test_everything_is_verified(run: Path, tmp_path: Path, capsys: pytest.Captur
 def test_heads_belong_to_other_sources(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source in (run, "emoji64-vae"):
         assert "heads are those of a DiT .pt" in refused(capsys, source, "--heads", 3)
+        assert "process is that of a DiT .pt" in refused(capsys, source, "--process", "flow")
+    with pytest.raises(SourceError, match=r"process is that of a DiT \.pt"):
+        convert(run, run / "x", "diffusers", process="flow")
 
 
 @pytest.mark.parametrize("source", ["", "a" * 5000, "~nobody/x", "no-such-model"])

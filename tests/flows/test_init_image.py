@@ -155,6 +155,31 @@ def test_a_picture_is_encoded_once_and_alone() -> None:
     assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])
 
 
+def test_a_picture_that_memory_does_not_suffice_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the codec's error nor that of cutting it is shown raw."""
+
+    class Short(Halving):
+        def encode(self, images: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    pipe = tiny()
+    pipe._codec = Short()  # type: ignore[assignment]
+    said = "init_image: memory does not suffice for a picture of 24x8: a smaller height and width need less"
+    with pytest.raises(RequestError) as caught:
+        pipe.sample([0], init_image=picture(), height=8, width=24)
+    assert str(caught.value) == said and caught.value.__suppress_context__
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ldit.flows.init_image.center_crop", full)
+    with pytest.raises(RequestError, match=said):
+        check_request(pipe.spec, [0], init_image=picture(), height=8, width=24)
+    monkeypatch.setattr("ldit.flows.init_image.center_crop", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check_request(pipe.spec, [0], init_image=picture())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -120,6 +120,8 @@ def test_a_model_that_does_not_fit_names_the_way_out(
         (["--int8", "--offload"], "int8: does not go with offload"),
         (["--compile", "--offload"], "compiled: does not go with offload"),
         (["--int8", "--compile"], "int8: its products cannot be compiled"),
+        (["--graphs"], "graph: CUDA graphs need a GPU, got cpu"),
+        (["--host-modulation", "--offload"], "host_modulation: does not go with offload"),
     ],
 )
 def test_switches_that_cannot_be(
@@ -129,6 +131,16 @@ def test_switches_that_cannot_be(
     code = main(["sample", "--ckpt", NAME, "--device", "cpu", "--class-labels", "0", "--image-save-path", grid, *flags])
     error = capsys.readouterr().err
     assert code == 2 and said in error and error.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def test_host_modulation_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU nothing moves; the flag reaches the copy that samples."""
+    asked: list[Switches | None] = []
+    real = pipeline.prepare
+    monkeypatch.setattr(pipeline, "prepare", lambda model, switches: asked.append(switches) or real(model, switches))
+    command = ["sample", "--ckpt", NAME, "--device", "cpu", "--class-labels", "0", "--steps", "2", "--host-modulation"]
+    assert main([*command, "--latents-out", str(tmp_path / "z.npy")]) == 0
+    assert asked == [Switches(host_modulation=True)]
 
 
 def test_int8_pictures_are_near(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The inference copy on a CUDA device: `pytest -m gpu`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -40,7 +41,33 @@ def test_same_outputs(switches: dict[str, Any], dtype: torch.dtype, tolerance: f
         for found in (network(x, t, y), network(x, t.cuda(), y.cuda())):
             assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
     if switches.get("graph"):
-        assert isinstance(network._run, Graphs) and len(network._run._captured) == 2, "captured, not fallen back"
+        assert isinstance(network.graphs, Graphs) and len(network.graphs) == 2, "captured, not fallen back"
+        view = network.apart()
+        assert view.release() and len(network.graphs) == 0 and not view.release()
+        for found in (view(x, t, y), network(x, t, y)):
+            assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
+        assert len(network.graphs) == 1, "captured again by who shares them still"
+
+
+def test_threads_that_share_graphs() -> None:
+    """Each gets its own numbers, whoever captured first."""
+    model = tiny(torch.float32)
+    network = prepare(model, Switches(graph=True))
+    assert isinstance(network, Prepared)
+    y = torch.tensor(LABELS)
+
+    def work(number: int) -> list[torch.Tensor]:
+        view, out = network.apart(), []
+        for turn in range(20):
+            x = torch.full((3, 4, 8, 8), number + turn / 20, device="cuda")
+            out.append(view(x, torch.full((3,), float(number)), y).cpu())
+        return out
+
+    alone = [work(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, range(4)))
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_planned_call_does_not_wait() -> None:

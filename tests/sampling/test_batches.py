@@ -73,6 +73,28 @@ def test_what_cannot_be_split_is_not_begun_again() -> None:
     assert len(device.tried) == 1
 
 
+def test_what_is_held_for_speed_goes_first() -> None:
+    """At each lack of memory, before the smaller batch; and once it has gone, the smallest is tried again."""
+    order: list[str] = []
+
+    def run(rows: range) -> Iterator[int]:
+        order.append(f"{len(rows)} rows")
+        if order.count("released") < 3:
+            raise CUDA
+        yield from rows
+
+    def release() -> bool:
+        order.append("released")
+        return True
+
+    found = in_batches(2, 2, run, lambda size, left: order.append(f"now {size}"), "", release=release)
+    assert list(found) == [0, 1]
+    rows = ["2 rows", "released", "now 1", "1 rows", "released", "1 rows", "released", "1 rows", "1 rows"]
+    assert order == rows
+    with pytest.raises(RequestError, match="one picture"):
+        list(in_batches(1, 1, Device(0).run, lambda *_: None, "", release=lambda: False))
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("shapes do not match"), ValueError("out of memory"), KeyboardInterrupt()]
 )

@@ -215,17 +215,62 @@ def test_int8_is_for_fp32_on_the_cpu() -> None:
             prepare(tiny().to(dtype), Switches(int8=True))
     with pytest.raises(RequestError, match="int8: its products cannot be compiled"):
         prepare(tiny(), Switches(int8=True, compiled=True))
-    with pytest.raises(RequestError, match="int8: built for class-conditional Large-DiT"):
-        prepare(build_model(BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4)), Switches(int8=True))
+    other = build_model(BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4))
+    for switches in (Switches(int8=True), Switches(graph=True), Switches(host_modulation=True)):
+        with pytest.raises(RequestError, match=r"[a-z8_]+: built for class-conditional Large-DiT"):
+            prepare(other, switches)
+
+
+def test_graphs_are_for_a_gpu() -> None:
+    with pytest.raises(RequestError, match="graph: CUDA graphs need a GPU, got cpu"):
+        prepare(tiny(), Switches(graph=True))
 
 
 def test_compiled_blocks() -> None:
     model = tiny(qk_norm=True, n_kv_heads=2)
     network = prepared(model, compiled=True)
-    x, t, y = batch(model)
-    with torch.no_grad():
-        expected = model(x, t, y)
-    assert error(network(x, t, y), expected) <= TOLERANCE
+    for rows in (3, 1, 5):
+        x, t, y = batch(model, rows)
+        with torch.no_grad():
+            expected = model(x, t, y)
+        assert error(network(x, t, y), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiled_blocks_stay_compiled(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the rows and sizes, 12 of one and 6 of the other: one graph for one row, one for several, and both once
+    more for other sizes than the first. All blocks share them. Nothing runs eagerly."""
+    graphs: list[int] = []
+    compile = torch.compile
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(0)
+        place = len(graphs) - 1
+
+        def run(*values: Any) -> Any:
+            graphs[place] += 1
+            return graph.forward(*values)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, **{**how, "backend": counting}))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):  # torch's own, whoever raised it before
+        network = prepared(tiny(rope="2d"), compiled=True, packed=packed)
+        calls = 0
+        for side in (4, 8, 12, 16, 20, 24):
+            for rows in (3, 1, 2, *range(4, 13)):
+                network(torch.zeros(rows, 4, 8, side), torch.ones(rows), torch.zeros(rows, dtype=torch.long))
+                calls += 1
+        blocks = len(network.blocks)
+        assert len(graphs) == 4 and sum(graphs) == calls * blocks
+        others = [prepared(tiny(dim=dim, multiple_of=64), compiled=True, packed=packed) for dim in (64, 96, 128)]
+        for other in others:
+            for rows in (1, 2):
+                other(torch.zeros(rows, 4, 8, 8), torch.ones(rows), torch.zeros(rows, dtype=torch.long))
+                calls += 1
+        assert sum(graphs) == calls * blocks, "other networks have room beside the first"
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("kind", ["text", "dit"])

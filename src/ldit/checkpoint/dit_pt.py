@@ -28,7 +28,8 @@ ProcessName = Literal["ddpm", "flow"]
 SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
 """SiT (Ma et al. 2024): velocity of the straight path from noise at 0 to data at 1, t given as it is."""
 
-_VAE = "stabilityai/sd-vae-ft-mse"
+_VAES = {word: f"stabilityai/sd-vae-ft-{word}" for word in ("mse", "ema")}
+_VAE = _VAES["mse"]
 _LEARNT = {"path_type": "Linear", "prediction": "velocity"}  # SiT's defaults, and all that FlowConfig can say
 
 
@@ -91,7 +92,7 @@ def process_of(path: Path, settings: Mapping[str, Any], wanted: ProcessName | No
 
 
 def check_dit_pt(spec: ModelSpec) -> None:
-    """SourceError naming everything about the model that a bare state dict cannot tell its reader."""
+    """SourceError naming everything about the model that such a file cannot tell its reader."""
     model = spec.model
     if not isinstance(model, BaselineConfig):
         raise SourceError(f"a DiT .pt cannot hold a model of kind {model.kind!r}")
@@ -100,8 +101,8 @@ def check_dit_pt(spec: ModelSpec) -> None:
         problems.append(f"variant {model.variant!r}")
     if not isinstance(spec.process, DDPMConfig):
         problems.append(f"process {spec.process.kind!r}")
-    if spec.codec != AutoencoderConfig(_VAE):
-        problems.append(f"a codec other than {_VAE} as published")
+    if spec.codec not in [AutoencoderConfig(name) for name in _VAES.values()]:
+        problems.append(f"a codec other than {' and '.join(_VAES.values())} as published")
     if model.class_dropout_prob == 0:
         problems.append("a model without a null class")
     if spec.class_names not in (None, imagenet_names()):
@@ -112,10 +113,32 @@ def check_dit_pt(spec: ModelSpec) -> None:
         raise SourceError(f"a DiT .pt cannot hold: {', '.join(problems)}")
 
 
+def codec_of(settings: Mapping[str, Any]) -> AutoencoderConfig:
+    """The autoencoder that the settings of its train.py name by `vae`, "ema" or "mse"; else that of the published
+    weights."""
+    named = settings.get("vae")
+    return AutoencoderConfig(_VAES.get(named, _VAE) if isinstance(named, str) else _VAE)
+
+
+def content(spec: ModelSpec, states: Mapping[str, dict[str, Tensor]]) -> dict[str, Any]:
+    """What such a file holds of `states`, "model" and "ema": one set of weights bare, as the published files are, where
+    nothing has to be said of it; else the layout of its train.py, with the autoencoder among the settings."""
+    vaes = [word for word, name in _VAES.items() if spec.codec == AutoencoderConfig(name)]
+    settings = argparse.Namespace(vae=vaes[0]) if vaes and spec.codec != AutoencoderConfig(_VAE) else None
+    if settings is None and len(states) == 1:
+        return dict(next(iter(states.values())))
+    return {**states, **({} if settings is None else {"args": settings})}
+
+
 def spec_from_shapes(
-    path: Path, shapes: dict[str, tuple[int, ...]], heads: int | None, process: ProcessConfig | None = None
+    path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    heads: int | None,
+    process: ProcessConfig | None = None,
+    codec: AutoencoderConfig | None = None,
 ) -> ModelSpec:
-    """The spec read off the shapes; heads come from the S/B/L/XL table unless given, the process is DDPM if not."""
+    """The spec read off the shapes; heads come from the S/B/L/XL table unless given, the process is DDPM and the codec
+    that of the published weights if not."""
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
@@ -151,4 +174,4 @@ def spec_from_shapes(
     except (ConfigError, ZeroDivisionError) as error:
         raise SourceError(f"{path}: {error}") from None
     names = imagenet_names() if model.num_classes == 1000 else None
-    return ModelSpec(model, process or DDPMConfig(), AutoencoderConfig(_VAE), ClassConditionerConfig(names))
+    return ModelSpec(model, process or DDPMConfig(), codec or codec_of({}), ClassConditionerConfig(names))

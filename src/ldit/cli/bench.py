@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ldit.cli.arguments import parse
 from ldit.config.sections import Precision, Recompute
@@ -59,8 +61,10 @@ class BenchSampleArguments:
     """8-bit products, CPU only."""
     compile: bool = False
     """Compile the blocks."""
-    graph: bool = False
-    """Each evaluation as a CUDA graph."""
+    graphs: Annotated[bool, tyro.conf.arg(aliases=("--graph",))] = False
+    """Each evaluation as one CUDA graph (GPU)."""
+    host_modulation: bool = False
+    """Keep the adaLN weights on the host."""
     rounds: int = 3
     """Rounds."""
     device: Literal["cpu", "cuda"] | None = None
@@ -112,7 +116,7 @@ def _sample(parsed: BenchSampleArguments) -> dict[str, Any]:
     return bench_sample(
         SampleJob(
             parsed.size, parsed.batch, parsed.steps, parsed.solver, parsed.guidance, parsed.dtype, None, parsed.int8,
-            parsed.compile, parsed.graph, parsed.rounds, parsed.device,
+            parsed.compile, parsed.graphs, parsed.host_modulation, parsed.rounds, parsed.device,
         )
     )  # fmt: skip
 

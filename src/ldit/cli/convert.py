@@ -26,11 +26,13 @@ class ConvertArguments:
     """Write the EMA weights as the only ones, as diffusers always has them."""
     heads: int | None = None
     """Attention heads of a DiT .pt of an unlisted size."""
+    process: Literal["ddpm", "flow"] | None = None
+    """What a .pt was trained as: ddpm = DiT, flow = SiT; default what its settings or its name say, else ddpm."""
 
 
 def run(arguments: list[str]) -> int:
     args = parse(ConvertArguments, arguments, "ldit convert")
     from ldit.flows.convert import convert
 
-    print(convert(args.source, args.out, args.to, args.dtype, args.ema_only, args.heads))
+    print(convert(args.source, args.out, args.to, args.dtype, args.ema_only, args.heads, args.process))
     return 0

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,7 +11,7 @@ from ldit.cli.arguments import parse
 
 @dataclass(frozen=True)
 class InfoArguments:
-    """Say what a checkpoint, an autoencoder or a codec's folder is, from headers and shapes alone."""
+    """Say what a checkpoint, an autoencoder, a classifier or a codec's folder is, from headers and shapes alone."""
 
     source: Annotated[str, tyro.conf.Positional]
     """Folder, run, DiT .pt file, bundled name or Hub id."""
@@ -21,13 +21,15 @@ class InfoArguments:
     """Read and check every file."""
     heads: int | None = None
     """Attention heads of a DiT .pt of an unlisted size."""
+    process: Literal["ddpm", "flow"] | None = None
+    """What a .pt was trained as: ddpm = DiT, flow = SiT; default what its settings or its name say, else ddpm."""
 
 
 def run(arguments: list[str]) -> int:
     args = parse(InfoArguments, arguments, "ldit info")
     from ldit.flows.info import describe
 
-    report = describe(args.source, args.verify, args.heads)
+    report = describe(args.source, args.verify, args.heads, args.process)
     if args.json:
         print(json.dumps(report))
     else:

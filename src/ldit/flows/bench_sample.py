@@ -24,7 +24,7 @@ from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.grids import build_grid
 from ldit.sampling.guidance import Guided, Network
 from ldit.sampling.levels import Level
-from ldit.sampling.prepare import Prepared, Switches, prepare
+from ldit.sampling.prepare import Prepared, Switches, check_switches, prepare
 from ldit.sampling.solvers import find_solver
 from ldit.train.sight import peak_memory
 
@@ -46,6 +46,7 @@ class SampleJob:
     int8: bool = False
     compiled: bool = False
     graph: bool = False
+    host_modulation: bool = False
     rounds: int = 3
     device: str | None = None
 
@@ -94,7 +95,8 @@ class Chain:
 
 def bench_sample(job: SampleJob) -> dict[str, Any]:
     """Measure every batch size: evaluations, milliseconds each, images/s (median and spread of rounds), share of the
-    matrix ceiling, peak memory. Returns the report; ConfigError names a flag that cannot be served."""
+    matrix ceiling (of the FLOPs that `needed_flops` counts), peak memory. Returns the report; ConfigError or
+    RequestError names a flag that cannot be served."""
     if job.size not in RECIPES:
         raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
     if job.device == "cuda" and not torch.cuda.is_available():
@@ -104,7 +106,8 @@ def bench_sample(job: SampleJob) -> dict[str, Any]:
     config = diffusion_recipe(RECIPES[job.size]).model
     find_solver(job.solver)
     build_grid(DDPM(), str(job.steps))
-    dtype, switches = DTYPES[word], Switches(job.packed, job.int8, job.compiled, job.graph)
+    dtype, switches = DTYPES[word], Switches(job.packed, job.int8, job.compiled, job.graph, job.host_modulation)
+    check_switches(config, switches, device)
     # CPUs emulate fp16 products: no ceiling for a network that is not made of them alone.
     ceiling = None if (device.type, word) == ("cpu", "fp16") else matrix_ceiling(device, dtype)
     network = prepare(random_network(config, device, dtype), switches)
@@ -140,6 +143,26 @@ def random_network(config: ClassModelConfig, device: torch.device, dtype: torch.
     return model.eval().requires_grad_(False)
 
 
+def needed_flops(
+    network: Network | nn.Module, config: ClassModelConfig, guided: Guided, levels: tuple[Level, ...]
+) -> int:
+    """FLOPs of matrix products that a chain of `guided` needs, at the training size. Every row of every evaluation is a
+    forward pass, as `forward_flops` counts one. But a prepared network makes its conditioning (the time's MLP and all
+    adaLN products) once for each pair of time and label, however many rows share it: so often it counts there, and no
+    row that only fills a product up counts."""
+    count = len(guided.cond)
+    rows = guided.evaluations * count + guided.guided_rows
+    whole = rows * forward_flops(config, config.input_size, config.input_size)
+    if not isinstance(network, Prepared):
+        return whole
+    linears = [
+        *network.modulations.linears,
+        *(m for m in network.model.t_embedder.modules() if isinstance(m, nn.Linear)),
+    ]
+    pairs = len(set(guided.asked(levels[:-1])))
+    return whole - (rows - pairs) * 2 * sum(linear.weight.numel() for linear in linears)
+
+
 @torch.no_grad()
 def _batch(
     job: SampleJob,
@@ -169,7 +192,8 @@ def _batch(
     seconds = [taken for _, taken in runs]
     guided = runs[0][0]
     middle = median(seconds)
-    flops = (guided.evaluations * count + guided.guided_rows) * forward_flops(config, side, side) / middle
+    needed = needed_flops(network, config, guided, chain.levels)
+    flops = needed / middle
     row: dict[str, Any] = {
         "batch": count,
         "fits": True,
@@ -178,6 +202,7 @@ def _batch(
         "ms_per_evaluation": 1000 * middle / guided.evaluations,
         "images_per_second": count / middle,
         "spread": [count / max(seconds), count / min(seconds)],
+        "flops": needed,
         "tflops": flops / 1e12,
         **({"of_ceiling": flops / ceiling} if ceiling else {}),
         "peak_bytes": peak_memory(device),

@@ -8,7 +8,7 @@ import torch
 
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder, write_diffusers
 from ldit.checkpoint.commit import committed, replaced
-from ldit.checkpoint.dit_pt import check_dit_pt
+from ldit.checkpoint.dit_pt import ProcessName, check_dit_pt, content
 from ldit.checkpoint.export import write_export
 from ldit.checkpoint.manifest import refuse_sealed
 from ldit.checkpoint.open import Source, open_source
@@ -31,14 +31,17 @@ def convert(
     dtype: str | None = None,
     ema_only: bool = False,
     heads: int | None = None,
+    process: ProcessName | None = None,
 ) -> Path:
-    """Write `source` to `out` in layout `to`. SourceError names impossible pairs and an `out` that exists, CodecError
-    what is wrong with the model's codec, which an export in our layout takes along where it is given by path."""
+    """Write `source` to `out` in layout `to`; `heads` and `process` as in `open_source`. SourceError names impossible
+    pairs and an `out` that exists, CodecError what is wrong with the model's codec, which an export in our layout takes
+    along where it is given by path."""
     if Path(source).is_dir() and holds_autoencoder(Path(source)):
-        if heads is not None:
-            raise SourceError(f"{source} is an autoencoder; heads are those of a DiT .pt")
+        for words, given in (("heads are those", heads), ("process is that", process)):
+            if given is not None:
+                raise SourceError(f"{source} is an autoencoder; {words} of a DiT .pt")
         return _convert_autoencoder(Path(source), out, to, dtype)
-    opened = open_source(source, heads)
+    opened = open_source(source, heads, process=process)
     _check_out(out)
     if ema_only and not opened.has_ema():
         raise SourceError(f"{opened.path} keeps no EMA weights apart")
@@ -115,9 +118,8 @@ def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None)
 
 def _write_pt(opened: Source, out: Path, raw: bool, ema: bool) -> Path:
     check_dit_pt(opened.spec)
-    state: object = {name: t.clone() for name, t in opened.tensors(ema=not raw)}
-    if raw and ema:
-        state = {"model": state, "ema": {name: t.clone() for name, t in opened.tensors(ema=True)}}
+    kept = [("model", False)] * raw + [("ema", True)] * ema
+    states = {key: {name: t.clone() for name, t in opened.tensors(ema=average)} for key, average in kept}
     with replaced(out) as temporary:
-        torch.save(state, temporary)
+        torch.save(content(opened.spec, states), temporary)
     return out

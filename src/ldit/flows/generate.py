@@ -14,7 +14,7 @@ from ldit.codecs.pixels import to_pil, to_uint8
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.flows.init_image import encoded
-from ldit.flows.request import Request
+from ldit.flows.request import Request, whole
 from ldit.log import logger
 from ldit.rng import normal
 from ldit.sampling.anysize import positioned
@@ -92,8 +92,12 @@ class Generator:
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
     ) -> None:
+        batch_size, preview_every = whole("batch_size", batch_size), whole("preview_every", preview_every)
         if batch_size < 1:
             raise RequestError(f"batch_size: must be at least 1, got {batch_size}")
+        for name, function in (("callback", callback), ("cancelled", cancelled)):
+            if function is not None and not callable(function):
+                raise RequestError(f"{name}: expected a function, got {function!r:.80}")
         if guide is not None and guide.device != pipe.device:
             raise RequestError(f"guide: it is on {guide.device}, the model on {pipe.device}")
         self.pipe, self.request, self.guide = pipe, request, guide
@@ -108,7 +112,7 @@ class Generator:
 
     @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
     def events(self) -> Iterator[Event]:
-        """Previews, pictures, and Done last."""
+        """Previews, pictures, and Done last. Iterators of one pipeline may run side by side: see `Prepared.apart`."""
         started, counts = time.perf_counter(), _Counts()
         self._ready()
         total, steps = len(self.request.labels), len(self.request.levels) - 1
@@ -129,7 +133,7 @@ class Generator:
 
             # Noise given from outside is drawn for all rows at once, so they cannot be split.
             smallest = 1 if self.request.step_noise is None else total
-            yield from in_batches(total, self.batch_size, run, halved, advice, smallest)
+            yield from in_batches(total, self.batch_size, run, halved, advice, smallest, self._release)
         seconds = time.perf_counter() - started
         yield Done(counts.pictures, counts.evaluations, counts.guided_rows, seconds, counts.stopped)
 
@@ -143,11 +147,18 @@ class Generator:
             if pipe is None:
                 continue
             network = pipe.network
-            self._prepared.append(network if isinstance(network, Prepared) else None)
             if isinstance(network, Prepared):
-                network.plan([])  # the weights may have changed since the last request
+                network = network.apart()
                 self._home = torch.device("cpu") if pipe is self.pipe else self._home
+            self._prepared.append(network if isinstance(network, Prepared) else None)
             self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
+
+    def _release(self) -> bool:
+        """CUDA graphs hold the memory of all their activations: this request goes on without."""
+        let_go = [network.release() for network in self._prepared if network is not None]
+        if any(let_go):
+            logger.warning("out of memory: without CUDA graphs from here on")
+        return any(let_go)
 
     def _placed(self, pipe: "Pipeline", network: Any) -> Network:
         """The network with the positions that were asked for."""

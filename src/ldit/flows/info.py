@@ -9,12 +9,15 @@ from typing import Any
 
 from ldit.checkpoint import manifest
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
+from ldit.checkpoint.classifier import holds_classifier, open_classifier_step
+from ldit.checkpoint.dit_pt import ProcessName
 from ldit.checkpoint.export import kept, read_json, weight_shapes
 from ldit.checkpoint.open import open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_config import CLASS_NAME, CONFIG, MAX_BYTES, read_kl_config
 from ldit.codecs.kl_weights import read_tensors
 from ldit.codecs.open import find_codec
+from ldit.config.kinds import AnySpec
 from ldit.config.model import TextModelConfig
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.dtypes import dtype_word
@@ -22,24 +25,45 @@ from ldit.errors import SourceError
 from ldit.nn.build import forward_flops, parameter_count
 
 
-def describe(source: str | Path, verify: bool = False, heads: int | None = None) -> dict[str, Any]:
+def describe(
+    source: str | Path, verify: bool = False, heads: int | None = None, process: ProcessName | None = None
+) -> dict[str, Any]:
     """kind, path, parameters, dtypes and the like of a model; of an autoencoder's run or step, which is kind
-    "autoencoder"; or of a codec's folder, kind "autoencoder_kl". FLOPs are those of one forward pass of one picture.
+    "autoencoder", or a classifier's, which is kind "classifier"; or of a codec's folder, kind "autoencoder_kl". FLOPs
+    are those of one forward pass of one picture.
 
-    With `verify` every file is read and checked; SourceError or CodecError names the first fault.
+    `heads` and `process` as in `open_source`. With `verify` every file is read and checked; SourceError or CodecError
+    names the first fault.
     """
     folder = _folder(source)
-    if folder is not None and (_is_codec(folder) or holds_autoencoder(folder)):
-        if heads is not None:
-            raise SourceError(f"{source} is an autoencoder; heads are those of a DiT .pt")
-        report = _codec(folder, verify) if _is_codec(folder) else _autoencoder(folder, verify)
-    else:
-        report = _model(source, verify, heads)
+    report = (
+        None
+        if folder is None
+        else _other(folder, source, verify, {"heads are those": heads, "process is that": process})
+    )
+    if report is None:
+        report = _model(source, verify, heads, process)
     return {**report, "verified": True} if verify else report
 
 
-def _model(source: str | Path, verify: bool, heads: int | None) -> dict[str, Any]:
-    opened = open_source(source, heads)
+def _other(folder: Path, source: str | Path, verify: bool, of_pt: dict[str, Any]) -> dict[str, Any] | None:
+    """What is said of a folder that is known, but holds no model; None for others. `of_pt`: what
+    is given for DiT .pt files alone, by the words that say so."""
+    for what, known, report_of in (
+        ("an autoencoder", _is_codec, _codec),
+        ("an autoencoder", holds_autoencoder, _autoencoder),
+        ("a classifier", holds_classifier, _classifier),
+    ):
+        if known(folder):
+            for words, given in of_pt.items():
+                if given is not None:
+                    raise SourceError(f"{source} is {what}; {words} of a DiT .pt")
+            return report_of(folder, verify)
+    return None
+
+
+def _model(source: str | Path, verify: bool, heads: int | None, process: ProcessName | None) -> dict[str, Any]:
+    opened = open_source(source, heads, process=process)
     if verify:
         opened.verify()
     entries = opened.shapes(ema=opened.has_ema())
@@ -69,19 +93,40 @@ def _autoencoder(folder: Path, verify: bool) -> dict[str, Any]:
     """A step of an autoencoder's run, the newest sound one of a run; its statistics are null before they are
     measured."""
     opened = open_autoencoder(folder)
-    if verify and (opened.path / manifest.NAME).exists():
-        manifest.verify(opened.path)
-    entries, spec = weight_shapes(opened.path, opened.has_ema()), opened.spec
+    own = {
+        "factor": opened.spec.model.factor,
+        "latent_channels": opened.spec.model.latent_channels,
+        "statistics": opened.spec.to_json().get("latents"),
+    }
+    return _step(opened.path, opened.spec, own, verify)
+
+
+def _classifier(folder: Path, verify: bool) -> dict[str, Any]:
+    """A step of a classifier's run, the newest sound one of a run."""
+    opened = open_classifier_step(folder)
+    spec = opened.spec
+    own = {
+        "image_size": spec.image_size,
+        "features": spec.model.widths[-1],
+        "classes": len(spec.names),
+        "fingerprint": opened.fingerprint(),
+    }
+    return _step(opened.path, spec, own, verify)
+
+
+def _step(folder: Path, spec: AnySpec, own: dict[str, Any], verify: bool) -> dict[str, Any]:
+    """What is said of a step of any run that trains no diffusion model, around what is its `own`."""
+    if verify and (folder / manifest.NAME).exists():
+        manifest.verify(folder)
+    entries = weight_shapes(folder, ema=True)
     return {
         "kind": spec.model.kind,
-        "path": str(opened.path),
+        "path": str(folder),
         "parameters": sum(math.prod(shape) for shape, _ in entries.values()),
         "entries": len(entries),
         "dtype": _dtype(dtype_word(dtype) for _, dtype in entries.values()),
-        "weights": list(kept(opened.path)),
-        "factor": spec.model.factor,
-        "latent_channels": spec.model.latent_channels,
-        "statistics": spec.to_json().get("latents"),
+        "weights": list(kept(folder)),
+        **own,
         "step": (spec.training or {}).get("step"),
         "config": spec.to_json(),
     }

@@ -1,6 +1,7 @@
 """Pictures that sampling starts from (SDEdit, Meng et al. 2022): opened, cut to the size asked for, encoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from ldit.codecs.pixels import from_pil
 from ldit.data.decoding import BadPicture, Decoding, open_picture, to_rgb
 from ldit.data.transforms import center_crop
 from ldit.errors import RequestError
+from ldit.sampling.batches import out_of_memory
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -25,21 +27,41 @@ def given_pictures(given: InitImage) -> list[Image.Image] | None:
     RequestError names a file that is no picture."""
     if given is None:
         return None
-    pictures = [given] if isinstance(given, (Image.Image, str, Path)) else list(given)
+    try:
+        pictures = [given] if isinstance(given, (Image.Image, str, Path)) else list(given)
+    except TypeError:
+        raise RequestError(f"init_image: expected pictures or files, got a {type(given).__name__}") from None
     if not pictures:
         raise RequestError("init_image: no picture given")
     return _each(_opened, pictures)
 
 
 def cut(pictures: Sequence[Image.Image], width: int, height: int) -> tuple[Image.Image, ...]:
-    """Each covered and cropped to width x height pixels by ADM's rule."""
-    return tuple(_each(lambda one: center_crop(one, width, height), pictures))
+    """Each covered and cropped to width x height pixels by ADM's rule. RequestError where memory does not suffice."""
+    with _room(width, height):
+        return tuple(_each(lambda one: center_crop(one, width, height), pictures))
 
 
 def encoded(pictures: Sequence[Image.Image], codec: Codec) -> Tensor:
     """Scaled latents (B, C, h, w), fp32 on the CPU: an autoencoder's posterior means. One picture at a time, so that
-    its latent does not depend on the others."""
-    return torch.stack(_each(lambda one: codec.encode(from_pil([one]))[0].cpu(), pictures))
+    its latent does not depend on the others, and no more memory is needed for many. RequestError where it does not
+    suffice for one."""
+    with _room(*pictures[0].size):
+        return torch.stack(_each(lambda one: codec.encode(from_pil([one]))[0].cpu(), pictures))
+
+
+@contextmanager
+def _room(width: int, height: int) -> Iterator[None]:
+    """RequestError when memory runs out over pictures of this size."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise RequestError(
+            f"init_image: memory does not suffice for a picture of {width}x{height}: a smaller height and width need "
+            "less"
+        ) from None
 
 
 def _each(function: Callable[[A], B], values: Sequence[A]) -> list[B]:

@@ -1,5 +1,6 @@
 """`ldit.load`: a source to an object that makes pictures."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,8 @@ class Pipeline:
     """Weights and all they need to become pictures.
 
     `model` is the raw network; `spec` is the content of config.json (a dict, and its parts as attributes). Calling the
-    pipeline samples; see `sample`.
+    pipeline samples; see `sample`. Requests may run side by side, in one thread or in several, also one request in
+    several threads by turns; `to` and new weights wait until none runs.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Pipeline:
         self._dtype = dtype
         self._codec = codec
         self._guides: dict[str, Pipeline] = {}  # by source, once used
+        self._opening = threading.RLock()  # what is made at first use is made once, whoever asks
 
     @property
     def device(self) -> torch.device:
@@ -66,9 +69,10 @@ class Pipeline:
         network itself where there are no `switches` or its blocks are on the host."""
         if self.switches is None or blocks.is_offloaded(self.model):
             return self.model
-        if self._network is None or (isinstance(self._network, Prepared) and not self._network.current()):
-            self._network = prepare(self.model, self.switches)
-        return self._network
+        with self._opening:
+            if self._network is None or (isinstance(self._network, Prepared) and not self._network.current()):
+                self._network = prepare(self.model, self.switches)
+            return self._network
 
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
         """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it. A guide given by name is
@@ -85,10 +89,11 @@ class Pipeline:
     @property
     def codec(self) -> Codec:
         """Opened at first use on the network's device; CodecError when it is not at hand."""
-        if self._codec is None:
-            roots, channels = codec_roots(self.codec_root, self.source), self.spec.model.in_channels
-            self._codec = open_codec(self.spec.codec, roots, self.device, self._codec_dtype, channels)
-        return self._codec
+        with self._opening:
+            if self._codec is None:
+                roots, channels = codec_roots(self.codec_root, self.source), self.spec.model.in_channels
+                self._codec = open_codec(self.spec.codec, roots, self.device, self._codec_dtype, channels)
+            return self._codec
 
     @property
     def _codec_dtype(self) -> torch.dtype:
@@ -150,8 +155,11 @@ class Pipeline:
         checked = check_request(self.spec, class_labels, guide=None if guide is None else guide.spec, **request)
         if isinstance(guide, Source):  # read once the request is known to be sound
             offload = blocks.is_offloaded(self.model)
-            guide = load_source(guide, self.device, self.dtype, offload=offload, switches=self.switches)
-            self._guides = {str(named): guide}  # the last one
+            with self._opening:
+                guide = self._guides.get(str(named)) or load_source(
+                    guide, self.device, self.dtype, offload=offload, switches=self.switches
+                )
+                self._guides = {str(named): guide}  # the last one
         return Generator(self, checked, guide=guide, decode=decode, **running)
 
 
@@ -223,7 +231,7 @@ def _check_switches(
     switches: Switches, spec: ModelSpec, device: torch.device, dtype: torch.dtype, offload: bool
 ) -> None:
     """RequestError for what cannot be had; before weights are read."""
-    check_switches(spec.model, switches)
+    check_switches(spec.model, switches, device)
     if switches.int8 and (device.type != "cpu" or dtype is not torch.float32):
         raise RequestError(f"int8: products in 8 bits are for the CPU and fp32, got {device} and {dtype}")
     for name in ("int8", "compiled", "graph", "packed", "host_modulation"):

@@ -14,7 +14,7 @@ from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.flows.init_image import InitImage, cut, given_pictures
 from ldit.sampling.anysize import check_scaling
-from ldit.sampling.grids import build_grid
+from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.levels import Level
 from ldit.sampling.solvers import find_solver
@@ -25,6 +25,8 @@ Labels = int | str | Iterable[int | str] | Tensor | None
 STRENGTH = 0.6
 """Noise time that a picture to start from is brought to, where none is asked for: SDEdit's compromise between keeping
 the picture and mending it."""
+MOST_PIXELS = 1 << 16
+"""Of a side: far more than memory holds, and few enough to be counted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,27 @@ class Request:
     strength: float | None = None
 
 
+_NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)  # what float() says, of tensors too
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer of any kind, true and false not among them; RequestError names the argument."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # what tensors say, too
+        pass
+    raise RequestError(f"{name}: expected a whole number, got {value!r:.80}")
+
+
+def real(name: str, value: Any) -> float:
+    """A number of any kind; RequestError names the argument."""
+    try:
+        return float(value)
+    except _NO_NUMBER:
+        raise RequestError(f"{name}: expected a number, got {value!r:.80}") from None
+
+
 def check_request(
     spec: ModelSpec,
     class_labels: Labels = None,
@@ -55,7 +78,7 @@ def check_request(
     prompts: Sequence[str] | None = None,
     steps: int | str | None = None,
     solver: str | None = None,
-    grid: str | None = None,
+    grid: str | Sequence[float] | None = None,
     eta: float | None = None,
     guidance: float | None = None,
     guidance_channels: int | Literal["all"] | None = None,
@@ -84,21 +107,19 @@ def check_request(
         raise RequestError("text-to-image sampling is not built yet")
     if getattr(spec.model, "cond_channels", 0):
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
-    pictures = given_pictures(init_image)
+    pictures, seeds = given_pictures(init_image), _listed_seeds(seeds)
     labels = _labels(class_labels, num, seeds, pictures, spec)
     asked = {
-        "solver": solver, "grid": grid, "eta": eta, "guidance_channels": guidance_channels,
+        "solver": solver, "grid": _grid(grid), "eta": eta, "guidance_channels": guidance_channels,
         "guidance_interval": guidance_interval, "guidance_schedule": guidance_schedule,
         "rope_scaling": rope_scaling, "proportional_attention": proportional_attention,
     }  # fmt: skip
-    wanted = str(spec.sampling_defaults.steps if steps is None else steps)
+    wanted = _steps(spec.sampling_defaults.steps if steps is None else steps)
     settings = _settings(spec, asked, wanted, _guidance(spec, guidance, guide))
     shape = _latent_shape(spec, height, width)
     if guide is not None:
         _check_guide(spec, guide, shape)
-    expected = (len(labels), *shape)
-    if initial_noise is not None and tuple(initial_noise.shape) != expected:
-        raise RequestError(f"initial_noise: shape {tuple(initial_noise.shape)}, expected {expected}")
+    _check_noise(initial_noise, (len(labels), *shape), step_noise)
     strength = _strength(strength, pictures)
     return Request(
         labels=labels,
@@ -107,7 +128,7 @@ def check_request(
         settings=settings,
         steps=wanted,
         solve=find_solver(settings.solver, settings.eta),
-        levels=_levels(spec, wanted, steps, settings.grid, strength),
+        levels=_levels(spec, wanted, steps is not None, settings.grid, strength),
         channels=_channels(spec, settings),
         null=_null(spec, settings, guide),
         initial_noise=initial_noise,
@@ -125,14 +146,17 @@ def _settings(spec: ModelSpec, asked: dict[str, Any], steps: str, guidance: floa
     if steps.isdecimal():
         given["steps"] = int(steps)
     settings = replace(spec.sampling_defaults, **given, guidance=guidance)
+    for name in ("solver", "guidance_schedule", "rope_scaling"):
+        if not isinstance(getattr(settings, name), str):
+            raise RequestError(f"{name}: expected a name, got {getattr(settings, name)!r:.80}")
     try:
-        (low, high), eta = map(float, settings.guidance_interval), float(settings.eta)
-    except (TypeError, ValueError):
-        both = f"{settings.guidance_interval!r} and {settings.eta!r}"
-        raise RequestError(f"guidance_interval, eta: expected two numbers and one, got {both}") from None
+        low, high = map(float, settings.guidance_interval)
+    except _NO_NUMBER:
+        got = repr(settings.guidance_interval)
+        raise RequestError(f"guidance_interval: expected two numbers, got {got:.80}") from None
     check_schedule(settings.guidance_schedule)
     check_scaling(spec.model, settings.rope_scaling, settings.proportional_attention)
-    return replace(settings, guidance_interval=(low, high), eta=eta)
+    return replace(settings, guidance_interval=(low, high), eta=real("eta", settings.eta))
 
 
 def _labels(
@@ -141,7 +165,10 @@ def _labels(
     """One index a picture; a lone name or number is a list of one, arrays are lists."""
     if isinstance(wanted, (str, int)):
         wanted = [wanted]
-    listed: list[Any] = wanted.tolist() if hasattr(wanted, "tolist") else list(wanted or ())  # type: ignore[union-attr]
+    try:
+        listed: Any = wanted.tolist() if hasattr(wanted, "tolist") else list(wanted or ())  # type: ignore[union-attr]
+    except TypeError:
+        raise RequestError(f"class_labels: expected numbers or names, got {wanted!r:.80}") from None
     if not isinstance(listed, list):
         listed = [listed]
     count = spec.model.num_classes  # type: ignore[union-attr]
@@ -149,17 +176,14 @@ def _labels(
         return (0,) * _number(num, len(seeds if seeds is not None else pictures or (0,)))
     labels = tuple(resolve_label(label, count, spec.class_names) for label in listed)
     if num is not None:
-        raise RequestError(f"num {num}: this model has classes and makes one picture a label; sets are not built yet")
+        raise RequestError(f"num {num}: this model has classes and makes one picture a label")
     if not labels:
         raise RequestError("name at least one class label")
     return labels
 
 
 def _number(num: int | None, default: int) -> int:
-    try:
-        found = default if num is None else operator.index(num)
-    except TypeError:
-        raise RequestError(f"num: expected a number of pictures, got {num!r}") from None
+    found = default if num is None else whole("num", num)
     if found < 1:
         raise RequestError(f"num: must be at least 1, got {found}")
     return found
@@ -169,9 +193,10 @@ def _guidance(spec: ModelSpec, wanted: float | None, guide: ModelSpec | None) ->
     unconditional = getattr(spec.model, "num_classes", None) == 0 and guide is None
     if wanted is None:
         return 1.0 if unconditional else spec.sampling_defaults.guidance
-    if unconditional and wanted != 1:
-        raise RequestError(f"guidance {wanted:g}: this model has no classes, so there is nothing to guide; use 1")
-    return float(wanted)
+    found = real("guidance", wanted)
+    if unconditional and found != 1:
+        raise RequestError(f"guidance {found:g}: this model has no classes, so there is nothing to guide; use 1")
+    return found
 
 
 def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:
@@ -203,21 +228,43 @@ def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tup
     unit = model.patch_size * factor
     sides = []
     for name, side in (("height", height), ("width", width)):
-        pixels = model.input_size * factor if side is None else side  # type: ignore[union-attr]
+        pixels = model.input_size * factor if side is None else whole(name, side)  # type: ignore[union-attr]
         if pixels < 1 or pixels % unit:
             raise RequestError(
                 f"{name}: {pixels} pixels are not a positive multiple of {unit} (patch size x codec factor)"
             )
+        if pixels > MOST_PIXELS:
+            raise RequestError(f"{name}: must be at most {MOST_PIXELS} pixels, got {pixels}")
         sides.append(pixels // factor)
     return (model.in_channels, sides[0], sides[1])
 
 
-def _seeds(seed: int, seeds: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def _listed_seeds(seeds: Iterable[int] | None) -> tuple[int, ...] | None:
     if seeds is None:
-        return tuple(seed + k for k in range(count))
+        return None
+    try:
+        listed = list(seeds)
+    except TypeError:
+        raise RequestError(f"seeds: expected one whole number a picture, got {seeds!r:.80}") from None
+    return tuple(whole("seeds", seed) for seed in listed)
+
+
+def _seeds(seed: int, seeds: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    if seeds is None:
+        first = whole("seed", seed)
+        return tuple(first + k for k in range(count))
     if len(seeds) != count:
         raise RequestError(f"seeds: {len(seeds)} seeds for {count} pictures")
-    return tuple(int(s) for s in seeds)
+    return seeds
+
+
+def _check_noise(initial: Any, expected: tuple[int, ...], step: Any) -> None:
+    if initial is not None and not isinstance(initial, Tensor):
+        raise RequestError(f"initial_noise: expected a tensor of shape {expected}, got a {type(initial).__name__}")
+    if initial is not None and tuple(initial.shape) != expected:
+        raise RequestError(f"initial_noise: shape {tuple(initial.shape)}, expected {expected}")
+    if step is not None and not callable(step):
+        raise RequestError(f"step_noise: expected a function of step and shape, got a {type(step).__name__}")
 
 
 def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int]) -> None:
@@ -265,23 +312,35 @@ def _trained_shape(spec: ModelSpec) -> tuple[int, int, int]:
 
 def _strength(wanted: float | None, pictures: Sequence[Any] | None) -> float | None:
     """None where there is no picture to start from."""
+    found = STRENGTH if wanted is None else real("strength", wanted)
     if pictures is None:
         if wanted is not None:
-            raise RequestError(f"strength {wanted:g}: there is no init_image to start from")
+            raise RequestError(f"strength {found:g}: there is no init_image to start from")
         return None
-    found = STRENGTH if wanted is None else float(wanted)
     if not 0 < found <= 1:
         raise RequestError(f"strength: must be above 0 and at most 1, got {found:g}")
     return found
 
 
-def _levels(
-    spec: ModelSpec, steps: str, asked: int | str | None, grid: str, strength: float | None
-) -> tuple[Level, ...]:
+def _steps(wanted: int | str) -> str:
+    return wanted if isinstance(wanted, str) else str(whole("steps", wanted))
+
+
+def _grid(wanted: Any) -> str | None:
+    """A grid by its name; noise times in a list or an array as "1,0.5" has them."""
+    if wanted is None or isinstance(wanted, str):
+        return wanted
+    times = wanted.tolist() if hasattr(wanted, "tolist") else wanted
+    if not isinstance(times, (list, tuple)) or not times:
+        raise RequestError(f"grid: expected a name or a list of noise times, got {wanted!r:.80}")
+    return ",".join(repr(real("grid", time)).removesuffix(".0") for time in times)
+
+
+def _levels(spec: ModelSpec, steps: str, asked: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
     """The grid, with a strength from its first level that is no noisier than that."""
     levels = build_grid(build_process(spec.process), steps, grid)
-    if asked is not None and "," in grid and str(asked) != str(len(levels) - 1):
-        raise RequestError(f"steps {asked}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
+    if asked and is_listed(grid) and steps != str(len(levels) - 1):
+        raise RequestError(f"steps {steps}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
     if strength is None:
         return levels
     kept = tuple(level for level in levels if level.noise_time <= strength + 1e-9)  # 1 - 7/10 is a little above 0.3

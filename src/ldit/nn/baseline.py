@@ -11,8 +11,10 @@ from ldit.nn.conditioning import LabelEmbedder, TimestepEmbedder
 from ldit.nn.dit import FinalLayer
 from ldit.nn.layers import gated_add, modulate
 from ldit.nn.rope import AS_TRAINED, GridScale, ntk_factors
+from ldit.nn.tables import Tables
 from ldit.nn.tokens import unpatchify
 
+_MOST_TABLES = 8  # one of 64 x 64 tokens and width 1152 takes 19 MB
 NORM_EPS = 1e-6
 DIFFUSERS_EPS = 1e-5  # of a block's second norm in diffusers
 
@@ -117,6 +119,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(hidden_size, last=theirs)
         self.y_embedder = LabelEmbedder(num_classes, class_dropout_prob > 0, hidden_size)
         self.pos_embed = nn.Parameter(position_table(side, side, hidden_size), requires_grad=False)
+        self._tables = Tables(_MOST_TABLES)  # of other grids than the stored one
         hidden = round(hidden_size * mlp_ratio)
         eps = DIFFUSERS_EPS if theirs else NORM_EPS
         self.blocks = nn.ModuleList(_Block(hidden_size, num_heads, hidden, eps) for _ in range(depth))
@@ -130,7 +133,7 @@ class DiT(nn.Module):
         rows, columns = height // p, width // p
         position: Tensor = self.pos_embed
         if grid is not None or (height, width) != (size, size):
-            position = position_table(rows, columns, self.config.hidden_size, grid or AS_TRAINED).to(position)
+            position = self._position(rows, columns, grid or AS_TRAINED)
         tokens = self.x_embedder(x) + position
         vector = self.t_embedder(t) + self.y_embedder(y)
         for block in self.blocks:
@@ -138,3 +141,11 @@ class DiT(nn.Module):
             tokens = block(tokens, modulation, 1.0 if grid is None else grid.softmax)
         out = self.final_layer(tokens, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1)))
         return unpatchify(out.unflatten(1, (rows, columns)), p)
+
+    def _position(self, rows: int, columns: int, grid: GridScale) -> Tensor:
+        """The position table of a grid where the stored one lies, in its dtype."""
+        stored: Tensor = self.pos_embed
+        return self._tables.get(
+            (rows, columns, grid, stored.device, stored.dtype),
+            lambda: position_table(rows, columns, self.config.hidden_size, grid).to(stored),
+        )

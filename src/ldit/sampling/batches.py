@@ -25,12 +25,16 @@ def in_batches(
     halved: Callable[[int, int], None],
     advice: str,
     smallest: int = 1,
+    release: Callable[[], bool] = lambda: False,
 ) -> Iterator[Item]:
     """What `run(rows)` yields for rows 0 … count-1, at most `size` of them together.
 
     When memory runs out, `halved(new size, pictures still to be made)` is told, and the batch begins again with half
     its rows; the new size stays. `run` must yield nothing final before its last allocation: what it yielded before the
     error is superseded. A batch of no more than `smallest` rows is not halved: RequestError with `advice`, what to do.
+
+    Before, `release()` lets go of memory that is held for speed alone, and says whether there was any: then the
+    smallest batch is tried once more. It must say so a finite number of times.
     """
     first = 0
     while first < count:
@@ -40,14 +44,16 @@ def in_batches(
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            if len(rows) <= smallest:
+            if not release() and len(rows) <= smallest:
                 number = "one picture" if len(rows) == 1 else f"{len(rows)} pictures that cannot be split"
                 raise RequestError(f"memory does not suffice for {number}: {advice}") from error
-            size = max(len(rows) // 2, smallest)
+            smaller = max(len(rows) // 2, smallest)
         else:
             first = rows.stop
             continue
         # Only here are the frames of the failed batch gone, and their tensors with them.
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        halved(size, count - first)
+        if smaller < len(rows):
+            halved(smaller, count - first)
+        size = smaller

@@ -32,7 +32,7 @@ def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Lev
         except ValueError as error:
             raise RequestError(f"steps: {error}") from None
     schedule = Schedule(process)
-    if grid[:1].isdigit() or grid[:1] == ".":
+    if is_listed(grid):
         return _checked(schedule, grid, _listed(schedule, grid))
     if not steps.isdecimal() or not 1 <= int(steps) <= MOST_STEPS:
         raise RequestError(f"steps: expected a number from 1 to {MOST_STEPS}, got {steps!r}")
@@ -51,6 +51,11 @@ def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Lev
             f"grid: expected uniform, shifted:K, karras, cosine or falling noise times such as 1,0.6,0.2, got {grid!r}"
         )
     return _checked(schedule, grid, [*makers[kind](), CLEAN])
+
+
+def is_listed(grid: str) -> bool:
+    """Whether it is a list of noise times, which has its own number of steps."""
+    return grid[:1].isdigit() or grid[:1] == "."
 
 
 def _shifted(schedule: Schedule, count: int, argument: str) -> Iterator[Level]:

@@ -33,7 +33,7 @@ class Modulations:
         self.widths = [linear.out_features for linear in self.linears]
         self.device, self.dtype = model.x_embedder.weight.device, model.x_embedder.weight.dtype
         self._planned: dict[Pair, int] = {}
-        self._made: tuple[Tensor | None, dict[Pair, int]] = (None, {})  # as one, for calls from other threads
+        self._made: tuple[Tensor | None, dict[Pair, int]] = (None, {})  # as one: threads may call
         if host:
             for linear in self.linears:
                 linear.to("cpu")

@@ -1,10 +1,14 @@
 """The inference copy: what the sampler calls in place of the network, with the same outputs."""
 
-from collections.abc import Iterable
+import copy
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 
 from ldit.config.model import ClassModelConfig
@@ -12,6 +16,7 @@ from ldit.errors import RequestError
 from ldit.nn.dit import Block, DiT
 from ldit.nn.kernels import attention_kernels
 from ldit.nn.rope import GridScale
+from ldit.nn.tables import Tables
 from ldit.nn.tokens import patchify, rope_table, unpatchify
 from ldit.sampling.graphs import Graphs
 from ldit.sampling.modulation import Modulations, Pair
@@ -19,6 +24,9 @@ from ldit.sampling.packed import packed_block, shell
 from ldit.sampling.quantised import Int8Linear
 
 _MOST_TABLES = 32
+_MOST_COMPILED = 64  # torch counts those of all blocks in the process together, and goes on without compiling beyond
+_CHOOSING = threading.Lock()
+"""Held while attention kernels are chosen for a call: the choice is the process's, and a call sets and resets it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Switches:
     """What is done to the blocks. `packed`: q, k, v in one product and w1, w3 in one; None: on a GPU, which saves
     launches; on a CPU the strided halves cost more than the larger products gain. `int8`: the products of attention
     and FFN in 8 bits, CPU and fp32 alone. `compiled`: torch.compile, block by block. `graph`: an evaluation is a CUDA
-    graph, on a GPU. `host_modulation`: the adaLN weights live on the host."""
+    graph, on a GPU alone. `host_modulation`: the adaLN weights live on the host."""
 
     packed: bool | None = None
     int8: bool = False
@@ -37,28 +45,32 @@ class Switches:
 
 def prepare(model: nn.Module, switches: Switches | None = None) -> "Prepared | nn.Module":
     """The network for sampling: `network(x, time, cond, *, grid=None)` as `model`. Networks other than a
-    class-conditional `ldit.nn.dit.DiT` come back as they are; int8 of those is a RequestError.
+    class-conditional `ldit.nn.dit.DiT` come back as they are; int8, graph and host_modulation of those are a
+    RequestError, and so is graph outside CUDA.
 
     No weight is held twice, but for int8 beside fp32: the model's become views of the joined ones, so it stays whole
     and follows changes in place. Moving or converting the model afterwards parts the two, see `Prepared.current`.
     """
     switches = switches or Switches()
-    check_switches(model.config, switches)
+    check_switches(model.config, switches, next(model.parameters()).device)
     if not isinstance(model, DiT) or not isinstance(model.config, ClassModelConfig):
         return model
     return Prepared(model, switches)
 
 
-def check_switches(config: Any, switches: Switches) -> None:
-    """RequestError for switches that do not go with each other, or with a network of this configuration."""
+def check_switches(config: Any, switches: Switches, device: torch.device) -> None:
+    """RequestError for switches that do not go with each other, with a network of this configuration, or there."""
     if switches.int8 and switches.compiled:
         raise RequestError("int8: its products cannot be compiled; choose one of the two")
-    if switches.int8 and not isinstance(config, ClassModelConfig):
-        raise RequestError("int8: built for class-conditional Large-DiT networks alone")
+    for name in ("int8", "graph", "host_modulation"):
+        if getattr(switches, name) and not isinstance(config, ClassModelConfig):
+            raise RequestError(f"{name}: built for class-conditional Large-DiT networks alone")
+    if switches.graph and device.type != "cuda":
+        raise RequestError(f"graph: CUDA graphs need a GPU, got {device}")
 
 
 class Prepared:
-    """See `prepare`. Call `plan` before the first step of a batch."""
+    """See `prepare`. Call `plan` before the first step of a batch; who shares it with others takes `apart` first."""
 
     def __init__(self, model: DiT, switches: Switches) -> None:
         weight = model.x_embedder.weight
@@ -67,8 +79,9 @@ class Prepared:
         self.blocks = [_prepared(block, switches) for block in model.layers]  # type: ignore[arg-type]
         self.modulations = Modulations(model, switches.host_modulation)
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
-        self._tables: dict[tuple[int, int, GridScale | None], Tensor] = {}
-        self._run = Graphs(self._body) if switches.graph and self.device.type == "cuda" else self._body
+        self._choosing = _CHOOSING if self.device.type == "cuda" else nullcontext()
+        self._tables = Tables(_MOST_TABLES)
+        self.graphs = Graphs() if switches.graph else None
         self._places = self._state()
 
     def current(self) -> bool:
@@ -81,6 +94,24 @@ class Prepared:
         may move."""
         shared = (p for name, p in self.model.layers.named_parameters() if "adaLN_modulation" not in name)
         return [(p.data_ptr(), p.dtype, p._version if self.switches.int8 else 0) for p in shared]
+
+    def apart(self) -> "Prepared":
+        """The same network for one request: weights, tables and graphs are shared, `plan` and `release` are its own.
+
+        Requests interleave, step by step in one thread or in several, and a thread that goes on with one need not be
+        the one that began it. So no lock is held from one step to the next; what a request has to keep is its own.
+        """
+        own = copy.copy(self)
+        own.modulations = Modulations(self.model, self.switches.host_modulation)
+        return own
+
+    def release(self) -> bool:
+        """Let go of all graphs, which hold memory for speed alone, and go on without; whether there was any to let go
+        of. Others that share them capture theirs again."""
+        graphs, self.graphs = self.graphs, None
+        if graphs is not None:
+            graphs.forget()
+        return graphs is not None
 
     @torch.no_grad()
     def plan(self, pairs: Iterable[Pair]) -> None:
@@ -96,18 +127,17 @@ class Prepared:
 
         time and cond may lie on the host whatever the device; then a call does not wait for the device.
         """
-        rows = self.modulations(time, cond)
-        with self._kernels():
-            return self._run(x, rows, self._table(x, grid))
+        rows, rope = self.modulations(time, cond), self._table(x, grid)
+        with self._choosing, self._kernels():
+            return self._body(x, rows, rope) if self.graphs is None else self.graphs(self._body, x, rows, rope)
 
     def _table(self, x: Tensor, grid: GridScale | None) -> Tensor:
         config = self.model.config
-        key = (x.shape[-2] // config.patch_size, x.shape[-1] // config.patch_size, grid)
-        if key not in self._tables:
-            if len(self._tables) >= _MOST_TABLES:
-                self._tables.pop(next(iter(self._tables)))
-            self._tables[key] = rope_table(config.rope, key[0], key[1], config.head_dim, self.device, grid)
-        return self._tables[key]
+        rows, columns = (side // config.patch_size for side in x.shape[-2:])
+        return self._tables.get(
+            (rows, columns, grid),
+            lambda: rope_table(config.rope, rows, columns, config.head_dim, self.device, grid),
+        )
 
     def _body(self, x: Tensor, rows: Tensor, rope: Tensor) -> Tensor:
         model = self.model
@@ -128,5 +158,21 @@ def _prepared(block: Block, switches: Switches) -> Block:
     joined = not on_cpu if switches.packed is None else switches.packed
     twin = packed_block(block) if joined else shell(block)
     if switches.compiled:
-        twin.forward = torch.compile(twin.forward, dynamic=False)  # type: ignore[method-assign]
+        twin.forward = _compiled(twin.forward)  # type: ignore[method-assign]
     return twin
+
+
+def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled for the size of the first pictures, and for all others once another comes; each time for any number of
+    rows, one row by itself. A request has many: guided and not, full batches, the last one, halves."""
+    torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, _MOST_COMPILED)
+    run = torch.compile(forward)
+
+    def call(x: Tensor, rope: Tensor, modulation: Tensor) -> Tensor:
+        if x._is_view():  # only the first block's are, which alone would want graphs of its own for that
+            x = x.clone()
+        for value in (x, modulation):
+            torch._dynamo.maybe_mark_dynamic(value, 0)
+        return run(x, rope, modulation)
+
+    return call
