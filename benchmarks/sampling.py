@@ -7,7 +7,8 @@ ladder:  random weights, one guided evaluation of `--batch` pictures, rung by ru
          ahead; joined products; with --compile compiled blocks; int8. Every rung is checked against the plain module
          before it is timed, and the rungs take turns, so that drift and other load fall on all. `gain` is over the
          rung before, `gain_over_plain` over the first; a rung's time is that of a chain of evaluations, planning
-         among it, divided by their number.
+         among it, divided by their number. `cpu_gain` is the same of processor time, which other work on the machine
+         moves less.
 default: the bundled emoji64-class-xs: 250 ancestral steps of the plain module with both guidance halves at every step,
          against the model's own guidance settings on the inference copy with `--solver` at each of `--steps`, in turn.
          Before, latents of the plain module and of the copy are compared at equal steps.
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -91,11 +93,14 @@ def ladder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
         print(f"{name}: off by {error:.1e} of the largest value (allowed {allowed:.0e})")
         assert error <= allowed, name
     seconds: dict[str, list[float]] = {name: [] for name in rungs}
+    busy: dict[str, list[float]] = {name: [] for name in rungs}
     for turn in range(arguments.rounds + 1):
         for name in sorted(rungs, reverse=turn % 2 == 0):
+            began = time.process_time()
             taken = chain.run(rungs[name], dtype)[2]
             if turn:  # the first warms up
                 seconds[name].append(taken / evaluations)
+                busy[name].append((time.process_time() - began) / evaluations)
     middle = {name: median(values) for name, values in seconds.items()}
     flops = 2 * count * forward_flops(config, config.input_size, config.input_size)
     before = dict(zip(list(rungs)[1:], rungs, strict=False)) | {"int8": "packed"}
@@ -105,7 +110,9 @@ def ladder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
             "fastest_ms": 1000 * min(seconds[name]),
             "of_ceiling": flops / value / ceiling,
             "difference": errors[name],
+            "cpu_ms": 1000 * median(busy[name]),
             **({} if name == "plain" else gains(seconds, name, before[name])),
+            **({} if name == "plain" else {f"cpu_{k}": v for k, v in gains(busy, name, before[name]).items()}),
         }
         for name, value in middle.items()
     }
@@ -116,6 +123,7 @@ def ladder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
         "batch": count,
         "rows": 2 * count,
         "evaluations": evaluations,
+        "rounds": arguments.rounds,
         "ceiling_gflops": ceiling / 1e9,
         "rungs": rows,
     }
