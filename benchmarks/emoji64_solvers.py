@@ -1,15 +1,15 @@
 """Solvers on the bundled model: how near to the data, and how near to the exact solution, at how many evaluations.
 
     python benchmarks/emoji64_solvers.py run --state FOLDER [--num 1000] [--exact 50] [--dtype bf16] [--arms A …]
-    python benchmarks/emoji64_solvers.py table --state FOLDER --classifier FILE [--figure F.png] [--markdown F.md]
+    python benchmarks/emoji64_solvers.py table --state FOLDER [--figure F.png] [--markdown F.md]
 
 `run` samples every arm (a solver on a grid with so many evaluations at most) with the same labels and seeds, half
 precision weights and fp32 solver state, and keeps its pictures in FOLDER; started again, and on several processes with
 --arms, it goes on with the arms that are not there. `table` makes of them:
 
-FD    Fréchet distance to the training pictures in 64 principal components, fixed on those, of a classifier's last
-      features (the classifier of emoji64_quality.py, whose hash is recorded; this is no FID), with a 95 % bootstrap
-      interval; labels are drawn as often as the training pictures have them.
+FD    Fréchet distance to the training pictures in 64 principal components, fixed on those, of EfficientNet-Lite0's
+      features (`ldit.eval.lite0`; this is no FID), with a 95 % bootstrap interval; labels are drawn as often as the
+      training pictures have them. An arm's features are kept beside its pictures.
 diff  FD minus that of 250 ancestral steps, both of the same resampled pictures (paired), with its 95 % interval.
 RMS   root mean square distance, in pixel values of [-1, 1], of the first pictures to those of 1,000 steps of ab4 with
       the same seeds, all in fp32: the error of a deterministic solver. Stochastic solvers aim elsewhere and have none.
@@ -18,7 +18,6 @@ Guidance is that of the model's own sampling section for all arms. The last line
 """
 
 import argparse
-import hashlib
 import json
 import platform
 import sys
@@ -31,12 +30,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from emoji64_classifier import EmojiClassifier, load_classifier, to_input
 from emoji64_quality import real_pictures
 from torch import Tensor
 
 import ldit
 from ldit.codecs.pixels import to_uint8
+from ldit.eval.components import bootstrap, interval, principal_components
+from ldit.eval.extractor import LITE0, open_extractor
+from ldit.eval.frechet import frechet_distance
+from ldit.eval.moments import Moments
 from ldit.flows.curves import Curve, Panel
 from ldit.flows.curves import draw as curves_of
 from ldit.flows.generate import Done, Picture
@@ -46,6 +48,7 @@ COMPONENTS = 64
 RESAMPLED = 1000
 BATCH = 50
 REFERENCE = "ddpm-250"
+NAMED = "karras"  # the grid that the figure shows beside the uniform one
 ABOUT, EXACT = "about.json", "exact.npz"
 STOCHASTIC = ("ddpm", "dpm++2m-sde", "euler-maruyama")
 EXTRA = {"heun": lambda n: (n + 1) // 2, "ab3": lambda n: n - 1, "ab4": lambda n: n - 2}  # steps of n evaluations
@@ -123,10 +126,12 @@ def sample(pipe: Any, arm: Arm, labels: Tensor) -> tuple[np.ndarray, Done]:
     raise AssertionError("no end")
 
 
-def features(network: EmojiClassifier, images: Tensor) -> np.ndarray:
-    """uint8 (N, 3, 64, 64) -> (N, 128) float64."""
-    with torch.inference_mode():
-        return torch.cat([network.features(to_input(part)) for part in images.split(256)]).double().numpy()
+def features(extractor: Any, images: Tensor, path: Path) -> Tensor:
+    """uint8 (N, 3, 64, 64) -> (N, 1280), kept at `path`."""
+    if not path.exists():
+        found = torch.cat([extractor(part).pool for part in images.split(BATCH)])
+        keep(path, features=found.numpy())
+    return torch.from_numpy(np.load(path)["features"])
 
 
 def keep(path: Path, **arrays: np.ndarray) -> None:
@@ -139,21 +144,21 @@ def keep(path: Path, **arrays: np.ndarray) -> None:
 def table(args: argparse.Namespace) -> dict[str, Any]:
     """Figures of all arms that are there."""
     about = json.loads((args.state / ABOUT).read_text())
-    network, _ = load_classifier(args.classifier)
-    training = features(network, real_pictures()[0][0])
-    mean = training.mean(0)
-    basis = np.linalg.eigh(np.cov(training.T))[1][:, ::-1][:, :COMPONENTS]
-    target = moments((training - mean) @ basis)
+    extractor = open_extractor(LITE0, None, torch.device("cpu"))
+    training = Moments(extractor.width)
+    training.add(features(extractor, real_pictures()[0][0], args.state / "training.features.npz"))
+    axes = principal_components(training, COMPONENTS)
+    target = axes.project_moments(training)
     exact = np.load(args.state / EXACT)["pictures"]
     found = {arm: np.load(args.state / f"{arm.name}.npz") for arm in arms() if exists(args.state, arm)}
-    random = np.random.default_rng(0)
-    draws = [random.integers(about["num"], size=about["num"]) for _ in range(args.resampled)]
     distances: dict[str, float] = {}
     resampled: dict[str, np.ndarray] = {}
     for arm, data in found.items():
-        x = (features(network, torch.from_numpy(data["pictures"])) - mean) @ basis
-        distances[arm.name] = frechet(moments(x), target)
-        resampled[arm.name] = np.array([frechet(moments(x[chosen]), target) for chosen in draws])
+        kept = args.state / f"{arm.name}.features.npz"
+        x = axes.project(features(extractor, torch.from_numpy(data["pictures"]), kept))
+        distances[arm.name] = frechet_distance(x.mean(0), torch.from_numpy(np.cov(x.numpy().T)), *target)
+        # The same seed draws the same pictures of every arm, so differences are of pairs.
+        resampled[arm.name] = np.array(bootstrap(x, target, args.resampled))
     rows = []
     for arm, data in found.items():
         rms = float(np.sqrt(np.mean((data["first"] - exact) ** 2))) if arm.deterministic else None
@@ -161,39 +166,23 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
             "arm": arm.name, "solver": arm.solver, "grid": arm.grid, "steps": arm.steps,
             "evaluations": int(data["counts"][0]) // -(-about["num"] // BATCH),
             "guided_rows_per_picture": float(data["counts"][1] / about["num"]),
-            "fd": distances[arm.name], "fd_interval": interval(resampled[arm.name]),
+            "fd": distances[arm.name], "fd_interval": interval(resampled[arm.name].tolist()),
             "rms": rms, "seconds": float(data["seconds"]),
         }  # fmt: skip
         if REFERENCE in distances:
             row["difference"] = distances[arm.name] - distances[REFERENCE]
-            row["difference_interval"] = interval(resampled[arm.name] - resampled[REFERENCE])
+            row["difference_interval"] = interval((resampled[arm.name] - resampled[REFERENCE]).tolist())
         rows.append(row)
     if args.markdown:
         args.markdown.write_text(markdown(rows), encoding="utf-8")
     if args.figure:
         draw(rows, args.figure)
-    extractor = hashlib.sha256(args.classifier.read_bytes()).hexdigest()
-    return {**about, "extractor": extractor, "components": COMPONENTS, "resampled": args.resampled, "rows": rows}
+    facts = {"extractor": extractor.name, "extractor_sha256": extractor.fingerprint, "resize": extractor.resize}
+    return {**about, **facts, "components": COMPONENTS, "resampled": args.resampled, "rows": rows}
 
 
 def exists(state: Path, arm: Arm) -> bool:
     return (state / f"{arm.name}.npz").exists()
-
-
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return x.mean(0), np.cov(x.T)
-
-
-def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """|mean difference|² + tr(A + B - 2·sqrt(A·B)); the trace of the root from the eigenvalues of sqrt(A)·B·sqrt(A)."""
-    values, vectors = np.linalg.eigh(a[1])
-    root = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b[1] @ root), 0, None)).sum()
-    return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1]) + np.trace(b[1]) - 2 * cross)
-
-
-def interval(values: np.ndarray) -> list[float]:
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -214,22 +203,27 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """FD and RMS over evaluations, a line a solver."""
-    names = [name for name in (*SOLVERS, "ddpm") if any(r["solver"] == name for r in rows)]
+    """FD and RMS over evaluations up to 20, a line a solver; 250 ancestral steps as a level."""
+    lines: dict[str, list[dict[str, Any]]] = {name: [r for r in rows if is_line(r, name)] for name in SOLVERS}
+    lines[f"unipc2, {NAMED} grid"] = [r for r in rows if (r["solver"], r["grid"]) == ("unipc2", NAMED)]
+    level = [r["fd"] for r in rows if r["arm"] == REFERENCE]
+    names = [name for name, points in lines.items() if points] + (["ddpm, 250 evaluations"] if level else [])
     panels = []
-    for key, caption in (("fd", "Fréchet distance"), ("rms", "RMS distance to the exact solution")):
+    for key, caption in (("fd", "FD"), ("rms", "RMS distance to the exact solution")):
         curves = []
         for place, name in enumerate(names):
-            points = sorted(
-                (r["evaluations"], r[key])
-                for r in rows
-                if r["solver"] == name and r["grid"] == "uniform" and r[key] is not None
-            )
+            points = [(float(r["evaluations"]), r[key]) for r in lines.get(name, ()) if r[key] is not None]
+            if name not in lines and key == "fd":
+                points = [(5.0, level[0]), (20.0, level[0])]
             if points:
-                x, y = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
+                x, y = (np.array(values, dtype=np.float64) for values in zip(*sorted(points), strict=True))
                 curves.append(Curve(place, x, y, y))
         panels.append(Panel(caption, tuple(curves)))
     curves_of(panels, names, "evaluations", log_y=True).save(path)
+
+
+def is_line(row: dict[str, Any], solver: str) -> bool:
+    return (row["solver"], row["grid"]) == (solver, "uniform")
 
 
 def main() -> None:
@@ -242,7 +236,6 @@ def main() -> None:
     one.add_argument("--arms", nargs="*")
     one.set_defaults(work=run)
     two = tasks.add_parser("table")
-    two.add_argument("--classifier", type=Path, required=True)
     two.add_argument("--figure", type=Path)
     two.add_argument("--markdown", type=Path)
     two.add_argument("--resampled", type=int, default=RESAMPLED)

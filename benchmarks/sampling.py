@@ -1,7 +1,7 @@
 """What the inference copy gains, and the fast path against the plain one.
 
     python benchmarks/sampling.py ladder  [--size b|xs|tiny] [--batch N] [--compile] [--rounds N] [--json F]
-    python benchmarks/sampling.py default [--solver unipc2] [--steps 10 20] [--batch N] [--rounds N] [--json F]
+    python benchmarks/sampling.py default [--steps 10 20] [--batch N] [--rounds N] [--json F]
 
 ladder:  random weights, one guided evaluation of `--batch` pictures, rung by rung: the plain module; conditioning made
          ahead; joined products; with --compile compiled blocks; int8. Every rung is checked against the plain module
@@ -10,7 +10,7 @@ ladder:  random weights, one guided evaluation of `--batch` pictures, rung by ru
          among it, divided by their number. `cpu_gain` is the same of processor time, which other work on the machine
          moves less.
 default: the bundled emoji64-class-xs: 250 ancestral steps of the plain module with both guidance halves at every step,
-         against the model's own guidance settings on the inference copy with `--solver` at each of `--steps`, in turn.
+         against the model's own settings (solver, grid, guidance) on the inference copy at each of `--steps`, in turn.
          Before, latents of the plain module and of the copy are compared at equal steps.
 
 The last line of stdout is one JSON object.
@@ -151,18 +151,18 @@ def default(arguments: argparse.Namespace, device: torch.device) -> dict[str, An
     noise, labels = noise_of(config, count, device), tuple(k % config.num_classes for k in range(count))
     ours = prepare(pipe.model)
 
-    def made(solver: str, steps: int, interval: tuple[float, float]) -> Chain:
-        levels = build_grid(process, str(steps))
+    def made(solver: str, steps: int, interval: tuple[float, float], grid: str = "uniform") -> Chain:
+        levels = build_grid(process, str(steps), grid)
         return Chain(process, solver, levels, labels, null, settings.guidance, noise, config.in_channels, interval)
 
     plain_steps = PLAIN_STEPS if arguments.size != "tiny" else 10
     low, high = settings.guidance_interval
     plain = made("ddpm", plain_steps, (0.0, 1.0))
-    fast = {steps: made(arguments.solver, steps, (low, high)) for steps in arguments.steps}
+    fast = {steps: made(settings.solver, steps, (low, high), settings.grid) for steps in arguments.steps}
     differences = {}
     for steps, one in fast.items():
         difference = (one.run(ours, pipe.dtype)[0] - one.run(pipe.model, pipe.dtype)[0]).abs().max().item()
-        print(f"{arguments.solver}, {steps} steps: latents off by {difference:.1e} (allowed {LATENTS:.0e})")
+        print(f"{settings.solver}, {steps} steps: latents off by {difference:.1e} (allowed {LATENTS:.0e})")
         assert difference <= LATENTS
         differences[steps] = difference
     times: dict[str, list[float]] = {"plain": [], **{str(steps): [] for steps in fast}}
@@ -192,7 +192,8 @@ def default(arguments: argparse.Namespace, device: torch.device) -> dict[str, An
         }
     return {
         "model": "emoji64-class-xs",
-        "solver": arguments.solver,
+        "solver": settings.solver,
+        "grid": settings.grid,
         "guidance": settings.guidance,
         "guidance_interval": [low, high],
         "pictures": count,
@@ -209,7 +210,6 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="b", help="default: tiny takes 10 plain steps in place of 250")
     parser.add_argument("--batch", type=int, help="pictures")
     parser.add_argument("--compile", action="store_true", help="a rung of compiled blocks")
-    parser.add_argument("--solver", default="unipc2")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for the result")

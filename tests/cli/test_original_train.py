@@ -292,7 +292,7 @@ SCRIPTS = {
 
 
 def test_every_script_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "exps").glob("*.sh")} == SCRIPTS.keys()
+    assert {path.stem for path in (ROOT / "exps").glob("*.sh")} == SCRIPTS.keys() | {"table"}  # test_evaluate.py's
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

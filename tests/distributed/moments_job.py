@@ -57,7 +57,7 @@ def evaluated(place: Path, world: World) -> dict[str, Any]:
 
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    faulthandler.dump_traceback_later(200, exit=True)  # a job that hangs says where, and ends
+    faulthandler.dump_traceback_later(420, exit=True)  # a job that hangs says where, and ends
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     device, found = torch.device("cpu"), {}

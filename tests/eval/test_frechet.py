@@ -54,6 +54,7 @@ def trace(a: Tensor) -> float:
     return float(a.diagonal(dim1=1, dim2=2).sum())
 
 
+@pytest.mark.timeout(900)  # 2,048 wide: seconds on a quiet core, over a minute on a busy one
 @pytest.mark.parametrize("width", [2, 3, 64, 2048])
 def test_covariances_that_do_not_commute(width: int) -> None:
     """A quarter of A's directions and another quarter of B's hold nothing, in the larger widths."""

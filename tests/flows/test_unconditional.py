@@ -118,7 +118,7 @@ def test_pictures(process: Any) -> None:
         ({"guidance": float("nan")}, "guidance nan"),
         ({"num": 0}, "num: must be at least 1, got 0"),
         ({"num": -2}, "num"),
-        ({"num": 1.5}, "num: expected a number"),
+        ({"num": 1.5}, "num: expected a whole number"),
         ({"seeds": []}, "num: must be at least 1"),
         ({"num": 3, "seeds": [1]}, "1 seeds for 3 pictures"),
         ({"num": 2, "initial_noise": torch.zeros(1, 3, 8, 8)}, "initial_noise"),
@@ -154,7 +154,8 @@ def test_the_command(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     grid, singles = tmp_path / "grid.png", tmp_path / "singles"
     command = ["sample", "--ckpt", str(export), "--image-save-path", str(grid), "--dtype", "fp32"]
     assert main([*command, "--num", "3", "--seed", "5", "--out", str(singles)]) == 0
-    assert sorted(p.name for p in singles.iterdir()) == [f"0000{i}_seed{5 + i}.png" for i in range(3)]
+    assert sorted(p.name for p in singles.iterdir()) == [*(f"00000{i}.png" for i in range(3)), "samples.json"]
+    assert main([*command, "--num", "3", "--seed", "5"]) == 0
     with Image.open(grid) as picture:
         settings = json.loads(picture.text["ldit"])  # type: ignore[attr-defined]
     assert settings["seeds"] == [5, 6, 7] and settings["sampling"]["guidance"] == 1.0
