@@ -1,0 +1,153 @@
+"""Evaluation on emoji64: does a distance order what everybody orders, and does it cost more than its extractor?
+
+    python benchmarks/emoji64_evaluation.py order [--components 64] [--resamples 1000] [--figure F.png] [--json F]
+    python benchmarks/emoji64_evaluation.py speed [--num 10000] [--json F]
+
+order: held-out pictures, pictures of the bundled model (the same labels), and noise, as many of each, against the
+       training pictures, in EfficientNet-Lite0's features: Fréchet distance in principal components fixed on the
+       training pictures, with a 95 % bootstrap interval, and KID. The figure shows both.
+speed: pictures of 64 px from an .npz through features and all figures, against the extractor alone on blocks in memory,
+       measured before and after. Reference pictures go through the features too, and count.
+
+The last line of stdout is one JSON object.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from emoji64_quality import real_pictures
+from PIL import Image, ImageDraw, ImageFont
+
+import ldit
+from ldit.eval.extractor import LITE0, Extractor, open_extractor
+from ldit.flows.evaluate import EvaluateJob, measured
+from ldit.flows.pictures import PictureJob
+from ldit.parallel.world import World
+from ldit.train.sight import peak_memory
+
+MODEL, TRAINING, HELDOUT = "emoji64-class-xs", "emoji64@train", "emoji64@heldout"
+SIDE, BLOCK = 64, 50
+KEPT = ("kid", "kid_deviation", "precision", "recall", "num_samples", "evaluations", "labels")
+ALONE = World(torch.device("cpu"))
+
+
+def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[str, Any]:
+    labels = real_pictures()[1][1].tolist()
+    random = np.random.default_rng(0)
+    np.savez(place / "noise.npz", random.integers(0, 256, (len(labels), SIDE, SIDE, 3), dtype=np.uint8))
+    sources = {
+        "held-out pictures": PictureJob(HELDOUT, batch_size=BLOCK),
+        "bundled model": PictureJob(MODEL, labels=tuple(map(str, labels)), batch_size=BLOCK),
+        "noise": PictureJob(str(place / "noise.npz"), batch_size=BLOCK),
+    }
+    name = f"{extractor.metric}_{args.components}"
+    rows = []
+    for what, pictures in sources.items():
+        num = len(labels) if what == "bundled model" else None
+        job = EvaluateJob(pictures, TRAINING, num, components=args.components, resamples=args.resamples)
+        report = measured(job, extractor, ALONE)
+        found = {key: report[key] for key in KEPT}
+        rows.append({"pictures": what, "fd": report[name], "fd_interval": report[f"{name}_interval"], **found})
+        print(f"{what}: {rows[-1]}", file=sys.stderr)
+    apart = all(a["fd_interval"][1] < b["fd_interval"][0] for a, b in pairwise(rows))
+    kid = all(a["kid"] < b["kid"] for a, b in pairwise(rows))
+    if args.figure:
+        draw(rows, args).save(args.figure)
+    return {"components": args.components, "resamples": args.resamples, "rows": rows,
+            "intervals_apart_and_rising": apart, "kid_rising": kid}  # fmt: skip
+
+
+def speed(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[str, Any]:
+    training = real_pictures()[0][0]
+    random = torch.Generator().manual_seed(0)
+    chosen = training[torch.randint(len(training), (args.num,), generator=random)].permute(0, 2, 3, 1).numpy()
+    np.savez(place / "pictures.npz", chosen ^ 1)  # the last bit of each value turned
+    blocks = training[: 8 * BLOCK].split(BLOCK)
+
+    def alone() -> float:
+        began = time.perf_counter()
+        for block in blocks:
+            extractor(block)
+        return 8 * BLOCK / (time.perf_counter() - began)
+
+    alone()
+    raw = [alone()]
+    job = EvaluateJob(PictureJob(str(place / "pictures.npz"), batch_size=BLOCK), TRAINING)
+    began = time.perf_counter()
+    report = measured(job, extractor, ALONE)
+    seconds = time.perf_counter() - began
+    raw.append(alone())
+    rate = (args.num + len(training)) / seconds
+    return {
+        "pictures": args.num, "reference_pictures": len(training), "seconds": seconds, "pictures_per_second": rate,
+        "extractor_alone": raw, "share": rate / mean(raw), "peak_memory": peak_memory(ALONE.device),
+        "figures": {name: report[name] for name in report["figures"]},
+    }  # fmt: skip
+
+
+def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> Image.Image:
+    """Two bars a row: the distance with its interval, and KID with its deviation, each against the largest."""
+    font, wide, high, left, gap = ImageFont.load_default(size=15), 300, 34, 170, 60
+    canvas = Image.new("RGB", (left + 2 * (wide + gap), 60 + len(rows) * (high + 14)), "white")
+    pen = ImageDraw.Draw(canvas)
+    panels = (
+        (f"FD-{LITE0}, {args.components} components, 95 %", "fd", lambda r: r["fd_interval"]),
+        ("KID ± deviation of subsets", "kid", lambda r: [r["kid"] - r["kid_deviation"], r["kid"] + r["kid_deviation"]]),
+    )
+    for column, (title, key, spread) in enumerate(panels):
+        x = left + column * (wide + gap)
+        most = max(max(spread(row)) for row in rows)
+        pen.text((x, 16), title, "#333333", font)
+        for place, row in enumerate(rows):
+            y = 52 + place * (high + 14)
+            if not column:
+                pen.text((left - 14, y + high // 2), row["pictures"], "#333333", font, anchor="rm")
+            end = x + max(row[key], 0) / most * (wide - 60)
+            pen.rectangle((x, y, end, y + high), fill=("#0072B2", "#009E73")[column])
+            low, top = (x + max(value, 0) / most * (wide - 60) for value in spread(row))
+            pen.line((low, y + high // 2, top, y + high // 2), fill="black", width=2)
+            pen.text((max(end, top) + 8, y + high // 2), f"{row[key]:.3g}", "#333333", font, anchor="lm")
+    return canvas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    themes = {"order": order, "speed": speed}
+    parser.add_argument("theme", choices=themes)
+    parser.add_argument("--components", type=int, default=64)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--num", type=int, default=10_000)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    extractor = open_extractor(LITE0, None, ALONE.device)
+    with tempfile.TemporaryDirectory() as place:
+        result = themes[args.theme](args, extractor, Path(place))
+    report = {
+        "benchmark": f"evaluation-{args.theme}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {"ldit": ldit.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.fingerprint,
+        "resize": extractor.resize,
+        **result,
+    }
+    if args.json:
+        args.json.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
