@@ -24,8 +24,9 @@ ROWS = {
     "C1": "200", "C2": "50", "C3": "all n", "C5": "60", "C6": "1,000", "C7": "2,000", "C9": "100", "C10": "20",
     "R1": "24 x 4", "R2": "12 pairs", "R3": "30", "R4": "3 x 50", "N1": "100", "N2": "5", "N3": "5", "H1": "3",
     "S1": "5,000", "S2": "10,000", "D1": "400 files", "D4": "500", "D5": "10", "D6": "31", "D7": "34 x 3 kills",
+    "E1": "24",
 }  # fmt: skip
-REAL = ("C1", "C2", "C9", "C10", "R2", "H1", "D1", "D7")  # rows of real processes, which need both cores for themselves
+REAL = ("C1", "C2", "C9", "C10", "R2", "H1", "D1", "D7", "E1")  # rows of real processes, which need both cores for themselves
 CODE = ("src", "tests", "pyproject.toml", "constraints.txt")
 PER_TEST = 4 * 3600  # seconds; a test may set less
 

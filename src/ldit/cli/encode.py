@@ -56,7 +56,8 @@ class EncodeArguments:
 
 def run(arguments: list[str]) -> int:
     args = parse(EncodeArguments, arguments, "ldit encode")
-    from ldit.flows.encode import EncodeJob, Stopped, encode
+    from ldit.flows.encode import EncodeJob, encode
+    from ldit.flows.stopping import Stopped
     from ldit.log import setup
 
     setup()

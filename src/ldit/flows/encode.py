@@ -5,14 +5,9 @@ Each process takes shards rank, rank + world, …; they say nothing to each othe
 always hold the same pictures.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -43,6 +38,7 @@ from ldit.dtypes import DTYPES
 from ldit.errors import ConfigError, DataError, RunError
 from ldit.flows.encode_shard import Codec, Encoder
 from ldit.flows.pipeline import checked_device
+from ldit.flows.stopping import stopped_by_signals
 from ldit.log import logger
 from ldit.parallel.world import launched
 
@@ -87,21 +83,14 @@ class EncodeJob:
         return Decoding(self.exif, self.background, self.max_pixels)
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM; `code` is the exit code. Shards that stand remain."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
-
-
 def encode(job: EncodeJob) -> bool:
     """Make this process's shards of the cache; True when it is whole afterwards, False when others are at work still.
 
-    Stopped after a signal, a second one exits at once. DataError names a picture that cannot be read or whose latents
-    are not finite, unless such are skipped; RequestError an --out that is something else's or another job's.
+    Stopped after a signal (`ldit.flows.stopping`), a second one exits at once. DataError names a picture that cannot be
+    read or whose latents are not finite, unless such are skipped; RequestError an --out that is something else's or
+    another job's.
     """
-    with _signals():
+    with stopped_by_signals():
         launch = launched()
         source, heldout = open_data(job.path, job.image_size, job.heldout, job.max_per_class, decoding=job.decoding)
         check_place(job.out, source.root)
@@ -227,25 +216,3 @@ class _Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped, once: what is half written goes, then the process; a second one does not wait
-    for that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        for one in numbers:
-            signal.signal(one, signal.SIG_DFL)
-        raise Stopped(number)
-
-    old = {one: signal.signal(one, receive) for one in numbers}
-    try:
-        yield
-    finally:
-        for one, handler in old.items():
-            signal.signal(one, handler)
