@@ -166,12 +166,13 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
             "arm": arm.name, "solver": arm.solver, "grid": arm.grid, "steps": arm.steps,
             "evaluations": int(data["counts"][0]) // -(-about["num"] // BATCH),
             "guided_rows_per_picture": float(data["counts"][1] / about["num"]),
-            "fd": distances[arm.name], "fd_interval": interval(resampled[arm.name].tolist()),
+            "fd": distances[arm.name], "fd_interval": interval(distances[arm.name], resampled[arm.name].tolist()),
             "rms": rms, "seconds": float(data["seconds"]),
         }  # fmt: skip
         if REFERENCE in distances:
             row["difference"] = distances[arm.name] - distances[REFERENCE]
-            row["difference_interval"] = interval((resampled[arm.name] - resampled[REFERENCE]).tolist())
+            pairs = (resampled[arm.name] - resampled[REFERENCE]).tolist()
+            row["difference_interval"] = interval(row["difference"], pairs)
         rows.append(row)
     if args.markdown:
         args.markdown.write_text(markdown(rows), encoding="utf-8")

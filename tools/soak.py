@@ -26,7 +26,17 @@ ROWS = {
     "S1": "5,000", "S2": "10,000", "D1": "400 files", "D4": "500", "D5": "10", "D6": "31", "D7": "34 x 3 kills",
     "E1": "24",
 }  # fmt: skip
-REAL = ("C1", "C2", "C9", "C10", "R2", "H1", "D1", "D7", "E1")  # rows of real processes, which need both cores for themselves
+REAL = (
+    "C1",
+    "C2",
+    "C9",
+    "C10",
+    "R2",
+    "H1",
+    "D1",
+    "D7",
+    "E1",
+)  # rows of real processes, which need both cores for themselves
 CODE = ("src", "tests", "pyproject.toml", "constraints.txt")
 PER_TEST = 4 * 3600  # seconds; a test may set less
 

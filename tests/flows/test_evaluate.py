@@ -160,7 +160,7 @@ def test_components_and_their_interval(place: Path) -> None:
     axes = np.linalg.eigh(np.cov(b.T))[1][:, ::-1][:, :2]
     assert report["fd_stub_2"] == pytest.approx(frechet((a - b.mean(0)) @ axes, (b - b.mean(0)) @ axes), rel=1e-4)
     low, high = report["fd_stub_2_interval"]
-    assert low < high and low < 3 * report["fd_stub_2"] < 9 * high
+    assert low < report["fd_stub_2"] < high
     assert found(one)["fd_stub_2_interval"] == [low, high]
 
 

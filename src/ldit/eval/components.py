@@ -52,7 +52,8 @@ def bootstrap(rows: Tensor, target: tuple[Tensor, Tensor], resamples: int, seed:
     return found
 
 
-def interval(values: list[float]) -> list[float]:
-    """The middle 95 %."""
-    data = torch.tensor(values, dtype=torch.float64)
-    return [torch.quantile(data, p / 100).item() for p in INTERVAL]
+def interval(value: float, resampled: list[float]) -> list[float]:
+    """The middle 95 % of resampled values, moved so that their mean is `value`: resampling repeats rows, which adds to
+    every distance about what sampling them had added already (Efron & Tibshirani 1993, ch. 10)."""
+    data = torch.tensor(resampled, dtype=torch.float64)
+    return [value + (torch.quantile(data, p / 100) - data.mean()).item() for p in INTERVAL]

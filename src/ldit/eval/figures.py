@@ -106,7 +106,9 @@ def _in_components(samples: Collected, reference: Reference, wanted: Wanted, met
     name = f"{metric}_{wanted.components}"
     found: dict[str, Any] = {name: frechet_distance(*axes.project_moments(samples.pool), *target)}
     if wanted.resamples and samples.rows is not None:
-        found[f"{name}_interval"] = interval(bootstrap(axes.project(samples.rows), target, wanted.resamples))
+        found[f"{name}_interval"] = interval(
+            found[name], bootstrap(axes.project(samples.rows), target, wanted.resamples)
+        )
     return found
 
 

@@ -249,7 +249,7 @@ def _conditions(extractor: Extractor, samples: PictureStream, reference: dict[st
     """What every figure depends on."""
     return {
         "num_samples": count,
-        "labels": samples.about.get("label_rule") or balance(samples.labels),
+        "labels": "random" if samples.about.get("label_rule") == "random" else balance(samples.labels),
         "evaluations": samples.about.get("evaluations"),
         "extractor": extractor.name,
         "extractor_sha256": extractor.fingerprint,
