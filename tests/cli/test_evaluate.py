@@ -13,6 +13,9 @@ from ldit.cli.arguments import parse
 from ldit.cli.evaluate import EvaluateArguments
 from ldit.cli.main import main
 from ldit.cli.sample import SampleArguments
+from ldit.cli.train import parse_arguments
+from ldit.config.run import RunConfig
+from ldit.config.sections import EvalConfig
 from ldit.flows import evaluate as flow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +83,13 @@ def test_absent_inception_weights_are_one_line(
     assert main(["evaluate", "emoji64", "--reference", "emoji64", "--inception-weights", str(tmp_path / "no.pth")]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "no.pth" in error
+
+
+def test_evaluation_along_the_way_has_its_flags() -> None:
+    flags = ["--eval.every", "5", "--eval.num", "9", "--eval.extractor", "stub", "--eval.reference", "r.npz"]
+    config = parse_arguments(["tiny-cpu", "--out", "RUN", *flags, "--eval.batch_size", "3"]).config
+    assert isinstance(config, RunConfig)
+    assert config.eval == EvalConfig(every=5, num=9, reference="r.npz", extractor="stub", batch_size=3)
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]])

@@ -13,8 +13,6 @@ from ldit.config.recipes import RECIPES, recipe
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
 
-PLANNED = ("--eval.",)
-
 
 @dataclass(frozen=True)
 class TrainArguments:
@@ -48,9 +46,6 @@ def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderAr
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
-    for flag in arguments:
-        if flag.replace("_", "-").startswith(PLANNED):
-            raise ConfigError(f"{flag} is not built yet")
     default = recipe(name or "emoji64-class-xs")
     rest, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
     if isinstance(default, AutoencoderRun):

@@ -229,7 +229,8 @@ def _plain(value: Any) -> Any:
 def _line(record: dict[str, Any], steps: int, batch_size: int) -> str:
     remaining = (steps - record["step"]) * batch_size / max(record["images_per_second"], 1e-9)
     shown = ("loss", "grad_norm", "lr", "eps_mse", "accuracy", "mfu", "left_out")
-    parts = [_shown(name, record[name]) for name in shown if name in record]
+    distances = [name for name in record if name == "fid" or name.startswith("fd_")]
+    parts = [_shown(name, record[name]) for name in (*shown, *distances) if name in record]
     eta = f"{int(remaining // 3600)}:{int(remaining % 3600 // 60):02d}:{int(remaining % 60):02d}"
     return f"step {record['step']}/{steps}  {'  '.join(parts)}  {record['images_per_second']:.1f} images/s  left {eta}"
 
