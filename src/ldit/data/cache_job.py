@@ -67,8 +67,8 @@ def job_of(description: CacheDescription) -> dict[str, Any]:
 
 def compare(out: Path, begun: CacheDescription | Any, job: CacheDescription) -> None:
     """RequestError when the cache in `out` was begun as another job; where the codec lies is nobody's concern."""
-    old = _flat(job_of(begun) if isinstance(begun, CacheDescription) else begun)
-    new = _flat(job_of(job))
+    old = flattened(job_of(begun) if isinstance(begun, CacheDescription) else begun)
+    new = flattened(job_of(job))
     for key in [*new, *sorted(old.keys() - new.keys())]:
         moved = key == "codec.name" and isinstance(old.get(key), str)
         if old.get(key) != new.get(key) and not moved:
@@ -78,11 +78,11 @@ def compare(out: Path, begun: CacheDescription | Any, job: CacheDescription) -> 
             )
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested objects as one, keys joined by points."""
     if not isinstance(data, dict):
         return {prefix.removesuffix("."): data}
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.")
+        flat |= flattened(value, f"{prefix}{key}.")
     return flat

@@ -18,6 +18,7 @@ from ldit.config.labels import resolve_label
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.data.cache import brief
+from ldit.data.cache_job import flattened
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.flows.pictures import PictureJob
@@ -146,7 +147,7 @@ def compare(out: Path, begun: Any, job: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(begun, dict) or begun.get("format") != FORMAT:
         found = begun.get("format") if isinstance(begun, dict) else begun
         raise RequestError(f"--out {out}: its description is of format {brief(found)}, expected {FORMAT}")
-    old, new = (_flat({key: value for key, value in one.items() if key not in _ENDING}) for one in (begun, job))
+    old, new = (flattened({key: value for key, value in one.items() if key not in _ENDING}) for one in (begun, job))
     for key in [*new, *sorted(old.keys() - new.keys())]:
         passed = any(f"{key}.".startswith(f"{name}.") for name in _PASSED_OVER)
         if not passed and old.get(key) != new.get(key):
@@ -196,16 +197,6 @@ def _codec(job: PictureJob, source: Source) -> dict[str, Any]:
 def _name(source: str) -> str:
     """The last part of a path or a name: where it lies is the machine's."""
     return Path(source).name or source
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, keys joined by points."""
-    if not isinstance(data, dict):
-        return {prefix.removesuffix("."): data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
 
 
 def cut(num: int, size: int) -> Sequence[range]:
