@@ -11,7 +11,7 @@ import torch
 from distributed.jobs import HERE, LIMIT, ROOT
 from distributed.moments_job import PROCESSES, ROWS, WIDTH, WORLDS, data, shares
 from flows.evaluation import folder as pictures
-from flows.evaluation import noise
+from flows.evaluation import noise, rows_of
 
 from ldit.eval.frechet import frechet_distance
 
@@ -26,6 +26,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("moments")
     pictures(folder / "a", noise(23, 0))
     pictures(folder / "b", noise(31, 1, low=40))
+    rows = rows_of(noise(40, 2))
+    np.savez(folder / "statistics.npz", mu=rows.mean(0), sigma=np.cov(rows.T), arr_0=noise(31, 1, low=40))
     paths = (ROOT / "src", ROOT / "tests")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     started = [
@@ -84,7 +86,7 @@ def test_a_distance_from_them_is_that_of_one_process(found: Found, size: int) ->
 def test_figures_of_pictures_are_those_of_one_process(found: Found, size: int) -> None:
     """The same blocks give the same features; moments are merged in another order, rows are put in their own."""
     names = [key.removesuffix("-1") for key in found[0] if key.startswith("figure-") and key.endswith("-1")]
-    assert len(names) == 8
+    assert len(names) == 13
     for name in names:
         assert all(np.array_equal(found[rank][f"{name}-{size}"], found[0][f"{name}-{size}"]) for rank in range(size))
         assert found[0][f"{name}-{size}"] == pytest.approx(found[0][f"{name}-1"], rel=1e-10)
