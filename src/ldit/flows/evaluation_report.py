@@ -7,9 +7,8 @@ CLASSES_SHOWN = 32
 
 def table(report: dict[str, Any]) -> str:
     """Lines of text: a figure each, then a class each where there are few."""
-    few = f"{report['num_samples']:,}"
     conditions = [
-        few,
+        f"{report['num_samples']:,}",
         str(report["labels"]),
         f"{report['extractor']} {report['extractor_sha256'][:12]}",
         report["resize"],
