@@ -147,8 +147,8 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
     extractor = open_extractor(LITE0, None, torch.device("cpu"))
     training = Moments(extractor.width)
     training.add(features(extractor, real_pictures()[0][0], args.state / "training.features.npz"))
-    axes = principal_components(training, COMPONENTS)
-    target = axes.project_moments(training)
+    axes = principal_components(training.mean, training.covariance, COMPONENTS)
+    target = axes.project_moments(training.mean, training.covariance)
     exact = np.load(args.state / EXACT)["pictures"]
     found = {arm: np.load(args.state / f"{arm.name}.npz") for arm in arms() if exists(args.state, arm)}
     distances: dict[str, float] = {}

@@ -46,7 +46,7 @@ def test_it_sees(emoji: str, label: str, network: Lite0) -> None:
 
 
 def test_a_batch_is_its_pictures(network: Lite0) -> None:
-    """Slices on the CPU: each picture at its place, one more than a whole number of slices."""
+    """Each picture at its place, whatever autocast stands outside."""
     x = torch.randint(0, 256, (9, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = network(x)
     for name, tensor in found.items():

@@ -13,7 +13,8 @@ from PIL import Image, ImageColor
 from ldit.cli.main import main
 from ldit.errors import RequestError, SourceError
 from ldit.flows import curves
-from ldit.flows.curves import COLOURS, Axis, Curve, Panel, draw, linear_ticks, log_ticks, tick_labels
+from ldit.flows.chart import COLOURS, FONT, Axis, linear_ticks, log_ticks, tick_labels
+from ldit.flows.curves import Curve, Panel, draw
 from ldit.flows.plot import PlotJob, plot, read_metrics, smoothed
 
 BLUE, RED = (ImageColor.getrgb(colour) for colour in COLOURS[:2])
@@ -161,7 +162,7 @@ def test_the_legend_wraps_and_shortens() -> None:
     names = [f"a-run-with-a-long-name-{i}" for i in range(12)] + ["x" * 400]
     places, height = curves._legend_places(names, 900)
     assert {y for _, y, _ in places} == set(range(0, height - curves.LEGEND_ROW, curves.LEGEND_ROW))
-    assert all(x + curves.SWATCH + 8 + curves.FONT.getlength(text) <= 900 for x, _, text in places)
+    assert all(x + curves.SWATCH + 8 + FONT.getlength(text) <= 900 for x, _, text in places)
     assert "…" in places[-1][2]
 
 

@@ -38,6 +38,8 @@ class EvaluateArguments(SamplerArguments):
     """Pictures that are sampled, and go through the extractor, together."""
     json: Path | None = None
     """File for the report."""
+    figure: Path | None = None
+    """PNG of the figures, of both sets in two principal components, and of the classes."""
 
 
 def run(arguments: list[str]) -> int:
@@ -57,6 +59,7 @@ def run(arguments: list[str]) -> int:
         resamples=args.bootstrap,
         image_size=args.image_size,
         json=args.json,
+        figure=args.figure,
     )
     _, table = evaluate(job)
     if table:

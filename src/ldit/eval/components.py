@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ldit.errors import EvaluationError
 from ldit.eval.frechet import frechet_distance
-from ldit.eval.moments import Moments
 from ldit.rng import generator
 
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -24,19 +23,41 @@ class Components:
         """(N, D) -> (N, K) float64."""
         return (rows.double() - self.mean) @ self.basis
 
-    def project_moments(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Mean (K,) and covariance (K, K) of what the moments are of."""
-        return (moments.mean - self.mean) @ self.basis, self.basis.T @ moments.covariance @ self.basis
+    def project_moments(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and covariance (D, D) of rows -> those, (K,) and (K, K), of the projected rows."""
+        return (mean - self.mean) @ self.basis, self.basis.T @ covariance @ self.basis
 
 
-def principal_components(reference: Moments, count: int) -> Components:
-    """The first `count` of a reference; EvaluationError where it does not span as many."""
-    if not 1 <= count <= reference.width:
-        raise EvaluationError(f"components: must be 1 to {reference.width}, got {count}")
-    if reference.count <= count:
-        raise EvaluationError(f"components: {count} are too many for a reference of {reference.count} pictures")
-    vectors = torch.linalg.eigh(reference.covariance)[1]
-    return Components(reference.mean, vectors.flip(1)[:, :count].contiguous())
+def principal_components(mean: Tensor, covariance: Tensor, count: int) -> Components:
+    """The first `count` of a reference with that mean (D,) and covariance (D, D); EvaluationError where it does not
+    span as many, because its pictures are too few."""
+    width = len(mean)
+    if not 1 <= count <= width:
+        raise EvaluationError(f"components: must be 1 to {width}, got {count}")
+    values, vectors = torch.linalg.eigh(covariance)
+    spanned = int((values > values[-1] * width * torch.finfo(values.dtype).eps).sum())
+    if spanned < count:
+        raise EvaluationError(f"components: {count} are too many for a reference that spans {spanned}")
+    return Components(mean, vectors.flip(1)[:, :count].contiguous())
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A set in two principal components: some of its points (n, 2), none where its features are not at hand; mean (2,)
+    and covariance (2, 2) of all of them. On the CPU."""
+
+    points: Tensor
+    mean: Tensor
+    covariance: Tensor
+
+
+def cloud(axes: Components, mean: Tensor, covariance: Tensor, rows: Tensor | None, most: int = 4000) -> Cloud:
+    """A set with that mean (D,) and covariance (D, D), and rows (N, D) or None; at most `most` points, spread over
+    them."""
+    points = torch.empty(0, 2)
+    if rows is not None:
+        points = axes.project(rows[:: -(-len(rows) // most)])
+    return Cloud(points, *axes.project_moments(mean, covariance))
 
 
 def bootstrap(rows: Tensor, target: tuple[Tensor, Tensor], resamples: int, seed: int = 0) -> list[float]:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ldit.errors import EvaluationError
 from ldit.eval.collect import Collected
-from ldit.eval.components import bootstrap, interval, principal_components
+from ldit.eval.components import Cloud, bootstrap, cloud, interval, principal_components
 from ldit.eval.frechet import frechet_distance
 from ldit.eval.kernel import kernel_distance
-from ldit.eval.moments import Moments
 from ldit.eval.neighbours import precision_recall
 
 METRICS = ("fd", "sfid", "is", "pr", "kid")
@@ -21,36 +20,36 @@ NEED_ROWS = ("pr", "kid")
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with. `count` is None for statistics that do not say it; `rows` (M, D) and `moments`
-    are there where the features themselves are at hand."""
+    """What samples are compared with. `count` is None for statistics that do not say it; `rows` (M, D) are there where
+    the features themselves are at hand."""
 
     mean: Tensor
     covariance: Tensor
     count: int | None
     spatial: tuple[Tensor, Tensor] | None
     rows: Tensor | None
-    moments: Moments | None
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Which of METRICS; Fréchet distance in so many principal components of the reference, 0 = not; resamples of its
-    95 % interval, 0 = none."""
+    95 % interval, 0 = none; whether points are to be drawn."""
 
     metrics: tuple[str, ...]
     components: int = 0
     resamples: int = 0
+    clouds: bool = False
 
     @property
     def rows(self) -> bool:
         """Whether the samples' features must be kept."""
-        return any(name in self.metrics for name in NEED_ROWS) or self.resamples > 0
+        return any(name in self.metrics for name in NEED_ROWS) or self.resamples > 0 or self.clouds
 
 
 def reference_of(found: Collected) -> Reference:
     """Pictures whose features were computed here."""
     spatial = None if found.spatial is None else (found.spatial.mean, found.spatial.covariance)
-    return Reference(found.pool.mean, found.pool.covariance, found.count, spatial, found.rows, found.pool)
+    return Reference(found.pool.mean, found.pool.covariance, found.count, spatial, found.rows)
 
 
 def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -99,17 +98,23 @@ def figures(
 
 
 def _in_components(samples: Collected, reference: Reference, wanted: Wanted, metric: str) -> dict[str, Any]:
-    if reference.moments is None:
-        raise EvaluationError("components: the reference must be pictures, not statistics alone")
-    axes = principal_components(reference.moments, wanted.components)
-    target = axes.project_moments(reference.moments)
+    axes = principal_components(reference.mean, reference.covariance, wanted.components)
+    target = axes.project_moments(reference.mean, reference.covariance)
+    mine = axes.project_moments(samples.pool.mean, samples.pool.covariance)
     name = f"{metric}_{wanted.components}"
-    found: dict[str, Any] = {name: frechet_distance(*axes.project_moments(samples.pool), *target)}
+    found: dict[str, Any] = {name: frechet_distance(*mine, *target)}
     if wanted.resamples and samples.rows is not None:
         found[f"{name}_interval"] = interval(
             found[name], bootstrap(axes.project(samples.rows), target, wanted.resamples)
         )
     return found
+
+
+def clouds(samples: Collected, reference: Reference) -> tuple[Cloud, Cloud]:
+    """Both sets in the first two principal components of the reference; on the process that has the rows."""
+    axes = principal_components(reference.mean, reference.covariance, 2)
+    mine = cloud(axes, samples.pool.mean, samples.pool.covariance, samples.rows)
+    return mine, cloud(axes, reference.mean, reference.covariance, reference.rows)
 
 
 def by_class(

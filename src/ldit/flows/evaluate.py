@@ -17,13 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldit import __version__
-from ldit.checkpoint.commit import write_json_atomic
+from ldit.checkpoint.commit import replaced, write_json_atomic
 from ldit.config.sections import ParallelConfig
 from ldit.errors import EvaluationError
 from ldit.eval.collect import Collected, Collector
 from ldit.eval.extractor import INCEPTION, Extractor, open_extractor
-from ldit.eval.figures import Reference, Wanted, available, by_class, figures, reference_of
+from ldit.eval.figures import Reference, Wanted, available, by_class, clouds, figures, reference_of
 from ldit.eval.statistics import Statistics, has_statistics, read_statistics, write_statistics
+from ldit.flows.evaluation_figure import draw
 from ldit.flows.evaluation_report import table
 from ldit.flows.picture_stream import GeneratedStream, PictureStream, is_pictures, open_stream
 from ldit.flows.pictures import PictureJob
@@ -64,6 +65,7 @@ class EvaluateJob:
     resamples: int = 0
     image_size: int | None = None
     json: Path | None = None
+    figure: Path | None = None
 
     def __post_init__(self) -> None:
         least = {"num": 2, "components": 0, "resamples": 0, "image_size": 1}
@@ -73,8 +75,11 @@ class EvaluateJob:
                 raise EvaluationError(f"{name}: must be at least {lowest}, got {value}")
         if self.resamples and not self.components:
             raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
-            raise EvaluationError(f"no folder {self.json.absolute().parent} to write {self.json.name} into")
+        if self.figure is not None and self.figure.suffix.lower() != ".png":
+            raise EvaluationError(f"figure: expected a name that ends in .png, got {self.figure}")
+        for file in (self.json, self.figure):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise EvaluationError(f"no folder {file.absolute().parent} to write {file.name} into")
 
 
 def evaluate(job: EvaluateJob) -> tuple[dict[str, Any], str]:
@@ -121,6 +126,10 @@ def measured(job: EvaluateJob, extractor: Extractor, world: World) -> dict[str, 
         report["versions"] = {"ldit": __version__, "torch": torch.__version__}
         if job.json is not None:
             write_json_atomic(job.json, report)
+        if job.figure is not None:
+            picture = draw(report, f"{job.pictures.source} against {job.reference}", *clouds(found, reference))
+            with replaced(job.figure) as temporary:
+                picture.save(temporary, "PNG")
         return report
 
     return world.from_first(finish)
@@ -128,15 +137,13 @@ def measured(job: EvaluateJob, extractor: Extractor, world: World) -> dict[str, 
 
 def _wanted(job: EvaluateJob, extractor: Extractor, theirs: Statistics | PictureStream) -> tuple[Wanted, list[str]]:
     """What will be computed, and lines on what cannot be; EvaluationError for what was asked for and cannot."""
-    spatial = rows = pictures = True
+    spatial = rows = True
     if isinstance(theirs, Statistics):
-        spatial, rows, pictures = theirs.spatial_mean is not None, theirs.pictures is not None, False
+        spatial, rows = theirs.spatial_mean is not None, theirs.pictures is not None
     metrics, missing = available(job.metrics, extractor.metric, spatial, rows)
     if job.metrics and missing:
         raise EvaluationError(f"metrics: {missing[0]}")
-    if job.components and not pictures:
-        raise EvaluationError("components: the reference must be pictures, not statistics alone")
-    return Wanted(metrics, job.components, job.resamples), missing
+    return Wanted(metrics, job.components, job.resamples, job.figure is not None), missing
 
 
 def save_statistics(source: str, out: Path, num: int | None, side: int | None, job: ExtractorJob, batch: int) -> int:
@@ -242,7 +249,7 @@ def known_reference(
     if theirs.spatial_mean is not None and theirs.spatial_covariance is not None:
         spatial = (theirs.spatial_mean, theirs.spatial_covariance)
     about = {"statistics of": count, "pictures": None if pictures is None else len(pictures)}
-    return Reference(theirs.mean, theirs.covariance, count, spatial, rows, None), about
+    return Reference(theirs.mean, theirs.covariance, count, spatial, rows), about
 
 
 def _conditions(extractor: Extractor, samples: PictureStream, reference: dict[str, Any], count: int) -> dict[str, Any]:

@@ -7,15 +7,9 @@ CLASSES_SHOWN = 32
 
 def table(report: dict[str, Any]) -> str:
     """Lines of text: a figure each, then a class each where there are few."""
-    conditions = [
-        f"{report['num_samples']:,}",
-        str(report["labels"]),
-        f"{report['extractor']} {report['extractor_sha256'][:12]}",
-        report["resize"],
-        "-" if report["evaluations"] is None else str(report["evaluations"]),
-    ]
-    rows = [["figure", "value", "", "pictures", "labels", "extractor", "resize", "evaluations"]]
-    rows += [[name, _number(report[name]), _spread(report, name), *conditions] for name in report["figures"]]
+    depends = conditions(report)
+    rows = [["figure", "value", "", *depends]]
+    rows += [[name, number(report[name]), spread(report, name), *depends.values()] for name in report["figures"]]
     text = _aligned(rows)
     classes = report.get("classes") or []
     if 1 < len(classes) <= CLASSES_SHOWN:
@@ -24,16 +18,30 @@ def table(report: dict[str, Any]) -> str:
     return text
 
 
-def _spread(report: dict[str, Any], name: str) -> str:
+def conditions(report: dict[str, Any]) -> dict[str, str]:
+    """What every figure of the report depends on, by name."""
+    evaluations = report["evaluations"]
+    return {
+        "pictures": f"{report['num_samples']:,}",
+        "labels": str(report["labels"]),
+        "extractor": f"{report['extractor']} {report['extractor_sha256'][:12]}",
+        "resize": report["resize"],
+        "evaluations": "-" if evaluations is None else str(evaluations),
+    }
+
+
+def spread(report: dict[str, Any], name: str) -> str:
+    """The deviation or the interval of a figure, "" where it has none."""
     if f"{name}_deviation" in report:
-        return f"± {_number(report[f'{name}_deviation'])}"
+        return f"± {number(report[f'{name}_deviation'])}"
     if f"{name}_interval" in report:
         low, high = report[f"{name}_interval"]
-        return f"{_number(low)} – {_number(high)}"
+        return f"{number(low)} to {number(high)}"
     return ""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Five digits."""
     return f"{value:.5g}"
 
 
