@@ -345,5 +345,5 @@ CHECKS: dict[str, Callable[[Path, str], Any]] = {
     "write": write, "read": read, "not-finite": not_finite, "failing-save": failing_save, "words": words,
     "failing-restore": failing_restore, "gathered": gathered, "limits": limits, "exchange": exchange,
     "skipping": data_checks.skipping, "autoencoder": data_checks.autoencoder,
-    "classifier": data_checks.classifier,
+    "classifier": data_checks.classifier, "evaluation": data_checks.evaluation,
 }  # fmt: skip

@@ -1,5 +1,5 @@
 """Checks of runs over real folders, from inside the group: pictures that cannot be read, an autoencoder, a
-classifier."""
+classifier, evaluation along the way."""
 
 import json
 from contextlib import ExitStack
@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from flows.evaluation import Stub
 from PIL import Image
 from runs import ALONE, tiny
 
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
 from ldit.config.base_run import BaseRun
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
-from ldit.config.sections import DataConfig, HeldoutConfig, ParallelConfig
+from ldit.config.sections import DataConfig, EvalConfig, HeldoutConfig, ParallelConfig
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
+from ldit.flows import evaluate
 from ldit.flows import train as flow
 from ldit.parallel.world import World, world_of
 from ldit.train.autoencoder_task import AutoencoderTask
@@ -83,6 +85,26 @@ def classifier(folder: Path, _: str) -> Any:
     config = ClassifierRun(model=ClassifierModelConfig((8, 16), 4), train=tiny().train)
     spec = ClassifierSpec(config.model, 32, tuple("abcdefghi"))
     return _losses(config, ClassifierTask(config, spec, torch.linspace(0.5, 1.5, 9)), w, 32)
+
+
+def evaluation(folder: Path, layout: str) -> Any:
+    """Distances of seven pictures in blocks of three after each of four steps, the best step, and those that are left:
+    every process makes as many passes, some without a block of its own."""
+    parallel = ParallelConfig(tp=2 if layout == "tp2" else 1)
+    w = _world(parallel)
+    config = tiny(batch_size=8, steps=4, log_every=1, attention_every=0, sample_every=0, checkpoint_every=0, keep=1)
+    config = replace(config, parallel=parallel, heldout=HeldoutConfig(0, 0),
+                     eval=EvalConfig(every=1, num=7, batch_size=3, extractor="stub"))  # fmt: skip
+    out = folder / f"evaluation-{layout}-{w.size}"
+    evaluate.open_extractor = lambda name, weights, device: Stub()
+    with ExitStack() as stack:
+        flow._train(config, out, w, stack)
+    found: list[Any] = []
+    if w.first:
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        steps = sorted(path.name for path in (out / "checkpoints").iterdir())
+        found = [[record["fd_stub"] for record in records], json.loads((out / "best.json").read_text()), steps]
+    return w.gather(found)[0]
 
 
 def _losses(config: BaseRun, task: Task, w: World, side: int) -> list[float]:

@@ -6,6 +6,7 @@ Also what the processes promise each other: `checks.py` looks from inside, the t
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def four(folder: Path) -> dict[str, Any]:
     checks = [f"write:{kind}" for kind in KINDS]
     checks += [f"not-finite:{kind}" for kind in ("plain", "plain-gradient", "muon-tp2", "muon-tp2-gradient")]
     checks += ["failing-save:add", "words", "limits", "skipping:shard", "autoencoder", "classifier"]
+    checks += ["evaluation:shard"]
     checks += [f"exchange:{cut}" for cut in ("4x1x1", "2x2x1", "1x4x1", "2x1x2")]
     return job(4, folder, *FOUR, *checks)
 
@@ -65,13 +67,14 @@ def two(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
     reads = [f"read:{kind}" for kind in KINDS]
     checks = ["failing-save:open", "failing-restore:resume", "failing-restore:back", "words"]
     checks += ["gathered:reshard", "gathered:keep", "exchange:2x1x1", "exchange:1x2x1"]
-    checks += ["skipping:shard", "skipping:tp2", "autoencoder", "classifier"]
+    checks += ["skipping:shard", "skipping:tp2", "autoencoder", "classifier", "evaluation:shard", "evaluation:tp2"]
     return job(2, folder, *TWO, *reads, *checks)
 
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
-    return job(1, folder, *ALONE, *(f"read:{kind}" for kind in KINDS), "skipping:shard", "autoencoder", "classifier")
+    checks = ["skipping:shard", "autoencoder", "classifier", "evaluation:shard"]
+    return job(1, folder, *ALONE, *(f"read:{kind}" for kind in KINDS), *checks)
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +264,14 @@ def test_other_kinds_train_alike_on_several_processes(
     kind: str, processes: int, results: dict[int, dict[str, Any]]
 ) -> None:
     assert far(results[processes][kind], results[1][kind]) <= LOSS
+
+
+@pytest.mark.parametrize(("processes", "layout"), [(2, "shard"), (2, "tp2"), (4, "shard")])
+def test_evaluation_along_the_way_is_that_of_one_process(
+    processes: int, layout: str, results: dict[int, dict[str, Any]]
+) -> None:
+    """Weights differ by rounding, pictures in a few of their bytes by one: some 1e-5 of a distance."""
+    (found, best, steps), (expected, _, _) = results[processes][f"evaluation:{layout}"], results[1]["evaluation:shard"]
+    assert far(found, expected) <= 1e-4 < min(abs(a / b - 1) for a, b in pairwise(expected))
+    assert best["step"] == 1 + min(range(4), key=found.__getitem__) and best["value"] == min(found)
+    assert steps == sorted({f"step-{best['step']:08d}", "step-00000004"})
