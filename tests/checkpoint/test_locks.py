@@ -1,4 +1,4 @@
-"""Locks on folders: waited for, freed by death, and of no use once the folder is gone."""
+"""Locks on folders and files: waited for, freed by death, and of no use once the folder is gone."""
 
 import os
 import shutil
@@ -59,18 +59,21 @@ def test_a_folder_that_was_removed_while_it_was_waited_for(tmp_path: Path) -> No
     assert not held_by_other(tmp_path / "nothing")
 
 
-def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_dead_holder_holds_nothing(kind: str, tmp_path: Path) -> None:
     """Though it never let go."""
+    place = tmp_path / kind
+    place.mkdir() if kind == "folder" else place.touch()
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        hold(tmp_path)
+        hold(place)
         os.write(write, b"x")
         threading.Event().wait(60)
         os._exit(0)
-    assert os.read(read, 1) == b"x" and held_by_other(tmp_path)
+    assert os.read(read, 1) == b"x" and held_by_other(place)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    assert not held_by_other(tmp_path)
+    assert not held_by_other(place)
     os.close(read)
     os.close(write)

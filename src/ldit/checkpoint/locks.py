@@ -1,4 +1,4 @@
-"""Locks on folders among processes that know each other by their files alone; the kernel frees a dead holder's."""
+"""Locks on folders and files among processes that know each other by those alone; the kernel frees a dead holder's."""
 
 import errno
 import fcntl
@@ -26,18 +26,19 @@ def locked(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def hold(folder: Path) -> int:
-    """A descriptor that holds the folder's lock until it is closed, or its process ends; nothing is waited for."""
-    descriptor = _opened(folder)
+def hold(path: Path) -> int:
+    """A descriptor that holds the lock of a folder or file until it is closed, or its process ends; nothing is waited
+    for."""
+    descriptor = _opened(path)
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor
 
 
-def held_by_other(folder: Path) -> bool:
-    """Whether a living process holds the folder's lock; one on a file system without locks may."""
+def held_by_other(path: Path) -> bool:
+    """Whether a living process holds the lock of a folder or file; one on a file system without locks may."""
     try:
-        descriptor = _opened(folder)
+        descriptor = _opened(path)
     except OSError:
         return False
     try:
@@ -49,8 +50,9 @@ def held_by_other(folder: Path) -> bool:
     return False
 
 
-def _opened(folder: Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _opened(path: Path) -> int:
+    """Files for writing too, without which network file systems lock nothing."""
+    return os.open(path, (os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR) | os.O_CLOEXEC)
 
 
 def _is_still(folder: Path, descriptor: int) -> bool:

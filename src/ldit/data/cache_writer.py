@@ -12,7 +12,6 @@ shard then both write it, with the same bytes.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from ldit.checkpoint import manifest
 from ldit.checkpoint.commit import fsync, make_folder, replaced, write_json
+from ldit.checkpoint.locks import held_by_other, hold, locked
 from ldit.checkpoint.manifest import Record
 from ldit.checkpoint.sets import ShardWriter
 from ldit.config.serial import to_dict
@@ -73,7 +73,7 @@ class Making:
     def begin(self) -> bool:
         """Whether there is anything to do. RequestError when the folder is that of another job, with both values."""
         make_folder(self.out)
-        with _locked(self.out) as locked:
+        with locked(self.out) as held:
             if self.whole():
                 compare(self.out, read_description(self.out)[0], self.job)
                 self._sweep()
@@ -89,7 +89,7 @@ class Making:
                 self._call_codec(begun["codec"]["name"])
             for part in self.parts:
                 make_folder(part.folder)
-            if locked:
+            if held:
                 self._remove_dead()
         return True
 
@@ -120,7 +120,7 @@ class Making:
             if path.stat().st_size == found.record.size and manifest.sha256_file(path) == found.record.sha256:
                 return True
         logger.warning("%s does not match its checksum and is made again", path)
-        with _locked(self.out):
+        with locked(self.out):
             if not self.whole() and self._standing(part, number) == found:
                 _sidecar(part, number).unlink(missing_ok=True)
         return False
@@ -150,7 +150,7 @@ class Making:
         return self._explained(self._finish, self.out, 0)
 
     def _finish(self) -> bool:
-        with _locked(self.out):
+        with locked(self.out):
             if not self.whole():
                 found = [self._all_standing(part) for part in self.parts]
                 standing = [shards for shards in found if shards is not None]
@@ -194,7 +194,7 @@ class Making:
     def _publish(self, part: Part, number: int, temporary: Path, standing: Standing) -> None:
         """Name a shard that is on the disk, and say that it stands. The first one there stays: a reader may have it
         open already, and the bits of another machine may differ."""
-        with _locked(self.out):
+        with locked(self.out):
             if self.whole() or self._standing(part, number) is not None:
                 return
             _sidecar(part, number).unlink(missing_ok=True)
@@ -209,10 +209,9 @@ class Making:
         temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
         descriptor = -1
         try:
-            with _locked(self.out):
-                descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                with suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with locked(self.out):
+                temporary.touch(exist_ok=False)
+                descriptor = hold(temporary)
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
@@ -223,7 +222,7 @@ class Making:
         """Remove temporary files whose writers are no more. JSON files are written under the lock that we hold."""
         for part in self.parts:
             for path in part.folder.glob("*.tmp-*"):
-                if is_bookkeeping(path.name) and not _locked_by_other(path):
+                if is_bookkeeping(path.name) and not held_by_other(path):
                     path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
@@ -274,33 +273,3 @@ def _sidecar(part: Part, number: int) -> Path:
 def _write(path: Path, data: Any) -> None:
     with replaced(path) as temporary:
         write_json(temporary, data)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock; False where the file system has none."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            held = True
-        except OSError:
-            held = False
-        yield held
-    finally:
-        os.close(descriptor)
-
-
-def _locked_by_other(path: Path) -> bool:
-    """Whether a living process holds the file; one on a file system without locks may."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
