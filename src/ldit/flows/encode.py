@@ -5,13 +5,11 @@ Each process takes shards rank, rank + world, …; they say nothing to each othe
 always hold the same pictures.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_config import read_kl_config
@@ -38,11 +36,10 @@ from ldit.dtypes import DTYPES
 from ldit.errors import ConfigError, DataError, RunError
 from ldit.flows.encode_shard import Codec, Encoder
 from ldit.flows.pipeline import checked_device
+from ldit.flows.progress import Progress
 from ldit.flows.stopping import stopped_by_signals
 from ldit.log import logger
 from ldit.parallel.world import launched
-
-SAY_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,10 @@ def encode(job: EncodeJob) -> bool:
             logger.info("%s is whole: nothing is left to do", job.out)
             return True
         sets = [source] if heldout is None else [source, heldout]
-        progress = _Progress(making, launch.rank == 0)
+        total = sum(part.job.source.pictures for part in making.parts)
+        progress = Progress(total, making.pictures_done, launch.rank == 0, "pictures")
         skip = job.bad == "skip"
-        encoder = Encoder(codec, device, job.batch_size, job.workers, skip, job.timeout, progress.advance)
+        encoder = Encoder(codec, device, job.batch_size, job.workers, skip, job.timeout, progress.begun)
         try:
             for part, number in making.shards()[launch.rank :: launch.size]:
                 if making.whole():
@@ -114,7 +112,7 @@ def encode(job: EncodeJob) -> bool:
                 if not making.stands(part, number):
                     samples = sets[making.parts.index(part)]
                     making.write(part, number, *encoder.shard(samples, part, part.ranges[number]))
-                    progress.shard_done(len(part.ranges[number]))
+                    progress.advance(len(part.ranges[number]))
         finally:
             encoder.close()
             progress.close()
@@ -124,7 +122,7 @@ def encode(job: EncodeJob) -> bool:
         if not whole:
             if launch.size == 1:
                 raise RunError(f"{job.out}: a shard was lost while others were made; the same command makes it again")
-            done, total = making.pictures_done(), sum(part.job.source.pictures for part in making.parts)
+            done = making.pictures_done()
             logger.info(
                 "process %d of %d is done; %d of %d pictures are encoded", launch.rank, launch.size, done, total
             )
@@ -180,39 +178,3 @@ def _say(out: Path) -> None:
             "%s: %s pictures and their mirror images, %d left out",
             cache.root, f"{len(cache):,}", len(cache.cache.skipped),
         )  # fmt: skip
-
-
-class _Progress:
-    """How far all processes are together: a bar on a terminal, elsewhere a line now and then; the first speaks."""
-
-    def __init__(self, making: Making, first: bool) -> None:
-        self.making = making
-        self.total = sum(part.job.source.pictures for part in making.parts)
-        self.began, self.before = time.monotonic(), making.pictures_done()
-        self._shard, self._said, self._looked, self._done = 0, self.began, self.began, self.before
-        self._first = first
-        self._bar: Any = tqdm(total=self.total, initial=self.before, disable=None if first else True, unit=" images")
-
-    def advance(self, pictures: int) -> None:
-        """So many more of the shard that this process is at."""
-        self._shard += pictures
-        now = time.monotonic()
-        if now - self._looked > 2.0:
-            self._done, self._looked = self.making.pictures_done(), now
-        done = min(self._done + self._shard, self.total)
-        if not self._bar.disable:
-            self._bar.n = max(self._bar.n, done)
-            self._bar.refresh()
-        elif self._first and now - self._said > SAY_EVERY:
-            self._said = now
-            rate = max(done - self.before, 1) / (now - self.began)
-            left = int((self.total - done) / rate)
-            clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
-            logger.info("%s of %s pictures  %.1f images/s  left %s", f"{done:,}", f"{self.total:,}", rate, clock)
-
-    def shard_done(self, pictures: int) -> None:
-        """What was counted by hand has a sidecar from now on."""
-        self._shard, self._done = 0, self._done + pictures
-
-    def close(self) -> None:
-        self._bar.close()

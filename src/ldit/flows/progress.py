@@ -20,27 +20,38 @@ class Progress:
         self.total, self.what = total, what
         self._count, self._first = done, first
         self._done = self._before = done()
+        self._begun = 0
         self._began = self._said = self._looked = time.monotonic()
         self._bar: Any = tqdm(total=total, initial=self._done, disable=None if first else True, unit=f" {what}")
 
+    def begun(self, count: int) -> None:
+        """So many more are made, and will stand in the files together with others."""
+        self._begun += count
+        self._show()
+
     def advance(self, count: int) -> None:
-        """So many more stand in the files."""
-        now = time.monotonic()
+        """So many more stand in the files, those begun among them."""
         self._done += count
+        self._begun = 0
+        self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
         if now - self._looked > LOOK_EVERY:
             self._done, self._looked = self._count(), now
+        done = min(self._done + self._begun, self.total)
         if not self._bar.disable:
-            self._bar.n = min(self._done, self.total)
+            self._bar.n = done
             self._bar.refresh()
         elif self._first and now - self._said > SAY_EVERY:
             self._said = now
-            logger.info("%s", self._line(now))
+            logger.info("%s", self._line(done, now))
 
-    def _line(self, now: float) -> str:
-        rate = max(self._done - self._before, 1) / (now - self._began)
-        left = int((self.total - self._done) / rate)
+    def _line(self, done: int, now: float) -> str:
+        rate = max(done - self._before, 1) / (now - self._began)
+        left = int((self.total - done) / rate)
         clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
-        return f"{self._done:,} of {self.total:,} {self.what}  {rate:.2f} a second  left {clock}"
+        return f"{done:,} of {self.total:,} {self.what}  {rate:.2f} a second  left {clock}"
 
     def close(self) -> None:
         self._bar.close()
