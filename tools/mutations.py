@@ -1,4 +1,4 @@
-"""Breaks one key line of the training engine at a time and sees whether the tests notice.
+"""Breaks one key line of training or evaluation at a time and sees whether the tests notice.
 
     python tools/mutations.py [--only N …] [--json FILE]
 
@@ -21,6 +21,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
 TRAIN, CHECKPOINT, DATA, SHARED = "tests/train", "tests/checkpoint", "tests/data", "tests/distributed"
+EVAL, STREAMS = "tests/eval", "tests/flows/test_evaluate.py tests/flows/test_evaluation_hook.py"
+SETS = "tests/flows/test_sample_set.py tests/flows/test_sample_set_refused.py"
 
 
 class Mutant(NamedTuple):
@@ -106,6 +108,36 @@ MUTANTS = [
     Mutant("data/loader.py", "offset + step * self.batch_size + self.part * self.share", "offset + step * self.batch_size", DATA),
     Mutant("train/start.py", "mapping |= {} if null is None else {null: source_null}", "pass", TRAIN),
     Mutant("flows/resume.py", "if refused:", "if False:", "tests/flows tests/e2e/test_run.py"),
+    # figures of evaluation
+    Mutant("eval/moments.py", "self._mean += offset * (len(rows) / self.count)", "self._mean = mean", EVAL),
+    Mutant("eval/moments.py", ", offset[None] * math.sqrt(weight)])", "])", EVAL),
+    Mutant("eval/moments.py", "2.0 * (self.count - 1)", "2.0 * self.count", EVAL),
+    Mutant("eval/moments.py", "self._products += torch.outer(offset, offset) * weight", "pass", EVAL),
+    Mutant("eval/frechet.py", "traces - 2.0 * common", "traces - common", EVAL),
+    Mutant("eval/frechet.py", "kept = values > cut", "kept = values > -1", EVAL),
+    Mutant("eval/scores.py", "split = index // self.splits_of", "split = done // self.splits_of", EVAL),
+    Mutant("eval/kernel.py", "return kernel.sum() - kernel.diagonal().sum()", "return kernel.sum()", EVAL),
+    Mutant("eval/kernel.py", "return inner.square().mul_(inner)", "return inner.square()", EVAL),
+    Mutant("eval/neighbours.py", "distances.fill_diagonal_(torch.inf)", "pass", EVAL),
+    Mutant("eval/neighbours.py", "nearest.offer(right, distances.T, left.start)", "pass", EVAL),
+    Mutant("eval/neighbours.py", "found = best >= most", "found = best > most + 1", EVAL),
+    Mutant("eval/components.py", "vectors.flip(1)[:, :count]", "vectors[:, :count]", EVAL),
+    Mutant("eval/inception.py", "count_include_pad=False", "count_include_pad=True", EVAL),
+    Mutant("eval/resize.py", "place - low", "place - low - 0.5", EVAL),
+    Mutant("eval/extractor.py", "for part in parts]) for name", "for part in parts[::-1]]) for name", EVAL),
+    Mutant("eval/collect.py", "found.sort(key=lambda part: part[0])", "pass", "tests/distributed/test_moments.py"),
+    Mutant("flows/picture_stream.py", "self.block))[rank::size]", "self.block))", STREAMS),
+    Mutant("flows/evaluation_hook.py", "before[1] <= value", "before[1] > value", STREAMS),
+    Mutant("flows/evaluation_hook.py", "rows = own[turn] if turn < len(own) else ranges[0]", "rows = own[turn]", SHARED),
+    Mutant("flows/evaluation_hook.py", "turn < len(own) and world.tp_index == 0", "turn < len(own)", SHARED),
+    Mutant("train/classifier_task.py", "loss * to_device(self.weights, device)[labels]", "loss", TRAIN),
+    # sets of pictures
+    Mutant("flows/set_job.py", "self.choices[k % count]", "self.choices[k * count // 23]", SETS),
+    Mutant("flows/set_job.py", 'uniform(self.seed, "label", id=k)', 'uniform(0, "label", id=k)', SETS),
+    Mutant("flows/set_job.py", "if not passed and old.get(key) != new.get(key)", "if False", SETS),
+    Mutant("flows/set_files.py", "and not held_by_other(path)", "", SETS),
+    Mutant("flows/set_array.py", "if hashlib.sha256(data).hexdigest() !=", "if path.name ==", SETS),
+    Mutant("flows/set_array.py", "self._place_whole(half, self.out)", "os.replace(half, self.out)", SETS),
     # data at scale
     Mutant("train/step.py", 'torch.where(sound, values, -1 if name == "time" else 0)', "values", TRAIN),
     Mutant("train/step.py", "len(micro) - len(micro.faults)", "len(micro)", TRAIN),
