@@ -115,7 +115,7 @@ MUTANTS = [
     Mutant("eval/moments.py", "self._products += torch.outer(offset, offset) * weight", "pass", EVAL),
     Mutant("eval/frechet.py", "traces - 2.0 * common", "traces - common", EVAL),
     Mutant("eval/frechet.py", "kept = values > cut", "kept = values > -1", EVAL),
-    Mutant("eval/scores.py", "split = index // self.splits_of", "split = done // self.splits_of", EVAL),
+    Mutant("eval/scores.py", "self.negentropy / self.count", "self.negentropy", EVAL),
     Mutant("eval/kernel.py", "return kernel.sum() - kernel.diagonal().sum()", "return kernel.sum()", EVAL),
     Mutant("eval/kernel.py", "return inner.square().mul_(inner)", "return inner.square()", EVAL),
     Mutant("eval/neighbours.py", "distances.fill_diagonal_(torch.inf)", "pass", EVAL),
