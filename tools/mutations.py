@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant("eval/extractor.py", "for part in parts]) for name", "for part in parts[::-1]]) for name", EVAL),
     Mutant("eval/collect.py", "found.sort(key=lambda part: part[0])", "pass", "tests/distributed/test_moments.py"),
     Mutant("flows/picture_stream.py", "self.block))[rank::size]", "self.block))", STREAMS),
-    Mutant("flows/evaluation_hook.py", "before[1] <= value", "before[1] > value", STREAMS),
+    Mutant("flows/evaluation_hook.py", "before.value <= value", "before.value > value", STREAMS),
     Mutant("flows/evaluation_hook.py", "rows = own[turn] if turn < len(own) else ranges[0]", "rows = own[turn]", SHARED),
     Mutant("flows/evaluation_hook.py", "turn < len(own) and world.tp_index == 0", "turn < len(own)", SHARED),
     Mutant("train/classifier_task.py", "loss * to_device(self.weights, device)[labels]", "loss", TRAIN),
@@ -137,7 +137,7 @@ MUTANTS = [
     Mutant("flows/set_job.py", "if not passed and old.get(key) != new.get(key)", "if False", SETS),
     Mutant("flows/set_files.py", "and not held_by_other(path)", "", SETS),
     Mutant("flows/set_array.py", "if hashlib.sha256(data).hexdigest() !=", "if path.name ==", SETS),
-    Mutant("flows/set_array.py", "self._place_whole(half, self.out)", "os.replace(half, self.out)", SETS),
+    Mutant("flows/set_array.py", "if begun.get(CRC) != _crc(self.out):", "if False:", SETS),
     # data at scale
     Mutant("train/step.py", 'torch.where(sound, values, -1 if name == "time" else 0)', "values", TRAIN),
     Mutant("train/step.py", "len(micro) - len(micro.faults)", "len(micro)", TRAIN),

@@ -6,6 +6,8 @@ python tests/distributed/moments_job.py FOLDER RANK
 
 import faulthandler
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import torch.distributed as dist
 from flows.evaluation import Inceptive, job
 from torch import Tensor
 
+from ldit.eval.extractor import Features
 from ldit.eval.moments import Moments
 from ldit.eval.scores import InceptionScore
-from ldit.flows.evaluate import measured
+from ldit.flows.evaluate import STOP, measured
 from ldit.parallel.world import World
 
 PROCESSES, WORLDS = 4, (1, 2, 4)
@@ -57,6 +60,29 @@ def evaluated(place: Path, world: World) -> dict[str, Any]:
     return found | {f"known-{name}": known[name] for name in known["figures"]}
 
 
+def stopped(place: Path, world: World) -> dict[str, Any]:
+    """The last process fails at its first block; the others are at theirs until they may know, and make no more."""
+    calls = 0
+
+    class Failing(Inceptive):
+        def __call__(self, pictures: Tensor) -> Features:
+            nonlocal calls
+            calls += 1
+            if world.rank == world.size - 1:
+                raise ValueError("broken")
+            until = time.monotonic() + 60
+            while not world.alarmed(STOP) and time.monotonic() < until:
+                time.sleep(0.01)
+            return super().__call__(pictures)
+
+    try:
+        measured(job(place / "a", place / "statistics.npz"), Failing(), world)
+        said = "nothing"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    return {"calls": calls, "said": said}
+
+
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     faulthandler.dump_traceback_later(420, exit=True)  # a job that hangs says where, and ends
@@ -69,6 +95,11 @@ def main() -> None:
             world = World(device, rank, size, shard=size, control=None if size == 1 else group)
             found |= {f"{key}-{size}": value for key, value in merged(world).items()}
             found |= {f"figure-{key}-{size}": value for key, value in evaluated(folder, world).items()}
+            if size == 2:
+                store = dist.FileStore(str(folder / "alarms"), size)
+                found |= {
+                    f"stopped-{key}": value for key, value in stopped(folder, replace(world, store=store)).items()
+                }
     np.savez(folder / f"found-{rank}.npz", **found)
     dist.barrier()
     dist.destroy_process_group()

@@ -90,3 +90,10 @@ def test_figures_of_pictures_are_those_of_one_process(found: Found, size: int) -
     for name in names:
         assert all(np.array_equal(found[rank][f"{name}-{size}"], found[0][f"{name}-{size}"]) for rank in range(size))
         assert found[0][f"{name}-{size}"] == pytest.approx(found[0][f"{name}-1"], rel=1e-10)
+
+
+def test_what_one_process_cannot_do_all_stop_at(found: Found) -> None:
+    """At the next block, not at the end of their shares, which were three blocks and two."""
+    assert [int(found[rank]["stopped-calls"]) for rank in (0, 1)] == [1, 1]
+    assert str(found[1]["stopped-said"]) == "ValueError: broken"
+    assert str(found[0]["stopped-said"]) == "RunError: process 1: broken"

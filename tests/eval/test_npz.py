@@ -315,13 +315,37 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
                 list(found.batches(8, start))
 
 
-def test_a_damaged_picture_is_found_by_a_pass_over_all(tmp_path: Path) -> None:
-    path = save(tmp_path / "x.npz", arr_0=PICTURES)
-    data = bytearray(path.read_bytes())
-    data[data.index(PICTURES.tobytes()) + 500] ^= 1
+MANY = RNG.integers(0, 256, (400, 4, 6, 3), dtype=np.uint8)  # more than the 16 KiB that are read at opening
+
+
+def damage(path: Path) -> None:
+    """A late picture of arr_0."""
+    info, data = members(path)["arr_0"].info, bytearray(path.read_bytes())
+    data[info.header_offset + info.compress_size - 20] ^= 1
     path.write_bytes(data)
-    with pytest.raises(EvaluationError, match=r"x\.npz is damaged .*CRC"):
-        list(pictures(path).batches(4))
+
+
+@pytest.mark.parametrize("saver", SAVE)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_damaged_picture_is_found_by_a_pass_over_all(tmp_path: Path, saver: Callable[..., None], size: int) -> None:
+    damage(save(tmp_path / "x.npz", saver, arr_0=MANY))
+    found = pictures(tmp_path / "x.npz")
+    with pytest.raises(EvaluationError, match=r"x\.npz is damaged"):
+        list(found.batches(size))
+
+
+@pytest.mark.parametrize("saver", SAVE)
+def test_a_checksum_of_its_own(tmp_path: Path, saver: Callable[..., None]) -> None:
+    """Of 32 MiB, none of which is held; a byte that no batch was asked for counts too."""
+    array = np.zeros((512, 128, 170, 3), np.uint8)
+    found = pictures(save(tmp_path / "x.npz", saver, arr_0=array))
+    assert peak(found.verify) < 10 << 20
+    path = save(tmp_path / "x.npz", saver, mu=np.zeros(3), arr_0=MANY, z=np.ones(9))
+    pictures(path).verify()
+    damage(path)
+    found = pictures(path)
+    with pytest.raises(EvaluationError, match=r"x\.npz is damaged"):
+        found.verify()
 
 
 def test_buffers_of_io_are_not_needed(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Pictures from anywhere against a reference: the figures are those of the pictures, with what they depend on."""
 
+import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,21 @@ import torch
 from flows.evaluation import SIDE, WIDTH, Inceptive, Stub, folder, job, noise, rows_of
 from flows.sets import exported, made
 from flows.sets import job as set_job
+from folders import said
 from runs import ALONE
 
-from ldit.errors import EvaluationError, LditError
+from ldit.checkpoint import manifest
+from ldit.errors import EvaluationError, LditError, RequestError
 from ldit.eval.extractor import Extractor
 from ldit.eval.kernel import kernel_distance
 from ldit.eval.neighbours import precision_recall
 from ldit.eval.statistics import read_statistics
 from ldit.flows import evaluate as flow
+from ldit.flows import progress
 from ldit.flows.evaluate import EvaluateJob, ExtractorJob, measured, save_statistics
-from ldit.flows.evaluation_report import table
+from ldit.flows.evaluation_report import balance, table
 from ldit.flows.picture_stream import is_pictures, open_stream
+from ldit.flows.pictures import PictureJob
 
 
 def found(one: EvaluateJob, extractor: Extractor | None = None) -> dict[str, Any]:
@@ -90,6 +96,12 @@ def test_saved_statistics_stand_for_their_pictures(
         found(job(place / "a", tmp_path / "b.npz", metrics=("kid",)), Inceptive())
     with pytest.raises(EvaluationError, match=r"statistics of inception, the extractor is stub"):
         found(job(place / "a", tmp_path / "b.npz"))
+    assert report["reference"] == {"statistics": "b.npz", "crc32": kept.crc32, "count": 31}
+    assert len(kept.crc32.split()) == 2 and len(kept.crc32) == 17
+    other = Inceptive()
+    other.resize = "otherwise"
+    with pytest.raises(EvaluationError, match="statistics of pictures resized by none, not otherwise"):
+        found(job(place / "a", tmp_path / "b.npz"), other)
     other = Inceptive()
     other.fingerprint = "1" * 64
     with pytest.raises(EvaluationError, match=r"statistics of other weights of inception"):
@@ -167,8 +179,9 @@ def test_components_and_their_interval(place: Path) -> None:
 def test_the_report_says_what_figures_depend_on(place: Path, tmp_path: Path) -> None:
     report = found(job(place / "a", place / "b", json=tmp_path / "r.json"))
     assert json.loads((tmp_path / "r.json").read_text()) == report
-    lines = table(report).splitlines()
-    assert len(lines) == 1 + len(report["figures"])
+    said, *lines = table(report).splitlines()
+    assert said == f"{place / 'a'} against {place / 'b'}"
+    assert len(lines) == 1 + len(report["figures"]) and report["num_reference"] == 31
     for line in lines[1:]:
         for word in ("23", "unknown", "stub 000000000000", "none"):
             assert word in line
@@ -181,21 +194,120 @@ def test_the_report_says_what_figures_depend_on(place: Path, tmp_path: Path) -> 
         ({"metrics": ("fdi",)}, r"metrics: expected some of fd, sfid, is, pr, kid, got 'fdi'"),
         ({"metrics": ("sfid",)}, r"metrics: sfid needs Inception"),
         ({"num": 24}, r"holds 23 pictures, 24 are asked for"),
-        ({"metrics": ("fd",), "components": 7}, rf"components: must be 1 to {WIDTH}, got 7"),
-        ({"rule": "random"}, r"labels are not dealt"),
+        ({"components": 7}, rf"components: 7 are too many for a reference that spans {WIDTH} at most"),
+        ({"num": 3, "metrics": ("pr",)}, r"metrics: pr needs at least 4 pictures, got 3"),
+        ({"rule": "random"}, r"there already: labels does nothing"),
+        ({"labels": ("1",)}, r"there already: labels does nothing"),
+        ({"options": {"seed": 0, "guidance": 3.0}}, r"there already: guidance does nothing"),
+        ({"options": {"seed": 4}}, r"there already: seed does nothing"),
     ],
 )
-def test_what_cannot_be_is_one_line(place: Path, changes: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_is_one_line_before_any_picture_is_read(
+    place: Path, changes: dict[str, Any], words: str
+) -> None:
+    extractor = Stub()
     with pytest.raises(EvaluationError, match=words):
-        found(job(place / "a", place / "b", **changes))
+        found(job(place / "a", place / "b", **changes), extractor)
+    assert not extractor.seen
+
+
+def test_too_small_a_reference_is_known_before_any_picture_is_read(place: Path, tmp_path: Path) -> None:
+    folder(tmp_path / "few", noise(3, 1))
+    for changes, words in (
+        ({"components": 3}, "components: 3 are too many for a reference that spans 2 at most"),
+        ({"metrics": ("fd", "pr")}, "metrics: pr needs at least 4 reference pictures, got 3"),
+    ):
+        extractor = Stub()
+        with pytest.raises(EvaluationError, match=words):
+            found(job(place / "a", tmp_path / "few", **changes), extractor)
+        assert not extractor.seen
+
+
+def test_how_existing_pictures_are_made_is_nobodys_choice(place: Path) -> None:
+    for changes in ({"int8": True}, {"ema": False}, {"guide": "x"}, {"dtype": "bf16"}, {"offload": True}):
+        with pytest.raises(EvaluationError, match=f"there already: {next(iter(changes))} does nothing"):
+            found(EvaluateJob(PictureJob(str(place / "a"), **changes), str(place / "b")))
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num": 1}, {"components": -1}, {"resamples": 5}, {"json": Path("/no/where.json")}]
+    ("changes", "words"),
+    [
+        ({"num": 1}, "num: must be at least 2, got 1"),
+        ({"components": -1}, "components: must be at least 0, got -1"),
+        ({"image_size": 0}, "image_size: must be at least 1, got 0"),
+        ({"batch": 0}, "batch_size: must be at least 1, got 0"),
+        ({"resamples": 5}, "say how many"),
+        ({"json": Path("/no/where.json")}, "no folder /no to write where.json into"),
+        ({"json": Path("/tmp")}, "/tmp is a folder, expected the name of a file"),
+    ],
 )
-def test_mistakes_before_anything_is_opened(changes: dict[str, Any]) -> None:
-    with pytest.raises(EvaluationError):
+def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(LditError, match=words):
         job("a", "b", **changes)
+
+
+@pytest.mark.parametrize("what", ["json", "figure", "stats"])
+def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest.sealed({})))
+    work = {
+        "json": lambda: job(place / "a", place / "b", json=tmp_path / "r.json"),
+        "figure": lambda: job(place / "a", place / "b", figure=tmp_path / "f.png"),
+        "stats": lambda: save_statistics(str(place / "b"), tmp_path / "s.npz", None, None, ExtractorJob(), 4),
+    }[what]
+    with pytest.raises(RequestError, match="sealed by its"):
+        work()
+
+
+def test_figures_are_said_before_they_are_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(flow, "write_json_atomic", full)
+    said: list[str] = []
+    with pytest.raises(RequestError, match=r"r\.json was not written: No space left on device$"):
+        measured(job(place / "a", place / "b", json=tmp_path / "r.json"), Stub(), ALONE, said.append)
+    assert len(said) == 1 and "fd_stub" in said[0]
+
+
+def test_few_pictures_on_either_side_are_warned_of(place: Path, tmp_path: Path) -> None:
+    folder(tmp_path / "few", noise(5, 1))
+    for source, reference, words in (
+        (tmp_path / "few", place / "b", ["5 pictures for 6 features"]),
+        (place / "a", tmp_path / "few", ["5 reference pictures for 6 features"]),
+        (place / "a", place / "b", []),
+    ):
+        with said() as lines:
+            found(job(source, reference))
+        assert [line.split(":")[0] for line in lines] == words
+    with said() as lines:
+        found(job(tmp_path / "few", place / "b", metrics=("kid",)))
+    assert not lines
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "words"),
+    [
+        (None, 3, "unknown"),
+        ((0, 1, 2, 0), 3, "balanced"),
+        ((0, 1, 2), None, "balanced, 3 classes"),
+        ((2, 2, 2), 3, "balanced, 1 of 3 classes"),
+        ((0, 1, 1, 1), 2, "1 to 3 a class"),
+        ((0, 1, 1, 1), 3, "0 to 3 a class"),
+        ((0, 10**12), None, "balanced, 2 classes"),
+    ],
+)
+def test_balance_is_over_all_classes(labels: tuple[int, ...] | None, classes: int | None, words: str) -> None:
+    assert balance(labels, classes) == words
+
+
+def test_lines_without_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
+    with said() as lines:
+        found(job(place / "a", place / "b", 10))
+    told = [line.split("  ")[0] for line in lines]
+    assert told == [
+        f"{n} of {of} pictures" for n, of in ((10, 31), (20, 31), (30, 31), (31, 31), (10, 23), (20, 23), (23, 23))
+    ]
 
 
 def test_missing_and_empty_places(place: Path, tmp_path: Path) -> None:
@@ -205,7 +317,8 @@ def test_missing_and_empty_places(place: Path, tmp_path: Path) -> None:
         (place / "nowhere", place / "b"), (place / "a", place / "nowhere"), (place / "a", place / "no.npz"),
         (tmp_path / "empty", place / "b"), (place / "a", tmp_path / "words.npz"), (place / "a@heldout", place / "b"),
     ):  # fmt: skip
-        with pytest.raises(LditError):
+        culprit = next(one for one in (source, reference) if one not in (place / "a", place / "b"))
+        with pytest.raises(LditError, match=re.escape(str(culprit).removesuffix("@heldout"))):
             found(job(source, reference))
 
 
@@ -218,8 +331,9 @@ def test_few_pictures_give_an_error_or_a_value(place: Path, tmp_path: Path) -> N
     folder(tmp_path / "same", np.repeat(noise(1, 8), 9, 0))
     report = found(job(tmp_path / "same", place / "b"))
     assert np.isfinite([report[name] for name in report["figures"]]).all()
-    with pytest.raises(EvaluationError, match="nearest neighbours need at least 4 samples, got 3"):
-        found(job(tmp_path / "3", place / "b"))
+    with said() as lines:
+        assert found(job(tmp_path / "3", place / "b"))["figures"] == ["fd_stub", "kid"]
+    assert lines[0] == "left out: pr needs at least 4 pictures, got 3"
 
 
 def test_features_that_are_not_finite_are_an_error(place: Path) -> None:
@@ -237,3 +351,27 @@ def test_features_that_are_not_finite_are_an_error(place: Path) -> None:
 def test_what_is_a_set_of_pictures(place: Path, tmp_path: Path) -> None:
     assert all(map(is_pictures, ("emoji64", "emoji64@heldout", str(place / "a"), str(place / "a.npz"))))
     assert not is_pictures(str(exported(tmp_path / "model"))) and not is_pictures("emoji64-class-xs")
+
+
+def test_a_reference_that_is_none_is_known_before_samples_are_made(place: Path, tmp_path: Path) -> None:
+    """Of files that do not say how many pictures they are of."""
+    for name, sigma, changes, words in (
+        ("negative", np.diag([1.0, 1, 1, 1, 1, -1]), {}, "is no covariance"),
+        ("indefinite", np.eye(WIDTH) + 2 * np.eye(WIDTH)[::-1], {}, "not a covariance: it has the eigenvalue -1"),
+        ("narrow", np.diag([1.0, 1, 0, 0, 0, 0]), {"components": 4}, "4 are too many for a reference that spans 2"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", mu=np.zeros(WIDTH), sigma=sigma)
+        extractor = Inceptive()
+        with pytest.raises(EvaluationError, match=words):
+            found(job(place / "a", tmp_path / f"{name}.npz", metrics=("fd",), **changes), extractor)
+        assert not extractor.seen
+
+
+def test_pictures_of_statistics_are_looked_at_where_figures_need_them(place: Path, tmp_path: Path) -> None:
+    """The bootstrap draws samples alone."""
+    b = rows_of(noise(400, 2))
+    np.savez(tmp_path / "adm.npz", mu=b.mean(0), sigma=np.cov(b.T), arr_0=noise(31, 1, low=40))
+    for changes, seen in (({"components": 2, "resamples": 3}, 23), ({"metrics": ("fd", "pr")}, 23 + 31)):
+        extractor = Inceptive()
+        found(job(place / "a", tmp_path / "adm.npz", **{"metrics": ("fd",), **changes}), extractor)
+        assert extractor.seen == seen

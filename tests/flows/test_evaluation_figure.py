@@ -10,7 +10,7 @@ from flows.evaluation import Inceptive, Stub, folder, job, noise
 from PIL import Image, ImageColor
 from runs import ALONE
 
-from ldit.errors import EvaluationError
+from ldit.errors import EvaluationError, RequestError
 from ldit.eval.components import Cloud, cloud, principal_components
 from ldit.flows import evaluate as flow
 from ldit.flows.chart import COLOURS
@@ -20,7 +20,7 @@ from ldit.flows.evaluation_figure import LEFT, REFERENCE, SAMPLES, SIDE, WIDE, d
 FIGURES = {"fid": 1.5, "kid": 0.25, "kid_deviation": 0.01}
 REPORT = {
     **FIGURES, "figures": ["fid", "kid"], "num_samples": 10, "labels": "balanced", "extractor": "inception",
-    "extractor_sha256": "0" * 64, "resize": "none", "evaluations": None,
+    "extractor_sha256": "0" * 64, "resize": "none", "evaluations": None, "compared": ["a", "b"],
 }  # fmt: skip
 NONE = torch.empty(0, 2)
 
@@ -40,7 +40,7 @@ def places(picture: Image.Image, colour: str) -> np.ndarray:
 def test_both_sets_lie_in_one_plane_of_one_scale() -> None:
     """Reference around (0, 0), samples around (10, 5): the longer side fills the area but for 2 % of it on both."""
     corners = torch.tensor([[0.0, 0.0], [0.0, 5.0], [10.0, 0.0]])
-    picture = draw(REPORT, "a against b", still(10, 5, corners[1:]), still(0, 0, corners[:1]))
+    picture = draw(REPORT, still(10, 5, corners[1:]), still(0, 0, corners[:1]))
     edge = 0.02 / 1.04 * SIDE
     step = SIDE / 1.04 / 10
     low = SIDE / 2 - 2.5 * step
@@ -56,7 +56,7 @@ def test_ellipses_of_two_deviations() -> None:
     across = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64) / 2**0.5
     covariance = across.T @ torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)) @ across
     wide = torch.tensor([[-8.0, -8.0], [8.0, 8.0]])
-    picture = draw(REPORT, "", Cloud(NONE, torch.zeros(2).double(), covariance), still(0, 0, wide))
+    picture = draw(REPORT, Cloud(NONE, torch.zeros(2).double(), covariance), still(0, 0, wide))
     at = places(picture, SAMPLES) - (SIDE - 1) / 2
     along, beside = (at[0] + at[1]) / 2**0.5, (at[0] - at[1]) / 2**0.5
     step = SIDE / 1.04 / 16
@@ -66,7 +66,7 @@ def test_ellipses_of_two_deviations() -> None:
 
 def test_a_bar_a_class() -> None:
     classes = [{"class": c, "pictures": 5, "precision": p, "accuracy": 0.5} for c, p in (("x", 0.25), ("y", 1.0))]
-    picture = draw({**REPORT, "classes": classes}, "", still(0, 0), still(1, 1))
+    picture = draw({**REPORT, "classes": classes}, still(0, 0), still(1, 1))
     assert picture.width == WIDE
     area = np.asarray(picture)[-SIDE - 66 : -66]
     green, pink = ((area == ImageColor.getrgb(colour)).all(2) for colour in COLOURS[2:4])
@@ -78,7 +78,7 @@ def test_a_bar_a_class() -> None:
 @pytest.mark.parametrize("classes", [None, [], [{"class": "x", "pictures": 3, "precision": 1.0}],
                                      [{"class": "x", "pictures": 3}, {"class": "y", "pictures": 3}]])  # fmt: skip
 def test_without_shares_of_classes_there_are_no_bars(classes: list[dict[str, Any]] | None) -> None:
-    picture = draw({**REPORT, "classes": classes}, "", still(0, 0), still(1, 1))
+    picture = draw({**REPORT, "classes": classes}, still(0, 0), still(1, 1))
     assert picture.width < 0.6 * WIDE
 
 
@@ -123,14 +123,17 @@ def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_where_a_figure_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"figure: expected a name that ends in \.png, got .*f\.jpg"):
         job("a", "b", figure=tmp_path / "f.jpg")
-    with pytest.raises(EvaluationError, match=r"no folder .*gone to write f\.png into"):
+    with pytest.raises(RequestError, match=r"no folder .*gone to write f\.png into"):
         job("a", "b", figure=tmp_path / "gone" / "f.png")
 
 
 def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:
-    """The report is written all the same."""
+    """That is known before samples are looked at."""
     folder(tmp_path / "a", noise(5, 0)), folder(tmp_path / "b", np.repeat(noise(1, 1), 5, 0))
-    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
+    extractor = Stub()
     with pytest.raises(EvaluationError, match="components: 2 are too many for a reference that spans 0"):
-        measured(job(tmp_path / "a", tmp_path / "b", **files), Stub(), ALONE)
-    assert (tmp_path / "r.json").exists() and not (tmp_path / "f.png").exists()
+        measured(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / "f.png"), extractor, ALONE)
+    assert extractor.seen == 5 and not (tmp_path / "f.png").exists()
+    folder(tmp_path / "two", noise(2, 1))
+    with pytest.raises(EvaluationError, match="figure: components: 2 are too many for a reference that spans 1"):
+        measured(job(tmp_path / "a", tmp_path / "two", figure=tmp_path / "f.png", metrics=("fd",)), Stub(), ALONE)

@@ -40,7 +40,8 @@ def test_the_value_is_that_of_the_committed_step(tmp_path: Path) -> None:
         report = measured(job(folder, data, 3, num=7), Stub(), ALONE)
         assert report["fd_stub"] == pytest.approx(value, rel=1e-4), step
     best = min(range(4), key=values.__getitem__)
-    assert best_step(tmp_path / "run") == (best + 1, values[best])
+    kept = best_step(tmp_path / "run")
+    assert kept is not None and kept[:2] == (best + 1, values[best])
     lowest = float("inf")
     for record in records(tmp_path / "run"):
         assert bool(record.get("best")) is (record["fd_stub"] < lowest)
@@ -56,7 +57,11 @@ def test_the_best_step_outlives_the_newest_and_is_committed_for_its_own_sake(
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     assert train(over(data, {**SETTINGS, "train.checkpoint_every": 0}), run) == 0
     assert [step for step, _ in committed_steps(run)] == [4, 2]
-    assert json.loads((run / "best.json").read_text()) == {"step": 2, "figure": "fd_stub", "value": 1.0}
+    conditions = {
+        "figure": "fd_stub", "pictures": 7, "evaluations": 10, "extractor": "stub", "extractor_sha256": "0" * 64,
+        "resize": "none", "reference": "training pictures", "reference_pictures": 12,
+    }  # fmt: skip
+    assert json.loads((run / "best.json").read_text()) == {"step": 2, "value": 1.0, "of": conditions}
 
 
 def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
@@ -67,10 +72,25 @@ def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     assert train(over(data, {**SETTINGS, "train.steps": 2}), run) == 0
     assert train(over(data, {**SETTINGS, "train.steps": 3}), run) == 0
-    assert best_step(run) == (2, 4.0) and [step for step, _ in committed_steps(run)] == [3, 2]
-    write_json(run / "best.json", {"step": 9, "figure": "fd_stub", "value": 0.5})  # of a branch that was left
+    best = best_step(run)
+    assert best is not None and best[:2] == (2, 4.0) and [step for step, _ in committed_steps(run)] == [3, 2]
+    write_json(run / "best.json", {"step": 9, "value": 0.5, "of": best.conditions})  # of a branch that was left
     assert train(over(data, {**SETTINGS, "train.steps": 4}), run) == 0
-    assert best_step(run) == (4, 9.0)
+    best = best_step(run)
+    assert best is not None and best[:2] == (4, 9.0)
+
+
+def test_values_of_other_conditions_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of each counts as the best; the same again as before it does not."""
+    wanted = iter([5.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    data, run, found = make_folder(tmp_path / "data"), tmp_path / "run", []
+    for steps, num in ((1, 7), (2, 8), (3, 8), (4, 7)):
+        assert train(over(data, {**SETTINGS, "train.steps": steps, "eval.num": num}), run) == 0
+        best = best_step(run)
+        assert best is not None
+        found.append((best.step, best.value, best.conditions["pictures"]))
+    assert found == [(1, 5.0, 7), (2, 6.0, 8), (2, 6.0, 8), (4, 8.0, 7)]
 
 
 def test_a_best_file_that_cannot_be_read_costs_no_run(tmp_path: Path) -> None:
@@ -82,7 +102,7 @@ def test_a_best_file_that_cannot_be_read_costs_no_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2, 3):
         (tmp_path / f"checkpoints/step-{step:08d}").mkdir()
-    (tmp_path / "best.json").write_text('{"step": 1, "value": 2.0}')
+    (tmp_path / "best.json").write_text('{"step": 1, "value": 2.0, "of": {}}')
     retire(tmp_path, 1, 0)
     assert [step for step, _ in committed_steps(tmp_path)] == [3, 1]
 
@@ -114,10 +134,28 @@ def test_what_is_missing_is_known_before_the_first_step(tmp_path: Path, monkeypa
     def missing(name: str, weights: Path | None, device: Any) -> None:
         raise EvaluationError("no weights")
 
-    monkeypatch.setattr(evaluate, "open_extractor", missing)
-    with pytest.raises(EvaluationError):
-        train(over(data, SETTINGS), tmp_path / "run")
-    assert not list((tmp_path / "run/checkpoints").glob("*")) if (tmp_path / "run/checkpoints").exists() else True
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "open_extractor", missing)
+        with pytest.raises(EvaluationError, match=r"^no weights$"):
+            train(over(data, SETTINGS), tmp_path / "run")
+    for reference in ("nowhere", "nowhere.npz"):
+        with pytest.raises(EvaluationError, match=reference):
+            train(over(data, {**SETTINGS, "eval.reference": reference}), tmp_path / "run")
+    with pytest.raises(EvaluationError, match=r"^eval.reference nowhere: no such file or folder$"):
+        train(over(data, {**SETTINGS, "eval.reference": "nowhere"}), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_conditions_are_said_once_and_few_pictures_warned_of(tmp_path: Path) -> None:
+    with said() as lines:
+        data = make_folder(tmp_path / "data")
+        assert train(over(data, {**SETTINGS, "train.steps": 2, "eval.num": 5}), tmp_path / "run") == 0
+    words = [line for line in lines if line.startswith("evaluation every")]
+    assert words == [
+        "evaluation every 1 steps: fd_stub of balanced labels, pictures 5, evaluations 10, extractor stub, "
+        f"extractor_sha256 {'0' * 64}, resize none, reference training pictures, reference_pictures 12"
+    ]
+    assert len([line for line in lines if line.startswith("5 pictures for 6 features: a Fréchet")]) == 1
 
 
 def test_inceptions_distance_is_called_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

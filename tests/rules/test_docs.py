@@ -1,6 +1,7 @@
 """What the documents promise exists."""
 
 import re
+import shlex
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_the_map_names_every_file() -> None:
 
 
 PROGRAM = re.compile(
-    r"(?:torchrun(?P<launcher>.*) -m )?(?:ldit (?P<name>[a-z]+)|python (?:-u )?(?P<script>\w+\.py))(?P<rest>.*)"
+    r"(?:torchrun(?P<launcher>.*) -m (?:-- )?)?(?:ldit (?P<name>[a-z]+)|python (?:-u )?(?P<script>\w+\.py))(?P<rest>.*)"
 )
 SCRIPTS = {"train.py": original_train.run, "sample.py": original_sample.run}
 
@@ -85,7 +86,7 @@ def test_flags_are_found_wherever_they_stand() -> None:
     """By the reader above, in a README of its own."""
     text = """
 ldit train a --out b --lost.a 1   # --not-this
-torchrun --nproc-per-node 8 -m ldit train a --lost.b 4
+torchrun --nproc-per-node 8 -m -- ldit train a --lost.b 4
 ldit launch slurm a --lost-c 2 -- --lost.d 3
 python -u sample.py --ckpt DIR --lost_e z [--lost-f FILE]
 | `--lost.g 2 --lost.h` | text |
@@ -100,3 +101,48 @@ inline `ldit sample --lost-i` and `python train.py --lost-j`; `--lost-k`, in `ld
         "train.py": {"--lost-j"},
         "": {"--lost.g", "--lost.h", "--lost-k"},
     }
+
+
+def launches(text: str) -> list[list[str]]:
+    """What the commands in a document or script give torchrun: on lines and in code spans that begin with it."""
+    text = text.replace("\\\n", " ")
+    lines = [*text.splitlines(), *re.findall(r"`([^`\n]+)`", text)]
+    commands = [re.sub(r"\s#.*", "", line).strip() for line in lines]
+    return [shlex.split(command)[1:] for command in commands if command.startswith("torchrun -")]
+
+
+def launched(words: list[str]) -> list[str]:
+    """The script or module and its arguments, as torchrun's own reader finds them; SystemExit for what it refuses.
+
+    Python 3.11's argparse looks for shortened options behind the script's name too, and refuses --num, which two of
+    torchrun's begin with. After -m -- it does not: commands of `ldit` have that always."""
+    read = get_args_parser().parse_args(words)
+    if read.module and words[words.index(read.training_script) - 1] != "--":
+        raise SystemExit(f"torchrun {' '.join(words)}: write -m -- {read.training_script}")
+    return [read.training_script, *read.training_script_args]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "exps").glob("*.sh"))], ids=lambda p: p.name)
+def test_torchrun_takes_every_command(path: Path) -> None:
+    commands = [launched(words) for words in launches(path.read_text())]
+    assert len(commands) >= {"README.md": 2, "evaluation.md": 3}.get(path.name, path.suffix == ".sh")
+    for program, command, *_ in commands:
+        assert command in cli.COMMANDS if program == "ldit" else program.endswith("/train.py"), (program, command)
+
+
+def test_commands_that_torchrun_takes_for_its_own_are_found() -> None:
+    """In all forms in which documents may write them."""
+    text = """
+torchrun --nproc-per-node 2 -m ldit sample --ckpt X --num 20   # a comment
+    torchrun --nproc-per-node 2 -m ldit sample --ckpt X \\
+        --num "$num"
+inline `torchrun --nproc-per-node 2 -m ldit train a`, and torchrun -m ldit in a text
+torchrun --nproc-per-nodes 2 -m -- ldit sample
+torchrun --nproc-per-node 2 -m -- ldit sample --ckpt X --num 20 …   # right
+"""
+    *wrong, right = sorted(launches(text), key=lambda words: words[-1] == "…")
+    assert [words[-1] for words in wrong] == ["20", "$num", "sample", "a"]
+    for words in wrong:
+        with pytest.raises(SystemExit):
+            launched(words)
+    assert launched(right) == ["ldit", "sample", "--ckpt", "X", "--num", "20", "…"]

@@ -2,6 +2,7 @@
 processes. `tests/distributed` does the same with real ones."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from folders import said
 
 from ldit.errors import DataError, LditError, RunError, SourceError
 from ldit.parallel.world import World
@@ -108,3 +110,48 @@ def test_a_fault_of_the_first_is_printed_once() -> None:
     assert [(type(error), str(error), error.said_elsewhere) for error in found] == [
         (SourceError, "in use", rank > 0) for rank in range(3)
     ]
+
+
+def test_a_failure_that_nobody_hears_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the others take long; one that is heard at once is not."""
+    monkeypatch.setattr("ldit.parallel.world.UNHEARD", 0.1)
+
+    def work(world: World, pause: float) -> None:
+        if world.rank == 1:
+            raise DataError("broken")
+        time.sleep(pause)
+
+    for pause in (0.5, 0.0):
+        with said() as lines:
+            found = each(2, lambda world, pause=pause: world.agreed(lambda: work(world, pause)))
+        assert [type(one) for one in found] == [DataError, DataError]
+        assert lines == (["process 1 waits for the others: broken"] if pause else [])
+
+
+def test_a_failure_outlives_the_group() -> None:
+    """Where the others never come it is that which is raised, not that they did not."""
+
+    class Lost(World):
+        def gather(self, value: Any, group: Any = None) -> list[Any]:
+            raise RuntimeError("timed out")
+
+    lost = Lost(torch.device("cpu"), 1, 2)
+    with pytest.raises(DataError, match="broken"):
+        lost.agreed(lambda: _fail(DataError("broken")))
+    with pytest.raises(RuntimeError, match="timed out"):
+        lost.agreed(lambda: None)
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+def test_alarms_are_heard_by_all() -> None:
+    store = torch.distributed.HashStore()
+    one, other, alone = (
+        World(torch.device("cpu"), rank, 2, store=s) for rank, s in ((0, store), (1, store), (0, None))
+    )
+    assert not one.alarmed("fire")
+    other.alarm("fire")
+    alone.alarm("flood")
+    assert one.alarmed("fire") and other.alarmed("fire") and not one.alarmed("flood") and not alone.alarmed("flood")

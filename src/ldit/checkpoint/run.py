@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -146,14 +146,21 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
 
 
-def best_step(run: Path) -> tuple[int, float] | None:
-    """(step, value) of RUN/best.json, the step with the lowest value that was measured along the way; None without one,
-    and, with a warning, where it cannot be read."""
+class Best(NamedTuple):
+    """The step with the lowest value that was measured along the way, and what was measured how."""
+
+    step: int
+    value: float
+    conditions: dict[str, Any]
+
+
+def best_step(run: Path) -> Best | None:
+    """What RUN/best.json says; None without one, and, with a warning, where it cannot be read."""
     if not (run / BEST).exists():
         return None
     try:
         found = read_json(run / BEST)
-        return int(found["step"]), float(found["value"])
+        return Best(int(found["step"]), float(found["value"]), dict(found["of"]))
     except (SourceError, KeyError, TypeError, ValueError):
         logger.warning("%s cannot be read: the best step is not known", run / BEST)
         return None
@@ -163,7 +170,7 @@ def retire(run: Path, keep: int, keep_every: int) -> None:
     """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides, nor the best
     one."""
     best = best_step(run)
-    kept = None if best is None else best[0]
+    kept = None if best is None else best.step
     steps = [
         (number, folder)
         for number, folder in committed_steps(run)

@@ -61,7 +61,5 @@ def run(arguments: list[str]) -> int:
         json=args.json,
         figure=args.figure,
     )
-    _, table = evaluate(job)
-    if table:
-        print(table)
+    evaluate(job, print)
     return 0

@@ -29,6 +29,8 @@ class StatsArguments:
     """The file of Inception's weights; default where LDIT_INCEPTION_WEIGHTS says, or a cache."""
     batch_size: int = 50
     """Pictures that go through the extractor together."""
+    device: str | None = None
+    """cpu, cuda, …; default cuda where there is one."""
 
 
 def run(arguments: list[str]) -> int:
@@ -38,6 +40,6 @@ def run(arguments: list[str]) -> int:
 
     setup()
     extractor = ExtractorJob(args.extractor, args.inception_weights)
-    count = save_statistics(args.pictures, args.out, args.num, args.image_size, extractor, args.batch_size)
+    count = save_statistics(args.pictures, args.out, args.num, args.image_size, extractor, args.batch_size, args.device)
     print(f"{count:,} pictures: {args.out}")
     return 0

@@ -21,7 +21,8 @@ class Components:
 
     def project(self, rows: Tensor) -> Tensor:
         """(N, D) -> (N, K) float64."""
-        return (rows.double() - self.mean) @ self.basis
+        parts = [(part.double() - self.mean) @ self.basis for part in rows.split(4096)]  # float64 of few at once
+        return torch.cat(parts)
 
     def project_moments(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (D,) and covariance (D, D) of rows -> those, (K,) and (K, K), of the projected rows."""

@@ -70,7 +70,7 @@ class NetworkExtractor:
 
     def __call__(self, pictures: Tensor) -> Features:
         rows = _SLICE if self.device.type == "cpu" else max(len(pictures), 1)
-        parts = [self.network(part) for part in pictures.to(self.device, non_blocking=True).split(rows)]
+        parts = [self.network(part) for part in pictures.to(self.device).split(rows)]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Features(found["pool"], found.get("spatial"), found[self.logits])
 

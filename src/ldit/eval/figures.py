@@ -12,10 +12,13 @@ from ldit.eval.collect import Collected
 from ldit.eval.components import Cloud, bootstrap, cloud, interval, principal_components
 from ldit.eval.frechet import frechet_distance
 from ldit.eval.kernel import kernel_distance
-from ldit.eval.neighbours import precision_recall
+from ldit.eval.neighbours import NEIGHBOURS, precision_recall
 
 METRICS = ("fd", "sfid", "is", "pr", "kid")
 NEED_ROWS = ("pr", "kid")
+INCEPTIONS = ("sfid", "is")
+LEAST = {"fd": 2, "sfid": 2, "pr": NEIGHBOURS + 1, "kid": 2}
+"""Pictures on either side."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ class Wanted:
     @property
     def rows(self) -> bool:
         """Whether the samples' features must be kept."""
-        return any(name in self.metrics for name in NEED_ROWS) or self.resamples > 0 or self.clouds
+        return self.reference_rows or self.resamples > 0
+
+    @property
+    def reference_rows(self) -> bool:
+        """Whether the reference's must; the bootstrap draws samples alone."""
+        return any(name in self.metrics for name in NEED_ROWS) or self.clouds
 
 
 def reference_of(found: Collected) -> Reference:
@@ -53,8 +61,8 @@ def reference_of(found: Collected) -> Reference:
 
 
 def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
-    """Which metrics there will be, and a line for each of `asked` that cannot be had. With none asked for all that can
-    be had. `metric` is the extractor's, `spatial` and `rows` whether the reference has those."""
+    """Which metrics there will be, and a line for each that cannot be had. With none asked for, all that the extractor
+    allows. `metric` is the extractor's, `spatial` and `rows` whether the reference has those."""
     lacks = {
         "sfid": "" if metric == "fid" and spatial else "needs Inception and a reference with its spatial statistics",
         "is": "" if metric == "fid" else "is Inception's alone",
@@ -64,8 +72,18 @@ def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> t
     for name in asked:
         if name not in METRICS:
             raise EvaluationError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
-    wanted = tuple(dict.fromkeys(asked)) or METRICS
+    offered = tuple(name for name in METRICS if metric == "fid" or name not in INCEPTIONS)
+    wanted = tuple(dict.fromkeys(asked)) or offered
     return tuple(name for name in wanted if not lacks.get(name)), [f"{n} {lacks[n]}" for n in wanted if lacks.get(n)]
+
+
+def check_reference(reference: Reference, wanted: Wanted) -> None:
+    """EvaluationError for a reference that figures cannot be had of, before there are samples to be lost."""
+    needed = max(wanted.components, 2 if wanted.clouds else 0)
+    if needed:
+        principal_components(reference.mean, reference.covariance, needed)
+    if reference.rows is None and "fd" in wanted.metrics:
+        frechet_distance(reference.mean, reference.covariance, reference.mean, reference.covariance)
 
 
 def figures(

@@ -133,8 +133,12 @@ def _radii(rows: Tensor, frame: _Frame, neighbours: int) -> Tensor:
         unsure = _unsure(nearest, squares, frame, neighbours)
         for some in _pieces(unsure, _ROWS):
             nearest.places[some] = _nearest_places(rows, some, frame, kept)
-    exact = [_squared_distances(rows[part], rows, nearest.places[part]) for part in _few(rows, kept)]
-    return torch.cat(exact).kthvalue(neighbours, dim=1).values
+    # Filled in place: small results that are kept between large temporaries would leave the heap in pieces.
+    radii = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for part in _few(rows, kept):
+        exact = _squared_distances(rows[part], rows, nearest.places[part])
+        radii[part] = exact.kthvalue(neighbours, dim=1).values
+    return radii
 
 
 def _unsure(nearest: _Nearest, squares: Tensor, frame: _Frame, neighbours: int) -> Tensor:

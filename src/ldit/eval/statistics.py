@@ -41,6 +41,10 @@ class Statistics:
     fingerprint: str = ""
     resize: str = ""
     pictures: PictureRows | None = None
+    name: str = ""
+    """Of the file they were read from."""
+    crc32: str = ""
+    """What the file's directory says of mu and sigma, which is checked as they are read: tells files apart."""
 
 
 def has_statistics(path: Path) -> bool:
@@ -79,6 +83,8 @@ def read_statistics(path: Path) -> Statistics:
         *spatial,
         **about,
         pictures=Pictures(found[PICTURES]) if PICTURES in found else None,
+        name=path.name,
+        crc32=" ".join(f"{found[key].info.CRC:08x}" for key in (_MEAN, _COVARIANCE)),
     )
 
 

@@ -7,36 +7,54 @@ figures' rows, computes and writes.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldit import __version__
 from ldit.checkpoint.commit import replaced, write_json_atomic
+from ldit.config.base_run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
 from ldit.errors import EvaluationError
 from ldit.eval.collect import Collected, Collector
 from ldit.eval.extractor import INCEPTION, Extractor, open_extractor
-from ldit.eval.figures import Reference, Wanted, available, by_class, clouds, figures, reference_of
+from ldit.eval.figures import (
+    LEAST,
+    Reference,
+    Wanted,
+    available,
+    by_class,
+    check_reference,
+    clouds,
+    figures,
+    reference_of,
+)
 from ldit.eval.statistics import Statistics, has_statistics, read_statistics, write_statistics
 from ldit.flows.evaluation_figure import draw
-from ldit.flows.evaluation_report import table
-from ldit.flows.picture_stream import GeneratedStream, PictureStream, is_pictures, open_stream
+from ldit.flows.evaluation_report import depends, table, too_few
+from ldit.flows.output_file import check_target, written
+from ldit.flows.picture_stream import GeneratedStream, PictureStream, check_there, is_pictures, open_stream
 from ldit.flows.pictures import PictureJob
+from ldit.flows.pipeline import checked_device
+from ldit.flows.progress import Progress
 from ldit.flows.set_job import Rule, SetJob
 from ldit.log import logger
-from ldit.parallel.world import World, joined
+from ldit.parallel.world import World, alike, joined
 from ldit.train.sight import peak_memory
 
 ASIDE = ("_deviation", "_interval", "_subset", "_splits")
 """Ends of the names of what belongs to a figure."""
 PROTOCOL = 50_000
 """Pictures of the field's protocol, and of a checkpoint where no number is asked for."""
+STOP = "evaluation"
+"""The alarm of a process that cannot go on."""
+TOGETHER = ParallelConfig(timeout=MOST_SECONDS)
+"""Shares are uneven, and the first process computes the figures alone: hours may pass until all meet again."""
+_OWN = ("source", "batch_size", "device")  # of a PictureJob, that pictures which are there have too
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,10 @@ class ExtractorJob:
     weights: Path | None = None
 
     def open(self, device: torch.device) -> Extractor:
-        return open_extractor(self.name, self.weights if self.name == INCEPTION else None, device)
+        """EvaluationError for what is missing or not what it should be."""
+        if self.weights is not None and self.name != INCEPTION:
+            raise EvaluationError(f"inception_weights: the extractor is {self.name}")
+        return open_extractor(self.name, self.weights, device)
 
 
 @dataclass(frozen=True)
@@ -68,93 +89,127 @@ class EvaluateJob:
     figure: Path | None = None
 
     def __post_init__(self) -> None:
-        least = {"num": 2, "components": 0, "resamples": 0, "image_size": 1}
+        with alike():
+            self._check()
+
+    def _check(self) -> None:
+        least = {"num": 2, "components": 0, "resamples": 0, "image_size": 1, "batch_size": 1}
         for name, lowest in least.items():
-            value = getattr(self, name)
+            value = self.pictures.batch_size if name == "batch_size" else getattr(self, name)
             if value is not None and value < lowest:
                 raise EvaluationError(f"{name}: must be at least {lowest}, got {value}")
         if self.resamples and not self.components:
             raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
         if self.figure is not None and self.figure.suffix.lower() != ".png":
             raise EvaluationError(f"figure: expected a name that ends in .png, got {self.figure}")
-        for file in (self.json, self.figure):
-            if file is not None and not file.absolute().parent.is_dir():
-                raise EvaluationError(f"no folder {file.absolute().parent} to write {file.name} into")
+        for file in filter(None, (self.json, self.figure)):
+            check_target(file)
 
 
-def evaluate(job: EvaluateJob) -> tuple[dict[str, Any], str]:
-    """The report, and its table on the first process, "" elsewhere; the report is written to `job.json` too.
+def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> dict[str, Any]:
+    """The report, whose table the first process says before anything is written, to `job.json` and `job.figure`.
 
     EvaluationError and its kin name what is missing, damaged or does not fit together, before pictures are made.
     """
-    with joined(ParallelConfig()) as world:
-        extractor = world.agreed(lambda: job.extractor.open(world.device))
-        report = measured(job, extractor, world)
-        if world.first and report["num_samples"] <= extractor.width:
-            logger.warning(
-                "%d pictures for %d features: a Fréchet distance of so few is far too large; compare sets of equal "
-                "size alone, or a few principal components (--components 64), or KID",
-                report["num_samples"],
-                extractor.width,
-            )
-        return report, table(report) if world.first else ""
+    with joined(TOGETHER) as world:
+        device = _device(job.pictures.device, world)
+        extractor = world.agreed(lambda: job.extractor.open(device))
+        return measured(job, extractor, world, say)
 
 
-def measured(job: EvaluateJob, extractor: Extractor, world: World) -> dict[str, Any]:
-    """The report of `evaluate`, on every process of `world`; the first writes it."""
-    began = time.perf_counter()
+def _device(name: str | None, world: World) -> torch.device:
+    """The process's own, or another kind that was asked for."""
+    if name is None or name == world.device.type:
+        return world.device
+    return checked_device(name)
+
+
+def measured(
+    job: EvaluateJob, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """The report of `evaluate`, on every process of `world`."""
+    began, device = time.perf_counter(), _device(job.pictures.device, world)
     samples = world.agreed(lambda: _samples(job, world))
     block = job.pictures.batch_size
     theirs = world.agreed(lambda: open_reference(job.reference, extractor, samples.size, job.image_size, block))
-    wanted, missing = _wanted(job, extractor, theirs)
-    reference, about = known_reference(theirs, extractor, wanted, world, block)
-    found = collect(samples.blocks(world.rank, world.size), extractor, wanted.rows, world, samples.count)
+    with alike():
+        wanted, missing = _wanted(job, extractor, samples, theirs)
     for line in missing if world.first else ():
         logger.info("left out: %s", line)
+    reference, about = known_reference(theirs, extractor, wanted, world, block)
+    world.from_first(lambda: check_reference(reference, wanted))
+    found = collect(samples.blocks(world.rank, world.size), extractor, wanted.rows, world, samples.count)
 
     def finish() -> dict[str, Any]:
-        report = figures(found, reference, wanted, extractor.metric, world.device)
+        report = figures(found, reference, wanted, extractor.metric, device)
         reached = report.pop("reached", None)
         report["figures"] = [name for name in report if not name.endswith(ASIDE)]
         if samples.labels is not None:
             classes = tuple(getattr(extractor, "classes", ()))
             report["classes"] = by_class(found, samples.labels, samples.names, reached, classes)
-        report |= _conditions(extractor, samples, about, found.count)
+        report |= {"compared": [job.pictures.source, job.reference], "num_samples": found.count}
+        report |= {"num_reference": reference.count, **depends(extractor, samples, about)}
         seconds = time.perf_counter() - began
         report |= {"seconds": seconds, "peak_memory": peak_memory(world.device), "processes": world.size}
-        report |= {"device": str(world.device), "date": datetime.now(UTC).date().isoformat()}
+        report |= {"device": str(device), "date": datetime.now(UTC).date().isoformat()}
         report["versions"] = {"ldit": __version__, "torch": torch.__version__}
-        if job.json is not None:
-            write_json_atomic(job.json, report)
-        if job.figure is not None:
-            picture = draw(report, f"{job.pictures.source} against {job.reference}", *clouds(found, reference))
-            with replaced(job.figure) as temporary:
-                picture.save(temporary, "PNG")
+        few = too_few(extractor, report["num_samples"], report["num_reference"])
+        if few and extractor.metric in report:
+            logger.warning("%s", few)
+        say(table(report))
+        _write(job, report, found, reference)
         return report
 
     return world.from_first(finish)
 
 
-def _wanted(job: EvaluateJob, extractor: Extractor, theirs: Statistics | PictureStream) -> tuple[Wanted, list[str]]:
+def _write(job: EvaluateJob, report: dict[str, Any], found: Collected, reference: Reference) -> None:
+    """The files that were asked for."""
+    if job.json is not None:
+        with written(job.json):
+            write_json_atomic(job.json, report)
+    if job.figure is not None:
+        picture = draw(report, *clouds(found, reference))
+        with written(job.figure), replaced(job.figure) as temporary:
+            picture.save(temporary, "PNG")
+
+
+def _wanted(
+    job: EvaluateJob, extractor: Extractor, samples: PictureStream, theirs: Statistics | PictureStream
+) -> tuple[Wanted, list[str]]:
     """What will be computed, and lines on what cannot be; EvaluationError for what was asked for and cannot."""
     spatial = rows = True
+    counts = [("pictures", samples.count), ("reference pictures", theirs.count)]
     if isinstance(theirs, Statistics):
         spatial, rows = theirs.spatial_mean is not None, theirs.pictures is not None
+        counts[1] = ("reference pictures", None if theirs.pictures is None else len(theirs.pictures))
     metrics, missing = available(job.metrics, extractor.metric, spatial, rows)
-    if job.metrics and missing:
+    for what, count in counts:
+        few = [name for name in metrics if count is not None and count < LEAST.get(name, 0)]
+        missing += [f"{name} needs at least {LEAST[name]} {what}, got {count}" for name in few]
+        metrics = tuple(name for name in metrics if name not in few)
+    if missing and (job.metrics or not metrics):
         raise EvaluationError(f"metrics: {missing[0]}")
+    spans = min(extractor.width, (theirs.count or extractor.width + 1) - 1)
+    for name, asked in (("components", job.components), ("figure: components", 2 if job.figure is not None else 0)):
+        if asked > spans:
+            raise EvaluationError(f"{name}: {asked} are too many for a reference that spans {spans} at most")
     return Wanted(metrics, job.components, job.resamples, job.figure is not None), missing
 
 
-def save_statistics(source: str, out: Path, num: int | None, side: int | None, job: ExtractorJob, batch: int) -> int:
+def save_statistics(
+    source: str, out: Path, num: int | None, side: int | None, job: ExtractorJob, batch: int, device: str | None = None
+) -> int:
     """`ldit stats`: the features' moments of a set of pictures, as a file that stands for it as a reference; returns
     the number of pictures."""
-    if not is_pictures(source):
-        raise EvaluationError(f"{source} is no set of pictures: expected a folder, an .npz, or a bundled set")
-    if not out.absolute().parent.is_dir():
-        raise EvaluationError(f"no folder {out.absolute().parent} to write {out.name} into")
-    with joined(ParallelConfig()) as world:
-        extractor = world.agreed(lambda: job.open(world.device))
+    with alike():
+        if not is_pictures(source):
+            raise EvaluationError(f"{source} is no set of pictures: expected a folder, an .npz, or a bundled set")
+        if out.suffix != ".npz":
+            raise EvaluationError(f"--out {out}: expected a name that ends in .npz")
+        check_target(out)
+    with joined(TOGETHER) as world:
+        extractor = world.agreed(lambda: job.open(_device(device, world)))
         stream = world.agreed(lambda: open_stream(source, num, side, batch))
         found = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)
         spatial = found.spatial
@@ -181,46 +236,75 @@ def collect(
     collector = Collector(keep_rows)
 
     def run() -> None:
-        for first, pictures in _shown(blocks, total, world):
-            collector.add(first, extractor(pictures))
-            mark()
+        try:
+            for first, pictures in _shown(blocks, total, world):
+                collector.add(first, extractor(pictures))
+                mark()
+                if world.alarmed(STOP):
+                    return
+        except Exception:
+            world.alarm(STOP)
+            raise
 
     world.agreed(run)
     return collector.merged(world)
 
 
 def _shown(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> Iterator[tuple[int, Tensor]]:
-    """With a bar on the first process's terminal, of all processes' pictures by its own pace; none without a total."""
-    with tqdm(total=total, disable=None if world.first and total else True, unit="picture") as bar:
+    """How far all processes are, by this one's pace; nothing without a total."""
+    seen = 0
+    progress = Progress(total, lambda: min(seen * world.size, total), world.first and total > 0, "pictures")
+    try:
         for first, pictures in blocks:
             yield first, pictures
-            bar.update(min(len(pictures) * world.size, total - bar.n))
+            seen += len(pictures)
+            progress.advance(min(len(pictures) * world.size, total))
+    finally:
+        progress.close()
 
 
 def _samples(job: EvaluateJob, world: World) -> PictureStream:
     if is_pictures(job.pictures.source):
-        if job.rule is not None or job.pictures.labels:
-            raise EvaluationError(f"{job.pictures.source} holds pictures that are there already: labels are not dealt")
+        if idle := _idle(job):
+            raise EvaluationError(f"{job.pictures.source} holds pictures that are there already: {idle} does nothing")
         return open_stream(job.pictures.source, job.num, job.image_size, job.pictures.batch_size)
     return GeneratedStream(SetJob(job.pictures, job.num or PROTOCOL, job.rule), world)
 
 
+def _idle(job: EvaluateJob) -> str:
+    """The first thing asked for that says how pictures are made, "" for none."""
+    asked = [name for name, value in job.pictures.options.items() if (name, value) != ("seed", 0)]
+    for one in fields(PictureJob):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        if one.name not in (*_OWN, "options") and getattr(job.pictures, one.name) != default:
+            asked.append(one.name)
+    return next(iter(asked), "labels" if job.rule is not None else "")
+
+
 def open_reference(
-    reference: str, extractor: Extractor, size: tuple[int, int], side: int | None, block: int
+    reference: str,
+    extractor: Extractor,
+    size: tuple[int, int],
+    side: int | None,
+    block: int,
+    name: str = "reference",
 ) -> Statistics | PictureStream:
-    """Saved statistics that fit the extractor, or pictures cut to the samples' size."""
+    """Saved statistics that fit the extractor, or pictures cut to the samples' size. `name` is what errors call it."""
     path = Path(reference).expanduser()
+    check_there(reference, name)
     if path.suffix == ".npz" and has_statistics(path):
         found = read_statistics(path)
         if found.extractor != extractor.name:
             raise EvaluationError(f"{path}: statistics of {found.extractor}, the extractor is {extractor.name}")
         if found.fingerprint not in ("", extractor.fingerprint):
             raise EvaluationError(f"{path}: statistics of other weights of {extractor.name} than these")
+        if found.resize not in ("", extractor.resize):
+            raise EvaluationError(f"{path}: statistics of pictures resized by {found.resize}, not {extractor.resize}")
         if len(found.mean) != extractor.width:
             raise EvaluationError(f"{path}: {len(found.mean)} features, {extractor.name} has {extractor.width}")
         return found
     if not is_pictures(reference):
-        raise EvaluationError(f"--reference {reference}: expected an .npz, a folder of pictures, or a bundled set")
+        raise EvaluationError(f"{name} {reference}: expected an .npz, a folder of pictures, or a bundled set")
     return open_stream(reference, None, side or min(size), block)
 
 
@@ -234,10 +318,12 @@ def known_reference(
 ) -> tuple[Reference, dict[str, Any]]:
     """What figures need of the reference; the features of its pictures are computed where those are needed."""
     if not isinstance(theirs, Statistics):
-        found = collect(theirs.blocks(world.rank, world.size), extractor, wanted.rows, world, theirs.count, mark)
+        found = collect(
+            theirs.blocks(world.rank, world.size), extractor, wanted.reference_rows, world, theirs.count, mark
+        )
         return reference_of(found), theirs.about
     rows, count, pictures = None, theirs.count, theirs.pictures
-    if wanted.rows and pictures is not None:
+    if wanted.reference_rows and pictures is not None:
         parts = enumerate(pictures.batches(block))
         mine = (
             (i * block, torch.from_numpy(part.copy()).permute(0, 3, 1, 2))
@@ -248,29 +334,6 @@ def known_reference(
     spatial = None
     if theirs.spatial_mean is not None and theirs.spatial_covariance is not None:
         spatial = (theirs.spatial_mean, theirs.spatial_covariance)
-    about = {"statistics of": count, "pictures": None if pictures is None else len(pictures)}
+    about = {"statistics": theirs.name, "crc32": theirs.crc32, "count": count}
+    about |= {} if pictures is None else {"pictures": len(pictures)}
     return Reference(theirs.mean, theirs.covariance, count, spatial, rows), about
-
-
-def _conditions(extractor: Extractor, samples: PictureStream, reference: dict[str, Any], count: int) -> dict[str, Any]:
-    """What every figure depends on."""
-    return {
-        "num_samples": count,
-        "labels": "random" if samples.about.get("label_rule") == "random" else balance(samples.labels),
-        "evaluations": samples.about.get("evaluations"),
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.fingerprint,
-        "resize": extractor.resize,
-        "samples": samples.about,
-        "reference": reference,
-    }
-
-
-def balance(labels: tuple[int, ...] | None) -> str:
-    """How even the labels of a set are."""
-    if labels is None:
-        return "unknown"
-    counts = torch.tensor(labels).bincount()
-    counts = counts[counts > 0]
-    least, most = int(counts.min()), int(counts.max())
-    return "balanced" if most - least <= 1 else f"{least} to {most} a class"

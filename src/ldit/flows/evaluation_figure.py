@@ -22,7 +22,7 @@ from ldit.flows.chart import (
     plot,
     shortened,
 )
-from ldit.flows.evaluation_report import CLASSES_SHOWN, conditions, number, spread
+from ldit.flows.evaluation_report import CLASSES_SHOWN, conditions, number, spread, title
 
 SIDE = 460  # pixels of the plot area
 WIDE = 2 * SIDE + 130
@@ -32,23 +32,23 @@ SHARES = ("precision", "accuracy")
 DEVIATIONS = 2.0
 
 
-def draw(report: dict[str, Any], title: str, samples: Cloud, reference: Cloud) -> Image.Image:
+def draw(report: dict[str, Any], samples: Cloud, reference: Cloud) -> Image.Image:
     """Figures above; below them the clouds, and beside those shares of classes where the report has them."""
     classes = report.get("classes") or []
     shares = [name for name in SHARES if classes and name in classes[0]] if 1 < len(classes) <= CLASSES_SHOWN else []
     top = 2 * MARGIN + (len(report["figures"]) + 4) * ROW
     canvas = Image.new("RGB", (WIDE if shares else SIDE + LEFT + 3 * MARGIN, top + SIDE + 66), "white")
     pen = ImageDraw.Draw(canvas)
-    _figures(pen, report, title, canvas.width - 2 * MARGIN)
+    _figures(pen, report, canvas.width - 2 * MARGIN)
     _clouds(canvas, (LEFT, top), samples, reference)
     if shares:
         _bars(pen, (LEFT + SIDE + NAMES + 36, top), classes, shares)
     return canvas
 
 
-def _figures(pen: ImageDraw.ImageDraw, report: dict[str, Any], title: str, width: int) -> None:
+def _figures(pen: ImageDraw.ImageDraw, report: dict[str, Any], width: int) -> None:
     """A row a figure, and one line of what they all depend on."""
-    pen.text((MARGIN, MARGIN), shortened(title, width, KEY_FONT), TEXT, KEY_FONT)
+    pen.text((MARGIN, MARGIN), shortened(title(report), width, KEY_FONT), TEXT, KEY_FONT)
     for row, name in enumerate(report["figures"], 2):
         y = MARGIN + row * ROW
         pen.text((MARGIN, y), name, TEXT, FONT)

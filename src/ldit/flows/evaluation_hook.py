@@ -19,13 +19,15 @@ from ldit.dtypes import COMPUTE
 from ldit.errors import ConfigError
 from ldit.eval.extractor import Extractor
 from ldit.eval.figures import Reference, Wanted, figures, reference_of
+from ldit.eval.statistics import Statistics
 from ldit.flows.evaluate import ExtractorJob, collect, known_reference, open_reference
+from ldit.flows.evaluation_report import too_few
 from ldit.flows.generate import Generator, Picture
 from ldit.flows.hooks import eager
-from ldit.flows.picture_stream import TrainingStream
+from ldit.flows.picture_stream import PictureStream, TrainingStream
 from ldit.flows.pipeline import Pipeline
 from ldit.flows.request import Request
-from ldit.flows.set_job import Labels, cut
+from ldit.flows.set_job import Labels, cost, cut
 from ldit.flows.subject import Surroundings
 from ldit.log import logger
 from ldit.train.step import TrainState
@@ -34,6 +36,8 @@ from ldit.train.trainer import BEST
 TRAINING_PICTURES = 50_000
 WANTED = Wanted(("fd",))
 
+_Pictures = Statistics | PictureStream | TrainingStream
+
 
 def evaluation_hook(
     config: RunConfig, spec: ModelSpec, request: Request, codec: Codec, out: Path, around: Surroundings
@@ -41,19 +45,35 @@ def evaluation_hook(
     """The Fréchet distance of `eval.num` pictures under its name ("fid", "fd_…"), and "best": true where it is the
     lowest of the run, with RUN/best.json to say so. `request` says how pictures are sampled.
 
-    The extractor is opened here, so that a missing one is known before the first step; the reference's features are
-    computed at the first evaluation. Pictures of a network that is not sound give a warning and no value.
+    The extractor and the reference are opened here, so that what is missing is known before the first step; the
+    reference's features are computed at the first evaluation. Pictures of a network that is not sound give a warning
+    and no value.
     """
     asked, world = config.eval, around.world
     job = ExtractorJob(asked.extractor, Path(asked.inception_weights) if asked.inception_weights else None)
     extractor = world.agreed(lambda: job.open(world.device))
     if around.data.cache is not None and not asked.reference:
         raise ConfigError("eval.reference: the run trains on latents; name the pictures, or statistics of `ldit stats`")
+    theirs = world.agreed(lambda: _opened(config, extractor, around))
+    conditions = {
+        "pictures": asked.num,
+        "evaluations": cost(request, spec, False)[0],
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.fingerprint,
+        "resize": extractor.resize,
+        "reference": asked.reference or "training pictures",
+        "reference_pictures": theirs.count,
+    }
+    if world.first:
+        words = ", ".join(f"{name} {value}" for name, value in conditions.items())
+        logger.info("evaluation every %d steps: %s of balanced labels, %s", asked.every, extractor.metric, words)
+        if few := too_few(extractor, asked.num, theirs.count):
+            logger.warning("%s", few)
     kept: list[Reference] = []
 
     def run(state: TrainState) -> dict[str, Any]:
         if not kept:
-            kept.append(_reference(config, extractor, spec, around))
+            kept.append(_features(theirs, extractor, around, asked.batch_size))
         dtype = COMPUTE[state.config.train.precision]
         mark = lambda: around.watchdog.mark("evaluation")  # noqa: E731
         with state.weights.showing(state.averages.main) as model, eager():
@@ -65,7 +85,8 @@ def evaluation_hook(
             return {}
         values = world.from_first(lambda: figures(found, kept[0], WANTED, extractor.metric, world.device))
         value: float = values[extractor.metric]
-        return {extractor.metric: value, **({BEST: True} if _is_best(state, value, extractor, out) else {})}
+        best = _is_best(state, value, {"figure": extractor.metric, **conditions}, out)
+        return {extractor.metric: value, **({BEST: True} if best else {})}
 
     return run
 
@@ -98,25 +119,38 @@ class _Made:
         return torch.stack([e.tensor for e in events if isinstance(e, Picture) and e.tensor is not None])
 
 
-def _reference(config: RunConfig, extractor: Extractor, spec: ModelSpec, around: Surroundings) -> Reference:
-    world, asked = around.world, config.eval
-    mark = lambda: around.watchdog.mark("features of the reference")  # noqa: E731
+def _opened(
+    config: RunConfig, extractor: Extractor, around: Surroundings
+) -> Statistics | PictureStream | TrainingStream:
+    asked, side = config.eval, config.data.image_size
     if asked.reference:
-        side = config.data.image_size
-        theirs = world.agreed(lambda: open_reference(asked.reference, extractor, (side, side), side, asked.batch_size))
-        return known_reference(theirs, extractor, WANTED, world, asked.batch_size, mark)[0]
-    stream = TrainingStream(around.data, TRAINING_PICTURES, asked.batch_size, config.data.bad == "skip")
-    return reference_of(collect(stream.blocks(world.rank, world.size), extractor, False, world, 0, mark))
+        size = (side, side)
+        return open_reference(asked.reference, extractor, size, side, asked.batch_size, "eval.reference")
+    return TrainingStream(around.data, TRAINING_PICTURES, asked.batch_size, config.data.bad == "skip")
 
 
-def _is_best(state: TrainState, value: float, extractor: Extractor, out: Path) -> bool:
-    """Whether no earlier step of this run had less; RUN/best.json then says so, before the step is committed."""
+def _features(theirs: _Pictures, extractor: Extractor, around: Surroundings, block: int) -> Reference:
+    world = around.world
+    mark = lambda: around.watchdog.mark("features of the reference")  # noqa: E731
+    if not isinstance(theirs, TrainingStream):
+        return known_reference(theirs, extractor, WANTED, world, block, mark)[0]
+    return reference_of(collect(theirs.blocks(world.rank, world.size), extractor, False, world, 0, mark))
+
+
+def _is_best(state: TrainState, value: float, conditions: dict[str, Any], out: Path) -> bool:
+    """Whether no earlier step of this run had less under the same conditions; RUN/best.json then says so, before the
+    step is committed."""
 
     def compare() -> bool:
         before = best_step(out)
-        if before is not None and before[0] < state.step and before[1] <= value:
+        if (
+            before is not None
+            and before.step < state.step
+            and before.value <= value
+            and before.conditions == conditions
+        ):
             return False
-        write_json_atomic(out / BEST_FILE, {"step": state.step, "figure": extractor.metric, "value": value})
+        write_json_atomic(out / BEST_FILE, {"step": state.step, "value": value, "of": conditions})
         return True
 
     return bool(state.world.from_first(compare))

@@ -1,21 +1,71 @@
-"""A report of `ldit evaluate` as a table: every figure beside what it depends on."""
+"""A report of `ldit evaluate`: what every figure depends on, and all as a table."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+
+from ldit.eval.extractor import Extractor
+from ldit.flows.picture_stream import PictureStream
 
 CLASSES_SHOWN = 32
 
 
+def depends(extractor: Extractor, samples: PictureStream, reference: dict[str, Any]) -> dict[str, Any]:
+    """Of a report, what every figure depends on beside the numbers of pictures."""
+    random = samples.about.get("label_rule") == "random"
+    return {
+        "labels": "random" if random else balance(samples.labels, samples.classes),
+        "evaluations": samples.about.get("evaluations"),
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.fingerprint,
+        "resize": extractor.resize,
+        "samples": samples.about,
+        "reference": reference,
+    }
+
+
+def balance(labels: Sequence[int] | None, classes: int | None) -> str:
+    """How even the labels of a set are, over all `classes` that it could have; None: over those it has."""
+    if labels is None:
+        return "unknown"
+    counts = Counter(labels)
+    seen, most = len(counts), max(counts.values())
+    even = most - min(counts.values()) <= 1
+    if even and seen == classes:
+        return "balanced"
+    if even:
+        return f"balanced, {seen} classes" if classes is None else f"balanced, {seen} of {classes} classes"
+    return f"{0 if classes is not None and seen < classes else min(counts.values())} to {most} a class"
+
+
+def too_few(extractor: Extractor, samples: int, reference: int | None) -> str:
+    """Why a Fréchet distance of so many pictures says little, "" where it does not."""
+    least, whose = min((samples, "pictures"), (samples if reference is None else reference, "reference pictures"))
+    if least > extractor.width:
+        return ""
+    return (
+        f"{least} {whose} for {extractor.width} features: a Fréchet distance of so few is far too large; compare sets "
+        "of equal size alone, or a few principal components (--components 64), or KID"
+    )
+
+
 def table(report: dict[str, Any]) -> str:
-    """Lines of text: a figure each, then a class each where there are few."""
+    """Lines of text: what is compared, a figure each, then a class each where there are few."""
     depends = conditions(report)
     rows = [["figure", "value", "", *depends]]
     rows += [[name, number(report[name]), spread(report, name), *depends.values()] for name in report["figures"]]
-    text = _aligned(rows)
+    text = f"{title(report)}\n" + _aligned(rows)
     classes = report.get("classes") or []
     if 1 < len(classes) <= CLASSES_SHOWN:
         keys = list(classes[0])
         text += "\n\n" + _aligned([keys, *([_cell(row[key]) for key in keys] for row in classes)])
     return text
+
+
+def title(report: dict[str, Any]) -> str:
+    """What is compared with what."""
+    samples, reference = report["compared"]
+    return f"{samples} against {reference}"
 
 
 def conditions(report: dict[str, Any]) -> dict[str, str]:
@@ -32,7 +82,7 @@ def conditions(report: dict[str, Any]) -> dict[str, str]:
 
 def spread(report: dict[str, Any], name: str) -> str:
     """The deviation or the interval of a figure, "" where it has none."""
-    if f"{name}_deviation" in report:
+    if report.get(f"{name}_deviation"):  # none of a single subset or split
         return f"± {number(report[f'{name}_deviation'])}"
     if f"{name}_interval" in report:
         low, high = report[f"{name}_interval"]

@@ -5,6 +5,7 @@ A set is cut into blocks of consecutive pictures; of several processes each take
 depends on their number.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -19,15 +20,17 @@ from torch import Tensor
 from ldit.checkpoint import diffusers_dit, export, original
 from ldit.checkpoint.run import is_run
 from ldit.config.sections import DataConfig
+from ldit.data.image_folder import folders_in
 from ldit.data.picture_set import PictureSet
 from ldit.data.samples import Samples
-from ldit.data.source import BUNDLED, data_root, open_data
+from ldit.data.source import BUNDLED, data_root, kind_of, open_data
 from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, EvaluationError, RunError
 from ldit.eval.npz import members, read_array
 from ldit.eval.statistics import open_pictures
+from ldit.flows.made_set import MOST_CLASSES, MadeSet, conditions, is_in_the_making, made_array, made_folder
 from ldit.flows.sample_set import SampleSet
-from ldit.flows.set_files import JOB, read_job
+from ldit.flows.set_files import JOB
 from ldit.flows.set_job import SetJob
 from ldit.parallel.world import World
 
@@ -44,6 +47,8 @@ class PictureStream(Protocol):
     """A class each, where known."""
     names: tuple[str, ...]
     """Class names by index, where known."""
+    classes: int | None
+    """How many classes the set could have, where known."""
     about: dict[str, Any]
     """What a figure depends on: which pictures, cut how."""
 
@@ -60,11 +65,25 @@ class PictureStream(Protocol):
 def is_pictures(source: str) -> bool:
     """Whether a source names pictures and not a model: an .npz, a bundled set, PATH@heldout, or a folder without a
     model in it."""
-    path = Path(_split(source)[0]).expanduser()
+    path = _path(source)
     if source.endswith(".npz") or _split(source)[1] or str(path) in BUNDLED:
         return True
     model = is_run(path) or original.is_original(path) or export.is_export(path) or diffusers_dit.is_pipeline(path)
     return path.is_dir() and not model
+
+
+def check_there(source: str, name: str = "") -> None:
+    """EvaluationError where nothing lies at a source of pictures, or the blocks of an .npz that is being made. `name`
+    is what it is called."""
+    path, called = _path(source), f"{name} {source}".strip()
+    try:
+        there = path.exists() or str(path) in BUNDLED
+    except OSError:  # who opens it says why
+        return
+    if not there and source.endswith(".npz") and is_in_the_making(path):
+        raise EvaluationError(f"{called}: a set that is not complete; the same ldit sample goes on with it")
+    if not there:
+        raise EvaluationError(f"{called}: no such file or folder")
 
 
 def open_stream(source: str, num: int | None, side: int | None, block: int) -> PictureStream:
@@ -73,19 +92,28 @@ def open_stream(source: str, num: int | None, side: int | None, block: int) -> P
 
     EvaluationError or DataError name what is missing, damaged, or not enough.
     """
+    for name, value in (("num", num), ("image_size", side), ("batch_size", block)):
+        if value is not None and value < 1:
+            raise EvaluationError(f"{name}: must be at least 1, got {value}")
+    check_there(source)
     if source.endswith(".npz"):
-        return NpzStream(Path(source).expanduser(), num, block)
+        return NpzStream(source, num, block)
     return FolderStream(source, num, side, block)
 
 
 class FolderStream:
     """Pictures of anything that `data.path` takes; fewer than all are spread over the set, whose order is often that of
     its classes. `PATH@heldout` is the part kept from training, `PATH@train` the rest. A folder made by
-    `ldit sample --num` has its labels in it."""
+    `ldit sample --num` has its labels in it; fewer of its pictures are the first ones, for there labels take turns."""
 
     def __init__(self, source: str, num: int | None, side: int | None, block: int) -> None:
         path, part = _split(source)
         root = data_root(path)
+        made = made_folder(root)
+        if root.is_dir() and not folders_in(root) and kind_of(root) == "folders":  # what is no other kind either
+            if made is not None:
+                raise _unfinished(root, 0, made)
+            raise EvaluationError(f"{source}: holds no pictures")
         found = _size_of(path) if side is None else side
         train, heldout = open_data(path, found, None if part else "")
         if part == "heldout" and heldout is None:
@@ -93,25 +121,28 @@ class FolderStream:
         self.data: PictureSet = heldout if part == "heldout" and heldout is not None else train
         total = len(self.data)
         self.count = _enough(source, num, total)
-        self.rows = [k * total // self.count for k in range(self.count)] if self.count else []
+        self.rows = list(range(self.count)) if made else [k * total // self.count for k in range(self.count)]
         self.block, self.side = block, found
         self.names = self.data.names
+        self.classes = len(self.names) or None
         self.labels: tuple[int, ...] | None = None
-        made = read_job(root / JOB) if (root / JOB).is_file() else None
+        self.about = {"pictures": source, "count": self.count, "crop": f"{found}x{found} (ADM's crop)"}
         if made is not None:
-            self._take_labels(root, made)
+            self._take(made, root)
         elif self.names:
             self.labels = tuple(map(self.data.label, self.rows))
-        self.about = {"pictures": source, "count": self.count, "crop": f"{found}x{found} (ADM's crop)"}
 
-    def _take_labels(self, root: Path, made: dict[str, Any]) -> None:
-        """Those that samples.json lists; EvaluationError where the set is not complete."""
-        if made.get("complete") is not True or made.get("num") != len(self.data):
-            there = f"{len(self.data)} of {made.get('num')} pictures are there"
-            raise EvaluationError(f"{root}: a set that is not complete, {there}; the same ldit sample goes on with it")
-        if made.get("labels") is not None:
-            self.labels = tuple(made["labels"][row] for row in self.rows)
-        self.names = tuple(made.get("class_names") or ())
+    def _take(self, made: MadeSet, root: Path) -> None:
+        """What a set of ours says of itself; EvaluationError where it is not complete, or not alone: labels go by the
+        place of a picture."""
+        total = len(self.data)
+        stray = next((name for name in map(self.data.where, range(total)) if not made.is_own(name)), None)
+        if stray is not None:
+            raise EvaluationError(f"{root}: holds {stray} beside the {made.num} pictures of its {JOB}")
+        if not made.complete or total < made.num:
+            raise _unfinished(root, total, made)
+        self.labels = None if made.labels is None else made.labels[: self.count]
+        self.names, self.classes, self.about = made.names, made.classes, {**made.about, **self.about}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -179,13 +210,22 @@ class NpzStream:
     """`arr_0` of an .npz, uint8 (N, H, W, 3), ADM's form of a set; `arr_1` are its labels, where there."""
 
     names: tuple[str, ...] = ()
+    classes: int | None
 
-    def __init__(self, path: Path, num: int | None, block: int) -> None:
+    def __init__(self, source: str, num: int | None, block: int) -> None:
+        path = _path(source)
         self.pictures = open_pictures(path)
-        self.count = _enough(str(path), num, len(self.pictures))
-        self.block = block
+        self.count = _enough(source, num, len(self.pictures))
+        self.block, self.classes = block, None
         self.labels = self._labels(path)
-        self.about = {"pictures": path.name, "count": self.count, "crop": "none"}
+        crc = self.pictures.member.info.CRC
+        own = {"pictures": source, "crc32": f"{crc:08x}", "count": self.count, "crop": "none"}
+        made = made_array(path, crc, len(self.pictures))
+        if made is not None:
+            self.names, self.classes = made.names, made.classes
+            if self.labels is None and made.labels is not None:
+                self.labels = made.labels[: self.count]
+        self.about = own if made is None else {**made.about, **own}
 
     def _labels(self, path: Path) -> tuple[int, ...] | None:
         found = members(path).get(LABELS)
@@ -194,8 +234,9 @@ class NpzStream:
         if found.dtype.kind not in "iu" or found.shape != (len(self.pictures),):
             raise found.refuse(f"is {found.dtype} {found.shape}; labels are one integer a picture")
         labels = read_array(found)[: self.count]
-        if len(labels) and labels.min() < 0:
-            raise found.refuse(f"holds the label {labels.min()}")
+        for worst in (labels.min(), labels.max()) if len(labels) else ():
+            if not 0 <= int(worst) < MOST_CLASSES:
+                raise found.refuse(f"holds the label {worst}")
         return tuple(labels.tolist())
 
     @property
@@ -204,8 +245,14 @@ class NpzStream:
         return (height, width)
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
-        """A packed file can only be read from its start, so every process reads all of it."""
-        if not self.pictures.stored:
+        """A packed file can only be read from its start, so every process reads all of it. EvaluationError where the
+        checksum of all pictures is not theirs, however few of them are asked for."""
+        through = size == 1 or not self.pictures.stored
+        if rank == 0 and not (through and self.count == len(self.pictures)):
+            # Nobody passes over all of them, and Python's zlib does not join the checksums of parts: one process reads
+            # the file once more, before its first block.
+            self.pictures.verify()
+        if through:
             every = enumerate(self.pictures.batches(self.block, 0, self.count))
             yield from ((i * self.block, _channels_first(rows)) for i, rows in every if i % size == rank)
             return
@@ -224,11 +271,10 @@ class GeneratedStream:
         height, width = said["size"]
         self.size: tuple[int, int] = (height, width)
         self.names = spec.class_names or ()
+        self.classes: int | None = getattr(spec.model, "num_classes", 0) or None
         dealt = self.asked.labels
         self.labels = None if dealt.rule is None else dealt.of(range(job.num))
-        kept = ("source", "weights", "seed", "label_rule", "sampling", "evaluations", "guided_evaluations", "dtype",
-                "batch_size", "ema")  # fmt: skip
-        self.about = {"count": job.num, **{key: said[key] for key in kept}}
+        self.about = {**conditions(said), "count": job.num}
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Reads the weights at the first block."""
@@ -241,6 +287,16 @@ class GeneratedStream:
 def _channels_first(rows: np.ndarray) -> Tensor:
     """uint8 (b, H, W, 3), perhaps a view of bytes, -> (b, 3, H, W)."""
     return torch.from_numpy(rows.copy()).permute(0, 3, 1, 2)
+
+
+def _path(source: str) -> Path:
+    """Where a source lies, whatever part of it is meant."""
+    return Path(os.path.expanduser(_split(source)[0]))
+
+
+def _unfinished(root: Path, there: int, made: MadeSet) -> EvaluationError:
+    said = f"{there} of {made.num} pictures are there"
+    return EvaluationError(f"{root}: a set that is not complete, {said}; the same ldit sample goes on with it")
 
 
 def _split(source: str) -> tuple[str, str]:
@@ -263,6 +319,8 @@ def _size_of(path: str) -> int:
 
 
 def _enough(source: str, num: int | None, there: int) -> int:
+    if not there:
+        raise EvaluationError(f"{source}: holds no pictures")
     if num is not None and num > there:
         raise EvaluationError(f"{source}: holds {there} pictures, {num} are asked for")
     return there if num is None else num

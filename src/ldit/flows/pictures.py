@@ -24,6 +24,7 @@ from ldit.config.imagenet import imagenet_names
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.flows.generate import Done, Generator, Picture
+from ldit.flows.output_file import check_target
 from ldit.flows.pipeline import Pipeline, checked_device, codec_roots, load_source
 from ldit.flows.request import Request, check_request
 from ldit.sampling.prepare import Switches
@@ -115,12 +116,9 @@ def make_pictures(job: PictureJob, grid: Path, singles: Path | None, latents: Pa
 
 def _check_targets(job: PictureJob, grid: Path, singles: Path | None, latents: Path | None) -> None:
     target = latents or grid
-    if not target.absolute().parent.is_dir():
-        raise RequestError(f"no folder {target.absolute().parent} to write {target.name} into")
-    for path in filter(None, (target, singles)):
-        refuse_sealed(path)
-    if target.is_dir():
-        raise RequestError(f"{target} is a folder, expected the name of a file")
+    check_target(target)
+    if singles is not None:
+        refuse_sealed(singles)
     if latents and latents.suffix not in LATENT_SUFFIXES:
         raise RequestError(f"{latents}: latents are written as {', '.join(LATENT_SUFFIXES)}")
     if not latents and grid.suffix.lower() not in Image.registered_extensions():

@@ -33,7 +33,7 @@ from ldit.flows.set_files import Block, PictureFolder, SetFiles
 from ldit.flows.set_job import Labels, SetJob, cut, dealt, describe
 from ldit.flows.stopping import stopped_by_signals
 from ldit.log import logger
-from ldit.parallel.world import launched
+from ldit.parallel.world import alike, launched
 from ldit.sampling.offload import is_offloaded
 
 
@@ -160,10 +160,12 @@ def make_set(job: SetJob, out: Path) -> bool:
     """
     with stopped_by_signals():
         launch = launched()
-        check_place(out)
-        asked = SampleSet(job, launch.local_rank)
-        files = (PictureArray if out.suffix == ".npz" else PictureFolder)(out, asked.description, asked.labels)
-        if not files.begin():
+        with alike(RequestError):
+            check_place(out)
+            asked = SampleSet(job, launch.local_rank)
+            files = (PictureArray if out.suffix == ".npz" else PictureFolder)(out, asked.description, asked.labels)
+            begun = files.begin()
+        if not begun:
             logger.info("%s is complete: nothing is left to do", out)
             return True
         whole = False

@@ -9,11 +9,14 @@ compressed, and dates are fixed.
 import errno
 import hashlib
 import io
+import math
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,14 @@ from ldit.checkpoint.commit import fsync, write_json
 from ldit.checkpoint.locks import locked
 from ldit.checkpoint.manifest import sha256_file
 from ldit.errors import RequestError
+from ldit.flows.progress import LOOK_EVERY
 from ldit.flows.set_files import JOB, Block, SetFiles, read_job
 from ldit.flows.set_job import Labels, compare, ended
 from ldit.log import logger
 
 _PICTURES, _LABELS = "arr_0.npy", "arr_1.npy"
 _PART = re.compile(r"block-(\d{6,})\.([0-9a-f]{64})\.npy")
-_CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
+CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
 
 
 class PictureArray(SetFiles):
@@ -38,6 +42,8 @@ class PictureArray(SetFiles):
     def __init__(self, out: Path, job: dict[str, Any], labels: Labels) -> None:
         super().__init__(out, out.with_name(f"{out.name}.parts"), job, labels)
         self.description = out.with_name(f"{out.name}.json")
+        self._parts: dict[int, str] = {}  # by number, the names of the last look
+        self._looked = -math.inf
 
     def whole(self) -> bool:
         if not self.out.exists():
@@ -45,17 +51,25 @@ class PictureArray(SetFiles):
         if not self.description.exists():
             raise RequestError(f"--out {self.out}: exists, and no {self.description.name} says what it is")
         begun = read_job(self.description)
-        compare(self.out, {key: value for key, value in begun.items() if key != _CRC}, self.job)
-        if begun.get(_CRC) != _crc(self.out):
+        compare(self.out, {key: value for key, value in begun.items() if key != CRC}, self.job)
+        if begun.get(CRC) != _crc(self.out):
             raise RequestError(f"--out {self.out}: is not the file that {self.description.name} describes")
         return True
 
     def stands(self, number: int) -> bool:
-        return self._part(number) is not None
+        """A part that stands is never missed for longer than LOOK_EVERY, and one that was removed is not taken for
+        standing: one look at the folder serves many blocks, as each reads all its names."""
+        if self._is_there(number):
+            return True
+        if number not in self._parts and time.monotonic() - self._looked < LOOK_EVERY:
+            return False
+        with suppress(FileNotFoundError):  # others finished; `write` finds that out
+            self._look()
+        return self._is_there(number)
 
     def done(self) -> int:
         try:
-            found = {_number(name) for name in os.listdir(self.place)} - {None}
+            found = self._look()
         except FileNotFoundError:
             return int(self.job["num"])
         return sum(len(rows) for number, rows in enumerate(self.blocks) if number in found)
@@ -63,37 +77,47 @@ class PictureArray(SetFiles):
     def _is_own(self, name: str) -> bool:
         return name == JOB or _number(name) is not None
 
-    def _part(self, number: int) -> Path | None:
-        found = sorted(self.place.glob(f"block-{number:06d}.*.npy"))
-        return found[0] if found else None
+    def _is_there(self, number: int) -> bool:
+        """Whether the last look saw a part of this block that still is there."""
+        return number in self._parts and (self.place / self._parts[number]).exists()
+
+    def _look(self) -> dict[int, str]:
+        """The names of the parts that stand, by number; the first of those of one block. FileNotFoundError where others
+        finished."""
+        self._parts, self._looked = {}, time.monotonic()
+        for name in os.listdir(self.place):
+            number = _number(name)
+            if number is not None:
+                self._parts[number] = min(name, self._parts.get(number, name))
+        return self._parts
 
     def _write(self, number: int, block: Block) -> None:
         half = self._half(f"{number}.npy")
         np.save(half, block.pictures.permute(0, 2, 3, 1).contiguous().numpy())
         fsync(half)
-        named = self.place / f"block-{number:06d}.{sha256_file(half)}.npy"
+        name = f"block-{number:06d}.{sha256_file(half)}.npy"
         with locked(self.place):
-            if self._part(number) is None:  # the first one stays: another machine's bits may differ
-                os.replace(half, named)
+            if number not in self._look():  # the first one stays: another machine's bits may differ
+                os.replace(half, self.place / name)
                 fsync(self.place)
+                self._parts[number] = name
 
     def _finish(self) -> bool:
         with locked(self.place):
             if not self.whole():
-                parts = [self._part(number) for number in range(len(self.blocks))]
-                found = [part for part in parts if part is not None]
-                if len(found) < len(parts):
+                found = self._look()
+                if not all(number in found for number in range(len(self.blocks))):
                     return False
                 if shutil.disk_usage(self.place).free < self.bytes():
                     raise OSError(errno.ENOSPC, "no space left")
                 half = self._half(self.out.name)
                 try:
-                    self._assemble(half, found)
+                    self._assemble(half, [self.place / found[number] for number in range(len(self.blocks))])
                 except _DamagedPart as damaged:
                     logger.warning("%s does not match its checksum and is made again", damaged.path)
                     damaged.path.unlink(missing_ok=True)
                     return False
-                said = {**ended(self.job, self.labels), _CRC: _crc(half)}
+                said = {**ended(self.job, self.labels), CRC: _crc(half)}
                 self._put(self.description, lambda path: write_json(path, said))
                 self._place_whole(half, self.out)
             self._sweep()

@@ -24,7 +24,7 @@ from ldit.flows.train_classifier import ClassifierSubject
 from ldit.flows.train_diffusion import DiffusionSubject
 from ldit.log import logger, say_nothing_twice
 from ldit.parallel.watchdog import Watchdog
-from ldit.parallel.world import World, joined, launched
+from ldit.parallel.world import World, alike, joined
 from ldit.track import Followers, check_packages, trackers
 from ldit.train import state_io
 from ldit.train.sight import peak_flops
@@ -39,11 +39,8 @@ def train(config: BaseRun, out: Path) -> int:
     Returns the exit code: 0 when the last step is committed; 130, 143 or 138 when SIGINT, SIGTERM or SIGUSR1 ended the
     run after a checkpoint.
     """
-    try:
+    with alike():
         config.check()
-    except ConfigError as error:
-        error.said_elsewhere = launched().rank > 0  # every process finds the same
-        raise
     check_packages(config.track)
     with joined(config.parallel) as world, ExitStack() as stack:
         stack.enter_context(products(config.train.precision))

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from torch.distributed.rendezvous import rendezvous
 from ldit import errors
 from ldit.config.sections import ParallelConfig
 from ldit.errors import ConfigError, LditError, SourceError
+from ldit.log import logger
 from ldit.parallel.exchange import Circle
 
 T = TypeVar("T")
 TP, SHARD, REPLICATE = "tp", "shard", "replicate"
+UNHEARD = 10.0  # seconds after which a process says its failure itself
 # Collectives give up a little after the watchdog, which can say who stalls.
 GRACE = 10.0
 
@@ -100,8 +103,7 @@ class World:
             result = work()
         except Exception as error:
             failure = error
-        kind = "" if failure is None else type(failure).__name__
-        reports = self.gather([kind, str(failure or "")], group)
+        reports = self._reported(failure, group)
         faults = [(rank, kind, text) for rank, (kind, text) in enumerate(reports) if kind]
         if not faults:
             return result  # type: ignore[return-value]
@@ -112,6 +114,30 @@ class World:
         heard = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
         heard.said_elsewhere = True
         raise heard from failure
+
+    def _reported(self, failure: Exception | None, group: dist.ProcessGroup | None) -> list[tuple[str, str]]:
+        """(class, words) of every process's failure. Others may take long until they hear of ours, or never do: then it
+        is said here, or raised."""
+        if failure is None or self.size == 1:
+            return self.gather(["" if failure is None else type(failure).__name__, str(failure or "")], group)
+        said = threading.Timer(UNHEARD, logger.error, ("process %d waits for the others: %s", self.rank, failure))
+        said.daemon = True
+        said.start()
+        try:
+            return self.gather([type(failure).__name__, str(failure)], group)
+        except RuntimeError:  # the group's: nobody came
+            raise failure from None
+        finally:
+            said.cancel()
+
+    def alarm(self, subject: str) -> None:
+        """Let the others know, wherever they are, that this process cannot go on with something they do together."""
+        if self.store is not None:
+            self.store.set(f"alarm {subject}", b"1")
+
+    def alarmed(self, subject: str) -> bool:
+        """Whether any process has given that alarm."""
+        return self.store is not None and bool(self.store.check([f"alarm {subject}"]))
 
     def from_first(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """`work()` on the first process alone; every process gets its JSON-able result, or its error."""
@@ -181,14 +207,21 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
 
 
 @contextmanager
+def alike(kind: type[LditError] = LditError) -> Iterator[None]:
+    """Errors that every process finds by itself, such as a mistake in the command: the first alone says them."""
+    try:
+        yield
+    except kind as error:
+        error.said_elsewhere = launched().rank > 0
+        raise
+
+
+@contextmanager
 def joined(config: ParallelConfig) -> Iterator[World]:
     """The world of this run; a single process needs no launcher and makes no process group."""
     launch = launched()
-    try:
+    with alike():
         shape(config, launch.size)
-    except ConfigError as error:
-        error.said_elsewhere = launch.rank > 0  # every process finds the same
-        raise
     limit = timedelta(seconds=config.timeout + GRACE)
     device = torch.device("cpu")
     if torch.cuda.is_available():
