@@ -21,7 +21,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
 TRAIN, CHECKPOINT, DATA, SHARED = "tests/train", "tests/checkpoint", "tests/data", "tests/distributed"
-EVAL, STREAMS = "tests/eval", "tests/flows/test_evaluate.py tests/flows/test_evaluation_hook.py"
+EVAL = "tests/eval"
+STREAMS = " ".join(f"tests/flows/test_{name}.py" for name in ("evaluate", "evaluation_hook", "picture_stream"))
 SETS = "tests/flows/test_sample_set.py tests/flows/test_sample_set_refused.py"
 
 
@@ -115,21 +116,29 @@ MUTANTS = [
     Mutant("eval/moments.py", "self._products += torch.outer(offset, offset) * weight", "pass", EVAL),
     Mutant("eval/frechet.py", "traces - 2.0 * common", "traces - common", EVAL),
     Mutant("eval/frechet.py", "kept = values > cut", "kept = values > -1", EVAL),
+    Mutant("eval/frechet.py", "max(len(values), _LEAST_RANK)", "len(values)", EVAL),
     Mutant("eval/scores.py", "self.negentropy / self.count", "self.negentropy", EVAL),
     Mutant("eval/kernel.py", "return kernel.sum() - kernel.diagonal().sum()", "return kernel.sum()", EVAL),
     Mutant("eval/kernel.py", "return inner.square().mul_(inner)", "return inner.square()", EVAL),
     Mutant("eval/neighbours.py", "distances.fill_diagonal_(torch.inf)", "pass", EVAL),
     Mutant("eval/neighbours.py", "nearest.offer(right, distances.T, left.start)", "pass", EVAL),
     Mutant("eval/neighbours.py", "found = best >= most", "found = best > most + 1", EVAL),
+    Mutant("eval/neighbours.py", "radii[c] * (1.0 + _TIE)", "radii[c]", EVAL),
     Mutant("eval/components.py", "vectors.flip(1)[:, :count]", "vectors[:, :count]", EVAL),
+    Mutant("eval/components.py", "(len(rows),), generator", "(len(rows) // 2,), generator", EVAL),
+    Mutant("eval/components.py", "torch.quantile(data, p / 100) - data.mean()", "torch.quantile(data, p / 100) - value", EVAL),
     Mutant("eval/inception.py", "count_include_pad=False", "count_include_pad=True", EVAL),
     Mutant("eval/resize.py", "place - low", "place - low - 0.5", EVAL),
     Mutant("eval/extractor.py", "for part in parts]) for name", "for part in parts[::-1]]) for name", EVAL),
-    Mutant("eval/collect.py", "found.sort(key=lambda part: part[0])", "pass", "tests/distributed/test_moments.py"),
+    Mutant("eval/collect.py", "dist.recv(whole[first : first + count]", "dist.recv(whole[:count]", "tests/distributed/test_moments.py"),
+    Mutant("eval/collect.py", "[first : first + len(rows)] = rows", "[: len(rows)] = rows", EVAL),
     Mutant("flows/picture_stream.py", "self.block))[rank::size]", "self.block))", STREAMS),
     Mutant("flows/evaluation_hook.py", "before.value <= value", "before.value > value", STREAMS),
     Mutant("flows/evaluation_hook.py", "rows = own[turn] if turn < len(own) else ranges[0]", "rows = own[turn]", SHARED),
     Mutant("flows/evaluation_hook.py", "turn < len(own) and world.tp_index == 0", "turn < len(own)", SHARED),
+    Mutant("flows/evaluate.py", "if spatial not in (0, extractor.spatial):", "if False:", STREAMS),
+    Mutant("train/augment.py", "stack([sin, cos / squeeze, down], 1)", "stack([sin, cos * squeeze, down], 1)", TRAIN),
+    Mutant("train/augment.py", "torch.lerp(images, soft, share)", "images", TRAIN),
     Mutant("train/classifier_task.py", "loss * to_device(self.weights, device)[labels]", "loss", TRAIN),
     # sets of pictures
     Mutant("flows/set_job.py", "self.choices[k % count]", "self.choices[k * count // 23]", SETS),

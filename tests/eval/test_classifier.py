@@ -77,6 +77,30 @@ def test_pictures_of_other_sizes_are_resized_as_pillow_does(run: Path, side: int
     assert (found - expected).abs().max() < 0.006 * expected.abs().max()
 
 
+def test_a_side_that_fits_alone_is_not_enough(run: Path) -> None:
+    """Wide and high pictures are squared as a whole: rows that repeat pixels are those pixels."""
+    extractor, shown = open_classifier(run, CPU), pictures(SIDE)
+    for axis in (2, 3):
+        twice = shown.repeat_interleave(2, axis)
+        # A filter two wide about the middle of two equal pixels takes an eighth of either neighbour.
+        assert extractor(twice).pool.shape == (5, 16)
+        assert not torch.equal(extractor(twice).pool, extractor(twice[:, :, :SIDE, :SIDE]).pool)
+        square = torch.nn.functional.interpolate(twice.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
+        found, expected = extractor(twice).pool, extractor(square.round().to(torch.uint8)).pool
+        assert (found - expected).abs().max() < 0.006 * expected.abs().max()
+
+
+@pytest.mark.parametrize("shown", [torch.zeros(1, 3, 40, 40), torch.zeros(3, 40, 40, dtype=torch.uint8)])
+def test_other_tensors_are_refused(run: Path, shown: Tensor) -> None:
+    with pytest.raises(EvaluationError, match=r"^a classifier takes uint8 pictures \(B, 3, H, W\), got torch"):
+        open_classifier(run, CPU)(shown)
+
+
+def test_a_name_in_the_home_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert open_extractor("~/run", None, CPU).fingerprint == open_classifier(run, CPU).fingerprint
+
+
 def test_a_picture_does_not_depend_on_its_batch(run: Path) -> None:
     extractor, shown = open_classifier(run, CPU), pictures(SIDE)
     alone = torch.cat([extractor(one[None]).pool for one in shown])

@@ -102,6 +102,15 @@ def test_equal_gaussians_are_at_distance_zero() -> None:
         assert 0.0 <= frechet_distance(torch.ones(64), covariance, torch.ones(64), other) < 1e-12 * covariance.trace()
 
 
+def test_what_counts_as_rounding_in_few_dimensions() -> None:
+    """Eigenvalues up to 64·2^-52 of the largest are none: the root of one of 20 would be 7e-8 of the distance."""
+    rounding, zero = 2.0**-52, torch.zeros(3)
+    for times, common in ((20.0, 2.0), (100.0, 2.0 + (100.0 * rounding) ** 0.5)):
+        small = torch.tensor([1.0, 1.0, times * rounding], dtype=torch.float64).diag()
+        found = frechet_distance(zero, small, zero, torch.eye(3))
+        assert found == pytest.approx(5.0 + times * rounding - 2.0 * common, rel=1e-12)
+
+
 def test_it_is_symmetric_and_of_single_precision_too() -> None:
     a, b = turned(draw(9, seed=1).square().diag(), 1), turned(draw(9, seed=2).square().diag(), 2)
     mean = draw(9, seed=3)

@@ -34,7 +34,7 @@ def test_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "~/named.pth")
     assert put(tmp_path / "named.pth") == find_weights()
     given = put(tmp_path / "given.pth")
-    assert find_weights(given) == given
+    assert find_weights(given) == given == find_weights(Path("~/given.pth"))
 
 
 def test_caches_follow_their_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,6 @@ def brute_force(x: Tensor, y: Tensor, k: int = 3) -> tuple[float, float, list[bo
 def check(x: Tensor, y: Tensor, k: int = 3, tile: int = 10_000) -> tuple[float, float]:
     found = precision_recall(x, y, k, tile)
     assert (found.precision, found.recall, found.reached.tolist()) == brute_force(x, y, k)
-    assert found.neighbours == k
     return found.precision, found.recall
 
 
@@ -85,6 +84,16 @@ def test_a_point_on_the_surface() -> None:
     beyond = float(np.nextafter(np.float32(-3.0), np.float32(-4.0)))
     samples = torch.tensor([[-3.0], [beyond], [-2.9999], [-50.0]])
     assert precision_recall(samples, references).reached.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("short", "inside"), [(1e-15, True), (5e-12, False)])
+def test_two_sums_of_the_same_squares_are_equal(short: float, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in another order differ by that much; a distance that is longer than a radius by more is longer."""
+    sound = neighbours._radii
+    monkeypatch.setattr(neighbours, "_radii", lambda *given: sound(*given) * (1.0 - short))
+    references = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    samples = torch.tensor([[-3.0], [6.0], [-50.0], [50.0]])
+    assert precision_recall(samples, references).reached.tolist() == [inside, inside, False, False]
 
 
 def test_equal_rows_are_neighbours_at_distance_zero() -> None:

@@ -20,7 +20,7 @@ class Stub:
     """Means of the two halves of each colour, through a fixed mixing, so that features are correlated."""
 
     name, metric = "stub", "fd_stub"
-    fingerprint, resize, width = "0" * 64, "none", WIDTH
+    fingerprint, resize, width, spatial = "0" * 64, "none", WIDTH, 0
 
     def __init__(self, classes: tuple[str, ...] = ()) -> None:
         self.classes = classes
@@ -40,7 +40,7 @@ class Stub:
 class Inceptive(Stub):
     """With all that Inception has."""
 
-    name, metric = "inception", "fid"
+    name, metric, spatial = "inception", "fid", 4
 
     def __call__(self, pictures: Tensor) -> Features:
         found = super().__call__(pictures)

@@ -96,7 +96,7 @@ def test_saved_statistics_stand_for_their_pictures(
         found(job(place / "a", tmp_path / "b.npz", metrics=("kid",)), Inceptive())
     with pytest.raises(EvaluationError, match=r"statistics of inception, the extractor is stub"):
         found(job(place / "a", tmp_path / "b.npz"))
-    assert report["reference"] == {"statistics": "b.npz", "crc32": kept.crc32, "count": 31}
+    assert report["reference"] == {"statistics": "b.npz", "crc32": kept.crc32, "count": 31, "resize": "none"}
     assert len(kept.crc32.split()) == 2 and len(kept.crc32) == 17
     other = Inceptive()
     other.resize = "otherwise"
@@ -106,6 +106,39 @@ def test_saved_statistics_stand_for_their_pictures(
     other.fingerprint = "1" * 64
     with pytest.raises(EvaluationError, match=r"statistics of other weights of inception"):
         found(job(place / "a", tmp_path / "b.npz"), other)
+
+
+def test_spatial_statistics_of_another_width_are_known_at_once(place: Path, tmp_path: Path) -> None:
+    moments = {"mu": np.zeros(WIDTH), "sigma": np.eye(WIDTH), "mu_s": np.zeros(5), "sigma_s": np.eye(5)}
+    np.savez(tmp_path / "wide.npz", **moments)
+    extractor = Inceptive()
+    with pytest.raises(EvaluationError, match=r"wide\.npz: 5 spatial features, inception has 4$"):
+        found(job(place / "a", tmp_path / "wide.npz"), extractor)
+    moments |= {"mu_s": np.zeros(4), "sigma_s": np.eye(4) + 2 * np.eye(4)[::-1]}
+    np.savez(tmp_path / "none.npz", **moments)
+    with pytest.raises(EvaluationError, match="not a covariance: it has the eigenvalue -1"):
+        found(job(place / "a", tmp_path / "none.npz"), extractor)
+    assert not extractor.seen
+
+
+def test_what_both_sides_leave_unsaid(place: Path, tmp_path: Path) -> None:
+    """Statistics without words, samples with statistics, sides of other sizes: a line each."""
+    a, large = noise(23, 0), rows_of(noise(400, 2))
+    np.savez(tmp_path / "adm.npz", mu=large.mean(0), sigma=np.cov(large.T), arr_0=a)
+    folder(tmp_path / "large", noise(31, 1, side=2 * SIDE))
+    np.savez(tmp_path / "large.npz", noise(31, 1, side=2 * SIDE))
+    adm = str(tmp_path / "adm.npz")
+    for source, reference, words in (
+        (place / "a", adm, [f"{adm} does not say which weights and resize rule its statistics are of: taken for ours"]),
+        (adm, place / "b", [f"{adm} holds statistics too: its pictures are measured"]),
+        (place / "a", tmp_path / "large", []),  # cut to the samples' size
+        (place / "a", tmp_path / "large.npz", ["pictures of 8 x 8 are compared with a reference of 16 x 16: "]),
+        (place / "a", place / "b", []),
+    ):
+        with said() as lines:
+            found(job(source, reference, metrics=("fd",)), Inceptive())
+        assert len(lines) == len(words) and all(map(str.startswith, lines, words)), lines
+    assert found(job(place / "a", adm, metrics=("fd",)), Inceptive())["reference"]["resize"] == "not stated"
 
 
 def test_adm_statistics_with_pictures(place: Path, tmp_path: Path) -> None:

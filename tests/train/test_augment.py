@@ -1,9 +1,14 @@
 """Pictures changed at random: by seed and position alone, within bounds, and in the ways that are named."""
 
+import math
+
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ldit.train.augment import augment, keep_mask
+from ldit.train import augment as room
+from ldit.train.augment import _Draws, augment, keep_mask
 
 POSITIONS = (5, 6, 900)
 
@@ -65,6 +70,80 @@ def test_every_change_takes_place() -> None:
         assert shift.min() < -0.5 and shift.max() > 0.5
     area = (mass > 0.4).sum(dim=(1, 2))
     assert area.max() > 1.4 * area.min()  # scale
+
+
+# What each number leaves a picture as it is with, in the order in which they are taken, as shares of their ranges.
+STILL = {
+    "angle": 0.5, "scale": 0.5, "squeeze": 0.5, "across": 0.5, "down": 0.5, "saturation": 4 / 7,
+    "red": 4 / 7, "green": 4 / 7, "blue": 4 / 7, "softness": 1.0, "soft": 1.0, "noise": 0.0,
+}  # fmt: skip
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, images: Tensor, **shares: float) -> Tensor:
+    """With the numbers of STILL but for these; noise is 1 everywhere."""
+
+    def chosen(*_: object) -> _Draws:
+        draws = object.__new__(_Draws)
+        draws._numbers, draws._taken = torch.tensor([list((STILL | shares).values())]), 0
+        draws.noise = torch.ones_like(images)
+        return draws
+
+    monkeypatch.setattr(room, "_Draws", chosen)
+    return augment(images, (0,), 0)
+
+
+def ramps() -> Tensor:
+    """(1, 3, 32, 32): half of each place's distance across and down from the middle, in [-1, 1], and 0. Bilinear
+    interpolation of these is exact."""
+    places = (torch.arange(32) + 0.5) / 16 - 1
+    return 0.5 * torch.stack([places.expand(32, 32), places[:, None].expand(32, 32), torch.zeros(32, 32)])[None]
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "matrix", "shift"),
+    [
+        ("angle", 1.0, [[math.cos(0.2), -math.sin(0.2)], [math.sin(0.2), math.cos(0.2)]], (0, 0)),
+        ("scale", 0.0, [[0.8, 0], [0, 0.8]], (0, 0)),
+        ("squeeze", 1.0, [[1.07, 0], [0, 1 / 1.07]], (0, 0)),
+        ("across", 1.0, [[1.0, 0], [0, 1]], (0.12, 0)),
+        ("down", 0.0, [[1.0, 0], [0, 1]], (0, -0.12)),
+    ],
+)
+def test_each_movement_by_itself(
+    name: str, share: float, matrix: list[list[float]], shift: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ramps()
+    torch.testing.assert_close(changed(monkeypatch, images), images, rtol=0, atol=1e-5)  # nothing moves
+    found = changed(monkeypatch, images, **{name: share})[0, :2]
+    expected = (
+        torch.einsum("ij,jhw->ihw", torch.tensor(matrix), images[0, :2]) + 0.5 * torch.tensor(shift)[:, None, None]
+    )
+    inner = slice(6, 26)  # where nothing comes in from outside
+    torch.testing.assert_close(found[:, inner, inner], expected[:, inner, inner], rtol=0, atol=1e-5)
+
+
+def test_each_colour_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(1)
+    grey = images.mean(1, keepdim=True)
+    found = changed(monkeypatch, images, saturation=0.0)
+    torch.testing.assert_close(found, grey + 0.6 * (images - grey), rtol=0, atol=1e-5)
+    for channel, name in enumerate(("red", "green", "blue")):
+        expected = images.clone()
+        expected[:, channel] = 1 - 0.8 * (1 - images[:, channel])
+        torch.testing.assert_close(changed(monkeypatch, images, **{name: 0.0}), expected, rtol=0, atol=1e-5)
+
+
+def test_softness_and_noise_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box of three by three, mixed in by its share, in three of ten; noise of up to a tenth in two of three."""
+    images = pictures(1) * 0.8
+    box = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), torch.full((3, 1, 3, 3), 1 / 9), groups=3)
+    for softness, share in ((0.0, 0.3), (1.0, 1.0)):
+        found = changed(monkeypatch, images, softness=softness, soft=0.29)
+        torch.testing.assert_close(found, images + share * (box - images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(changed(monkeypatch, images, softness=1.0, soft=0.31), images, rtol=0, atol=1e-5)
+    for noise, added in ((0.33, 0.0), (0.5, 0.025), (1.0, 0.1)):
+        found = changed(monkeypatch, images, noise=noise)
+        torch.testing.assert_close(found, images + added, rtol=0, atol=1e-5)
 
 
 def test_features_are_left_out_by_position() -> None:

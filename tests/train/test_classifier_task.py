@@ -161,6 +161,18 @@ def test_what_cannot_work_is_named(key: str, value: object, message: str) -> Non
         classifier_run(Path("nowhere"), {key: value}).check()
 
 
+def test_a_norm_of_single_numbers_is_refused() -> None:
+    """Eight halvings of 32 pixels leave one place; of 8 channels in 8 groups a norm would make zeros there."""
+    narrow = {"model.widths": (8,) * 8, "model.norm_num_groups": 8}
+    words = (
+        r"^model\.widths: 8 channels in 8 groups, of 1 x 1 places each at data\.image_size 32: a group norm needs two"
+    )
+    with pytest.raises(ConfigError, match=words):
+        classifier_run(Path("somewhere"), {**narrow, "data.image_size": 32}).check()
+    for sound in ({"model.widths": (8,) * 4}, {"model.norm_num_groups": 4}, {"data.image_size": 512}):
+        classifier_run(Path("somewhere"), {**narrow, "data.image_size": 32, **sound}).check()
+
+
 @pytest.mark.parametrize("changes", [{"widths": ()}, {"widths": (8, 9)}, {"norm_num_groups": 0}])
 def test_networks_that_cannot_be_built(changes: dict) -> None:
     with pytest.raises(ConfigError, match=rf"model\.{next(iter(changes))}"):

@@ -36,6 +36,21 @@ class ClassifierModelConfig:
                     "up to 8192"
                 )
 
+    def check_side(self, key: str, side: int) -> None:
+        """ConfigError for pictures that such a network does not take; `key` is what their side is called."""
+        if not LEAST_SIDE <= side <= MOST_SIDE:
+            raise ConfigError(
+                f"{key}: a classifier takes pictures of {LEAST_SIDE} to {MOST_SIDE} pixels, got {show(side)}"
+            )
+        places = side
+        for width in self.widths:
+            places = -(-places // 2)
+            if width // self.norm_num_groups * places**2 < 2:  # which a norm makes 0, whatever it is
+                raise ConfigError(
+                    f"model.widths: {width} channels in {self.norm_num_groups} groups, of {places} x {places} places "
+                    f"each at {key} {side}: a group norm needs two numbers"
+                )
+
 
 @dataclass(frozen=True)
 class ClassifierObjectiveConfig:
@@ -76,7 +91,7 @@ class ClassifierRun(BaseRun):
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
         super().check()
-        _check_side("data.image_size", self.data.image_size)
+        self.model.check_side("data.image_size", self.data.image_size)
         for key in ("label_smoothing", "dropout"):
             value = getattr(self.objective, key)
             if not 0 <= value < 1:
@@ -103,7 +118,7 @@ class ClassifierSpec(dict[str, Any]):
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _check_side("image_size", self.image_size)
+        self.model.check_side("image_size", self.image_size)
         if len(self.names) < 2:
             raise ConfigError(f"names: a classifier needs two classes, got {show(list(self.names))}")
         self.update(self.to_json())
@@ -132,8 +147,3 @@ class ClassifierSpec(dict[str, Any]):
 def is_classifier(data: Any) -> bool:
     """Whether this is the content of a config.json of a classifier of ours, of a step or a run."""
     return model_kind(data) == CLASSIFIER
-
-
-def _check_side(key: str, side: int) -> None:
-    if not LEAST_SIDE <= side <= MOST_SIDE:
-        raise ConfigError(f"{key}: a classifier takes pictures of {LEAST_SIDE} to {MOST_SIDE} pixels, got {show(side)}")

@@ -19,6 +19,7 @@ class ClassifierExtractor:
 
     name = "classifier"
     metric = "fd_classifier"
+    spatial = 0
 
     def __init__(self, source: ClassifierSource, device: torch.device) -> None:
         spec = source.spec
@@ -32,7 +33,12 @@ class ClassifierExtractor:
         self.resize = f"{self._side}x{self._side}, bilinear with antialiasing"
 
     def __call__(self, pictures: Tensor) -> Features:
-        """uint8 (B, 3, H, W) of any size -> pool (B, D) and logits (B, K), fp32 on the extractor's device."""
+        """uint8 (B, 3, H, W) of any size -> pool (B, D) and logits (B, K), fp32 on the extractor's device;
+        EvaluationError for anything else."""
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise EvaluationError(
+                f"a classifier takes uint8 pictures (B, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}"
+            )
         with torch.inference_mode(), unrounded():
             images = pictures.to(self._device).float() / 127.5 - 1
             if images.shape[2:] != (self._side, self._side):

@@ -35,7 +35,10 @@ def principal_components(mean: Tensor, covariance: Tensor, count: int) -> Compon
     width = len(mean)
     if not 1 <= count <= width:
         raise EvaluationError(f"components: must be 1 to {width}, got {count}")
-    values, vectors = torch.linalg.eigh(covariance)
+    try:
+        values, vectors = torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise EvaluationError(f"the reference has no principal components: {error}") from None
     spanned = int((values > values[-1] * width * torch.finfo(values.dtype).eps).sum())
     if spanned < count:
         raise EvaluationError(f"components: {count} are too many for a reference that spans {spanned}")

@@ -48,6 +48,10 @@ class Extractor(Protocol):
         """D, the number of pool features."""
 
     @property
+    def spatial(self) -> int:
+        """S, the number of spatial features; 0 without."""
+
+    @property
     def metric(self) -> str:
         """The name of the Frechet distance in these features: "fid" for Inception alone, else "fd_<name>"."""
 
@@ -63,6 +67,7 @@ class NetworkExtractor:
     fingerprint: str
     resize: str
     width: int
+    spatial: int
     metric: str
     network: Callable[[Tensor], dict[str, Tensor]]
     logits: str
@@ -87,13 +92,12 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         path = find_weights(weights)
         digest = check_weights(path)
         network = inception.load_inception(path, check_hash=False).to(device)
-        return NetworkExtractor(
-            name, digest, inception.RESIZE, inception.WIDTH, "fid", network, "logits_unbiased", device
-        )
+        widths = (inception.WIDTH, inception.SPATIAL)
+        return NetworkExtractor(name, digest, inception.RESIZE, *widths, "fid", network, "logits_unbiased", device)
     if name == LITE0:
         small = lite0.load_lite0(weights).to(device)
-        return NetworkExtractor(name, lite0.SHA256, lite0.RESIZE, lite0.WIDTH, f"fd_{name}", small, "logits", device)
-    if not os.path.exists(name):  # Path("") is the working directory
+        return NetworkExtractor(name, lite0.SHA256, lite0.RESIZE, lite0.WIDTH, 0, f"fd_{name}", small, "logits", device)
+    if not os.path.exists(os.path.expanduser(name)):  # Path("") is the working directory
         raise EvaluationError(
             f"extractor: expected {INCEPTION}, {LITE0}, or the folder of a trained classifier, got {name!r}"
         )
@@ -101,7 +105,7 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         raise EvaluationError(f"{weights}: a trained classifier has its weights in its own folder, {name}")
     from ldit.eval.classifier import open_classifier  # which knows Features from here
 
-    return open_classifier(Path(name), device)
+    return open_classifier(Path(name).expanduser(), device)
 
 
 def _keep_freed_memory() -> None:

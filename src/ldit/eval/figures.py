@@ -84,6 +84,8 @@ def check_reference(reference: Reference, wanted: Wanted) -> None:
         principal_components(reference.mean, reference.covariance, needed)
     if reference.rows is None and "fd" in wanted.metrics:
         frechet_distance(reference.mean, reference.covariance, reference.mean, reference.covariance)
+    if reference.rows is None and "sfid" in wanted.metrics and reference.spatial is not None:
+        frechet_distance(*reference.spatial, *reference.spatial)
 
 
 def figures(

@@ -31,7 +31,7 @@ def find_weights(given: Path | None = None) -> Path:
     EvaluationError says what is missing, where it is published, and where it may be put.
     """
     if given is not None:
-        return _in(given, "no such file")
+        return _in(given.expanduser(), "no such file")
     if value := os.environ.get(VARIABLE):
         return _in(Path(value).expanduser(), f"{VARIABLE} names it, but there is no such file")
     hub = Path(torch.hub.get_dir()) / "checkpoints"

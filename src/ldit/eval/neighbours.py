@@ -8,6 +8,11 @@ distances apart that differ by less than its rounding, (D + 32)·2^-24 of |x|² 
 centred first. What that leaves undecided, some rows in a thousand of ordinary features, goes through the same product
 in float64; what is undecided even there are ties, and they and the radii are sums of squared differences in float64,
 which are exactly 0 for equal rows.
+
+One thing is taken from products in float64 alone: which rows are a row's nearest. Where more than 8 others are as near
+as the k-th within 12·(D + 32)·2^-53 of |x|², two millionths of the row's distance from the references' mean for 2,048
+features, the radius may be too large by that much. Features have no such neighbours, unless a few of them lie a million
+times farther out than the others do from each other.
 """
 
 import math
@@ -34,7 +39,6 @@ _TIE = 1e-12  # relative: two sums of the same squares may differ by their order
 class PrecisionRecall:
     precision: float
     recall: float
-    neighbours: int
     reached: Tensor
     """(N,) bool on the CPU: which samples lie in a reference's ball; precision is their share."""
 
@@ -60,7 +64,7 @@ def precision_recall(
         reached = _inside(samples, references, _radii(references, frame, neighbours), frame)
         covered = _inside(references, samples, _radii(samples, frame, neighbours), frame)
     precision, recall = (int(inside.sum()) / len(inside) for inside in (reached, covered))
-    return PrecisionRecall(precision, recall, neighbours, reached.cpu())
+    return PrecisionRecall(precision, recall, reached.cpu())
 
 
 class _Frame:

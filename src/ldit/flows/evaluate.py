@@ -35,7 +35,7 @@ from ldit.eval.figures import (
 )
 from ldit.eval.statistics import Statistics, has_statistics, read_statistics, write_statistics
 from ldit.flows.evaluation_figure import draw
-from ldit.flows.evaluation_report import depends, table, too_few
+from ldit.flows.evaluation_report import depends, remarks, table, too_few
 from ldit.flows.output_file import check_target, written
 from ldit.flows.picture_stream import GeneratedStream, PictureStream, check_there, is_pictures, open_stream
 from ldit.flows.pictures import PictureJob
@@ -136,6 +136,10 @@ def measured(
         wanted, missing = _wanted(job, extractor, samples, theirs)
     for line in missing if world.first else ():
         logger.info("left out: %s", line)
+    compared = (job.pictures.source, job.reference)
+    said = world.from_first(lambda: remarks(samples, theirs, compared))
+    for line in said if world.first else ():
+        logger.warning("%s", line)
     reference, about = known_reference(theirs, extractor, wanted, world, block)
     world.from_first(lambda: check_reference(reference, wanted))
     found = collect(samples.blocks(world.rank, world.size), extractor, wanted.rows, world, samples.count)
@@ -147,7 +151,7 @@ def measured(
         if samples.labels is not None:
             classes = tuple(getattr(extractor, "classes", ()))
             report["classes"] = by_class(found, samples.labels, samples.names, reached, classes)
-        report |= {"compared": [job.pictures.source, job.reference], "num_samples": found.count}
+        report |= {"compared": list(compared), "num_samples": found.count}
         report |= {"num_reference": reference.count, **depends(extractor, samples, about)}
         seconds = time.perf_counter() - began
         report |= {"seconds": seconds, "peak_memory": peak_memory(world.device), "processes": world.size}
@@ -203,6 +207,7 @@ def save_statistics(
     """`ldit stats`: the features' moments of a set of pictures, as a file that stands for it as a reference; returns
     the number of pictures."""
     with alike():
+        check_there(source)
         if not is_pictures(source):
             raise EvaluationError(f"{source} is no set of pictures: expected a folder, an .npz, or a bundled set")
         if out.suffix != ".npz":
@@ -232,8 +237,8 @@ def collect(
     mark: Callable[[], None] = lambda: None,
 ) -> Collected:
     """Blocks of pictures, (number of the first, uint8 (b, 3, H, W)), of all processes through the extractor. `mark` is
-    called after each. `total` is how many there are, for the bar."""
-    collector = Collector(keep_rows)
+    called after each. `total` is how many there are; with 0 there is no bar, and moments and scores alone are kept."""
+    collector = Collector(world, total, keep_rows)
 
     def run() -> None:
         try:
@@ -247,7 +252,7 @@ def collect(
             raise
 
     world.agreed(run)
-    return collector.merged(world)
+    return collector.merged()
 
 
 def _shown(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> Iterator[tuple[int, Tensor]]:
@@ -302,6 +307,9 @@ def open_reference(
             raise EvaluationError(f"{path}: statistics of pictures resized by {found.resize}, not {extractor.resize}")
         if len(found.mean) != extractor.width:
             raise EvaluationError(f"{path}: {len(found.mean)} features, {extractor.name} has {extractor.width}")
+        spatial = 0 if found.spatial_mean is None else len(found.spatial_mean)
+        if spatial not in (0, extractor.spatial):
+            raise EvaluationError(f"{path}: {spatial} spatial features, {extractor.name} has {extractor.spatial}")
         return found
     if not is_pictures(reference):
         raise EvaluationError(f"{name} {reference}: expected an .npz, a folder of pictures, or a bundled set")
@@ -335,5 +343,6 @@ def known_reference(
     if theirs.spatial_mean is not None and theirs.spatial_covariance is not None:
         spatial = (theirs.spatial_mean, theirs.spatial_covariance)
     about = {"statistics": theirs.name, "crc32": theirs.crc32, "count": count}
+    about |= {"resize": theirs.resize or "not stated"}
     about |= {} if pictures is None else {"pictures": len(pictures)}
     return Reference(theirs.mean, theirs.covariance, count, spatial, rows), about

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ldit.eval.extractor import Extractor
+from ldit.eval.statistics import Statistics, has_statistics
 from ldit.flows.picture_stream import PictureStream
 
 CLASSES_SHOWN = 32
@@ -47,6 +49,21 @@ def too_few(extractor: Extractor, samples: int, reference: int | None) -> str:
         f"{least} {whose} for {extractor.width} features: a Fréchet distance of so few is far too large; compare sets "
         "of equal size alone, or a few principal components (--components 64), or KID"
     )
+
+
+def remarks(samples: PictureStream, theirs: Statistics | PictureStream, compared: tuple[str, str]) -> list[str]:
+    """Lines on what both sides leave unsaid, or do not have in common. `compared` are their names."""
+    mine, reference = compared
+    said = []
+    if mine.endswith(".npz") and has_statistics(Path(mine).expanduser()):
+        said.append(f"{mine} holds statistics too: its pictures are measured")
+    if isinstance(theirs, Statistics):
+        if not theirs.resize:
+            said.append(f"{reference} does not say which weights and resize rule its statistics are of: taken for ours")
+    elif theirs.size != samples.size:
+        sizes = (f"{height} x {width}" for height, width in (samples.size, theirs.size))
+        said.append("pictures of {} are compared with a reference of {}: resizing counts, too".format(*sizes))
+    return said
 
 
 def table(report: dict[str, Any]) -> str:

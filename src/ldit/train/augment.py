@@ -13,8 +13,8 @@ _NUMBERS = 12  # drawn for each picture, in the order in which `_Draws.between` 
 
 
 def augment(images: Tensor, positions: Sequence[int], seed: int) -> Tensor:
-    """Turned up to 11 degrees, scaled and shifted by up to a fifth and an eighth, with other colours, softened and
-    noisy, which samples of a model are and photographs are not: (B, 3, S, S) in [-1, 1], fp32, to the same.
+    """Turned up to 11 degrees, scaled by up to a fifth, shifted by up to a sixteenth of the side, with other colours,
+    softened and noisy, which samples of a model are and photographs are not: (B, 3, S, S) in [-1, 1], fp32.
 
     What becomes of a picture depends on (seed, its position in the stream) alone.
     """
