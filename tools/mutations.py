@@ -23,7 +23,7 @@ _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
 TRAIN, CHECKPOINT, DATA, SHARED = "tests/train", "tests/checkpoint", "tests/data", "tests/distributed"
 EVAL = "tests/eval"
 STREAMS = " ".join(f"tests/flows/test_{name}.py" for name in ("evaluate", "evaluation_hook", "picture_stream"))
-SETS = "tests/flows/test_sample_set.py tests/flows/test_sample_set_refused.py"
+SETS = " ".join(f"tests/flows/test_{name}.py" for name in ("sample_set", "sample_set_refused", "set_array"))
 
 
 class Mutant(NamedTuple):
