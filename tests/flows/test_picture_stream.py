@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flows.evaluation import folder, noise
 from flows.sets import described, exported, job, made
-from runs import ALONE
 
 from ldit.errors import EvaluationError
 from ldit.eval.npz import Pictures
@@ -96,7 +95,7 @@ def test_classes_and_names_where_they_are_known(whole: Path, tmp_path: Path) -> 
     for stream, classes, called in (
         (opened(whole / "set"), CLASSES, names),
         (opened(whole / "set.npz"), CLASSES, names),
-        (GeneratedStream(job(whole / "model", NUM), ALONE), CLASSES, names),
+        (GeneratedStream(job(whole / "model", NUM)), CLASSES, names),
         (opened(folder(tmp_path / "classed", noise(6, 0), ("p", "q", "r"))), 3, ("p", "q", "r")),
         (opened(folder(tmp_path / "loose", noise(6, 0))), None, ()),
         (opened(tmp_path / "x.npz"), None, ()),
@@ -109,7 +108,7 @@ def test_classes_are_those_of_the_model_whichever_were_asked_for(
 ) -> None:
     asked = job(whole / "model", 4, labels=("1", "3"))
     made(monkeypatch, asked, tmp_path / "some")
-    for stream in (opened(tmp_path / "some"), GeneratedStream(asked, ALONE)):
+    for stream in (opened(tmp_path / "some"), GeneratedStream(asked)):
         assert (stream.classes, stream.labels, stream.about["classes"]) == (CLASSES, (1, 3, 1, 3), [1, 3])
 
 
@@ -119,7 +118,7 @@ def test_the_whole_description_is_what_figures_depend_on(whole: Path) -> None:
     for key in ("evaluations", "label_rule", "sampling", "guide", "int8", "compiled", "codec", "size", "classes",
                 "weights", "dtype"):  # fmt: skip
         assert key in description
-    assert GeneratedStream(job(whole / "model", NUM), ALONE).about == {**description, "count": NUM}
+    assert GeneratedStream(job(whole / "model", NUM)).about == {**description, "count": NUM}
     height, width = description["size"]
     own = {
         "pictures": str(whole / "set"),

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
 from ldit.checkpoint.commit import replaced
 from ldit.errors import EvaluationError
 
-PICTURES = "arr_0"
+PICTURES, LABELS = "arr_0", "arr_1"
 MOST_BYTES = 1 << 30  # of an array that is held whole
 MOST_SIDE = 4096  # pixels
 _HEADER = 1 << 14  # bytes; numpy's own are 128
@@ -31,17 +31,6 @@ _KIND = re.compile(r"[<>|=]?[a-zA-Z][0-9]{0,9}")
 _DEFLATE = 1032  # the most bytes that deflate makes of one
 _SUFFIX = ".npy"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first: the same arrays make the same bytes on every day
-
-
-class PictureRows(Protocol):
-    """Pictures that are read a batch at a time; `shape` is (H, W, 3)."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-    def __len__(self) -> int: ...
-    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """uint8 (at most size, H, W, 3) in order, of the pictures start to stop."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -217,24 +206,23 @@ class Pictures:
             yield file
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray], pictures: PictureRows | None = None) -> None:
-    """Arrays in the order given, then `pictures` as arr_0: whole under their name or not at all, the same bytes for the
-    same arrays. EvaluationError when the file cannot be written."""
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays in the order given: whole under their name or not at all, the same bytes for the same arrays.
+    EvaluationError when the file cannot be written."""
     try:
         with replaced(path) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
             for key, array in arrays.items():
                 plain = np.ascontiguousarray(array)
-                _write(archive, key, plain.dtype, plain.shape, [plain])
-            if pictures is not None:
-                shape = (len(pictures), *pictures.shape)
-                _write(archive, PICTURES, np.dtype(np.uint8), shape, pictures.batches(64))
+                write_member(archive, key, plain.dtype, plain.shape, [plain])
     except OSError as error:
         raise EvaluationError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _write(
+def write_member(
     archive: zipfile.ZipFile, key: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterable[np.ndarray]
 ) -> None:
+    """An array as a member of an archive, whose rows come in parts; with 64-bit sizes and a fixed date whatever it is.
+    ValueError where the parts are not as many numbers as the shape says."""
     info = zipfile.ZipInfo(key + _SUFFIX, _DATE)
     info.create_system, info.external_attr = 3, 0o644 << 16
     with archive.open(info, "w", force_zip64=True) as file:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval.npz import PICTURES, Member, PictureRows, Pictures, members, read_array, write_npz
+from ldit.eval.npz import PICTURES, Member, Pictures, members, read_array, write_npz
 
 FORMAT = 1
 WIDEST = 8192  # features: their covariance is half a gigabyte
@@ -40,7 +40,7 @@ class Statistics:
     extractor: str = "inception"
     fingerprint: str = ""
     resize: str = ""
-    pictures: PictureRows | None = None
+    pictures: Pictures | None = None
     name: str = ""
     """Of the file they were read from."""
     crc32: str = ""
@@ -138,8 +138,8 @@ def _read_about(member: Member) -> dict[str, Any]:
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """An .npz file that `read_statistics`, and guided-diffusion's evaluator, read: whole under its name or not at all,
-    and the same bytes for the same statistics. EvaluationError when it cannot be written or the statistics are not
-    finite."""
+    and the same bytes for the same statistics; without pictures. EvaluationError when it cannot be written or the
+    statistics are not finite."""
     arrays = {_MEAN: statistics.mean, _COVARIANCE: statistics.covariance}
     if statistics.spatial_mean is not None and statistics.spatial_covariance is not None:
         arrays |= {_SPATIAL_MEAN: statistics.spatial_mean, _SPATIAL_COVARIANCE: statistics.spatial_covariance}
@@ -157,4 +157,4 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     }
     text = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     numbers = {key: value.detach().cpu().to(torch.float64).numpy() for key, value in arrays.items()}
-    write_npz(path, {**numbers, ABOUT: text}, statistics.pictures)
+    write_npz(path, {**numbers, ABOUT: text})

@@ -35,7 +35,7 @@ from ldit.data.source import open_data
 from ldit.dtypes import DTYPES
 from ldit.errors import ConfigError, DataError, RunError
 from ldit.flows.encode_shard import Codec, Encoder
-from ldit.flows.pipeline import checked_device
+from ldit.flows.pipeline import process_device
 from ldit.flows.progress import Progress
 from ldit.flows.stopping import stopped_by_signals
 from ldit.log import logger
@@ -93,7 +93,7 @@ def encode(job: EncodeJob) -> bool:
         check_place(job.out, source.root)
         if source.shape != (3, job.image_size, job.image_size):
             raise DataError(f"{source.root} does not hold pictures: nothing to encode")
-        device = _device(job.device, launch.local_rank)
+        device = process_device(job.device)
         codec = open_autoencoder(job, device)
         kept = None if heldout is None else _record(job, heldout, training=False)
         making = Making(job.out, _describe(job, codec, source, heldout), kept)
@@ -138,12 +138,6 @@ def open_autoencoder(job: EncodeJob, device: torch.device) -> Codec:
     codec = open_codec(config, roots, device, DTYPES[job.precision])
     assert isinstance(codec, AutoencoderCodec)
     return codec
-
-
-def _device(name: str | None, local_rank: int) -> torch.device:
-    if name is None and torch.cuda.is_available():
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    return checked_device(name or "cpu")
 
 
 def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | None) -> CacheDescription:

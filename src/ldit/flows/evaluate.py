@@ -39,7 +39,7 @@ from ldit.flows.evaluation_report import depends, remarks, table, too_few
 from ldit.flows.output_file import check_target, written
 from ldit.flows.picture_stream import GeneratedStream, PictureStream, check_there, is_pictures, open_stream
 from ldit.flows.pictures import PictureJob
-from ldit.flows.pipeline import checked_device
+from ldit.flows.pipeline import process_device
 from ldit.flows.progress import Progress
 from ldit.flows.set_job import Rule, SetJob
 from ldit.log import logger
@@ -112,24 +112,16 @@ def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> dict[str, Any]:
     EvaluationError and its kin name what is missing, damaged or does not fit together, before pictures are made.
     """
     with joined(TOGETHER) as world:
-        device = _device(job.pictures.device, world)
-        extractor = world.agreed(lambda: job.extractor.open(device))
+        extractor = world.agreed(lambda: job.extractor.open(process_device(job.pictures.device)))
         return measured(job, extractor, world, say)
-
-
-def _device(name: str | None, world: World) -> torch.device:
-    """The process's own, or another kind that was asked for."""
-    if name is None or name == world.device.type:
-        return world.device
-    return checked_device(name)
 
 
 def measured(
     job: EvaluateJob, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """The report of `evaluate`, on every process of `world`."""
-    began, device = time.perf_counter(), _device(job.pictures.device, world)
-    samples = world.agreed(lambda: _samples(job, world))
+    began, device = time.perf_counter(), process_device(job.pictures.device)
+    samples = world.agreed(lambda: _samples(job))
     block = job.pictures.batch_size
     theirs = world.agreed(lambda: open_reference(job.reference, extractor, samples.size, job.image_size, block))
     with alike():
@@ -214,7 +206,7 @@ def save_statistics(
             raise EvaluationError(f"--out {out}: expected a name that ends in .npz")
         check_target(out)
     with joined(TOGETHER) as world:
-        extractor = world.agreed(lambda: job.open(_device(device, world)))
+        extractor = world.agreed(lambda: job.open(process_device(device)))
         stream = world.agreed(lambda: open_stream(source, num, side, batch))
         found = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)
         spatial = found.spatial
@@ -268,12 +260,12 @@ def _shown(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> It
         progress.close()
 
 
-def _samples(job: EvaluateJob, world: World) -> PictureStream:
+def _samples(job: EvaluateJob) -> PictureStream:
     if is_pictures(job.pictures.source):
         if idle := _idle(job):
             raise EvaluationError(f"{job.pictures.source} holds pictures that are there already: {idle} does nothing")
         return open_stream(job.pictures.source, job.num, job.image_size, job.pictures.batch_size)
-    return GeneratedStream(SetJob(job.pictures, job.num or PROTOCOL, job.rule), world)
+    return GeneratedStream(SetJob(job.pictures, job.num or PROTOCOL, job.rule))
 
 
 def _idle(job: EvaluateJob) -> str:

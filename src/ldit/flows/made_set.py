@@ -7,7 +7,7 @@ from typing import Any
 
 from ldit.errors import EvaluationError
 from ldit.flows.set_array import CRC
-from ldit.flows.set_files import JOB
+from ldit.flows.set_files import JOB, is_picture_of
 from ldit.flows.set_job import FORMAT
 
 MOST_CLASSES = 1 << 31
@@ -28,9 +28,7 @@ class MadeSet:
 
     def is_own(self, name: str) -> bool:
         """Whether a picture of a folder is called as one of the set."""
-        stem = name.removesuffix(".png")
-        digits = max(6, len(str(self.num - 1)))
-        return stem != name and len(stem) == digits and stem.isdecimal() and int(stem) < self.num
+        return is_picture_of(name, self.num)
 
 
 def conditions(description: dict[str, Any]) -> dict[str, Any]:

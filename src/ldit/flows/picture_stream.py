@@ -26,17 +26,15 @@ from ldit.data.samples import Samples
 from ldit.data.source import BUNDLED, data_root, kind_of, open_data
 from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, EvaluationError, RunError
-from ldit.eval.npz import members, read_array
+from ldit.eval.npz import LABELS, members, read_array
 from ldit.eval.statistics import open_pictures
 from ldit.flows.made_set import MOST_CLASSES, MadeSet, conditions, is_in_the_making, made_array, made_folder
 from ldit.flows.sample_set import SampleSet
 from ldit.flows.set_files import JOB
 from ldit.flows.set_job import SetJob
-from ldit.parallel.world import World
 
 PARTS = ("train", "heldout")
 READERS = 2
-LABELS = "arr_1"
 
 
 class PictureStream(Protocol):
@@ -264,8 +262,8 @@ class NpzStream:
 class GeneratedStream:
     """Pictures of a model, made block by block and kept nowhere; the same ones as those of `ldit sample --num`."""
 
-    def __init__(self, job: SetJob, world: World) -> None:
-        self.asked = SampleSet(job, world.rank)
+    def __init__(self, job: SetJob) -> None:
+        self.asked = SampleSet(job)
         said, spec = self.asked.description, self.asked.source.spec
         self.count = job.num
         height, width = said["size"]

@@ -19,6 +19,7 @@ from ldit.errors import RequestError
 from ldit.flows.generate import Event, Generator, Picture
 from ldit.flows.request import Labels, check_request
 from ldit.nn.build import build_model
+from ldit.parallel.world import launched
 from ldit.sampling import offload as blocks
 from ldit.sampling.batches import out_of_memory
 from ldit.sampling.prepare import Prepared, Switches, check_switches, prepare
@@ -263,6 +264,13 @@ def checked_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RequestError(f"device {name!r}: {str(error).splitlines()[0]}") from None
     return device
+
+
+def process_device(name: str | None) -> torch.device:
+    """That of a flag, or a GPU where there are any, for one process of several: of GPUs without a number its own."""
+    if name in (None, "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", launched().local_rank % torch.cuda.device_count())
+    return checked_device(name or "cpu")
 
 
 def default_device() -> torch.device:

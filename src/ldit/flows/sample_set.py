@@ -25,7 +25,7 @@ from ldit.codecs.pixels import to_uint8
 from ldit.errors import RequestError, RunError
 from ldit.flows.generate import Done, Generator, Picture
 from ldit.flows.pictures import open_guide
-from ldit.flows.pipeline import Pipeline, checked_device, codec_roots, load_source
+from ldit.flows.pipeline import Pipeline, codec_roots, load_source, process_device
 from ldit.flows.progress import Progress
 from ldit.flows.request import Request, check_request
 from ldit.flows.set_array import PictureArray
@@ -121,10 +121,10 @@ class BlockSampler:
 class SampleSet:
     """A set that is asked for: checked, and described, before weights are read."""
 
-    def __init__(self, job: SetJob, local_rank: int = 0) -> None:
+    def __init__(self, job: SetJob) -> None:
         """RequestError, SourceError or CodecError for what cannot be made."""
         pictures = job.pictures
-        self.job, self.device = job, _device(pictures.device, local_rank)
+        self.job, self.device = job, process_device(pictures.device)
         self.source = open_source(pictures.source, pictures.heads, pictures.ema, pictures.process)
         self.guide = open_guide(pictures)
         spec = self.source.spec
@@ -162,7 +162,7 @@ def make_set(job: SetJob, out: Path) -> bool:
         launch = launched()
         with alike(RequestError):
             check_place(out)
-            asked = SampleSet(job, launch.local_rank)
+            asked = SampleSet(job)
             files = (PictureArray if out.suffix == ".npz" else PictureFolder)(out, asked.description, asked.labels)
             begun = files.begin()
         if not begun:
@@ -215,10 +215,3 @@ def check_place(out: Path) -> None:
         raise RequestError(f"--out {out}: is a folder, expected the name of a file")
     if out.suffix != ".npz" and out.exists() and not out.is_dir():
         raise RequestError(f"--out {out}: is a file, expected a folder or a name that ends in .npz")
-
-
-def _device(name: str | None, local_rank: int) -> torch.device:
-    """That of a flag; a GPU without a number is this process's own."""
-    if name in (None, "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    return checked_device(name or "cpu")

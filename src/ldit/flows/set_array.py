@@ -15,7 +15,6 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from ldit.checkpoint.commit import fsync, write_json
 from ldit.checkpoint.locks import locked
 from ldit.checkpoint.manifest import sha256_file
 from ldit.errors import RequestError
+from ldit.eval.npz import LABELS, PICTURES, write_member
 from ldit.flows.progress import LOOK_EVERY
 from ldit.flows.set_files import JOB, Block, SetFiles, read_job
 from ldit.flows.set_job import Labels, compare, ended
 from ldit.log import logger
 
-_PICTURES, _LABELS = "arr_0.npy", "arr_1.npy"
 _PART = re.compile(r"block-(\d{6,})\.([0-9a-f]{64})\.npy")
 CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
 
@@ -126,15 +125,13 @@ class PictureArray(SetFiles):
     def _assemble(self, path: Path, parts: list[Path]) -> None:
         """The archive at `path`, block by block."""
 
-        def pictures() -> Iterator[bytes]:
-            for part, rows in zip(parts, self.blocks, strict=True):
-                yield _checked(part, (len(rows), self.height, self.width, 3)).tobytes()
-
+        num, sides = self.job["num"], (self.height, self.width, 3)
+        pictures = (_checked(part, (len(rows), *sides)) for part, rows in zip(parts, self.blocks, strict=True))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, _PICTURES, "|u1", (self.job["num"], self.height, self.width, 3), pictures())
+            write_member(archive, PICTURES, np.dtype(np.uint8), (num, *sides), pictures)
             if self.labels.rule is not None:
-                labels = np.array(self.labels.of(range(self.job["num"])), dtype="<i8")
-                _add(archive, _LABELS, "<i8", labels.shape, [labels.tobytes()])
+                labels = np.array(self.labels.of(range(num)), dtype="<i8")
+                write_member(archive, LABELS, labels.dtype, labels.shape, [labels])
 
     def _sweep(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
@@ -159,16 +156,6 @@ def _checked(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _add(archive: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...], data: Iterable[bytes]) -> None:
-    """An array as a member of the archive, its content given piece by piece; with 64-bit sizes whatever its size."""
-    entry = zipfile.ZipInfo(name)  # of 1980
-    entry.create_system, entry.external_attr = 3, 0o644 << 16
-    with archive.open(entry, "w", force_zip64=True) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-        for piece in data:
-            file.write(piece)
-
-
 def _number(name: str) -> int | None:
     """The block that a part of this name holds."""
     match = _PART.fullmatch(name)
@@ -179,6 +166,6 @@ def _crc(path: Path) -> str | None:
     """The checksum that the archive keeps of its pictures; None when it is none, or has none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return f"{archive.getinfo(_PICTURES).CRC:08x}"
+            return f"{archive.getinfo(f'{PICTURES}.npy').CRC:08x}"
     except (OSError, zipfile.BadZipFile, KeyError):
         return None

@@ -185,10 +185,9 @@ class PictureFolder(SetFiles):
 
     def __init__(self, out: Path, job: dict[str, Any], labels: Labels) -> None:
         super().__init__(out, out, job, labels)
-        self._digits = max(6, len(str(job["num"] - 1)))
 
     def path(self, index: int) -> Path:
-        return self.out / f"{index:0{self._digits}d}.png"
+        return self.out / f"{index:0{_digits(self.job['num'])}d}.png"
 
     def whole(self) -> bool:
         if not (self.out / JOB).exists():
@@ -204,9 +203,7 @@ class PictureFolder(SetFiles):
         return sum(name.endswith(".png") for name in os.listdir(self.out))
 
     def _is_own(self, name: str) -> bool:
-        stem = name.removesuffix(".png")
-        numbered = stem.isdecimal() and len(stem) == self._digits and int(stem) < self.job["num"]
-        return name == JOB or (stem != name and numbered)
+        return name == JOB or is_picture_of(name, self.job["num"])
 
     def _write(self, number: int, block: Block) -> None:
         pairs = list(zip(block.rows, to_pil(block.pictures), strict=True))
@@ -241,6 +238,17 @@ class PictureFolder(SetFiles):
         with locked(self.out) as held:
             if held:
                 self._remove_dead()
+
+
+def is_picture_of(name: str, num: int) -> bool:
+    """Whether a file is called as one of the pictures of a folder of `num`."""
+    stem = name.removesuffix(".png")
+    return stem != name and stem.isdecimal() and len(stem) == _digits(num) and int(stem) < num
+
+
+def _digits(num: int) -> int:
+    """Of the number in a picture's name."""
+    return max(6, len(str(num - 1)))
 
 
 def read_job(path: Path) -> Any:
