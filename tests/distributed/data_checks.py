@@ -20,7 +20,9 @@ from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, Classif
 from ldit.config.sections import DataConfig, EvalConfig, HeldoutConfig, ParallelConfig
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
-from ldit.flows import evaluate
+from ldit.errors import EvaluationError
+from ldit.eval.extractor import Features
+from ldit.flows import evaluate, evaluation_hook
 from ldit.flows import train as flow
 from ldit.parallel.world import World, world_of
 from ldit.train.autoencoder_task import AutoencoderTask
@@ -97,14 +99,36 @@ def evaluation(folder: Path, layout: str) -> Any:
                      eval=EvalConfig(every=1, num=7, batch_size=3, extractor="stub"))  # fmt: skip
     out = folder / f"evaluation-{layout}-{w.size}"
     evaluate.open_extractor = lambda name, weights, device: Stub()
+    if layout == "broken":
+        w = replace(w, store=dist.FileStore(str(folder / "alarms"), w.size))
+        evaluate.open_extractor = lambda name, weights, device: Broken(w.rank == w.size - 1)
     with ExitStack() as stack:
         flow._train(config, out, w, stack)
     found: list[Any] = []
     if w.first:
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = sorted(path.name for path in (out / "checkpoints").iterdir())
-        found = [[record["fd_stub"] for record in records], json.loads((out / "best.json").read_text()), steps]
+        found = [[record.get("fd_stub") for record in records], json.loads((out / "best.json").read_text()), steps]
     return w.gather(found)[0]
+
+
+class Broken(Stub):
+    """An extractor that fails on one process at its second evaluation along the way."""
+
+    def __init__(self, failing: bool) -> None:
+        super().__init__()
+        self.failing, self.evaluations, real = failing, 0, evaluation_hook._Made
+
+        def made(*given: Any) -> Any:
+            self.evaluations += 1
+            return real(*given)
+
+        evaluation_hook._Made = made
+
+    def __call__(self, pictures: torch.Tensor) -> Features:
+        if self.failing and self.evaluations == 2:
+            raise EvaluationError("broken")
+        return super().__call__(pictures)
 
 
 def _losses(config: BaseRun, task: Task, w: World, side: int) -> list[float]:

@@ -68,6 +68,7 @@ def two(folder: Path, four: dict[str, Any]) -> dict[str, Any]:
     checks = ["failing-save:open", "failing-restore:resume", "failing-restore:back", "words"]
     checks += ["gathered:reshard", "gathered:keep", "exchange:2x1x1", "exchange:1x2x1"]
     checks += ["skipping:shard", "skipping:tp2", "autoencoder", "classifier", "evaluation:shard", "evaluation:tp2"]
+    checks += ["evaluation:broken"]
     return job(2, folder, *TWO, *reads, *checks)
 
 
@@ -275,3 +276,10 @@ def test_evaluation_along_the_way_is_that_of_one_process(
     assert far(found, expected) <= 1e-4 < min(abs(a / b - 1) for a, b in pairwise(expected))
     assert best["step"] == 1 + min(range(4), key=found.__getitem__) and best["value"] == min(found)
     assert steps == sorted({f"step-{best['step']:08d}", "step-00000004"})
+
+
+def test_an_evaluation_that_fails_on_one_process_costs_its_value_alone(results: dict[int, dict[str, Any]]) -> None:
+    """The other goes on to the same pass and no further; the run goes on, and measures again."""
+    (found, best, _), (expected, _, _) = results[2]["evaluation:broken"], results[2]["evaluation:shard"]
+    assert found == [expected[0], None, *expected[2:]]
+    assert best["value"] == min(value for value in found if value is not None)

@@ -67,7 +67,8 @@ def test_as_many_rows_are_drawn_as_there_are() -> None:
 
 def test_an_interval_is_the_middle_of_what_was_drawn_about_the_value() -> None:
     drawn = [float(number) for number in range(1001)]
-    assert interval(7.0, drawn) == pytest.approx([7.0 + 25 - 500, 7.0 + 975 - 500], abs=1e-9)
+    assert interval(700.0, drawn) == pytest.approx([700.0 + 25 - 500, 700.0 + 975 - 500], abs=1e-9)
+    assert interval(7.0, drawn)[0] == 0.0
 
 
 def test_an_eigenproblem_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

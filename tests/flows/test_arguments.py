@@ -11,7 +11,7 @@ from flows.models import tiny, tiny_flow
 from PIL import Image
 
 from ldit.errors import RequestError
-from ldit.flows.pipeline import Pipeline
+from ldit.flows.pipeline import Pipeline, process_device
 from ldit.flows.request import MOST_PIXELS, check_request
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -115,3 +115,14 @@ def test_a_grid_in_a_list_is_not_rounded() -> None:
     times = [1, 1 / 3, 1e-2, 1.5e-5]
     request = check_request(tiny_flow().spec, [0], grid=times)
     assert [level.noise_time for level in request.levels] == [*times, 0.0]
+
+
+def test_one_process_of_several_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its number on its machine, not by that among all."""
+    for name, value in {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert [process_device(name) for name in (None, "cuda", "cpu")] == [
+        torch.device(d) for d in ("cuda:2",) * 2 + ("cpu",)
+    ]

@@ -22,7 +22,7 @@ from ldit.eval.kernel import kernel_distance
 from ldit.eval.neighbours import precision_recall
 from ldit.eval.statistics import read_statistics
 from ldit.flows import evaluate as flow
-from ldit.flows import progress
+from ldit.flows import evaluation_outputs, evaluation_report, progress
 from ldit.flows.evaluate import EvaluateJob, ExtractorJob, measured, save_statistics
 from ldit.flows.evaluation_report import balance, table
 from ldit.flows.picture_stream import is_pictures, open_stream
@@ -127,13 +127,15 @@ def test_what_both_sides_leave_unsaid(place: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "adm.npz", mu=large.mean(0), sigma=np.cov(large.T), arr_0=a)
     folder(tmp_path / "large", noise(31, 1, side=2 * SIDE))
     np.savez(tmp_path / "large.npz", noise(31, 1, side=2 * SIDE))
-    adm = str(tmp_path / "adm.npz")
+    adm, hot = str(tmp_path / "adm.npz"), str(tmp_path / "hot.npz")
+    np.savez(hot, a, np.eye(23))
     for source, reference, words in (
         (place / "a", adm, [f"{adm} does not say which weights and resize rule its statistics are of: taken for ours"]),
         (adm, place / "b", [f"{adm} holds statistics too: its pictures are measured"]),
         (place / "a", tmp_path / "large", []),  # cut to the samples' size
         (place / "a", tmp_path / "large.npz", ["pictures of 8 x 8 are compared with a reference of 16 x 16: "]),
         (place / "a", place / "b", []),
+        (hot, place / "b", [f"{hot}: arr_1 is not one integer a picture: labels are unknown"]),
     ):
         with said() as lines:
             found(job(source, reference, metrics=("fd",)), Inceptive())
@@ -270,8 +272,7 @@ def test_how_existing_pictures_are_made_is_nobodys_choice(place: Path) -> None:
         ({"image_size": 0}, "image_size: must be at least 1, got 0"),
         ({"batch": 0}, "batch_size: must be at least 1, got 0"),
         ({"resamples": 5}, "say how many"),
-        ({"json": Path("/no/where.json")}, "no folder /no to write where.json into"),
-        ({"json": Path("/tmp")}, "/tmp is a folder, expected the name of a file"),
+        ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png, got x\.jpg"),
     ],
 )
 def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str) -> None:
@@ -283,19 +284,95 @@ def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str)
 def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest.sealed({})))
     work = {
-        "json": lambda: job(place / "a", place / "b", json=tmp_path / "r.json"),
-        "figure": lambda: job(place / "a", place / "b", figure=tmp_path / "f.png"),
+        "json": lambda: found(job(place / "a", place / "b", json=tmp_path / "r.json")),
+        "figure": lambda: found(job(place / "a", place / "b", figure=tmp_path / "f.png")),
         "stats": lambda: save_statistics(str(place / "b"), tmp_path / "s.npz", None, None, ExtractorJob(), 4),
     }[what]
     with pytest.raises(RequestError, match="sealed by its"):
         work()
 
 
-def test_figures_are_said_before_they_are_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"json": "no/where.json"}, "no folder .*/no to write where.json into"),
+        ({"json": "folder"}, "folder is a folder, expected the name of a file"),
+        ({"json": "a.npz"}, r"a\.npz is what is read, and would be replaced: choose another name"),
+        ({"json": "b.npz"}, r"b\.npz is what is read"),
+        ({"json": "words.json"}, r"words\.json exists and is no report of ldit evaluate: choose another name"),
+        ({"json": "best.json"}, r"best\.json exists and is no report"),
+        ({"json": "x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
+        ({"figure": "folder/x.png"}, r"x\.png: would become one of the pictures of .*folder"),
+    ],
+)
+def test_nothing_is_replaced_that_is_no_report(tmp_path: Path, names: dict[str, str], words: str) -> None:
+    """Known before any picture is read."""
+    folder(tmp_path / "folder", noise(5, 1))
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", noise(23, 0))
+    (tmp_path / "words.json").write_text("words")
+    (tmp_path / "best.json").write_text('{"step": 1}')
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    extractor, files = Stub(), {key: tmp_path / name for key, name in names.items()}
+    reference = tmp_path / ("folder" if "figure" in names else "b.npz")
+    with pytest.raises(RequestError, match=words):
+        found(job(tmp_path / "a.npz", reference, **files), extractor)
+    assert not extractor.seen and before == {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+
+
+def test_a_report_replaces_a_report_and_statistics_statistics(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.json").touch()  # of mktemp, say
+    for num in (22, 23):
+        found(job(place / "a.npz", place / "b", num=num, metrics=("fd",), json=tmp_path / "r.json"))
+        assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == num
+
+
+def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
+    np.savez(tmp_path / "pictures.npz", noise(23, 0))
+    before = (tmp_path / "pictures.npz").read_bytes()
+    for source, words in ((tmp_path / "pictures.npz", "is what is read"), (place / "b", "is no file of ldit stats")):
+        with pytest.raises(RequestError, match=rf"pictures\.npz .*{words}"):
+            save_statistics(str(source), tmp_path / "pictures.npz", None, None, ExtractorJob(), 4)
+    assert (tmp_path / "pictures.npz").read_bytes() == before
+    for name, count in (("a", 23), ("b", 31)):
+        save_statistics(str(place / name), tmp_path / "s.npz", None, None, ExtractorJob(), 4)
+        assert read_statistics(tmp_path / "s.npz").count == count
+    with pytest.raises(RequestError, match=r"s\.npz is what is read"):
+        save_statistics(str(tmp_path / "s.npz"), tmp_path / "s.npz", None, None, ExtractorJob(), 4)
+
+
+def test_a_table_that_cannot_be_said_costs_no_file(place: Path, tmp_path: Path) -> None:
+    def closed(text: str) -> None:
+        raise BrokenPipeError
+
+    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
+    with pytest.raises(BrokenPipeError):
+        measured(job(place / "a", place / "b", **files), Stub(), ALONE, closed)
+    assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == 23 and (tmp_path / "f.png").exists()
+
+
+def test_the_inception_score_alone_needs_no_reference(place: Path) -> None:
+    extractor = Inceptive()
+    report = found(job(place / "a", place / "b", metrics=("is",)), extractor)
+    assert report["figures"] == ["inception_score"] and extractor.seen == 23 and report["num_reference"] == 31
+
+
+def test_a_side_is_for_folders(place: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"image_size: only folders are cut, the pictures of .*a\.npz are 8 x 8"):
+        found(job(place / "a.npz", place / "b", image_size=6))
+    assert found(job(place / "a", place / "b", image_size=6))["samples"]["crop"].startswith("6x6")
+    with pytest.raises(EvaluationError, match=r"a\.npz@heldout: an \.npz has no parts, name it alone"):
+        found(job(f"{place / 'a.npz'}@heldout", place / "b"))
+
+
+def test_figures_are_said_where_they_cannot_be_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, data: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(flow, "write_json_atomic", full)
+    monkeypatch.setattr(evaluation_outputs, "write_json_atomic", full)
     said: list[str] = []
     with pytest.raises(RequestError, match=r"r\.json was not written: No space left on device$"):
         measured(job(place / "a", place / "b", json=tmp_path / "r.json"), Stub(), ALONE, said.append)
@@ -315,6 +392,21 @@ def test_few_pictures_on_either_side_are_warned_of(place: Path, tmp_path: Path) 
     with said() as lines:
         found(job(tmp_path / "few", place / "b", metrics=("kid",)))
     assert not lines
+
+
+def test_a_set_in_the_order_of_its_classes_has_no_inception_score(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has more than one split."""
+    np.savez(tmp_path / "sorted.npz", noise(23, 0), np.arange(23) // 12)
+    np.savez(tmp_path / "mixed.npz", noise(23, 0), np.arange(23) % 2)
+    for split, name, metrics, warned in (
+        (10, "sorted", (), True), (10, "sorted", ("fd",), False), (10, "mixed", (), False), (23, "sorted", (), False),
+    ):  # fmt: skip
+        monkeypatch.setattr(evaluation_report, "SPLIT", split)
+        with said() as lines:
+            found(job(tmp_path / f"{name}.npz", place / "b", metrics=metrics), Inceptive())
+        assert [line.split(":")[0].endswith("is in the order of its classes") for line in lines] == [True] * warned
 
 
 @pytest.mark.parametrize(
@@ -395,7 +487,7 @@ def test_a_reference_that_is_none_is_known_before_samples_are_made(place: Path, 
     ):
         np.savez(tmp_path / f"{name}.npz", mu=np.zeros(WIDTH), sigma=sigma)
         extractor = Inceptive()
-        with pytest.raises(EvaluationError, match=words):
+        with pytest.raises(EvaluationError, match=rf"{name}\.npz: .*{words}"):
             found(job(place / "a", tmp_path / f"{name}.npz", metrics=("fd",), **changes), extractor)
         assert not extractor.seen
 

@@ -124,7 +124,7 @@ def test_where_a_figure_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"figure: expected a name that ends in \.png, got .*f\.jpg"):
         job("a", "b", figure=tmp_path / "f.jpg")
     with pytest.raises(RequestError, match=r"no folder .*gone to write f\.png into"):
-        job("a", "b", figure=tmp_path / "gone" / "f.png")
+        measured(job("a", "b", figure=tmp_path / "gone" / "f.png"), Stub(), ALONE)
 
 
 def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:

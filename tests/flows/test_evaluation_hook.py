@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flows.evaluation import Inceptive, Stub, job
+from flows.evaluation import WIDTH, Inceptive, Stub, job
 from folders import make_folder, over, said
 from runs import ALONE
 
-from ldit.checkpoint.commit import write_json
-from ldit.checkpoint.run import best_step, committed_steps, retire
+from ldit.checkpoint.run import Best, best_step, committed_steps, leave_branch, retire, write_best
 from ldit.errors import ConfigError, EvaluationError
 from ldit.flows import evaluate, evaluation_hook
 from ldit.flows.evaluate import measured
@@ -57,11 +57,15 @@ def test_the_best_step_outlives_the_newest_and_is_committed_for_its_own_sake(
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     assert train(over(data, {**SETTINGS, "train.checkpoint_every": 0}), run) == 0
     assert [step for step, _ in committed_steps(run)] == [4, 2]
-    conditions = {
+    found = json.loads((run / "best.json").read_text())
+    assert (found["step"], found["value"], found["before"]) == (2, 1.0, [[1, 5.0]])
+    conditions, sampling = found["of"], found["of"].pop("sampling")
+    assert conditions == {
         "figure": "fd_stub", "pictures": 7, "evaluations": 10, "extractor": "stub", "extractor_sha256": "0" * 64,
-        "resize": "none", "reference": "training pictures", "reference_pictures": 12,
+        "resize": "none", "reference": "training pictures", "reference_pictures": 12, "reference_is": {},
+        "precision": "fp32",
     }  # fmt: skip
-    assert json.loads((run / "best.json").read_text()) == {"step": 2, "value": 1.0, "of": conditions}
+    assert {"solver", "steps", "guidance", "grid"} <= sampling.keys()
 
 
 def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
@@ -74,10 +78,34 @@ def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
     assert train(over(data, {**SETTINGS, "train.steps": 3}), run) == 0
     best = best_step(run)
     assert best is not None and best[:2] == (2, 4.0) and [step for step, _ in committed_steps(run)] == [3, 2]
-    write_json(run / "best.json", {"step": 9, "value": 0.5, "of": best.conditions})  # of a branch that was left
+    left = Best(9, 0.5, best.conditions, ((1, 5.0), (2, 4.0), (7, 1.0)))  # 7 and 9 are of a branch that was left
+    write_best(run, left)
     assert train(over(data, {**SETTINGS, "train.steps": 4}), run) == 0
     best = best_step(run)
-    assert best is not None and best[:2] == (4, 9.0)
+    assert best is not None and (best.step, best.value, best.before) == (2, 4.0, ((1, 5.0),))
+
+
+def test_what_a_run_leaves_behind_is_forgotten(tmp_path: Path) -> None:
+    best = Best(200, 5.0, {"figure": "fd"}, ((50, 6.0), (120, 5.5)))
+    for step, expected in (
+        (200, best), (300, best), (199, Best(120, 5.5, best.conditions, ((50, 6.0),))),
+        (100, Best(50, 6.0, best.conditions)), (49, None),
+    ):  # fmt: skip
+        write_best(tmp_path, best)
+        leave_branch(tmp_path, step)
+        assert best_step(tmp_path) == expected
+
+
+def test_the_best_before_stays_until_the_new_one_is_committed(tmp_path: Path) -> None:
+    """best.json names a step a little before it is there; another save may end in between."""
+    for step in (50, 100, 150, 200):
+        (tmp_path / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+    write_best(tmp_path, Best(250, 5.0, {}, ((50, 6.0), (100, 5.5))))
+    retire(tmp_path, 1, 0)
+    assert [step for step, _ in committed_steps(tmp_path)] == [200, 100]
+    (tmp_path / "checkpoints/step-00000250").mkdir()
+    retire(tmp_path, 1, 0)
+    assert [step for step, _ in committed_steps(tmp_path)] == [250, 200]
 
 
 def test_values_of_other_conditions_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,16 +113,22 @@ def test_values_of_other_conditions_are_not_compared(tmp_path: Path, monkeypatch
     wanted = iter([5.0, 6.0, 7.0, 8.0])
     monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
     data, run, found = make_folder(tmp_path / "data"), tmp_path / "run", []
-    for steps, num in ((1, 7), (2, 8), (3, 8), (4, 7)):
-        assert train(over(data, {**SETTINGS, "train.steps": steps, "eval.num": num}), run) == 0
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"eval.num": 8},
+        {"eval.num": 8},
+        {"eval.num": 8, "sampling.guidance": 8.0},
+    )
+    for steps, change in enumerate(changes, 1):
+        assert train(over(data, {**SETTINGS, "train.steps": steps, **change}), run) == 0
         best = best_step(run)
         assert best is not None
         found.append((best.step, best.value, best.conditions["pictures"]))
-    assert found == [(1, 5.0, 7), (2, 6.0, 8), (2, 6.0, 8), (4, 8.0, 7)]
+    assert found == [(1, 5.0, 7), (2, 6.0, 8), (2, 6.0, 8), (4, 8.0, 8)]
 
 
 def test_a_best_file_that_cannot_be_read_costs_no_run(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"step": "x"}', '{"step": 1}'):
+    for text in ("", "[]", '{"step": "x"}', '{"step": 1}', '{"step": 1, "value": 2, "of": {}, "before": [1]}'):
         (tmp_path / "best.json").write_text(text)
         with said() as lines:
             assert best_step(tmp_path) is None
@@ -112,9 +146,50 @@ def test_pictures_that_are_not_finite_are_no_value(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(evaluation_hook._Made, "_pictures", lambda self, rows: real(self, rows) * float("nan"))
     with said() as lines:
         assert train(over(make_folder(tmp_path / "data"), SETTINGS), tmp_path / "run") == 0
-    assert "step 1: its pictures are not finite: nothing is measured" in lines
+    assert "step 1: nothing is measured: its pictures are not finite" in lines
     assert all("fd_stub" not in record for record in records(tmp_path / "run"))
     assert not (tmp_path / "run/best.json").exists()
+
+
+def test_what_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of the reference that is damaged, features that have no distance; the next evaluation is as ever."""
+    data, other = make_folder(tmp_path / "data"), make_folder(tmp_path / "other")
+    picture = next(other.rglob("*.png"))
+    sound = picture.read_bytes()
+    picture.write_bytes(sound[:40])
+    real, calls = evaluation_hook.figures, iter(range(9))
+
+    def some(*given: Any) -> dict[str, Any]:
+        picture.write_bytes(sound)
+        if next(calls) == 0:
+            raise EvaluationError("no distance")
+        return real(*given)
+
+    def mended(*given: Any) -> Any:
+        if (tmp_path / "run/metrics.jsonl").read_text():
+            picture.write_bytes(sound)
+        return _features(*given)
+
+    _features = evaluation_hook._features
+    monkeypatch.setattr(evaluation_hook, "_features", mended)
+    monkeypatch.setattr(evaluation_hook, "figures", some)
+    with said() as lines:
+        assert train(over(data, {**SETTINGS, "eval.reference": str(other)}), tmp_path / "run") == 0
+    warned = [line for line in lines if "nothing is measured" in line]
+    assert len(warned) == 2 and str(picture) in warned[0] and warned[1] == "step 2: nothing is measured: no distance"
+    assert ["fd_stub" in record for record in records(tmp_path / "run")] == [False, False, True, True]
+
+
+def test_a_reference_that_is_none_is_known_before_the_first_step(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "data")
+    np.savez(tmp_path / "one.npz", np.zeros((1, 32, 32, 3), np.uint8))
+    about = {"format": 1, "count": 9, "extractor": "stub", "fingerprint": "", "resize": ""}
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(WIDTH), sigma=np.eye(WIDTH) + 2 * np.eye(WIDTH)[::-1], about=text)
+    for name, words in (("one", "a covariance needs at least 2 pictures, got 1"), ("bad", "not a covariance: it has")):
+        with pytest.raises(EvaluationError, match=rf"^eval\.reference .*{name}\.npz: {words}"):
+            train(over(data, {**SETTINGS, "eval.reference": str(tmp_path / f"{name}.npz")}), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run/metrics.jsonl").read_text()
 
 
 def test_a_reference_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

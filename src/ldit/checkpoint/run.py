@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import make_folder, remove_leftovers
+from ldit.checkpoint.commit import make_folder, remove_leftovers, write_json_atomic
 from ldit.checkpoint.export import CONFIG, is_export, read_json
 from ldit.checkpoint.manifest import refuse_sealed
 from ldit.checkpoint.names import BEST, CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS
@@ -88,9 +88,16 @@ def set_aside_newer(run: Path, step: int) -> None:
             logger.warning("damaged step %d is set aside as %s", number, aside)
 
 
-def drop_newer_snapshots(run: Path, step: int) -> None:
-    """Remove snapshots of averages from after `step`, where the run goes on: they may be of a branch that it leaves,
-    and are made again if not."""
+def leave_branch(run: Path, step: int) -> None:
+    """Forget what came after `step`, where the run goes on: snapshots of averages and the best step may be of a branch
+    that it leaves, and are made again if not."""
+    best = best_step(run)
+    if best is not None and best.step > step:
+        earlier = [pair for pair in best.before if pair[0] <= step]
+        if earlier:
+            write_best(run, Best(*earlier[-1], best.conditions, tuple(earlier[:-1])))
+        else:
+            (run / BEST).unlink()
     for path in (run / SNAPSHOTS).iterdir() if (run / SNAPSHOTS).is_dir() else ():
         if (found := _STEP.match(path.name)) and int(found[1]) > step:
             _remove(path)
@@ -147,11 +154,13 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 class Best(NamedTuple):
-    """The step with the lowest value that was measured along the way, and what was measured how."""
+    """The step with the lowest value that was measured along the way, and what was measured how; before it, the steps
+    that were the best in their time, and their values, oldest first."""
 
     step: int
     value: float
     conditions: dict[str, Any]
+    before: tuple[tuple[int, float], ...] = ()
 
 
 def best_step(run: Path) -> Best | None:
@@ -160,20 +169,28 @@ def best_step(run: Path) -> Best | None:
         return None
     try:
         found = read_json(run / BEST)
-        return Best(int(found["step"]), float(found["value"]), dict(found["of"]))
+        best = Best(int(found["step"]), float(found["value"]), dict(found["of"]))
+        return best._replace(before=tuple((int(step), float(value)) for step, value in found.get("before", ())))
     except (SourceError, KeyError, TypeError, ValueError):
         logger.warning("%s cannot be read: the best step is not known", run / BEST)
         return None
 
 
+def write_best(run: Path, best: Best) -> None:
+    """RUN/best.json."""
+    said = {"step": best.step, "value": best.value, "of": best.conditions, "before": best.before}
+    write_json_atomic(run / BEST, said)
+
+
 def retire(run: Path, keep: int, keep_every: int) -> None:
     """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides, nor the best
-    one."""
-    best = best_step(run)
-    kept = None if best is None else best.step
+    one: the one before it where it is not committed yet."""
+    committed, best = committed_steps(run), best_step(run)
+    chain = [] if best is None else [*(step for step, _ in best.before), best.step]
+    kept = max(set(chain) & {number for number, _ in committed}, default=None)
     steps = [
         (number, folder)
-        for number, folder in committed_steps(run)
+        for number, folder in committed
         if not (keep_every and number % keep_every == 0) and number != kept
     ]
     for number, old in steps[keep:] if keep else ():

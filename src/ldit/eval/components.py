@@ -79,6 +79,7 @@ def bootstrap(rows: Tensor, target: tuple[Tensor, Tensor], resamples: int, seed:
 
 def interval(value: float, resampled: list[float]) -> list[float]:
     """The middle 95 % of resampled values, moved so that their mean is `value`: resampling repeats rows, which adds to
-    every distance about what sampling them had added already (Efron & Tibshirani 1993, ch. 10)."""
+    every distance about what sampling them had added already (Efron & Tibshirani 1993, ch. 10). No distance is below
+    0."""
     data = torch.tensor(resampled, dtype=torch.float64)
-    return [value + (torch.quantile(data, p / 100) - data.mean()).item() for p in INTERVAL]
+    return [max(value + (torch.quantile(data, p / 100) - data.mean()).item(), 0.0) for p in INTERVAL]

@@ -49,6 +49,11 @@ class Wanted:
         return self.reference_rows or self.resamples > 0
 
     @property
+    def reference(self) -> bool:
+        """Whether anything of the reference is needed: the Inception Score is of samples alone."""
+        return self.metrics != ("is",) or self.components > 0 or self.clouds
+
+    @property
     def reference_rows(self) -> bool:
         """Whether the reference's must; the bootstrap draws samples alone."""
         return any(name in self.metrics for name in NEED_ROWS) or self.clouds
@@ -77,8 +82,16 @@ def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> t
     return tuple(name for name in wanted if not lacks.get(name)), [f"{n} {lacks[n]}" for n in wanted if lacks.get(n)]
 
 
-def check_reference(reference: Reference, wanted: Wanted) -> None:
-    """EvaluationError for a reference that figures cannot be had of, before there are samples to be lost."""
+def check_reference(reference: Reference, wanted: Wanted, name: str) -> None:
+    """EvaluationError for a reference that figures cannot be had of, before there are samples to be lost; `name` is
+    what it is called."""
+    try:
+        _check_reference(reference, wanted)
+    except EvaluationError as error:
+        raise EvaluationError(f"{name}: {error}") from None
+
+
+def _check_reference(reference: Reference, wanted: Wanted) -> None:
     needed = max(wanted.components, 2 if wanted.clouds else 0)
     if needed:
         principal_components(reference.mean, reference.covariance, needed)

@@ -14,6 +14,9 @@ from ldit.errors import EvaluationError
 from ldit.eval.rows import check_finite, double
 from ldit.parallel.world import World
 
+SPLIT = 5000
+"""Pictures of a split, as the field's evaluators take them."""
+
 
 class Score(NamedTuple):
     """Mean and deviation (over the number of splits) of the scores of the splits; one split has the deviation 0."""
@@ -44,7 +47,7 @@ class InceptionScore:
     """Splits of `splits_of` pictures in the order of their numbers, wherever and in whatever batches they come; the
     last, partial one counts as much as the others. Memory is one number a class and split."""
 
-    def __init__(self, splits_of: int = 5000) -> None:
+    def __init__(self, splits_of: int = SPLIT) -> None:
         if splits_of < 1:
             raise ValueError(f"splits_of: must be at least 1, got {splits_of}")
         self.splits_of = splits_of

@@ -7,6 +7,7 @@ figures' rows, computes and writes.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ldit import __version__
-from ldit.checkpoint.commit import replaced, write_json_atomic
 from ldit.config.base_run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
 from ldit.errors import EvaluationError
@@ -29,14 +29,12 @@ from ldit.eval.figures import (
     available,
     by_class,
     check_reference,
-    clouds,
     figures,
     reference_of,
 )
 from ldit.eval.statistics import Statistics, has_statistics, read_statistics, write_statistics
-from ldit.flows.evaluation_figure import draw
+from ldit.flows.evaluation_outputs import check_outputs, check_statistics_file, write_outputs
 from ldit.flows.evaluation_report import depends, remarks, table, too_few
-from ldit.flows.output_file import check_target, written
 from ldit.flows.picture_stream import GeneratedStream, PictureStream, check_there, is_pictures, open_stream
 from ldit.flows.pictures import PictureJob
 from ldit.flows.pipeline import process_device
@@ -102,12 +100,11 @@ class EvaluateJob:
             raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
         if self.figure is not None and self.figure.suffix.lower() != ".png":
             raise EvaluationError(f"figure: expected a name that ends in .png, got {self.figure}")
-        for file in filter(None, (self.json, self.figure)):
-            check_target(file)
 
 
 def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> dict[str, Any]:
-    """The report, whose table the first process says before anything is written, to `job.json` and `job.figure`.
+    """The report, which the first process writes to `job.json` and `job.figure` and says as a table, each of them
+    whatever becomes of the others.
 
     EvaluationError and its kin name what is missing, damaged or does not fit together, before pictures are made.
     """
@@ -120,7 +117,12 @@ def measured(
     job: EvaluateJob, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """The report of `evaluate`, on every process of `world`."""
-    began, device = time.perf_counter(), process_device(job.pictures.device)
+    began, device, compared = (
+        time.perf_counter(),
+        process_device(job.pictures.device),
+        (job.pictures.source, job.reference),
+    )
+    world.from_first(lambda: check_outputs(job.json, job.figure, compared))
     samples = world.agreed(lambda: _samples(job))
     block = job.pictures.batch_size
     theirs = world.agreed(lambda: open_reference(job.reference, extractor, samples.size, job.image_size, block))
@@ -128,12 +130,11 @@ def measured(
         wanted, missing = _wanted(job, extractor, samples, theirs)
     for line in missing if world.first else ():
         logger.info("left out: %s", line)
-    compared = (job.pictures.source, job.reference)
-    said = world.from_first(lambda: remarks(samples, theirs, compared))
+    said = world.from_first(lambda: remarks(samples, theirs, compared, "is" in wanted.metrics))
     for line in said if world.first else ():
         logger.warning("%s", line)
     reference, about = known_reference(theirs, extractor, wanted, world, block)
-    world.from_first(lambda: check_reference(reference, wanted))
+    world.from_first(lambda: check_reference(reference, wanted, job.reference))
     found = collect(samples.blocks(world.rank, world.size), extractor, wanted.rows, world, samples.count)
 
     def finish() -> dict[str, Any]:
@@ -152,22 +153,13 @@ def measured(
         few = too_few(extractor, report["num_samples"], report["num_reference"])
         if few and extractor.metric in report:
             logger.warning("%s", few)
-        say(table(report))
-        _write(job, report, found, reference)
+        try:
+            write_outputs(job.json, job.figure, report, found, reference)
+        finally:
+            say(table(report))
         return report
 
     return world.from_first(finish)
-
-
-def _write(job: EvaluateJob, report: dict[str, Any], found: Collected, reference: Reference) -> None:
-    """The files that were asked for."""
-    if job.json is not None:
-        with written(job.json):
-            write_json_atomic(job.json, report)
-    if job.figure is not None:
-        picture = draw(report, *clouds(found, reference))
-        with written(job.figure), replaced(job.figure) as temporary:
-            picture.save(temporary, "PNG")
 
 
 def _wanted(
@@ -199,13 +191,11 @@ def save_statistics(
     """`ldit stats`: the features' moments of a set of pictures, as a file that stands for it as a reference; returns
     the number of pictures."""
     with alike():
-        check_there(source)
-        if not is_pictures(source):
-            raise EvaluationError(f"{source} is no set of pictures: expected a folder, an .npz, or a bundled set")
         if out.suffix != ".npz":
             raise EvaluationError(f"--out {out}: expected a name that ends in .npz")
-        check_target(out)
     with joined(TOGETHER) as world:
+        world.agreed(lambda: _check_pictures(source))
+        world.from_first(lambda: check_statistics_file(out, source))
         extractor = world.agreed(lambda: job.open(process_device(device)))
         stream = world.agreed(lambda: open_stream(source, num, side, batch))
         found = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)
@@ -220,6 +210,12 @@ def save_statistics(
         return found.count
 
 
+def _check_pictures(source: str) -> None:
+    check_there(source)
+    if not is_pictures(source):
+        raise EvaluationError(f"{source} is no set of pictures: expected a folder, an .npz, or a bundled set")
+
+
 def collect(
     blocks: Iterable[tuple[int, Tensor]],
     extractor: Extractor,
@@ -227,23 +223,42 @@ def collect(
     world: World,
     total: int,
     mark: Callable[[], None] = lambda: None,
+    together: bool = False,
 ) -> Collected:
     """Blocks of pictures, (number of the first, uint8 (b, 3, H, W)), of all processes through the extractor. `mark` is
-    called after each. `total` is how many there are; with 0 there is no bar, and moments and scores alone are kept."""
+    called after each. `total` is how many there are; with 0 there is no bar, and moments and scores alone are kept.
+
+    A fault on one process ends the work of all: at their next block or, where blocks are made `together` and end
+    themselves by the alarm, when they do.
+    """
     collector = Collector(world, total, keep_rows)
 
     def run() -> None:
+        fault = None
         try:
             for first, pictures in _shown(blocks, total, world):
-                collector.add(first, extractor(pictures))
-                mark()
-                if world.alarmed(STOP):
+                try:
+                    collector.add(first, extractor(pictures))
+                    mark()
+                except Exception as error:
+                    if not together:
+                        raise
+                    fault = fault or error
+                    world.alarm(STOP)
+                if not together and world.alarmed(STOP):
                     return
         except Exception:
             world.alarm(STOP)
             raise
+        if fault is not None:
+            raise fault
 
-    world.agreed(run)
+    try:
+        world.agreed(run)
+    except Exception:
+        with suppress(RuntimeError):  # of a group that is no more
+            world.calm(STOP)
+        raise
     return collector.merged()
 
 
@@ -264,8 +279,13 @@ def _samples(job: EvaluateJob) -> PictureStream:
     if is_pictures(job.pictures.source):
         if idle := _idle(job):
             raise EvaluationError(f"{job.pictures.source} holds pictures that are there already: {idle} does nothing")
-        return open_stream(job.pictures.source, job.num, job.image_size, job.pictures.batch_size)
-    return GeneratedStream(SetJob(job.pictures, job.num or PROTOCOL, job.rule))
+        stream = open_stream(job.pictures.source, job.num, job.image_size, job.pictures.batch_size)
+    else:
+        stream = GeneratedStream(SetJob(job.pictures, job.num or PROTOCOL, job.rule))
+    if job.image_size not in (None, min(stream.size)):
+        side = " x ".join(map(str, stream.size))
+        raise EvaluationError(f"image_size: only folders are cut, the pictures of {job.pictures.source} are {side}")
+    return stream
 
 
 def _idle(job: EvaluateJob) -> str:
@@ -318,6 +338,8 @@ def known_reference(
 ) -> tuple[Reference, dict[str, Any]]:
     """What figures need of the reference; the features of its pictures are computed where those are needed."""
     if not isinstance(theirs, Statistics):
+        if not wanted.reference:
+            return Reference(torch.empty(0), torch.empty(0, 0), theirs.count, None, None), theirs.about
         found = collect(
             theirs.blocks(world.rank, world.size), extractor, wanted.reference_rows, world, theirs.count, mark
         )

@@ -1,5 +1,6 @@
 """Evaluation along the way: pictures of the EMA weights against a reference, and which step was the best."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,19 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.commit import write_json_atomic
-from ldit.checkpoint.names import BEST as BEST_FILE
-from ldit.checkpoint.run import best_step
+from ldit.checkpoint.run import Best, best_step, write_best
 from ldit.codecs.open import Codec
 from ldit.codecs.pixels import to_uint8
 from ldit.config.run import RunConfig
+from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
 from ldit.dtypes import COMPUTE
-from ldit.errors import ConfigError
+from ldit.errors import ConfigError, DataError, EvaluationError
 from ldit.eval.extractor import Extractor
-from ldit.eval.figures import Reference, Wanted, figures, reference_of
+from ldit.eval.figures import LEAST, Reference, Wanted, check_reference, figures, reference_of
 from ldit.eval.statistics import Statistics
-from ldit.flows.evaluate import ExtractorJob, collect, known_reference, open_reference
+from ldit.flows.evaluate import STOP, ExtractorJob, collect, known_reference, open_reference
 from ldit.flows.evaluation_report import too_few
 from ldit.flows.generate import Generator, Picture
 from ldit.flows.hooks import eager
@@ -45,9 +45,9 @@ def evaluation_hook(
     """The Fréchet distance of `eval.num` pictures under its name ("fid", "fd_…"), and "best": true where it is the
     lowest of the run, with RUN/best.json to say so. `request` says how pictures are sampled.
 
-    The extractor and the reference are opened here, so that what is missing is known before the first step; the
-    reference's features are computed at the first evaluation. Pictures of a network that is not sound give a warning
-    and no value.
+    The extractor and the reference are opened here, so that what is missing, or no reference, is known before the first
+    step; the features of its pictures are computed at the first evaluation. What cannot be measured then, pictures of a
+    network that is not sound among it, gives a warning and no value: a training is not lost for it.
     """
     asked, world = config.eval, around.world
     job = ExtractorJob(asked.extractor, Path(asked.inception_weights) if asked.inception_weights else None)
@@ -64,6 +64,13 @@ def evaluation_hook(
         "reference": asked.reference or "training pictures",
         "reference_pictures": theirs.count,
     }
+    exactly = {
+        "figure": extractor.metric,
+        **conditions,
+        "reference_is": _about(theirs),
+        "sampling": {**to_dict(request.settings), "steps": request.steps},
+        "precision": config.train.precision,
+    }
     if world.first:
         words = ", ".join(f"{name} {value}" for name, value in conditions.items())
         logger.info("evaluation every %d steps: %s of balanced labels, %s", asked.every, extractor.metric, words)
@@ -79,21 +86,29 @@ def evaluation_hook(
         with state.weights.showing(state.averages.main) as model, eager():
             pipe = Pipeline(model, spec, dtype=dtype, codec=codec)
             made = _Made(pipe, request, asked.num, asked.batch_size, around, mark)
-            found = collect(made.blocks(), extractor, False, world, 0, mark)
+            found = collect(made.blocks(), extractor, False, world, 0, mark, together=True)
         if not all(world.gather(made.sound)):
-            logger.warning("step %d: its pictures are not finite: nothing is measured", state.step)
-            return {}
+            raise EvaluationError("its pictures are not finite")
         values = world.from_first(lambda: figures(found, kept[0], WANTED, extractor.metric, world.device))
         value: float = values[extractor.metric]
-        best = _is_best(state, value, {"figure": extractor.metric, **conditions}, out)
+        best = _is_best(state, value, exactly, out)
         return {extractor.metric: value, **({BEST: True} if best else {})}
 
-    return run
+    def sound(state: TrainState) -> dict[str, Any]:
+        try:
+            return run(state)
+        except (EvaluationError, DataError) as error:  # alike on all processes
+            if world.first:
+                logger.warning("step %d: nothing is measured: %s", state.step, error)
+            return {}
+
+    return sound
 
 
 class _Made:
     """Pictures of this process's share. All processes make as many passes, for a network that is shared out needs all
-    of them; what one makes beyond its share, and what tensor-parallel neighbours make alike, counts once."""
+    of them, and stop at the same one where any of them cannot go on; what one makes beyond its share, and what
+    tensor-parallel neighbours make alike, counts once."""
 
     def __init__(
         self, pipe: Pipeline, request: Request, num: int, size: int, around: Surroundings, mark: Callable[[], None]
@@ -107,6 +122,8 @@ class _Made:
         world, ranges = self.world, self.ranges
         own = ranges[world.data_part :: world.data_parts]
         for turn in range(-(-len(ranges) // world.data_parts)):
+            if any(world.gather(world.alarmed(STOP))):
+                return
             rows = own[turn] if turn < len(own) else ranges[0]
             pictures = self._pictures(rows)
             if turn < len(own) and world.tp_index == 0:
@@ -119,14 +136,25 @@ class _Made:
         return torch.stack([e.tensor for e in events if isinstance(e, Picture) and e.tensor is not None])
 
 
-def _opened(
-    config: RunConfig, extractor: Extractor, around: Surroundings
-) -> Statistics | PictureStream | TrainingStream:
+def _opened(config: RunConfig, extractor: Extractor, around: Surroundings) -> _Pictures:
+    """EvaluationError or DataError for a reference that no distance can be had to."""
     asked, side = config.eval, config.data.image_size
-    if asked.reference:
-        size = (side, side)
-        return open_reference(asked.reference, extractor, size, side, asked.batch_size, "eval.reference")
-    return TrainingStream(around.data, TRAINING_PICTURES, asked.batch_size, config.data.bad == "skip")
+    if not asked.reference:
+        return TrainingStream(around.data, TRAINING_PICTURES, asked.batch_size, config.data.bad == "skip")
+    name = f"eval.reference {asked.reference}"
+    found = open_reference(asked.reference, extractor, (side, side), side, asked.batch_size, "eval.reference")
+    if isinstance(found, Statistics):
+        check_reference(Reference(found.mean, found.covariance, found.count, None, None), WANTED, name)
+    elif found.count < LEAST["fd"]:
+        raise EvaluationError(f"{name}: a covariance needs at least 2 pictures, got {found.count}")
+    return found
+
+
+def _about(theirs: _Pictures) -> dict[str, Any]:
+    """What tells a reference from another of its name. Other training pictures would be another run."""
+    if isinstance(theirs, Statistics):
+        return {"statistics": theirs.name, "crc32": theirs.crc32}
+    return {} if isinstance(theirs, TrainingStream) else theirs.about
 
 
 def _features(theirs: _Pictures, extractor: Extractor, around: Surroundings, block: int) -> Reference:
@@ -140,17 +168,15 @@ def _features(theirs: _Pictures, extractor: Extractor, around: Surroundings, blo
 def _is_best(state: TrainState, value: float, conditions: dict[str, Any], out: Path) -> bool:
     """Whether no earlier step of this run had less under the same conditions; RUN/best.json then says so, before the
     step is committed."""
+    conditions = json.loads(json.dumps(conditions))  # as they are read again
 
     def compare() -> bool:
-        before = best_step(out)
-        if (
-            before is not None
-            and before.step < state.step
-            and before.value <= value
-            and before.conditions == conditions
-        ):
+        best = best_step(out)
+        known = [] if best is None or best.conditions != conditions else [*best.before, (best.step, best.value)]
+        before = [pair for pair in known if pair[0] < state.step]
+        if before and before[-1][1] <= value:
             return False
-        write_json_atomic(out / BEST_FILE, {"step": state.step, "value": value, "of": conditions})
+        write_best(out, Best(state.step, value, conditions, tuple(before)))
         return True
 
     return bool(state.world.from_first(compare))

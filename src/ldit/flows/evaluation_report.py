@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from ldit.eval.extractor import Extractor
+from ldit.eval.npz import LABELS, members
+from ldit.eval.scores import SPLIT
 from ldit.eval.statistics import Statistics, has_statistics
-from ldit.flows.picture_stream import PictureStream
+from ldit.flows.picture_stream import PictureStream, path_of
 
 CLASSES_SHOWN = 32
 
@@ -51,12 +53,21 @@ def too_few(extractor: Extractor, samples: int, reference: int | None) -> str:
     )
 
 
-def remarks(samples: PictureStream, theirs: Statistics | PictureStream, compared: tuple[str, str]) -> list[str]:
-    """Lines on what both sides leave unsaid, or do not have in common. `compared` are their names."""
+def remarks(
+    samples: PictureStream, theirs: Statistics | PictureStream, compared: tuple[str, str], splits: bool
+) -> list[str]:
+    """Lines on what both sides leave unsaid, or do not have in common. `compared` are their names, `splits` whether the
+    Inception Score is wanted, whose splits are taken in the order of the pictures."""
     mine, reference = compared
     said = []
-    if mine.endswith(".npz") and has_statistics(Path(mine).expanduser()):
-        said.append(f"{mine} holds statistics too: its pictures are measured")
+    if mine.endswith(".npz"):
+        path = path_of(mine)
+        if has_statistics(path):
+            said.append(f"{mine} holds statistics too: its pictures are measured")
+        if samples.labels is None and LABELS in members(path):
+            said.append(f"{mine}: {LABELS} is not one integer a picture: labels are unknown")
+    if splits and samples.labels is not None and samples.count > SPLIT and _sorted(samples.labels):
+        said.append(f"{mine} is in the order of its classes: the Inception Score of its splits says little")
     if isinstance(theirs, Statistics):
         if not theirs.resize:
             said.append(f"{reference} does not say which weights and resize rule its statistics are of: taken for ours")
@@ -64,6 +75,10 @@ def remarks(samples: PictureStream, theirs: Statistics | PictureStream, compared
         sizes = (f"{height} x {width}" for height, width in (samples.size, theirs.size))
         said.append("pictures of {} are compared with a reference of {}: resizing counts, too".format(*sizes))
     return said
+
+
+def _sorted(labels: Sequence[int]) -> bool:
+    return labels[0] != labels[-1] and all(a <= b for a, b in pairwise(labels))
 
 
 def table(report: dict[str, Any]) -> str:

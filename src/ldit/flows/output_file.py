@@ -1,7 +1,7 @@
 """Files that a long work ends in: looked at before it begins, and faults said in one line that names them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from ldit.checkpoint.manifest import refuse_sealed
 from ldit.errors import RequestError
 
 
-def check_target(file: Path) -> None:
-    """RequestError for a file that cannot be written, or would break what a manifest seals."""
+def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
+    """RequestError for a file that cannot be written, is one of `inputs`, or would break what a manifest seals."""
     folder = file.absolute().parent
     if not folder.is_dir():
         raise RequestError(f"no folder {folder} to write {file.name} into")
@@ -18,6 +18,8 @@ def check_target(file: Path) -> None:
         raise RequestError(f"{file} is a folder, expected the name of a file")
     if not os.access(folder, os.W_OK):
         raise RequestError(f"{folder}: {file.name} cannot be written there")
+    if file.exists() and any(one.exists() and file.samefile(one) for one in inputs):
+        raise RequestError(f"{file} is what is read, and would be replaced: choose another name")
     refuse_sealed(file)
 
 

@@ -63,7 +63,7 @@ class PictureStream(Protocol):
 def is_pictures(source: str) -> bool:
     """Whether a source names pictures and not a model: an .npz, a bundled set, PATH@heldout, or a folder without a
     model in it."""
-    path = _path(source)
+    path = path_of(source)
     if source.endswith(".npz") or _split(source)[1] or str(path) in BUNDLED:
         return True
     model = is_run(path) or original.is_original(path) or export.is_export(path) or diffusers_dit.is_pipeline(path)
@@ -73,7 +73,9 @@ def is_pictures(source: str) -> bool:
 def check_there(source: str, name: str = "") -> None:
     """EvaluationError where nothing lies at a source of pictures, or the blocks of an .npz that is being made. `name`
     is what it is called."""
-    path, called = _path(source), f"{name} {source}".strip()
+    path, called = path_of(source), f"{name} {source}".strip()
+    if _split(source)[1] and path.suffix == ".npz":
+        raise EvaluationError(f"{called}: an .npz has no parts, name it alone")
     try:
         there = path.exists() or str(path) in BUNDLED
     except OSError:  # who opens it says why
@@ -211,7 +213,7 @@ class NpzStream:
     classes: int | None
 
     def __init__(self, source: str, num: int | None, block: int) -> None:
-        path = _path(source)
+        path = path_of(source)
         self.pictures = open_pictures(path)
         self.count = _enough(source, num, len(self.pictures))
         self.block, self.classes = block, None
@@ -230,7 +232,7 @@ class NpzStream:
         if found is None:
             return None
         if found.dtype.kind not in "iu" or found.shape != (len(self.pictures),):
-            raise found.refuse(f"is {found.dtype} {found.shape}; labels are one integer a picture")
+            return None  # somebody else's form of labels, which no figure needs
         labels = read_array(found)[: self.count]
         for worst in (labels.min(), labels.max()) if len(labels) else ():
             if not 0 <= int(worst) < MOST_CLASSES:
@@ -287,7 +289,7 @@ def _channels_first(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(rows.copy()).permute(0, 3, 1, 2)
 
 
-def _path(source: str) -> Path:
+def path_of(source: str) -> Path:
     """Where a source lies, whatever part of it is meant."""
     return Path(os.path.expanduser(_split(source)[0]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ldit.checkpoint.commit import write_json_atomic
 from ldit.checkpoint.export import read_any_spec
 from ldit.checkpoint.names import RUN_CONFIG, SKIPPED
-from ldit.checkpoint.run import check_place, clean, drop_newer_snapshots, run_lock, set_aside_newer
+from ldit.checkpoint.run import check_place, clean, leave_branch, run_lock, set_aside_newer
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.base_run import BaseRun
 from ldit.config.classifier import ClassifierRun
@@ -71,7 +71,7 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
         world.from_first(lambda: set_aside_newer(out, resume[0]))
     else:
         subject.begin(state)
-    world.from_first(lambda: drop_newer_snapshots(out, state.step))
+    world.from_first(lambda: leave_branch(out, state.step))
     world.from_first(lambda: write_json_atomic(out / RUN_CONFIG, config.to_json()))
     if state.step >= config.train.steps:
         logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)

@@ -27,6 +27,8 @@ TP, SHARD, REPLICATE = "tp", "shard", "replicate"
 UNHEARD = 10.0  # seconds after which a process says its failure itself
 # Collectives give up a little after the watchdog, which can say who stalls.
 GRACE = 10.0
+MEETING = timedelta(hours=1)
+"""Within which all processes must have started, however long they may work apart afterwards."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ class World:
         """Whether any process has given that alarm."""
         return self.store is not None and bool(self.store.check([f"alarm {subject}"]))
 
+    def calm(self, subject: str) -> None:
+        """Take an alarm back, so that the same work can be tried again; all call it together, once all have heard."""
+        if self.store is not None:
+            self.from_first(lambda: self.store.delete_key(f"alarm {subject}"))
+
     def from_first(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """`work()` on the first process alone; every process gets its JSON-able result, or its error."""
         result = self.agreed(lambda: work() if self.first else None, group)
@@ -230,7 +237,8 @@ def joined(config: ParallelConfig) -> Iterator[World]:
     if launch.size == 1:
         yield World(device)
         return
-    store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=limit))
+    meeting = min(limit, MEETING)
+    store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=meeting))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield world_of(config, device, PrefixStore("ldit", store.clone()))

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ldit.checkpoint.run import drop_newer_snapshots, newest_true_step, set_aside_newer
+from ldit.checkpoint.run import leave_branch, newest_true_step, set_aside_newer
 from ldit.config.base_run import BaseRun
 from ldit.data.batch import Batch, Fault
 from ldit.errors import RunError
@@ -167,7 +167,7 @@ class Trainer:
             raise RunError(f"{told}; {why}")
         state.world.agreed(lambda: state_io.restore(newest[1], state))
         state.world.from_first(lambda: set_aside_newer(self.out, newest[0]))
-        state.world.from_first(lambda: drop_newer_snapshots(self.out, newest[0]))
+        state.world.from_first(lambda: leave_branch(self.out, newest[0]))
         # The same data would lead to the same place: go on with what comes after it.
         state.offset = offset + (failed - state.step) * self.config.train.batch_size
         state.guard.rollbacks = rollbacks
