@@ -133,7 +133,7 @@ MUTANTS = [
     Mutant("eval/collect.py", "dist.recv(whole[first : first + count]", "dist.recv(whole[:count]", "tests/distributed/test_moments.py"),
     Mutant("eval/collect.py", "[first : first + len(rows)] = rows", "[: len(rows)] = rows", EVAL),
     Mutant("flows/picture_stream.py", "self.block))[rank::size]", "self.block))", STREAMS),
-    Mutant("flows/evaluation_hook.py", "before.value <= value", "before.value > value", STREAMS),
+    Mutant("flows/evaluation_hook.py", "before[-1][1] <= value", "before[-1][1] > value", STREAMS),
     Mutant("flows/evaluation_hook.py", "rows = own[turn] if turn < len(own) else ranges[0]", "rows = own[turn]", SHARED),
     Mutant("flows/evaluation_hook.py", "turn < len(own) and world.tp_index == 0", "turn < len(own)", SHARED),
     Mutant("flows/evaluate.py", "if spatial not in (0, extractor.spatial):", "if False:", STREAMS),
