@@ -92,7 +92,7 @@ def classifier(folder: Path, _: str) -> Any:
 def evaluation(folder: Path, layout: str) -> Any:
     """Distances of seven pictures in blocks of three after each of four steps, the best step, and those that are left:
     every process makes as many passes, some without a block of its own."""
-    parallel = ParallelConfig(tp=2 if layout == "tp2" else 1)
+    parallel = ParallelConfig(tp=2 if layout == "tp2" else 1, replicate=2 if layout == "broken" else 1)
     w = _world(parallel)
     config = tiny(batch_size=8, steps=4, log_every=1, attention_every=0, sample_every=0, checkpoint_every=0, keep=1)
     config = replace(config, parallel=parallel, heldout=HeldoutConfig(0, 0),
@@ -101,7 +101,8 @@ def evaluation(folder: Path, layout: str) -> Any:
     evaluate.open_extractor = lambda name, weights, device: Stub()
     if layout == "broken":
         w = replace(w, store=dist.FileStore(str(folder / "alarms"), w.size))
-        evaluate.open_extractor = lambda name, weights, device: Broken(w.rank == w.size - 1)
+        broken, real = Broken(w.rank == w.size - 1), evaluation_hook._Made.__base__
+        evaluate.open_extractor = lambda name, weights, device: broken
     with ExitStack() as stack:
         flow._train(config, out, w, stack)
     found: list[Any] = []
@@ -109,25 +110,39 @@ def evaluation(folder: Path, layout: str) -> Any:
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = sorted(path.name for path in (out / "checkpoints").iterdir())
         found = [[record.get("fd_stub") for record in records], json.loads((out / "best.json").read_text()), steps]
-    return w.gather(found)[0]
+    passes = w.gather(broken.passes if layout == "broken" else None)
+    if layout == "broken":
+        evaluation_hook._Made = real
+    return [*w.gather(found)[0], *([passes] if layout == "broken" else [])]
 
 
 class Broken(Stub):
-    """An extractor that fails on one process at its second evaluation along the way."""
+    """On one process an extractor that fails at its second evaluation along the way, and pictures that fail at the
+    third. `passes` are those of each evaluation."""
 
     def __init__(self, failing: bool) -> None:
         super().__init__()
-        self.failing, self.evaluations, real = failing, 0, evaluation_hook._Made
+        self.failing, self.passes = failing, []
+        broken = self
 
-        def made(*given: Any) -> Any:
-            self.evaluations += 1
-            return real(*given)
+        class Made(evaluation_hook._Made):
+            def __init__(self, *given: Any) -> None:
+                super().__init__(*given)
+                broken.passes.append(0)
 
-        evaluation_hook._Made = made
+            def _pictures(self, rows: range) -> torch.Tensor:
+                broken.passes[-1] += 1
+                broken.fail_at(3)
+                return super()._pictures(rows)
+
+        evaluation_hook._Made = Made
+
+    def fail_at(self, evaluation: int) -> None:
+        if self.failing and len(self.passes) == evaluation:
+            raise EvaluationError("broken")
 
     def __call__(self, pictures: torch.Tensor) -> Features:
-        if self.failing and self.evaluations == 2:
-            raise EvaluationError("broken")
+        self.fail_at(2)
         return super().__call__(pictures)
 
 

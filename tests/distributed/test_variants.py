@@ -279,7 +279,8 @@ def test_evaluation_along_the_way_is_that_of_one_process(
 
 
 def test_an_evaluation_that_fails_on_one_process_costs_its_value_alone(results: dict[int, dict[str, Any]]) -> None:
-    """The other goes on to the same pass and no further; the run goes on, and measures again."""
-    (found, best, _), (expected, _, _) = results[2]["evaluation:broken"], results[2]["evaluation:shard"]
-    assert found == [expected[0], None, *expected[2:]]
-    assert best["value"] == min(value for value in found if value is not None)
+    """Of its extractor at the second, of its pictures at the third: the other makes no pass more; the run goes on, and
+    measures again. Weights that are copied and that are sharded differ by rounding."""
+    (found, best, _, passes), (expected, _, _) = results[2]["evaluation:broken"], results[2]["evaluation:shard"]
+    assert found[1:3] == [None, None] and found[::3] == pytest.approx(expected[::3], rel=1e-4)
+    assert best["value"] == min(found[::3]) and passes == [[2, 1, 1, 2]] * 2

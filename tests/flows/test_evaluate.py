@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flows.evaluation import SIDE, WIDTH, Inceptive, Stub, folder, job, noise, r
 from flows.sets import exported, made
 from flows.sets import job as set_job
 from folders import said
+from PIL import Image
 from runs import ALONE
 
 from ldit.checkpoint import manifest
@@ -299,10 +301,15 @@ def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, t
         ({"json": "folder"}, "folder is a folder, expected the name of a file"),
         ({"json": "a.npz"}, r"a\.npz is what is read, and would be replaced: choose another name"),
         ({"json": "b.npz"}, r"b\.npz is what is read"),
-        ({"json": "words.json"}, r"words\.json exists and is no report of ldit evaluate: choose another name"),
-        ({"json": "best.json"}, r"best\.json exists and is no report"),
+        ({"json": "words.json"}, r"words\.json exists and is none of ldit evaluate: choose another name"),
+        ({"json": "best.json"}, r"best\.json exists and is none of ldit evaluate"),
+        ({"figure": "photo.png"}, r"photo\.png exists and is none of ldit evaluate"),
         ({"json": "x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
-        ({"figure": "folder/x.png"}, r"x\.png: would become one of the pictures of .*folder"),
+        ({"json": "folder/../x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
+        ({"figure": "folder/x.png"}, r"x\.png: would become part of the pictures of .*folder"),
+        ({"figure": "linked/x.png"}, r"x\.png: would become part of the pictures of .*folder"),
+        ({"json": "folder/metadata.jsonl"}, r"metadata\.jsonl: would become part of the pictures of .*folder"),
+        ({"json": "folder/samples.json"}, r"samples\.json: would become part of the pictures of .*folder"),
     ],
 )
 def test_nothing_is_replaced_that_is_no_report(tmp_path: Path, names: dict[str, str], words: str) -> None:
@@ -310,21 +317,30 @@ def test_nothing_is_replaced_that_is_no_report(tmp_path: Path, names: dict[str, 
     folder(tmp_path / "folder", noise(5, 1))
     for name in ("a", "b"):
         np.savez(tmp_path / f"{name}.npz", noise(23, 0))
+    (tmp_path / "linked").symlink_to(tmp_path / "folder")
     (tmp_path / "words.json").write_text("words")
     (tmp_path / "best.json").write_text('{"step": 1}')
+    Image.fromarray(noise(1, 0)[0]).save(tmp_path / "photo.png")
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     extractor, files = Stub(), {key: tmp_path / name for key, name in names.items()}
-    reference = tmp_path / ("folder" if "figure" in names else "b.npz")
+    reference = tmp_path / ("b.npz" if names == {"json": "b.npz"} else "folder")
     with pytest.raises(RequestError, match=words):
         found(job(tmp_path / "a.npz", reference, **files), extractor)
     assert not extractor.seen and before == {path: path.read_bytes() for path in tmp_path.glob("*.*")}
 
 
 def test_a_report_replaces_a_report_and_statistics_statistics(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "r.json").touch()  # of mktemp, say
+    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
+    for file in files.values():
+        file.touch()  # of mktemp, say
     for num in (22, 23):
-        found(job(place / "a.npz", place / "b", num=num, metrics=("fd",), json=tmp_path / "r.json"))
+        found(job(place / "a.npz", place / "b", num=num, metrics=("fd",), **files))
         assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == num
+        with Image.open(tmp_path / "f.png") as picture:
+            assert picture.info["ldit evaluate"] == f"{place / 'a.npz'} against {place / 'b'}"
+    shutil.copytree(place / "b", tmp_path / "b")
+    found(job(place / "a.npz", tmp_path / "b", json=tmp_path / "b/r.json"))  # beside the pictures
+    found(job(place / "a.npz", tmp_path / "b", json=tmp_path / "b/r.json"))
 
 
 def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,9 +390,12 @@ def test_figures_are_said_where_they_cannot_be_written(
 
     monkeypatch.setattr(evaluation_outputs, "write_json_atomic", full)
     said: list[str] = []
+    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
     with pytest.raises(RequestError, match=r"r\.json was not written: No space left on device$"):
-        measured(job(place / "a", place / "b", json=tmp_path / "r.json"), Stub(), ALONE, said.append)
-    assert len(said) == 1 and "fd_stub" in said[0]
+        measured(job(place / "a", place / "b", **files), Stub(), ALONE, said.append)
+    assert len(said) == 1 and "fd_stub" in said[0] and (tmp_path / "f.png").exists()
+    with pytest.raises(RequestError, match=r"r\.json was not written"):  # and nothing can be said
+        measured(job(place / "a", place / "b", **files), Stub(), ALONE, lambda text: print(1 / 0))
 
 
 def test_few_pictures_on_either_side_are_warned_of(place: Path, tmp_path: Path) -> None:
@@ -471,6 +490,15 @@ def test_features_that_are_not_finite_are_an_error(place: Path) -> None:
 
     with pytest.raises(EvaluationError, match="picture 11 are not finite"):
         found(job(place / "a", place / "b"), Wild())
+
+
+def test_memory_that_does_not_suffice_is_one_line(place: Path) -> None:
+    class Large(Stub):
+        def __call__(self, pictures):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(EvaluationError, match=r"^memory does not suffice for 5 pictures in stub: take fewer"):
+        found(job(place / "a", place / "b"), Large())
 
 
 def test_what_is_a_set_of_pictures(place: Path, tmp_path: Path) -> None:

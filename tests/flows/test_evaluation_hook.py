@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flows.evaluation import WIDTH, Inceptive, Stub, job
 from folders import make_folder, over, said
 from runs import ALONE
 
 from ldit.checkpoint.run import Best, best_step, committed_steps, leave_branch, retire, write_best
-from ldit.errors import ConfigError, EvaluationError
+from ldit.errors import ConfigError, EvaluationError, RequestError
 from ldit.flows import evaluate, evaluation_hook
 from ldit.flows.evaluate import measured
 from ldit.flows.train import train
@@ -78,15 +79,17 @@ def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
     assert train(over(data, {**SETTINGS, "train.steps": 3}), run) == 0
     best = best_step(run)
     assert best is not None and best[:2] == (2, 4.0) and [step for step, _ in committed_steps(run)] == [3, 2]
-    left = Best(9, 0.5, best.conditions, ((1, 5.0), (2, 4.0), (7, 1.0)))  # 7 and 9 are of a branch that was left
+    left = Best(9, 0.5, best.conditions, ((2, 4.0), (7, 1.0)))  # 7 and 9 are of a branch that was left
     write_best(run, left)
     assert train(over(data, {**SETTINGS, "train.steps": 4}), run) == 0
     best = best_step(run)
-    assert best is not None and (best.step, best.value, best.before) == (2, 4.0, ((1, 5.0),))
+    assert best is not None and (best.step, best.value, best.before) == (2, 4.0, ())
 
 
 def test_what_a_run_leaves_behind_is_forgotten(tmp_path: Path) -> None:
     best = Best(200, 5.0, {"figure": "fd"}, ((50, 6.0), (120, 5.5)))
+    for step in (50, 120, 200):
+        (tmp_path / f"checkpoints/step-{step:08d}").mkdir(parents=True)
     for step, expected in (
         (200, best), (300, best), (199, Best(120, 5.5, best.conditions, ((50, 6.0),))),
         (100, Best(50, 6.0, best.conditions)), (49, None),
@@ -94,6 +97,26 @@ def test_what_a_run_leaves_behind_is_forgotten(tmp_path: Path) -> None:
         write_best(tmp_path, best)
         leave_branch(tmp_path, step)
         assert best_step(tmp_path) == expected
+    for gone, expected in ((200, Best(120, 5.5, best.conditions, ((50, 6.0),))), (120, Best(50, 6.0, best.conditions))):
+        (tmp_path / f"checkpoints/step-{gone:08d}").rename(tmp_path / f"checkpoints/step-{gone:08d}.damaged")
+        write_best(tmp_path, best)
+        leave_branch(tmp_path, 300)
+        assert best_step(tmp_path) == expected
+
+
+def test_a_best_file_of_a_former_version_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said less of the conditions."""
+    wanted = iter([5.0, 9.0])
+    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    data, run = make_folder(tmp_path / "data"), tmp_path / "run"
+    assert train(over(data, {**SETTINGS, "train.steps": 1}), run) == 0
+    found = json.loads((run / "best.json").read_text())
+    former = {key: value for key, value in found["of"].items() if key not in ("sampling", "precision", "reference_is")}
+    (run / "best.json").write_text(json.dumps({"step": 1, "value": 5.0, "of": former}))
+    assert train(over(data, {**SETTINGS, "train.steps": 2}), run) == 0
+    assert [step for step, _ in committed_steps(run)] == [2, 1]
+    best = best_step(run)
+    assert best is not None and best[:2] == (1, 5.0)
 
 
 def test_the_best_before_stays_until_the_new_one_is_committed(tmp_path: Path) -> None:
@@ -128,11 +151,12 @@ def test_values_of_other_conditions_are_not_compared(tmp_path: Path, monkeypatch
 
 
 def test_a_best_file_that_cannot_be_read_costs_no_run(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"step": "x"}', '{"step": 1}', '{"step": 1, "value": 2, "of": {}, "before": [1]}'):
+    for text in ("", "[]", '{"step": "x"}', '{"step": 1}', '{"step": 1, "value": 2, "of": {}, "before": [1]}',
+                 '{"step": 1e999, "value": 2, "of": {}}'):  # fmt: skip
         (tmp_path / "best.json").write_text(text)
         with said() as lines:
             assert best_step(tmp_path) is None
-        assert len(lines) == 1 and "cannot be read" in lines[0]
+        assert len(lines) == 1 and "cannot be read" in lines[0], text
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2, 3):
         (tmp_path / f"checkpoints/step-{step:08d}").mkdir()
@@ -178,6 +202,19 @@ def test_what_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch: pytes
     warned = [line for line in lines if "nothing is measured" in line]
     assert len(warned) == 2 and str(picture) in warned[0] and warned[1] == "step 2: nothing is measured: no distance"
     assert ["fd_stub" in record for record in records(tmp_path / "run")] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("where", ["sampling", "extractor"])
+def test_memory_that_does_not_suffice_costs_no_run(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise RequestError("memory does not suffice") if where == "sampling" else torch.OutOfMemoryError("CUDA")
+
+    holder = evaluation_hook._Made if where == "sampling" else Stub
+    monkeypatch.setattr(holder, "_pictures" if where == "sampling" else "__call__", full)
+    with said() as lines:
+        assert train(over(make_folder(tmp_path / "data"), {**SETTINGS, "train.steps": 2}), tmp_path / "run") == 0
+    warned = [line for line in lines if "nothing is measured: memory does not suffice" in line]
+    assert len(warned) == 2 and [step for step, _ in committed_steps(tmp_path / "run")] == [2]
 
 
 def test_a_reference_that_is_none_is_known_before_the_first_step(tmp_path: Path) -> None:

@@ -90,10 +90,10 @@ def set_aside_newer(run: Path, step: int) -> None:
 
 def leave_branch(run: Path, step: int) -> None:
     """Forget what came after `step`, where the run goes on: snapshots of averages and the best step may be of a branch
-    that it leaves, and are made again if not."""
-    best = best_step(run)
-    if best is not None and best.step > step:
-        earlier = [pair for pair in best.before if pair[0] <= step]
+    that it leaves, and are made again if not. The best step is then the one before it that still is there."""
+    best, committed = best_step(run), {number for number, _ in committed_steps(run)}
+    if best is not None and not (best.step <= step and best.step in committed):
+        earlier = [pair for pair in best.before if pair[0] <= step and pair[0] in committed]
         if earlier:
             write_best(run, Best(*earlier[-1], best.conditions, tuple(earlier[:-1])))
         else:
@@ -171,7 +171,7 @@ def best_step(run: Path) -> Best | None:
         found = read_json(run / BEST)
         best = Best(int(found["step"]), float(found["value"]), dict(found["of"]))
         return best._replace(before=tuple((int(step), float(value)) for step, value in found.get("before", ())))
-    except (SourceError, KeyError, TypeError, ValueError):
+    except (SourceError, KeyError, TypeError, ValueError, OverflowError):
         logger.warning("%s cannot be read: the best step is not known", run / BEST)
         return None
 
@@ -184,7 +184,7 @@ def write_best(run: Path, best: Best) -> None:
 
 def retire(run: Path, keep: int, keep_every: int) -> None:
     """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides, nor the best
-    one: the one before it where it is not committed yet."""
+    one: where it is not committed yet, the one before it under the same conditions."""
     committed, best = committed_steps(run), best_step(run)
     chain = [] if best is None else [*(step for step, _ in best.before), best.step]
     kept = max(set(chain) & {number for number, _ in committed}, default=None)

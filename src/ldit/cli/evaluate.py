@@ -1,6 +1,7 @@
 """`ldit evaluate SOURCE --reference REFERENCE`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -61,5 +62,5 @@ def run(arguments: list[str]) -> int:
         json=args.json,
         figure=args.figure,
     )
-    evaluate(job, print)
+    evaluate(job, partial(print, flush=True))  # what cannot be said is known at once
     return 0

@@ -21,7 +21,7 @@ from ldit.config.base_run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
 from ldit.errors import EvaluationError
 from ldit.eval.collect import Collected, Collector
-from ldit.eval.extractor import INCEPTION, Extractor, open_extractor
+from ldit.eval.extractor import INCEPTION, Extractor, Features, open_extractor
 from ldit.eval.figures import (
     LEAST,
     Reference,
@@ -42,6 +42,7 @@ from ldit.flows.progress import Progress
 from ldit.flows.set_job import Rule, SetJob
 from ldit.log import logger
 from ldit.parallel.world import World, alike, joined
+from ldit.sampling.batches import out_of_memory
 from ldit.train.sight import peak_memory
 
 ASIDE = ("_deviation", "_interval", "_subset", "_splits")
@@ -154,9 +155,9 @@ def measured(
         if few and extractor.metric in report:
             logger.warning("%s", few)
         try:
-            write_outputs(job.json, job.figure, report, found, reference)
-        finally:
             say(table(report))
+        finally:
+            write_outputs(job.json, job.figure, report, found, reference)
         return report
 
     return world.from_first(finish)
@@ -238,7 +239,7 @@ def collect(
         try:
             for first, pictures in _shown(blocks, total, world):
                 try:
-                    collector.add(first, extractor(pictures))
+                    collector.add(first, _features(extractor, pictures))
                     mark()
                 except Exception as error:
                     if not together:
@@ -260,6 +261,17 @@ def collect(
             world.calm(STOP)
         raise
     return collector.merged()
+
+
+def _features(extractor: Extractor, pictures: Tensor) -> Features:
+    try:
+        return extractor(pictures)
+    except Exception as error:
+        if out_of_memory(error):
+            raise EvaluationError(
+                f"memory does not suffice for {len(pictures)} pictures in {extractor.name}: take fewer (batch_size)"
+            ) from error
+        raise
 
 
 def _shown(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> Iterator[tuple[int, Tensor]]:

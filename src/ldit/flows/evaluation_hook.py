@@ -16,7 +16,7 @@ from ldit.config.run import RunConfig
 from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
 from ldit.dtypes import COMPUTE
-from ldit.errors import ConfigError, DataError, EvaluationError
+from ldit.errors import ConfigError, DataError, EvaluationError, RequestError
 from ldit.eval.extractor import Extractor
 from ldit.eval.figures import LEAST, Reference, Wanted, check_reference, figures, reference_of
 from ldit.eval.statistics import Statistics
@@ -46,8 +46,8 @@ def evaluation_hook(
     lowest of the run, with RUN/best.json to say so. `request` says how pictures are sampled.
 
     The extractor and the reference are opened here, so that what is missing, or no reference, is known before the first
-    step; the features of its pictures are computed at the first evaluation. What cannot be measured then, pictures of a
-    network that is not sound among it, gives a warning and no value: a training is not lost for it.
+    step; the features of its pictures are computed at the first evaluation. Pictures that cannot be measured or read
+    then, of a network that is not sound or too large for the memory, give a warning and no value: the training goes on.
     """
     asked, world = config.eval, around.world
     job = ExtractorJob(asked.extractor, Path(asked.inception_weights) if asked.inception_weights else None)
@@ -121,14 +121,23 @@ class _Made:
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         world, ranges = self.world, self.ranges
         own = ranges[world.data_part :: world.data_parts]
+        fault: Exception | None = None
         for turn in range(-(-len(ranges) // world.data_parts)):
-            if any(world.gather(world.alarmed(STOP))):
-                return
+            if any(world.gather(fault is not None or world.alarmed(STOP))):
+                break
             rows = own[turn] if turn < len(own) else ranges[0]
-            pictures = self._pictures(rows)
+            try:
+                pictures = self._pictures(rows)
+            except Exception as error:  # the others hear of it before their next pass
+                fault = error
+                continue
             if turn < len(own) and world.tp_index == 0:
                 self.sound = self.sound and bool(pictures.isfinite().all())
                 yield rows.start, to_uint8(pictures.nan_to_num())
+        if isinstance(fault, RequestError):  # memory that does not suffice
+            raise EvaluationError(str(fault)) from fault
+        if fault is not None:
+            raise fault
 
     def _pictures(self, rows: range) -> Tensor:
         request = replace(self.request, labels=self.labels.of(rows), seeds=tuple(rows))
@@ -151,7 +160,8 @@ def _opened(config: RunConfig, extractor: Extractor, around: Surroundings) -> _P
 
 
 def _about(theirs: _Pictures) -> dict[str, Any]:
-    """What tells a reference from another of its name. Other training pictures would be another run."""
+    """What tells a reference from another of its name, pictures of a folder by their number alone. Other training
+    pictures would be another run."""
     if isinstance(theirs, Statistics):
         return {"statistics": theirs.name, "crc32": theirs.crc32}
     return {} if isinstance(theirs, TrainingStream) else theirs.about
@@ -172,7 +182,9 @@ def _is_best(state: TrainState, value: float, conditions: dict[str, Any], out: P
 
     def compare() -> bool:
         best = best_step(out)
-        known = [] if best is None or best.conditions != conditions else [*best.before, (best.step, best.value)]
+        # Files of former versions say less.
+        alike = best is not None and all(conditions.get(name) == value for name, value in best.conditions.items())
+        known = [*best.before, (best.step, best.value)] if best is not None and alike else []
         before = [pair for pair in known if pair[0] < state.step]
         if before and before[-1][1] <= value:
             return False

@@ -1,36 +1,47 @@
 """The files of an evaluation: what they may replace, which is looked at before the work, and how they are written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from ldit.checkpoint.commit import replaced, write_json_atomic
+from ldit.data.source import BUNDLED
 from ldit.errors import EvaluationError, RequestError
 from ldit.eval.collect import Collected
 from ldit.eval.figures import Reference, clouds
 from ldit.eval.npz import members
 from ldit.eval.statistics import ABOUT
 from ldit.flows.evaluation_figure import draw
+from ldit.flows.evaluation_report import title
 from ldit.flows.output_file import check_target, written
 from ldit.flows.picture_stream import is_pictures, path_of
+from ldit.flows.set_files import JOB
 
 _LARGEST = 1 << 26  # bytes of a report
+_TEXT = "ldit evaluate"  # the PNG chunk that says what a figure compares
 
 
 def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str, str]) -> None:
-    """RequestError for files that cannot be written, or that would replace what is compared, the records of a set or a
-    run, anything but an older report, or each other."""
-    inputs = [path_of(source) for source in compared]
-    for file in filter(None, (report, figure)):
-        check_target(file, inputs)
-    if report is not None:
-        if figure is not None and report.absolute() == figure.absolute():
-            raise RequestError(f"{report}: the report and the figure need a file each")
-        if report.exists() and not _is_report(report):
-            raise RequestError(f"{report} exists and is no report of ldit evaluate: choose another name")
-    for source, folder in zip(compared, inputs, strict=True):
-        if figure is not None and is_pictures(source) and folder.resolve() in figure.resolve().parents:
-            raise RequestError(f"{figure}: would become one of the pictures of {source}")
+    """RequestError for files that cannot be written, or that would replace or change what is compared, or replace each
+    other, or anything but an older report or figure."""
+    inputs = {source: path_of(source) for source in compared if str(path_of(source)) not in BUNDLED}
+    targets = [file for file in (report, figure) if file is not None]
+    for file in targets:
+        check_target(file, inputs.values())
+    if report is not None and figure is not None and _real(report) == _real(figure):
+        raise RequestError(f"{report}: the report and the figure need a file each")
+    for file in targets:
+        if file.exists() and not (_is_figure if file is figure else _is_report)(file):
+            raise RequestError(f"{file} exists and is none of ldit evaluate: choose another name")
+    for source, folder in inputs.items():
+        for file in targets:
+            record = file.suffix == ".json" and file.name != JOB
+            if is_pictures(source) and not record and _real(folder) in _real(file).parents:
+                raise RequestError(f"{file}: would become part of the pictures of {source}")
 
 
 def check_statistics_file(out: Path, source: str) -> None:
@@ -43,14 +54,17 @@ def check_statistics_file(out: Path, source: str) -> None:
 def write_outputs(
     target: Path | None, figure: Path | None, report: dict[str, Any], found: Collected, reference: Reference
 ) -> None:
-    """RequestError where one was not written."""
-    if target is not None:
-        with written(target):
-            write_json_atomic(target, report)
-    if figure is not None:
-        picture = draw(report, *clouds(found, reference))
-        with written(figure), replaced(figure) as temporary:
-            picture.save(temporary, "PNG")
+    """RequestError where one was not written; the other is."""
+    try:
+        if target is not None:
+            with written(target):
+                write_json_atomic(target, report)
+    finally:
+        if figure is not None:
+            picture, words = draw(report, *clouds(found, reference)), PngInfo()
+            words.add_text(_TEXT, title(report))
+            with written(figure), replaced(figure) as temporary:
+                picture.save(temporary, "PNG", pnginfo=words)
 
 
 def _is_report(path: Path) -> bool:
@@ -61,6 +75,21 @@ def _is_report(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return not size or (isinstance(found, dict) and {"compared", "figures"} <= found.keys())
+
+
+def _is_figure(path: Path) -> bool:
+    try:
+        if not path.stat().st_size:
+            return True
+        with Image.open(path, formats=("PNG",)) as picture:
+            return _TEXT in picture.info  # as far as the header says, which is where ours is
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _real(path: Path) -> Path:
+    """Without links, as far as they lead anywhere."""
+    return Path(os.path.realpath(path))
 
 
 def _is_statistics(path: Path) -> bool:

@@ -25,7 +25,7 @@ from ldit.data.picture_set import PictureSet
 from ldit.data.samples import Samples
 from ldit.data.source import BUNDLED, data_root, kind_of, open_data
 from ldit.data.workers import Job, Stuck, Workers
-from ldit.errors import DataError, EvaluationError, RunError
+from ldit.errors import DataError, EvaluationError
 from ldit.eval.npz import LABELS, members, read_array
 from ldit.eval.statistics import open_pictures
 from ldit.flows.made_set import MOST_CLASSES, MadeSet, conditions, is_in_the_making, made_array, made_folder
@@ -176,7 +176,7 @@ class FolderStream:
             try:
                 job.finish(DataConfig.timeout)
             except Stuck as stuck:
-                raise RunError(f"{self.data.root}: {self.data.where(row)} cannot be read: {stuck}") from None
+                raise DataError(f"{self.data.root}: {self.data.where(row)} cannot be read: {stuck}") from None
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
