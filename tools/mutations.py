@@ -139,8 +139,11 @@ MUTANTS = [
     Mutant("flows/evaluate.py", "if spatial not in (0, extractor.spatial):", "if False:", STREAMS),
     Mutant("train/augment.py", "stack([sin, cos / squeeze, down], 1)", "stack([sin, cos * squeeze, down], 1)", TRAIN),
     Mutant("train/augment.py", "torch.lerp(images, soft, share)", "images", TRAIN),
+    Mutant("flows/evaluation_hook.py", "fault is not None or world.alarmed(STOP)", "False", "tests/distributed/test_variants.py"),
+    Mutant("flows/evaluation_outputs.py", "if file.exists() and not (", "if False and (", STREAMS),
+    Mutant("checkpoint/run.py", "pair[0] <= step and pair[0] in committed", "pair[0] <= step", STREAMS),
     Mutant("flows/evaluate.py", "world.calm(STOP)", "pass", "tests/distributed/test_variants.py"),
-    Mutant("checkpoint/run.py", "if best is not None and best.step > step:", "if False:", STREAMS),
+    Mutant("checkpoint/run.py", "if best is not None and not (best.step <= step and best.step in committed):", "if False:", STREAMS),
     Mutant("checkpoint/run.py", "max(set(chain) & {number for number, _ in committed}, default=None)", "best and best.step", STREAMS),
     Mutant("train/classifier_task.py", "loss * to_device(self.weights, device)[labels]", "loss", TRAIN),
     # sets of pictures
