@@ -83,9 +83,16 @@ def _one_of_several() -> bool:
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
+def _say_no_more() -> None:
+    """What is left in the buffer of stdout would be tried again, and complained of, at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _guarded(command: Callable[[], int], debug: bool) -> int:
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # what could not be said is known here, not at the interpreter's end
+        return code
     except LditError as error:
         if debug:
             raise
@@ -93,11 +100,15 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
             print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
         return error.code
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()
         return 1
     except OSError as error:
         if debug:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _say_no_more()
         named = error.filename is not None
         print(f"ldit: {error.filename}: {error.strerror}" if named else f"ldit: failed: {error}", file=sys.stderr)
         return 2 if named else 1
