@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
 TRAIN, CHECKPOINT, DATA, SHARED = "tests/train", "tests/checkpoint", "tests/data", "tests/distributed"
 EVAL = "tests/eval"
-STREAMS = " ".join(f"tests/flows/test_{name}.py" for name in ("evaluate", "evaluation_hook", "picture_stream"))
+STREAMS = " ".join(
+    f"tests/flows/test_{name}.py" for name in ("evaluate", "evaluation_outputs", "evaluation_hook", "picture_stream")
+)
 SETS = " ".join(f"tests/flows/test_{name}.py" for name in ("sample_set", "sample_set_refused", "set_array"))
 
 

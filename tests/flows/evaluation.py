@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldit.eval.extractor import Features
-from ldit.flows.evaluate import EvaluateJob
+from ldit.eval.extractor import Extractor, Features
+from ldit.flows.evaluate import EvaluateJob, measured
 from ldit.flows.pictures import PictureJob
+from ldit.parallel.world import World
 
 WIDTH = 6
 SIDE = 8
@@ -67,6 +68,11 @@ def job(source: str | Path, reference: str | Path, batch: int = 5, **changes: An
     own = {k: changes.pop(k) for k in ("options", "labels") if k in changes}
     pictures = PictureJob(str(source), batch_size=batch, device="cpu", **own)
     return EvaluateJob(pictures, str(reference), **changes)
+
+
+def found(one: EvaluateJob, extractor: Extractor | None = None) -> dict[str, Any]:
+    """The report of one process."""
+    return measured(one, extractor or Stub(), World(torch.device("cpu")))
 
 
 def rows_of(pictures: np.ndarray) -> np.ndarray:

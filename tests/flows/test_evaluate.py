@@ -1,38 +1,26 @@
 """Pictures from anywhere against a reference: the figures are those of the pictures, with what they depend on."""
 
-import errno
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flows.evaluation import SIDE, WIDTH, Inceptive, Stub, folder, job, noise, rows_of
+from flows.evaluation import WIDTH, Inceptive, Stub, folder, found, job, noise, rows_of
 from flows.sets import exported, made
 from flows.sets import job as set_job
 from folders import said
-from PIL import Image
-from runs import ALONE
 
-from ldit.checkpoint import manifest
-from ldit.errors import EvaluationError, LditError, RequestError
-from ldit.eval.extractor import Extractor
+from ldit.errors import EvaluationError, LditError
 from ldit.eval.kernel import kernel_distance
 from ldit.eval.neighbours import precision_recall
 from ldit.eval.statistics import read_statistics
 from ldit.flows import evaluate as flow
-from ldit.flows import evaluation_outputs, evaluation_report, progress
-from ldit.flows.evaluate import EvaluateJob, ExtractorJob, measured, save_statistics
-from ldit.flows.evaluation_report import balance, table
+from ldit.flows.evaluate import EvaluateJob, ExtractorJob, save_statistics
 from ldit.flows.picture_stream import is_pictures, open_stream
 from ldit.flows.pictures import PictureJob
-
-
-def found(one: EvaluateJob, extractor: Extractor | None = None) -> dict[str, Any]:
-    return measured(one, extractor or Stub(), ALONE)
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -40,17 +28,6 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     one, two = np.cov(a.T), np.cov(b.T)
     root = np.sqrt(np.linalg.eigvals(one @ two).real.clip(0)).sum()
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + two) - 2 * root)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `a` (23 pictures) and `b` (31), and both as .npz."""
-    base = tmp_path_factory.mktemp("evaluate")
-    for name, pictures in (("a", noise(23, 0)), ("b", noise(31, 1, low=40))):
-        folder(base / name, pictures)
-        np.savez(base / f"{name}.npz", pictures)
-        np.savez_compressed(base / f"{name}-packed.npz", arr_0=pictures)
-    return base
 
 
 @pytest.mark.parametrize("kind", ["", ".npz", "-packed.npz"])
@@ -123,28 +100,6 @@ def test_spatial_statistics_of_another_width_are_known_at_once(place: Path, tmp_
     assert not extractor.seen
 
 
-def test_what_both_sides_leave_unsaid(place: Path, tmp_path: Path) -> None:
-    """Statistics without words, samples with statistics, sides of other sizes: a line each."""
-    a, large = noise(23, 0), rows_of(noise(400, 2))
-    np.savez(tmp_path / "adm.npz", mu=large.mean(0), sigma=np.cov(large.T), arr_0=a)
-    folder(tmp_path / "large", noise(31, 1, side=2 * SIDE))
-    np.savez(tmp_path / "large.npz", noise(31, 1, side=2 * SIDE))
-    adm, hot = str(tmp_path / "adm.npz"), str(tmp_path / "hot.npz")
-    np.savez(hot, a, np.eye(23))
-    for source, reference, words in (
-        (place / "a", adm, [f"{adm} does not say which weights and resize rule its statistics are of: taken for ours"]),
-        (adm, place / "b", [f"{adm} holds statistics too: its pictures are measured"]),
-        (place / "a", tmp_path / "large", []),  # cut to the samples' size
-        (place / "a", tmp_path / "large.npz", ["pictures of 8 x 8 are compared with a reference of 16 x 16: "]),
-        (place / "a", place / "b", []),
-        (hot, place / "b", [f"{hot}: arr_1 is not one integer a picture: labels are unknown"]),
-    ):
-        with said() as lines:
-            found(job(source, reference, metrics=("fd",)), Inceptive())
-        assert len(lines) == len(words) and all(map(str.startswith, lines, words)), lines
-    assert found(job(place / "a", adm, metrics=("fd",)), Inceptive())["reference"]["resize"] == "not stated"
-
-
 def test_adm_statistics_with_pictures(place: Path, tmp_path: Path) -> None:
     """mu and sigma are of a larger set than arr_0, whose pictures serve precision, recall and KID."""
     b, large = noise(31, 1, low=40), rows_of(noise(400, 2))
@@ -177,21 +132,6 @@ def test_pictures_of_a_model_are_those_of_its_set(place: Path, tmp_path: Path, m
         found(job(tmp_path / "set", place / "b"))
 
 
-def test_a_row_a_class(tmp_path: Path) -> None:
-    """Accuracy where the extractor's classes are those of the pictures, and only there."""
-    names = ("p", "q", "r")
-    a = folder(tmp_path / "a", noise(12, 0), names)
-    folder(tmp_path / "b", noise(20, 1))
-    report = found(job(a, tmp_path / "b"), Stub(names))
-    by_hand = rows_of(noise(12, 0))[:, :3].argmax(1)
-    for label, row in enumerate(report["classes"]):
-        assert row["class"] == names[label] and row["pictures"] == 4
-        assert row["accuracy"] == pytest.approx((by_hand[label::3] == label).mean())
-    share = sum(row["precision"] for row in report["classes"]) / 3
-    assert share == pytest.approx(report["precision"])
-    assert "accuracy" not in found(job(a, tmp_path / "b"), Stub(("x", "y", "z")))["classes"][0]
-
-
 def test_some_pictures_are_spread_over_a_folder(tmp_path: Path) -> None:
     """The order of class folders is that of their names: the first ones would be of one class."""
     a = folder(tmp_path / "a", noise(12, 0), ("p", "q", "r"))
@@ -211,18 +151,6 @@ def test_components_and_their_interval(place: Path) -> None:
     low, high = report["fd_stub_2_interval"]
     assert low < report["fd_stub_2"] < high
     assert found(one)["fd_stub_2_interval"] == [low, high]
-
-
-def test_the_report_says_what_figures_depend_on(place: Path, tmp_path: Path) -> None:
-    report = found(job(place / "a", place / "b", json=tmp_path / "r.json"))
-    assert json.loads((tmp_path / "r.json").read_text()) == report
-    said, *lines = table(report).splitlines()
-    assert said == f"{place / 'a'} against {place / 'b'}"
-    assert len(lines) == 1 + len(report["figures"]) and report["num_reference"] == 31
-    for line in lines[1:]:
-        for word in ("23", "unknown", "stub 000000000000", "none"):
-            assert word in line
-    assert report["reference"]["count"] == 31 and report["samples"]["crop"].startswith(f"{SIDE}x{SIDE}")
 
 
 @pytest.mark.parametrize(
@@ -282,92 +210,6 @@ def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str)
         job("a", "b", **changes)
 
 
-@pytest.mark.parametrize("what", ["json", "figure", "stats"])
-def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest.sealed({})))
-    work = {
-        "json": lambda: found(job(place / "a", place / "b", json=tmp_path / "r.json")),
-        "figure": lambda: found(job(place / "a", place / "b", figure=tmp_path / "f.png")),
-        "stats": lambda: save_statistics(str(place / "b"), tmp_path / "s.npz", None, None, ExtractorJob(), 4),
-    }[what]
-    with pytest.raises(RequestError, match="sealed by its"):
-        work()
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        ({"json": "no/where.json"}, "no folder .*/no to write where.json into"),
-        ({"json": "folder"}, "folder is a folder, expected the name of a file"),
-        ({"json": "a.npz"}, r"a\.npz is what is read, and would be replaced: choose another name"),
-        ({"json": "b.npz"}, r"b\.npz is what is read"),
-        ({"json": "words.json"}, r"words\.json exists and is none of ldit evaluate: choose another name"),
-        ({"json": "best.json"}, r"best\.json exists and is none of ldit evaluate"),
-        ({"figure": "photo.png"}, r"photo\.png exists and is none of ldit evaluate"),
-        ({"json": "x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
-        ({"json": "folder/../x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
-        ({"figure": "folder/x.png"}, r"x\.png: would become part of the pictures of .*folder"),
-        ({"figure": "linked/x.png"}, r"x\.png: would become part of the pictures of .*folder"),
-        ({"json": "folder/metadata.jsonl"}, r"metadata\.jsonl: would become part of the pictures of .*folder"),
-        ({"json": "folder/samples.json"}, r"samples\.json: would become part of the pictures of .*folder"),
-    ],
-)
-def test_nothing_is_replaced_that_is_no_report(tmp_path: Path, names: dict[str, str], words: str) -> None:
-    """Known before any picture is read."""
-    folder(tmp_path / "folder", noise(5, 1))
-    for name in ("a", "b"):
-        np.savez(tmp_path / f"{name}.npz", noise(23, 0))
-    (tmp_path / "linked").symlink_to(tmp_path / "folder")
-    (tmp_path / "words.json").write_text("words")
-    (tmp_path / "best.json").write_text('{"step": 1}')
-    Image.fromarray(noise(1, 0)[0]).save(tmp_path / "photo.png")
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-    extractor, files = Stub(), {key: tmp_path / name for key, name in names.items()}
-    reference = tmp_path / ("b.npz" if names == {"json": "b.npz"} else "folder")
-    with pytest.raises(RequestError, match=words):
-        found(job(tmp_path / "a.npz", reference, **files), extractor)
-    assert not extractor.seen and before == {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-
-
-def test_a_report_replaces_a_report_and_statistics_statistics(place: Path, tmp_path: Path) -> None:
-    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
-    for file in files.values():
-        file.touch()  # of mktemp, say
-    for num in (22, 23):
-        found(job(place / "a.npz", place / "b", num=num, metrics=("fd",), **files))
-        assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == num
-        with Image.open(tmp_path / "f.png") as picture:
-            assert picture.info["ldit evaluate"] == f"{place / 'a.npz'} against {place / 'b'}"
-    shutil.copytree(place / "b", tmp_path / "b")
-    found(job(place / "a.npz", tmp_path / "b", json=tmp_path / "b/r.json"))  # beside the pictures
-    found(job(place / "a.npz", tmp_path / "b", json=tmp_path / "b/r.json"))
-
-
-def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
-    np.savez(tmp_path / "pictures.npz", noise(23, 0))
-    before = (tmp_path / "pictures.npz").read_bytes()
-    for source, words in ((tmp_path / "pictures.npz", "is what is read"), (place / "b", "is no file of ldit stats")):
-        with pytest.raises(RequestError, match=rf"pictures\.npz .*{words}"):
-            save_statistics(str(source), tmp_path / "pictures.npz", None, None, ExtractorJob(), 4)
-    assert (tmp_path / "pictures.npz").read_bytes() == before
-    for name, count in (("a", 23), ("b", 31)):
-        save_statistics(str(place / name), tmp_path / "s.npz", None, None, ExtractorJob(), 4)
-        assert read_statistics(tmp_path / "s.npz").count == count
-    with pytest.raises(RequestError, match=r"s\.npz is what is read"):
-        save_statistics(str(tmp_path / "s.npz"), tmp_path / "s.npz", None, None, ExtractorJob(), 4)
-
-
-def test_a_table_that_cannot_be_said_costs_no_file(place: Path, tmp_path: Path) -> None:
-    def closed(text: str) -> None:
-        raise BrokenPipeError
-
-    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
-    with pytest.raises(BrokenPipeError):
-        measured(job(place / "a", place / "b", **files), Stub(), ALONE, closed)
-    assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == 23 and (tmp_path / "f.png").exists()
-
-
 def test_the_inception_score_alone_needs_no_reference(place: Path) -> None:
     extractor = Inceptive()
     report = found(job(place / "a", place / "b", metrics=("is",)), extractor)
@@ -380,78 +222,6 @@ def test_a_side_is_for_folders(place: Path) -> None:
     assert found(job(place / "a", place / "b", image_size=6))["samples"]["crop"].startswith("6x6")
     with pytest.raises(EvaluationError, match=r"a\.npz@heldout: an \.npz has no parts, name it alone"):
         found(job(f"{place / 'a.npz'}@heldout", place / "b"))
-
-
-def test_figures_are_said_where_they_cannot_be_written(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, data: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(evaluation_outputs, "write_json_atomic", full)
-    said: list[str] = []
-    files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
-    with pytest.raises(RequestError, match=r"r\.json was not written: No space left on device$"):
-        measured(job(place / "a", place / "b", **files), Stub(), ALONE, said.append)
-    assert len(said) == 1 and "fd_stub" in said[0] and (tmp_path / "f.png").exists()
-    with pytest.raises(RequestError, match=r"r\.json was not written"):  # and nothing can be said
-        measured(job(place / "a", place / "b", **files), Stub(), ALONE, lambda text: print(1 / 0))
-
-
-def test_few_pictures_on_either_side_are_warned_of(place: Path, tmp_path: Path) -> None:
-    folder(tmp_path / "few", noise(5, 1))
-    for source, reference, words in (
-        (tmp_path / "few", place / "b", ["5 pictures for 6 features"]),
-        (place / "a", tmp_path / "few", ["5 reference pictures for 6 features"]),
-        (place / "a", place / "b", []),
-    ):
-        with said() as lines:
-            found(job(source, reference))
-        assert [line.split(":")[0] for line in lines] == words
-    with said() as lines:
-        found(job(tmp_path / "few", place / "b", metrics=("kid",)))
-    assert not lines
-
-
-def test_a_set_in_the_order_of_its_classes_has_no_inception_score(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where it has more than one split."""
-    np.savez(tmp_path / "sorted.npz", noise(23, 0), np.arange(23) // 12)
-    np.savez(tmp_path / "mixed.npz", noise(23, 0), np.arange(23) % 2)
-    for split, name, metrics, warned in (
-        (10, "sorted", (), True), (10, "sorted", ("fd",), False), (10, "mixed", (), False), (23, "sorted", (), False),
-    ):  # fmt: skip
-        monkeypatch.setattr(evaluation_report, "SPLIT", split)
-        with said() as lines:
-            found(job(tmp_path / f"{name}.npz", place / "b", metrics=metrics), Inceptive())
-        assert [line.split(":")[0].endswith("is in the order of its classes") for line in lines] == [True] * warned
-
-
-@pytest.mark.parametrize(
-    ("labels", "classes", "words"),
-    [
-        (None, 3, "unknown"),
-        ((0, 1, 2, 0), 3, "balanced"),
-        ((0, 1, 2), None, "balanced, 3 classes"),
-        ((2, 2, 2), 3, "balanced, 1 of 3 classes"),
-        ((0, 1, 1, 1), 2, "1 to 3 a class"),
-        ((0, 1, 1, 1), 3, "0 to 3 a class"),
-        ((0, 10**12), None, "balanced, 2 classes"),
-    ],
-)
-def test_balance_is_over_all_classes(labels: tuple[int, ...] | None, classes: int | None, words: str) -> None:
-    assert balance(labels, classes) == words
-
-
-def test_lines_without_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
-    with said() as lines:
-        found(job(place / "a", place / "b", 10))
-    told = [line.split("  ")[0] for line in lines]
-    assert told == [
-        f"{n} of {of} pictures" for n, of in ((10, 31), (20, 31), (30, 31), (31, 31), (10, 23), (20, 23), (23, 23))
-    ]
 
 
 def test_missing_and_empty_places(place: Path, tmp_path: Path) -> None:
