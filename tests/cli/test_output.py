@@ -29,3 +29,10 @@ def test_a_reader_that_left_is_told_nothing(env: dict[str, str]) -> None:
     done = subprocess.run(COMMAND, env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["info", "emoji64-class-xs"], ["--version"], ["--help"]])
+def test_closed_output_is_no_fault(arguments: list[str], env: dict[str, str]) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND[:3], *arguments]
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,7 @@
 """Evaluation along the way: the value is that of `ldit evaluate` on the committed step, and the best step is kept."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ldit.errors import ConfigError, EvaluationError, RequestError
 from ldit.flows import evaluate, evaluation_hook
 from ldit.flows.evaluate import measured
 from ldit.flows.train import train
+from ldit.train.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "train.steps": 4, "train.keep": 1, "train.checkpoint_every": 1, "eval.every": 1, "eval.num": 7,
@@ -206,11 +208,24 @@ def test_what_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("where", ["sampling", "extractor"])
 def test_memory_that_does_not_suffice_costs_no_run(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Any] = []
+
     def full(*_: Any) -> Any:
-        raise RequestError("memory does not suffice") if where == "sampling" else torch.OutOfMemoryError("CUDA")
+        held.append(weakref.ref(large := torch.zeros(9)))
+        try:
+            raise torch.OutOfMemoryError(f"CUDA, {len(large)}")
+        except RuntimeError as error:
+            raise (RequestError("take fewer") if where == "sampling" else error) from error
 
     holder = evaluation_hook._Made if where == "sampling" else Stub
     monkeypatch.setattr(holder, "_pictures" if where == "sampling" else "__call__", full)
+    real = Trainer._commit
+
+    def commit(self: Trainer, stopping: bool) -> None:
+        assert not any(one() is not None for one in held), "memory of the fault is held when the run goes on"
+        real(self, stopping)
+
+    monkeypatch.setattr(Trainer, "_commit", commit)
     with said() as lines:
         assert train(over(make_folder(tmp_path / "data"), {**SETTINGS, "train.steps": 2}), tmp_path / "run") == 0
     warned = [line for line in lines if "nothing is measured: memory does not suffice" in line]

@@ -2,7 +2,7 @@
 
 import errno
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,15 @@ def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, t
         ({"json": "folder"}, "folder is a folder, expected the name of a file"),
         ({"json": "a.npz"}, r"a\.npz is what is read, and would be replaced: choose another name"),
         ({"json": "b.npz"}, r"b\.npz is what is read"),
-        ({"json": "words.json"}, r"words\.json exists and is none of ldit evaluate: choose another name"),
-        ({"json": "best.json"}, r"best\.json exists and is none of ldit evaluate"),
-        ({"figure": "photo.png"}, r"photo\.png exists and is none of ldit evaluate"),
+        ({"json": "words.json"}, r"words\.json exists and does not say that ldit evaluate made it: choose"),
+        ({"json": "best.json"}, r"best\.json exists and does not say that ldit evaluate made it"),
+        ({"figure": "photo.png"}, r"photo\.png exists and does not say that ldit evaluate made it"),
         ({"json": "x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
         ({"json": "folder/../x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
         ({"figure": "folder/x.png"}, r"x\.png: would become part of the pictures of .*folder"),
         ({"figure": "linked/x.png"}, r"x\.png: would become part of the pictures of .*folder"),
         ({"json": "folder/metadata.jsonl"}, r"metadata\.jsonl: would become part of the pictures of .*folder"),
-        ({"json": "folder/samples.json"}, r"samples\.json: would become part of the pictures of .*folder"),
+        ({"json": "folder/encode.json"}, r"encode\.json: would become part of the pictures of .*folder"),
     ],
 )
 def test_nothing_is_replaced_that_is_no_report(tmp_path: Path, names: dict[str, str], words: str) -> None:
@@ -76,9 +76,9 @@ def test_a_report_replaces_a_report(place: Path, tmp_path: Path) -> None:
         assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == num
         with Image.open(tmp_path / "f.png") as picture:
             assert picture.info["ldit evaluate"] == f"{place / 'a.npz'} against {place / 'b'}"
-    shutil.copytree(place / "b", tmp_path / "b")
-    found(job(place / "a.npz", tmp_path / "b", json=tmp_path / "b/r.json"))  # beside the pictures
-    found(job(place / "a.npz", tmp_path / "b", json=tmp_path / "b/r.json"))
+    odd = folder(tmp_path / os.fsdecode(b"caf\xe9"), noise(5, 1))  # no UTF-8, as old disks have
+    found(job(place / "a.npz", odd, json=tmp_path / "o.json", figure=tmp_path / "o.png"))
+    assert (tmp_path / "o.json").exists() and (tmp_path / "o.png").exists()
 
 
 def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

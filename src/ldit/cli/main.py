@@ -39,18 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    return guard(lambda: _dispatch(arguments[0] if arguments else "", arguments[1:]), debug)
+
+
+def _dispatch(name: str, arguments: list[str]) -> int:
+    if name in ("", "-h", "--help", "help"):
         print(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
+        return 0 if name else 2
+    if name == "--version":
         from ldit import __version__
 
         print(__version__)
         return 0
-    return guard(lambda: _dispatch(arguments[0], arguments[1:]), debug)
-
-
-def _dispatch(name: str, arguments: list[str]) -> int:
     if name in PLANNED:
         raise LditError(f"ldit {name} is not built yet")
     if name not in COMMANDS:
@@ -71,8 +71,9 @@ def guard(command: Callable[[], int], debug: bool = False) -> int:
             raise
         traceback.print_exc()
         code = 1
+    finally:
+        _drop_what_cannot_be_said()
     if code and _one_of_several():
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
@@ -83,15 +84,24 @@ def _one_of_several() -> bool:
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
-def _say_no_more() -> None:
-    """What is left in the buffer of stdout would be tried again, and complained of, at the interpreter's end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush() -> None:
+    """OSError where output cannot be said; nobody listens where stdout is closed."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _drop_what_cannot_be_said() -> None:
+    """It would be tried again, and complained of, at the interpreter's end."""
+    try:
+        _flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _guarded(command: Callable[[], int], debug: bool) -> int:
     try:
         code = command()
-        sys.stdout.flush()  # what could not be said is known here, not at the interpreter's end
+        _flush()
         return code
     except LditError as error:
         if debug:
@@ -100,15 +110,10 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
             print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
         return error.code
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        _say_no_more()
         return 1
     except OSError as error:
         if debug:
             raise
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _say_no_more()
         named = error.filename is not None
         print(f"ldit: {error.filename}: {error.strerror}" if named else f"ldit: failed: {error}", file=sys.stderr)
         return 2 if named else 1

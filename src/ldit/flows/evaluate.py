@@ -242,7 +242,7 @@ def collect(
                     collector.add(first, _features(extractor, pictures))
                     mark()
                 except Exception as error:
-                    if not together:
+                    if not together or world.size == 1:
                         raise
                     fault = fault or error
                     world.alarm(STOP)

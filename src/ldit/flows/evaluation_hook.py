@@ -1,5 +1,6 @@
 """Evaluation along the way: pictures of the EMA weights against a reference, and which step was the best."""
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ldit.config.run import RunConfig
 from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
 from ldit.dtypes import COMPUTE
-from ldit.errors import ConfigError, DataError, EvaluationError, RequestError
+from ldit.errors import ConfigError, DataError, EvaluationError
 from ldit.eval.extractor import Extractor
 from ldit.eval.figures import LEAST, Reference, Wanted, check_reference, figures, reference_of
 from ldit.eval.statistics import Statistics
@@ -30,6 +31,7 @@ from ldit.flows.request import Request
 from ldit.flows.set_job import Labels, cost, cut
 from ldit.flows.subject import Surroundings
 from ldit.log import logger
+from ldit.sampling.batches import out_of_memory
 from ldit.train.step import TrainState
 from ldit.train.trainer import BEST
 
@@ -99,8 +101,11 @@ def evaluation_hook(
             return run(state)
         except (EvaluationError, DataError) as error:  # alike on all processes
             if world.first:
-                logger.warning("step %d: nothing is measured: %s", state.step, error)
-            return {}
+                logger.warning("step %d: nothing is measured: %s", state.step, str(error))  # its frames hold memory
+        gc.collect()  # frames of a fault hold each other, and the memory that the next step needs
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {}
 
     return sound
 
@@ -128,14 +133,15 @@ class _Made:
             rows = own[turn] if turn < len(own) else ranges[0]
             try:
                 pictures = self._pictures(rows)
+                sound, block = bool(pictures.isfinite().all()), to_uint8(pictures.nan_to_num())
             except Exception as error:  # the others hear of it before their next pass
                 fault = error
                 continue
             if turn < len(own) and world.tp_index == 0:
-                self.sound = self.sound and bool(pictures.isfinite().all())
-                yield rows.start, to_uint8(pictures.nan_to_num())
-        if isinstance(fault, RequestError):  # memory that does not suffice
-            raise EvaluationError(str(fault)) from fault
+                self.sound = self.sound and sound
+                yield rows.start, block
+        if fault is not None and (out_of_memory(fault) or out_of_memory(fault.__cause__ or fault)):
+            raise EvaluationError("memory does not suffice for its pictures") from fault
         if fault is not None:
             raise fault
 

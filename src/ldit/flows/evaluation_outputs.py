@@ -19,7 +19,6 @@ from ldit.flows.evaluation_figure import draw
 from ldit.flows.evaluation_report import title
 from ldit.flows.output_file import check_target, written
 from ldit.flows.picture_stream import is_pictures, path_of
-from ldit.flows.set_files import JOB
 
 _LARGEST = 1 << 26  # bytes of a report
 _TEXT = "ldit evaluate"  # the PNG chunk that says what a figure compares
@@ -36,11 +35,10 @@ def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str,
         raise RequestError(f"{report}: the report and the figure need a file each")
     for file in targets:
         if file.exists() and not (_is_figure if file is figure else _is_report)(file):
-            raise RequestError(f"{file} exists and is none of ldit evaluate: choose another name")
+            raise RequestError(f"{file} exists and does not say that ldit evaluate made it: choose another name")
     for source, folder in inputs.items():
         for file in targets:
-            record = file.suffix == ".json" and file.name != JOB
-            if is_pictures(source) and not record and _real(folder) in _real(file).parents:
+            if is_pictures(source) and _real(folder) in _real(file).parents:
                 raise RequestError(f"{file}: would become part of the pictures of {source}")
 
 
@@ -62,7 +60,7 @@ def write_outputs(
     finally:
         if figure is not None:
             picture, words = draw(report, *clouds(found, reference)), PngInfo()
-            words.add_text(_TEXT, title(report))
+            words.add_text(_TEXT, title(report).encode("utf-8", "backslashreplace").decode())
             with written(figure), replaced(figure) as temporary:
                 picture.save(temporary, "PNG", pnginfo=words)
 
