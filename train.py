@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from ldit.cli.main import guard
-from ldit.cli.original_train import run
+from ldit.cli.original.train import run
 
 if __name__ == "__main__":
     arguments = [a for a in sys.argv[1:] if a != "--debug"]

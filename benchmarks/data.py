@@ -1,10 +1,10 @@
-"""What data costs: pictures from a folder, and latents encoded in the step or before.
+"""What data costs: images from a folder, and latents encoded in the step or before.
 
     python benchmarks/data.py {folder,latents} [--device cpu|cuda] [--size s|b|tiny] [--rounds N] [--json F]
                               [--precision fp32|bf16] [--codec-precision fp32|bf16]
 
 folder:  images/s from JPEG files to tensors of 256 px with 0, 1 and 2 threads, and the share that decoding alone takes.
-latents: a training step from cached latents against one that encodes its pictures (256 px) with the widely used
+latents: a training step from cached latents against one that encodes its images (256 px) with the widely used
          autoencoder's architecture (83.7M parameters, random weights), beside the ratio that their FLOPs predict.
 
 The last line of stdout is one JSON object.
@@ -27,59 +27,59 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldit.checkpoint.tensors import write_safetensors
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.config.autoencoder import AutoencoderModelConfig
-from ldit.config.model import preset
-from ldit.config.recipes import diffusion_recipe
+from ldit.config.presets import preset
+from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.data.batch import Batch
-from ldit.data.image_folder import ImageFolder
+from ldit.data.formats.image_folder import ImageFolder
 from ldit.data.loader import Loader
-from ldit.dtypes import DTYPES
 from ldit.nn.build import forward_flops
 from ldit.parallel.world import World
+from ldit.precision import DTYPES
 from ldit.rng import generator
-from ldit.train.inputs import CachedInputs, EncodedInputs, Inputs
+from ldit.storage.tensors import write_safetensors
 from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.inputs import CachedInputs, EncodedInputs, Inputs
+from ldit.train.tasks.task import DiffusionTask
 
 NETWORKS = {"s": "S", "b": "B", "tiny": "XS"}
 WIDTHS = {"s": (128, 256, 512, 512), "b": (128, 256, 512, 512), "tiny": (32, 32, 32, 32)}
 SIDES = {"s": 256, "b": 256, "tiny": 32}  # pixels
 BATCHES = {"s": 8, "b": 4, "tiny": 2}
-PICTURE = (500, 375)  # about ImageNet's mean size
+IMAGE = (500, 375)  # about ImageNet's mean size
 SIDE = 256
 
 
-def make_pictures(folder: Path, count: int) -> int:
+def make_images(folder: Path, count: int) -> int:
     """JPEGs of smooth noise, quality 90; returns their mean number of bytes."""
     random, sizes = np.random.default_rng(0), []
     for index in range(count):
         path = folder / f"class{index % 4}" / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = random.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC)
-        grain = random.normal(0, 6, (PICTURE[1], PICTURE[0], 3))
-        Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        image = Image.fromarray(coarse).resize(IMAGE, Image.Resampling.BICUBIC)
+        grain = random.normal(0, 6, (IMAGE[1], IMAGE[0], 3))
+        Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
         sizes.append(path.stat().st_size)
     return sum(sizes) // count
 
 
 def folder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Images/s of whole batches, median over rounds; every picture is read anew."""
+    """Images/s of whole batches, median over rounds; every image is read anew."""
     size, rounds = arguments.size, arguments.rounds
     count = 32 if size == "tiny" else 256
     with tempfile.TemporaryDirectory() as place:
-        mean = make_pictures(Path(place), count)
+        mean = make_images(Path(place), count)
         data = ImageFolder(Path(place), SIDE)
         data._memory = None  # as for sets that do not fit
         paths = [Path(place) / name for name in data.files]
 
         def decode() -> None:
             for path in paths:
-                with Image.open(path) as picture:
-                    picture.load()
+                with Image.open(path) as image:
+                    image.load()
 
         def load(workers: int) -> None:
             for _ in Loader(data, 32, 0, True, workers).from_step(0, count // 32):
@@ -94,7 +94,7 @@ def folder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
     best = {name: median(values) for name, values in seconds.items()}
     return {
         "pictures": count,
-        "picture_size": list(PICTURE),
+        "picture_size": list(IMAGE),
         "mean_bytes": mean,
         "images_per_second": {name: count / value for name, value in best.items() if name != "decode"},
         "decode_images_per_second": count / best["decode"],
@@ -113,10 +113,10 @@ def latents(arguments: argparse.Namespace, device: torch.device) -> dict[str, An
     config = replace(config, model=model, train=train)
     with tempfile.TemporaryDirectory() as place:
         codec = random_codec(Path(place), WIDTHS[size], config.codec, device, DTYPES[arguments.codec_precision])
-        pictures = torch.rand(batch, 3, side, side, generator=generator(0, "bench")) * 2 - 1
-        encoder = counted(codec, pictures[:1])
-        moments = torch.cat(codec.moments(pictures), dim=1).cpu()
-        online = step(config, EncodedInputs(codec, 0), pictures, device)
+        images = torch.rand(batch, 3, side, side, generator=generator(0, "bench")) * 2 - 1
+        encoder = counted(codec, images[:1])
+        moments = torch.cat(codec.moments(images), dim=1).cpu()
+        online = step(config, EncodedInputs(codec, 0), images, device)
         cached = step(config, CachedInputs(codec.config, 0), moments, device)
         seconds: dict[str, list[float]] = {"online": [], "cached": []}
         for turn in range(rounds + 1):
@@ -157,8 +157,8 @@ def random_codec(
     return AutoencoderCodec(replace(config, name=str(folder)), folder, device, dtype)
 
 
-def counted(codec: AutoencoderCodec, picture: Tensor) -> float:
-    """FLOPs of encoding one picture, 1 MAC = 2 FLOPs."""
+def counted(codec: AutoencoderCodec, image: Tensor) -> float:
+    """FLOPs of encoding one image, 1 MAC = 2 FLOPs."""
     total = 0
 
     def convolution(module: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> None:
@@ -168,10 +168,10 @@ def counted(codec: AutoencoderCodec, picture: Tensor) -> float:
 
     kinds = (nn.Conv2d, nn.Linear)
     handles = [m.register_forward_hook(convolution) for m in codec._network.modules() if isinstance(m, kinds)]
-    codec.moments(picture)
+    codec.moments(image)
     for handle in handles:
         handle.remove()
-    tokens = (picture.shape[-1] // codec.factor) ** 2  # scores and values of the middle's attention
+    tokens = (image.shape[-1] // codec.factor) ** 2  # scores and values of the middle's attention
     return float(total + 4 * tokens * tokens * codec.network_config.block_out_channels[-1])
 
 

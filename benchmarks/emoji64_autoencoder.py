@@ -1,8 +1,8 @@
-"""Quality of an autoencoder on the held-out pictures of emoji64, and a page of reconstructions.
+"""Quality of an autoencoder on the held-out images of emoji64, and a page of reconstructions.
 
     python benchmarks/emoji64_autoencoder.py [--codec emoji64-vae] [--page F.png] [--json F]
 
-PSNR of 8-bit RGB (10·log10(255²/mse), mean over pictures) of the reconstruction from the posterior's mean, against
+PSNR of 8-bit RGB (10·log10(255²/mse), mean over images) of the reconstruction from the posterior's mean, against
 BICUBIC down and up again to the side whose RGB values are the first not fewer than the latent's values. The last line
 of stdout is one JSON object.
 """
@@ -47,7 +47,7 @@ def main() -> None:
     made, latents = reconstruct(codec, pictures)
     values = codec.channels * (SIDE // codec.factor) ** 2
     side = math.ceil((values / 3) ** 0.5)
-    shrunk = np.stack([bicubic(picture, side) for picture in pictures])
+    shrunk = np.stack([bicubic(image, side) for image in pictures])
     report: dict[str, Any] = {
         "benchmark": "emoji64-autoencoder",
         "date": datetime.now(UTC).date().isoformat(),
@@ -80,23 +80,23 @@ def reconstruct(codec: AutoencoderCodec, pictures: np.ndarray) -> tuple[np.ndarr
     return np.concatenate(made), torch.cat(latents)
 
 
-def bicubic(picture: np.ndarray, side: int) -> np.ndarray:
-    small = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+def bicubic(image: np.ndarray, side: int) -> np.ndarray:
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Mean over pictures and its standard error, in dB; a perfect picture counts as one that is off by 1e-3 levels."""
+    """Mean over images and its standard error, in dB; a perfect image counts as one that is off by 1e-3 levels."""
     error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
     ratios = 10 * np.log10(255.0**2 / np.maximum(error, 1e-6))
     return {"mean": ratios.mean(), "standard_error": ratios.std(ddof=1) / len(ratios) ** 0.5, "least": ratios.min()}
 
 
 def page(pictures: np.ndarray, made: np.ndarray, shrunk: np.ndarray) -> Image.Image:
-    """Held-out pictures, what the autoencoder makes of them, and what bicubic does, side by side."""
+    """Held-out images, what the autoencoder makes of them, and what bicubic does, side by side."""
     shown = [i * len(pictures) // SHOWN for i in range(SHOWN)]
     rows = [Image.fromarray(part[i]) for i in shown for part in (pictures, made, shrunk)]
-    return labelled_grid(rows, ["held-out picture", "autoencoder", "bicubic"] * SHOWN, columns=6, scale=2)
+    return labelled_grid(rows, ["held-out image", "autoencoder", "bicubic"] * SHOWN, columns=6, scale=2)
 
 
 if __name__ == "__main__":

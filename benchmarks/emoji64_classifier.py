@@ -58,7 +58,7 @@ class EmojiClassifier(nn.Module):
 
 
 def probabilities(network: EmojiClassifier, images: Tensor, batch: int = 256) -> Tensor:
-    """Class probabilities (N, 9) of uint8 pictures (N, 3, 64, 64), the mean over each picture and its mirror image."""
+    """Class probabilities (N, 9) of uint8 images (N, 3, 64, 64), the mean over each image and its mirror image."""
     with torch.inference_mode():
         parts = []
         for part in images.split(batch):
@@ -89,7 +89,7 @@ def load_classifier(path: Path) -> tuple[EmojiClassifier, dict[str, str]]:
 
 
 def balanced_batches(labels: Tensor, batch: int, steps: int, random: torch.Generator) -> Tensor:
-    """(steps, batch) picture indices: a class by chance, then one of its pictures by chance."""
+    """(steps, batch) image indices: a class by chance, then one of its images by chance."""
     members = [torch.nonzero(labels == c).flatten() for c in range(int(labels.max()) + 1)]
     chosen = torch.randint(len(members), (steps, batch), generator=random)
     place = torch.rand(steps, batch, generator=random)
@@ -99,9 +99,9 @@ def balanced_batches(labels: Tensor, batch: int, steps: int, random: torch.Gener
 
 
 def augment(x: Tensor, random: torch.Generator) -> Tensor:
-    """Mirror, shift, scale, turn, colour, blur and noise, each picture by itself; x (B, 3, H, W) in [-1, 1].
+    """Mirror, shift, scale, turn, colour, blur and noise, each image by itself; x (B, 3, H, W) in [-1, 1].
 
-    Blur and noise stand for what samples have and real pictures have not.
+    Blur and noise stand for what samples have and real images have not.
     """
     b = len(x)
 
@@ -126,7 +126,7 @@ def augment(x: Tensor, random: torch.Generator) -> Tensor:
 
 
 def mix(x: Tensor, target: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A quarter of the rows gets a rectangle of another picture, and its share of that picture's label (CutMix)."""
+    """A quarter of the rows gets a rectangle of another image, and its share of that image's label (CutMix)."""
     b, _, height, width = x.shape
     other = torch.randperm(b, generator=random)
     x, target = x.clone(), target.clone()
@@ -142,7 +142,7 @@ def mix(x: Tensor, target: Tensor, random: torch.Generator) -> tuple[Tensor, Ten
 
 
 def train_classifier(images: Tensor, labels: Tensor, steps: int, batch: int, seed: int) -> EmojiClassifier:
-    """uint8 pictures (N, 3, 64, 64), labels (N,) -> the averaged weights of one run, for inference.
+    """uint8 images (N, 3, 64, 64), labels (N,) -> the averaged weights of one run, for inference.
 
     AdamW, a rising then falling rate; the same numbers on every run of one machine and thread count.
     """

@@ -3,13 +3,13 @@
     python benchmarks/emoji64_evaluation.py order [--components 64] [--resamples 1000] [--figure F.png] [--json F]
     python benchmarks/emoji64_evaluation.py speed [--num 10000] [--json F]
 
-order: held-out pictures, pictures of the bundled model (the same labels), and noise, as many of each, against the
-       training pictures, in EfficientNet-Lite0's features: Fréchet distance in principal components fixed on the
-       training pictures, with a 95 % bootstrap interval, and KID. The figure shows both.
-speed: pictures of 64 px from an .npz through features and all figures, against the extractor alone on blocks in memory,
+order: held-out images, images of the bundled model (the same labels), and noise, as many of each, against the
+       training images, in EfficientNet-Lite0's features: Fréchet distance in principal components fixed on the
+       training images, with a 95 % bootstrap interval, and KID. The figure shows both.
+speed: images of 64 px from an .npz through features and all figures, against the extractor alone on blocks in memory,
        the median of three rounds before and three after; where those are more than a tenth apart other work was in the
        way and the share says nothing. Beside it the share of the time that was spent in the extractor. Reference
-       pictures go through the features too, and count.
+       images go through the features too, and count.
 
 The last line of stdout is one JSON object.
 """
@@ -28,15 +28,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from emoji64_quality import real_pictures
+from emoji64_quality import real_images
 from PIL import Image, ImageDraw, ImageFont
 
 import ldit
-from ldit.eval.extractor import LITE0, Extractor, Features, open_extractor
-from ldit.flows.evaluate import EvaluateJob, measured
-from ldit.flows.pictures import PictureJob
+from ldit.commands.sample import ImageJob
+from ldit.eval.evaluate import EvaluateJob, measured
+from ldit.eval.extractors.extractor import LITE0, open_extractor
+from ldit.eval.features import Extractor, Features
 from ldit.parallel.world import World
-from ldit.train.sight import peak_memory
+from ldit.train.telemetry import peak_memory
 
 MODEL, TRAINING, HELDOUT = "emoji64-class-xs", "emoji64@train", "emoji64@heldout"
 SIDE, BLOCK, ROUNDS = 64, 50, 3
@@ -45,19 +46,19 @@ ALONE = World(torch.device("cpu"))
 
 
 def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[str, Any]:
-    labels = real_pictures()[1][1].tolist()
+    labels = real_images()[1][1].tolist()
     random = np.random.default_rng(0)
     np.savez(place / "noise.npz", random.integers(0, 256, (len(labels), SIDE, SIDE, 3), dtype=np.uint8))
     sources = {
-        "held-out pictures": PictureJob(HELDOUT, batch_size=BLOCK),
-        "bundled model": PictureJob(MODEL, labels=tuple(map(str, labels)), batch_size=BLOCK),
-        "noise": PictureJob(str(place / "noise.npz"), batch_size=BLOCK),
+        "held-out images": ImageJob(HELDOUT, batch_size=BLOCK),
+        "bundled model": ImageJob(MODEL, labels=tuple(map(str, labels)), batch_size=BLOCK),
+        "noise": ImageJob(str(place / "noise.npz"), batch_size=BLOCK),
     }
     name = f"{extractor.metric}_{args.components}"
     rows = []
-    for what, pictures in sources.items():
+    for what, images in sources.items():
         num = len(labels) if what == "bundled model" else None
-        job = EvaluateJob(pictures, TRAINING, num, components=args.components, resamples=args.resamples)
+        job = EvaluateJob(images, TRAINING, num, components=args.components, resamples=args.resamples)
         report = measured(job, extractor, ALONE)
         found = {key: report[key] for key in KEPT}
         rows.append({"pictures": what, "fd": report[name], "fd_interval": report[f"{name}_interval"], **found})
@@ -71,7 +72,7 @@ def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
 
 
 def speed(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[str, Any]:
-    training = real_pictures()[0][0]
+    training = real_images()[0][0]
     random = torch.Generator().manual_seed(0)
     chosen = training[torch.randint(len(training), (args.num,), generator=random)].permute(0, 2, 3, 1).numpy()
     np.savez(place / "pictures.npz", chosen ^ 1)  # the last bit of each value turned
@@ -85,7 +86,7 @@ def speed(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
 
     alone()
     raw = [alone() for _ in range(ROUNDS)]
-    job = EvaluateJob(PictureJob(str(place / "pictures.npz"), batch_size=BLOCK), TRAINING)
+    job = EvaluateJob(ImageJob(str(place / "pictures.npz"), batch_size=BLOCK), TRAINING)
     timed = Timed(extractor)
     began = time.perf_counter()
     report = measured(job, timed, ALONE)
@@ -109,9 +110,9 @@ class Timed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.extractor, name)
 
-    def __call__(self, pictures: torch.Tensor) -> Features:
+    def __call__(self, images: torch.Tensor) -> Features:
         began = time.perf_counter()
-        found = self.extractor(pictures)
+        found = self.extractor(images)
         self.seconds += time.perf_counter() - began
         return found
 

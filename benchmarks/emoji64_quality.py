@@ -1,15 +1,15 @@
-"""How good emoji64 samples are: a classifier's opinion of their class, and their nearest training pictures.
+"""How good emoji64 samples are: a classifier's opinion of their class, and their nearest training images.
 
     python benchmarks/emoji64_quality.py classifier --out FILE.safetensors
     python benchmarks/emoji64_quality.py accuracy --model SOURCE --classifier FILE [--num 450] [...]
     python benchmarks/emoji64_quality.py neighbours --model SOURCE --out PAGE.png [--num 27] [--classifier FILE]
 
 `accuracy` answers "is it the class that was asked for"; read it beside the classifier's accuracy on held-out real
-pictures (guided samples are more typical than those and may score above it). `neighbours` answers "is it new": each
-sample is shown beside the three training pictures nearest to it. Distance: Euclidean over the picture at 64x64 and
+images (guided samples are more typical than those and may score above it). `neighbours` answers "is it new": each
+sample is shown beside the three training images nearest to it. Distance: Euclidean over the image at 64x64 and
 its 16x16 box averages joined, each part scaled to weigh the same: d² = (mean squared difference at 64x64 + the same
 at 16x16) / 2, values in [-1, 1]. With --classifier it is the Euclidean distance of the classifier's last features
-instead. Memorised samples would be much nearer to the training set than held-out real pictures are; figures for both
+instead. Memorised samples would be much nearer to the training set than held-out real images are; figures for both
 are printed, as means over classes, because the class `people` holds the same figures in several skin tones and is
 easily near. Blurred or empty samples are near to everything: look at the page too.
 
@@ -44,31 +44,31 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import ldit
-from ldit.data.picture_set import PictureSet
+from ldit.data.images.image_set import ImageSet
 from ldit.data.source import open_data
 from ldit.errors import LditError, RequestError
-from ldit.flows.generate import Done, Picture
-from ldit.flows.pipeline import Pipeline, load
 from ldit.nn.build import parameter_count
+from ldit.pipeline.generate import Done, Sample
+from ldit.pipeline.load import Pipeline, load
 
 SAMPLING_BATCH = 64
 NEIGHBOURS = 3
 
 
-def real_pictures() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
+def real_images() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
     """Training and held-out (uint8 (N, 3, 64, 64), labels (N,)), all of them, and the class names."""
     train, heldout = open_data("emoji64", SIDE, "heldout.txt")
     assert heldout is not None
     return _stack(train), _stack(heldout), train.names
 
 
-def _stack(data: PictureSet) -> tuple[Tensor, Tensor]:
+def _stack(data: ImageSet) -> tuple[Tensor, Tensor]:
     pictures, labels = zip(*(data[i] for i in range(len(data))), strict=True)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def class_accuracies(predicted: Tensor, labels: Tensor, classes: int) -> list[float]:
-    """Share of right answers by class; NaN for a class without pictures."""
+    """Share of right answers by class; NaN for a class without images."""
     right = (predicted == labels).double()
     return [float(right[labels == c].mean()) for c in range(classes)]
 
@@ -84,7 +84,7 @@ def balanced(values: Sequence[float]) -> float:
 
 def make_classifier(args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    (images, labels), heldout, names = real_pictures()
+    (images, labels), heldout, names = real_images()
     network = train_classifier(images, labels, args.steps, args.batch, args.seed)
     result = {
         "task": "classifier",
@@ -111,7 +111,7 @@ def make_classifier(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def heldout_accuracy(network: EmojiClassifier, heldout: tuple[Tensor, Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy on held-out real pictures, plain and as the mean over classes."""
+    """Accuracy on held-out real images, plain and as the mean over classes."""
     images, labels = heldout
     predicted = probabilities(network, images).argmax(-1)
     by_class = class_accuracies(predicted, labels, len(names))
@@ -127,7 +127,7 @@ def heldout_accuracy(network: EmojiClassifier, heldout: tuple[Tensor, Tensor], n
 
 
 def sample(args: argparse.Namespace, names: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(uint8 (N, 3, 64, 64), labels (N,), how they were made); picture k has label k mod 9 and seed k."""
+    """(uint8 (N, 3, 64, 64), labels (N,), how they were made); image k has label k mod 9 and seed k."""
     pipe = load(args.model)
     count = getattr(pipe.spec.model, "num_classes", 0)
     if count != len(names) or (pipe.spec.class_names or tuple(names)) != tuple(names):
@@ -172,7 +172,7 @@ def _run(pipe: Pipeline, labels: list[int], overrides: dict[str, Any]) -> tuple[
     images: list[Image.Image] = []
     done: Done | None = None
     for event in pipe.iterate(labels, seed=0, batch_size=SAMPLING_BATCH, progress=True, **overrides):
-        if isinstance(event, Picture) and event.image is not None:
+        if isinstance(event, Sample) and event.image is not None:
             images.append(event.image)
         elif isinstance(event, Done):
             done = event
@@ -182,7 +182,7 @@ def _run(pipe: Pipeline, labels: list[int], overrides: dict[str, Any]) -> tuple[
 
 def measure_accuracy(args: argparse.Namespace) -> dict[str, Any]:
     network, metadata = load_classifier(args.classifier)
-    _, heldout, names = real_pictures()
+    _, heldout, names = real_images()
     images, labels, how = sample(args, names)
     probability = probabilities(network, images)
     predicted = probability.argmax(-1)
@@ -226,7 +226,7 @@ def class_means(values: Tensor, labels: Tensor, names: Sequence[str]) -> dict[st
 
 def find_neighbours(args: argparse.Namespace) -> dict[str, Any]:
     network = load_classifier(args.classifier)[0] if args.classifier else None
-    train, heldout, names = real_pictures()
+    train, heldout, names = real_images()
     images, labels, how = sample(args, names)
     known = describe(train[0], network)
     distance, index = torch.cdist(describe(images, network), known).topk(NEIGHBOURS, largest=False)
@@ -234,7 +234,7 @@ def find_neighbours(args: argparse.Namespace) -> dict[str, Any]:
     page((images, labels), train, distance, index, names).save(args.out)
     nearest = distance[:, 0]
     means = {"samples": class_means(nearest, labels, names), "heldout": class_means(real_distance, heldout[1], names)}
-    print("mean distance to the nearest training picture")
+    print("mean distance to the nearest training image")
     for name in names:
         print(f"{name:12s} " + "  ".join(f"{who} {table.get(name, math.nan):.4f}" for who, table in means.items()))
     # The same classes on both sides, or the comparison would be one of classes.
@@ -275,7 +275,7 @@ def page(
     canvas = Image.new("RGB", (left + columns * group, head + len(lines) * (side + foot + gap)), "white")
     draw = ImageDraw.Draw(canvas)
     title, font, small = (ImageFont.load_default(size=size) for size in (18, 15, 12))
-    draw.text((gap, 6), "Samples, each with the nearest training pictures and their distances", "black", title)
+    draw.text((gap, 6), "Samples, each with the nearest training images and their distances", "black", title)
     for column in range(columns):
         x = left + column * group
         for place in range(1 + NEIGHBOURS):
@@ -313,7 +313,7 @@ def main() -> int:
     two = tasks.add_parser("accuracy", help="share of samples the classifier gives the class that was asked for")
     two.add_argument("--classifier", type=Path, required=True)
     two.set_defaults(run=measure_accuracy)
-    three = tasks.add_parser("neighbours", help="a page of samples beside their nearest training pictures")
+    three = tasks.add_parser("neighbours", help="a page of samples beside their nearest training images")
     three.add_argument("--classifier", type=Path, help="measure distance in its last features")
     three.add_argument("--out", type=Path, required=True)
     three.set_defaults(run=find_neighbours)

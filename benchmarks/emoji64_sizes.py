@@ -2,10 +2,10 @@
 
     python benchmarks/emoji64_sizes.py [--model SOURCE ...] [--page PAGE.png] [--classifier FILE --num 180]
 
---page is a picture: rows are size x model x scaling, columns the nine classes, picture k of every row from seed k.
-With --classifier (from emoji64_quality.py) each row is also judged on --num pictures of all classes in turn: the share
-of them that the classifier, which knows 64x64 only, gives the class asked for, when it sees the whole picture squeezed
-to 64x64 and when it sees the square in its middle. It rewards one object in the frame, as the training pictures are.
+--page is an image: rows are size x model x scaling, columns the nine classes, image k of every row from seed k.
+With --classifier (from emoji64_quality.py) each row is also judged on --num images of all classes in turn: the share
+of them that the classifier, which knows 64x64 only, gives the class asked for, when it sees the whole image squeezed
+to 64x64 and when it sees the square in its middle. It rewards one object in the frame, as the training images are.
 
 A second model with another kind of positions, for comparison, can be had from the bundled one in a while:
 
@@ -32,8 +32,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import ldit
 from ldit.errors import LditError
-from ldit.flows.pipeline import Pipeline, load
-from ldit.sampling.anysize import SCALINGS
+from ldit.pipeline.load import Pipeline, load
+from ldit.sampling.resolution import SCALINGS
 
 PROPORTIONAL = "+proportional"
 ROWS = [*SCALINGS, f"time-aware{PROPORTIONAL}"]
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--solver", help="default the model's own, as are the steps")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--classifier", type=Path)
-    parser.add_argument("--num", type=int, default=180, help="pictures judged a row")
+    parser.add_argument("--num", type=int, default=180, help="images judged a row")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: one step, for tests")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--page", type=Path)
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def pictures(
     pipe: Pipeline, num: int, height: int, width: int, settings: dict[str, Any]
 ) -> tuple[list[Image.Image], float]:
-    """Picture k has class k mod 9 and seed k."""
+    """Image k has class k mod 9 and seed k."""
     started = time.perf_counter()
     labels = [k % 9 for k in range(num)]
     images = pipe(class_labels=labels, seed=0, height=height, width=width, batch_size=BATCH, **settings)
@@ -111,7 +111,7 @@ def pictures(
 
 
 def judge(classifier: Path, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """Shares of right answers on whole pictures and on the squares in their middle, with their standard errors."""
+    """Shares of right answers on whole images and on the squares in their middle, with their standard errors."""
     network, _ = load_classifier(classifier)
     found: dict[str, Any] = {}
     labels = torch.arange(len(images)) % 9
@@ -140,7 +140,7 @@ def caption(row: dict[str, Any]) -> str:
 
 
 def page(rows: Sequence[tuple[str, Sequence[Image.Image]]], names: Sequence[str]) -> Image.Image:
-    """A line of pictures for each row, its caption on the left, classes above."""
+    """A line of images for each row, its caption on the left, classes above."""
     font = ImageFont.load_default(size=13)
     width = max(image.width for _, images in rows for image in images) + GAP
     tops = [24]

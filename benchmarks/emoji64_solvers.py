@@ -4,14 +4,15 @@
     python benchmarks/emoji64_solvers.py table --state FOLDER [--figure F.png] [--markdown F.md]
 
 `run` samples every arm (a solver on a grid with so many evaluations at most) with the same labels and seeds, half
-precision weights and fp32 solver state, and keeps its pictures in FOLDER; started again, and on several processes with
+precision weights and fp32 solver state, and keeps its images in FOLDER; started again, and on several processes with
 --arms, it goes on with the arms that are not there. `table` makes of them:
 
-FD    Fréchet distance to the training pictures in 64 principal components, fixed on those, of EfficientNet-Lite0's
-      features (`ldit.eval.lite0`; this is no FID), with a 95 % bootstrap interval; labels are drawn as often as the
-      training pictures have them. An arm's features are kept beside its pictures.
-diff  FD minus that of 250 ancestral steps, both of the same resampled pictures (paired), with its 95 % interval.
-RMS   root mean square distance, in pixel values of [-1, 1], of the first pictures to those of 1,000 steps of ab4 with
+FD    Fréchet distance to the training images in 64 principal components, fixed on those, of EfficientNet-Lite0's
+      features (`ldit.eval.extractors.lite0`; this is no FID), with a 95 % bootstrap interval; labels are drawn as
+      often as the
+      training images have them. An arm's features are kept beside its images.
+diff  FD minus that of 250 ancestral steps, both of the same resampled images (paired), with its 95 % interval.
+RMS   root mean square distance, in pixel values of [-1, 1], of the first images to those of 1,000 steps of ab4 with
       the same seeds, all in fp32: the error of a deterministic solver. Stochastic solvers aim elsewhere and have none.
 
 Guidance is that of the model's own sampling section for all arms. The last line of stdout is one JSON object.
@@ -30,18 +31,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from emoji64_quality import real_pictures
+from emoji64_quality import real_images
 from torch import Tensor
 
 import ldit
 from ldit.codecs.pixels import to_uint8
-from ldit.eval.components import bootstrap, interval, principal_components
-from ldit.eval.extractor import LITE0, open_extractor
-from ldit.eval.frechet import frechet_distance
-from ldit.eval.moments import Moments
-from ldit.flows.curves import Curve, Panel
-from ldit.flows.curves import draw as curves_of
-from ldit.flows.generate import Done, Picture
+from ldit.commands.curves import Curve, Panel
+from ldit.commands.curves import draw as curves_of
+from ldit.eval.extractors.extractor import LITE0, open_extractor
+from ldit.eval.metrics.components import bootstrap, interval, principal_components
+from ldit.eval.metrics.frechet import frechet_distance
+from ldit.eval.metrics.moments import Moments
+from ldit.pipeline.generate import Done, Sample
 
 MODEL = "emoji64-class-xs"
 COMPONENTS = 64
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if known.exists() and json.loads(known.read_text()) != about:
         sys.exit(f"{known} is that of another run: choose a new --state")
     known.write_text(json.dumps(about))
-    _, labels = real_pictures()[0]
+    _, labels = real_images()[0]
     wanted = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).repeat(3)][: args.num]
     pipe, precise = ldit.load(MODEL, dtype=args.dtype), ldit.load(MODEL, dtype="fp32")
     if not (args.state / EXACT).exists():
@@ -115,11 +116,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sample(pipe: Any, arm: Arm, labels: Tensor) -> tuple[np.ndarray, Done]:
-    """Pictures (N, 3, 64, 64) in [-1, 1]; the k-th has seed k."""
+    """Images (N, 3, 64, 64) in [-1, 1]; the k-th has seed k."""
     events = pipe.iterate(labels.tolist(), solver=arm.solver, steps=arm.steps, grid=arm.grid, batch_size=BATCH)
     pictures: list[Tensor] = []
     for event in events:
-        if isinstance(event, Picture) and event.tensor is not None:
+        if isinstance(event, Sample) and event.tensor is not None:
             pictures.append(event.tensor)
         elif isinstance(event, Done):
             return torch.stack(pictures).numpy(), event
@@ -146,7 +147,7 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
     about = json.loads((args.state / ABOUT).read_text())
     extractor = open_extractor(LITE0, None, torch.device("cpu"))
     training = Moments(extractor.width)
-    training.add(features(extractor, real_pictures()[0][0], args.state / "training.features.npz"))
+    training.add(features(extractor, real_images()[0][0], args.state / "training.features.npz"))
     axes = principal_components(training.mean, training.covariance, COMPONENTS)
     target = axes.project_moments(training.mean, training.covariance)
     exact = np.load(args.state / EXACT)["pictures"]
@@ -157,7 +158,7 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
         kept = args.state / f"{arm.name}.features.npz"
         x = axes.project(features(extractor, torch.from_numpy(data["pictures"]), kept))
         distances[arm.name] = frechet_distance(x.mean(0), torch.from_numpy(np.cov(x.numpy().T)), *target)
-        # The same seed draws the same pictures of every arm, so differences are of pairs.
+        # The same seed draws the same images of every arm, so differences are of pairs.
         resampled[arm.name] = np.array(bootstrap(x, target, args.resampled))
     rows = []
     for arm, data in found.items():
@@ -242,7 +243,7 @@ def main() -> None:
     two.add_argument("--resampled", type=int, default=RESAMPLED)
     two.set_defaults(work=table)
     for task in (one, two):
-        task.add_argument("--state", type=Path, required=True, help="folder of the arms' pictures")
+        task.add_argument("--state", type=Path, required=True, help="folder of the arms' images")
         task.add_argument("--json", type=Path)
         task.add_argument("--threads", type=int)
     args = parser.parse_args()

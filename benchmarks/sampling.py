@@ -3,7 +3,7 @@
     python benchmarks/sampling.py ladder  [--size b|xs|tiny] [--batch N] [--compile] [--rounds N] [--json F]
     python benchmarks/sampling.py default [--steps 10 20] [--batch N] [--rounds N] [--json F]
 
-ladder:  random weights, one guided evaluation of `--batch` pictures, rung by rung: the plain module; conditioning made
+ladder:  random weights, one guided evaluation of `--batch` images, rung by rung: the plain module; conditioning made
          ahead; joined products; with --compile compiled blocks; int8. Every rung is checked against the plain module
          before it is timed, and the rungs take turns, so that drift and other load fall on all. `gain` is over the
          rung before, `gain_over_plain` over the first; a rung's time is that of a chain of evaluations, planning
@@ -30,15 +30,16 @@ import torch
 from torch import nn
 
 import ldit
-from ldit.config.model import ClassModelConfig, preset
+from ldit.bench.sampling import Chain, random_network
+from ldit.bench.train_step import matrix_ceiling
+from ldit.config.model import ClassModelConfig
+from ldit.config.presets import preset
 from ldit.diffusion import DDPM
 from ldit.diffusion.build import build_process
-from ldit.flows.bench import matrix_ceiling
-from ldit.flows.bench_sample import Chain, random_network
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.rng import normal
+from ldit.sampling.fast.prepare import InferenceOptions, prepare
 from ldit.sampling.grids import build_grid
-from ldit.sampling.prepare import Switches, prepare
 
 SIZES: dict[str, ClassModelConfig] = {
     "b": preset("B", qk_norm=True),
@@ -60,15 +61,15 @@ def noise_of(config: ClassModelConfig, count: int, device: torch.device) -> torc
 def rungs_of(model: nn.Module, compiled: bool, device: torch.device) -> dict[str, Any]:
     found = {
         "plain": model,
-        "precomputed": prepare(model, Switches(packed=False)),
-        "packed": prepare(model, Switches(packed=True)),
+        "precomputed": prepare(model, InferenceOptions(packed=False)),
+        "packed": prepare(model, InferenceOptions(packed=True)),
     }
     if compiled:
-        found["compiled"] = prepare(model, Switches(compiled=True))
+        found["compiled"] = prepare(model, InferenceOptions(compiled=True))
     if device.type == "cuda":
-        found["graph"] = prepare(model, Switches(graph=True, compiled=compiled))
+        found["graph"] = prepare(model, InferenceOptions(graph=True, compiled=compiled))
     else:
-        found["int8"] = prepare(model, Switches(int8=True))
+        found["int8"] = prepare(model, InferenceOptions(int8=True))
     return found
 
 

@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldit.config.model import ClassModelConfig, preset
-from ldit.config.recipes import diffusion_recipe
+from ldit.config.model import ClassModelConfig
+from ldit.config.presets import preset
+from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import Precision
 from ldit.config.spec import DDPMConfig, ModelSpec
@@ -40,10 +41,10 @@ from ldit.data.order import EpochOrder
 from ldit.nn.build import parameter_count
 from ldit.parallel.world import World
 from ldit.rng import generator
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.saver import Saver, Staging
 from ldit.train.step import TrainState, fill_fresh, new_state, train_step
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.task import DiffusionTask
 
 MODELS: dict[str, ClassModelConfig] = {
     "b": preset("B", input_size=16, qk_norm=True),

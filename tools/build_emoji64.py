@@ -3,8 +3,8 @@
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0
     python tools/build_emoji64.py lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz OUT
 
-The pictures are Microsoft's Fluent Emoji 3D (MIT), 256x256 RGBA, named by code points. The names, categories and
-skin-tone variants come from emoji-datasource-google (MIT). Each picture is composited on a white square, reduced to
+The images are Microsoft's Fluent Emoji 3D (MIT), 256x256 RGBA, named by code points. The names, categories and
+skin-tone variants come from emoji-datasource-google (MIT). Each image is composited on a white square, reduced to
 64x64 by box averaging and stored as WebP. OUT receives nine class folders, `captions.json` (a list of
 {"path", "prompt"}), `heldout.txt` (whole concepts kept from training) and `heldout_combinations.txt` (concept x tone
 pairs for a text model). The split depends on names alone, through sha256, so a rebuild gives the same lists.
@@ -108,11 +108,11 @@ def split_combinations(entries: dict[str, Entry], heldout: set[tuple[str, str]])
     return sorted(min(by_concept[c].values(), key=lambda path: rank("tone", path)) for c in chosen)
 
 
-def reduce_picture(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data)).convert("RGBA")
-    side = max(picture.size)  # a few are 256x264
+def reduce_image(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    side = max(image.size)  # a few are 256x264
     square = Image.new("RGBA", (side, side), (255, 255, 255, 255))
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
@@ -130,7 +130,7 @@ def main() -> None:
 
     entries: dict[str, Entry] = {}
     unmatched = []
-    with tarfile.open(args.pictures) as archive:
+    with tarfile.open(args.images) as archive:
         for member in sorted(archive.getmembers(), key=lambda m: m.name):
             name = Path(member.name)
             if name.suffix != ".webp":
@@ -143,7 +143,7 @@ def main() -> None:
             assert file is not None
             path = f"{entry.label}/{name.stem}.webp"  # sixteen emoji come in two drawings: both stay
             (args.out / path).parent.mkdir(parents=True, exist_ok=True)
-            reduce_picture(file.read()).save(args.out / path, quality=QUALITY, method=6)
+            reduce_image(file.read()).save(args.out / path, quality=QUALITY, method=6)
             entries[path] = entry
 
     captions = [{"path": path, "prompt": entry.caption} for path, entry in sorted(entries.items())]
@@ -154,7 +154,7 @@ def main() -> None:
     (args.out / "heldout_combinations.txt").write_text("\n".join(split_combinations(entries, heldout)) + "\n")
 
     counts = {label: sum(e.label == label for e in entries.values()) for label in CLASSES.values()}
-    print(f"{len(entries)} pictures, {len(paths)} held out ({len(heldout)} concepts); classes {counts}")
+    print(f"{len(entries)} images, {len(paths)} held out ({len(heldout)} concepts); classes {counts}")
     print(f"not matched, left out: {unmatched}")
 
 

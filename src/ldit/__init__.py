@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ldit.flows.pipeline import Pipeline, load
-    from ldit.nn.conditioning import TextCondition
+from ldit.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from ldit.nn.conditioning import TextCondition
+    from ldit.pipeline.load import Pipeline, load
+
 __all__ = ["Pipeline", "TextCondition", "__version__", "load"]
 
-_HOMES = {"Pipeline": "ldit.flows.pipeline", "load": "ldit.flows.pipeline", "TextCondition": "ldit.nn.conditioning"}
+_HOMES = {"Pipeline": "ldit.pipeline.load", "load": "ldit.pipeline.load", "TextCondition": "ldit.nn.conditioning"}
 
 
 def __getattr__(name: str) -> Any:

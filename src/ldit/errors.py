@@ -32,11 +32,11 @@ class RequestError(LditError):
 
 
 class CodecError(LditError):
-    """The codec that turns latents into pictures is not at hand."""
+    """The codec that turns latents into images is not at hand."""
 
 
 class EvaluationError(LditError):
-    """Pictures, statistics or an extractor that no figure can be computed from."""
+    """Images, statistics or an extractor that no figure can be computed from."""
 
 
 class RunError(LditError):

@@ -16,6 +16,6 @@ def setup() -> None:
         logger.propagate = False
 
 
-def say_nothing_twice() -> None:
+def silence_other_ranks() -> None:
     """For processes beside the first: what all do alike is said by that one, warnings too."""
     logger.setLevel(logging.ERROR)

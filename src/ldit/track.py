@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from ldit.checkpoint.commit import replaced
-from ldit.checkpoint.names import METRICS
 from ldit.config.sections import TrackConfig
 from ldit.errors import ConfigError
 from ldit.log import logger
+from ldit.storage.atomic import replaced
+from ldit.storage.names import METRICS
 
 TENSORBOARD = "tensorboard"  # folder below the run, as in the original's results
 WANDB = "wandb.json"  # file of the run that holds the id of its W&B run
@@ -55,7 +55,7 @@ def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committ
     return found
 
 
-class Followers:
+class Trackers:
     """All trackers of a run as one. What goes wrong in one, a full disk or a service that is away, is a warning: no
     reason to end the run, nor to keep the others from their records."""
 

@@ -15,15 +15,15 @@ import steps
 import torch
 from models import SIZES, TABLE, Tiny, weights_of
 
-from ldit.checkpoint.commit import committed
 from ldit.checkpoint.export import write_export
-from ldit.checkpoint.names import OPTIMIZER
-from ldit.checkpoint.pickled import load_pickled
 from ldit.checkpoint.run import retire
 from ldit.checkpoint.save import write_step
 from ldit.config.model import ClassModelConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
 from ldit.errors import SourceError
+from ldit.storage.atomic import committed
+from ldit.storage.names import OPTIMIZER
+from ldit.storage.pickled import load_pickled
 
 
 @pytest.fixture

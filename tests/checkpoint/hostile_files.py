@@ -10,7 +10,7 @@ from typing import Any
 import pickles
 from damage import sign
 
-from ldit.checkpoint import manifest
+from ldit.storage import manifest
 
 HUGE = [2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30]
 ODD: list[Any] = [

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ldit.checkpoint.commit import write_json
-from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
 from ldit.config.model import ClassModelConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, ModelSpec
+from ldit.storage.atomic import write_json
+from ldit.storage.shards import ShardWriter, shard_name, write_index
 
 ORIGINAL = ModelSpec(
     ClassModelConfig(dim=16, n_layers=1, n_heads=2, multiple_of=8, input_size=8, num_classes=3),

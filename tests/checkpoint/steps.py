@@ -7,15 +7,15 @@ import torch
 from models import weights_of
 from torch import Tensor
 
-from ldit.checkpoint.export import read_json
-from ldit.checkpoint.names import CHECKPOINTS, OPTIMIZER, TRAINER
 from ldit.checkpoint.run import retire
 from ldit.checkpoint.save import Entry, Sets, write_step
-from ldit.checkpoint.sets import read_set
 from ldit.config.model import ClassModelConfig
 from ldit.config.spec import DDPMConfig, ModelSpec, PixelCodecConfig
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import World
+from ldit.storage.atomic import read_json
+from ldit.storage.names import CHECKPOINTS, OPTIMIZER, TRAINER
+from ldit.storage.shards import read_set
 
 ALONE = World(torch.device("cpu"))
 STEMS = ("model", "ema", OPTIMIZER)

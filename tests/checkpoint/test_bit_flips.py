@@ -9,7 +9,7 @@ import steps
 from counts import count
 
 from ldit.checkpoint.open import Source, open_source
-from ldit.checkpoint.run import newest_true_step, step_folder
+from ldit.checkpoint.run import latest_valid_step, step_folder
 from ldit.errors import SourceError
 
 
@@ -41,7 +41,7 @@ def test_c6_a_flipped_bit_is_found(
     where = f"bit {bit} of {name}"
     flip(path, bit)
     try:
-        assert newest_true_step(two) == (1, step_folder(two, 1)), where
+        assert latest_valid_step(two) == (1, step_folder(two, 1)), where
         assert len(warnings_said) == 1 and "step 2" in warnings_said[0] and str(path) in warnings_said[0], where
         for ema, read in ((True, "ema.safetensors"), (False, "model.safetensors")):
             warnings_said.clear()
@@ -56,5 +56,5 @@ def test_c6_a_flipped_bit_is_found(
 
 def test_c6_the_cases_mend_what_they_damage(two: Path, warnings_said: list[str]) -> None:
     """Otherwise the first of them would answer for all."""
-    assert newest_true_step(two) == (2, step_folder(two, 2)) and warnings_said == []
+    assert latest_valid_step(two) == (2, step_folder(two, 2)) and warnings_said == []
     assert steps.stands(step_folder(two, 2), 2) and steps.stands(step_folder(two, 1), 1)

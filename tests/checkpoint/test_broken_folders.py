@@ -14,11 +14,11 @@ from counts import count
 from damage import sign
 from models import weights_of
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import committed
+from ldit.checkpoint.layouts.original import write_original
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.original import write_original
 from ldit.errors import SourceError
+from ldit.storage import manifest
+from ldit.storage.atomic import committed
 
 Change = Callable[[Path, random.Random], Path]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ldit.checkpoint import save
 from ldit.checkpoint.save import Entry, deal
-from ldit.checkpoint.sets import read_set, set_files, shard_name
-from ldit.parallel.exchange import Circle
+from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import World
+from ldit.storage.shards import read_set, set_files, shard_name
 
 CASES = 60
 
@@ -100,7 +100,7 @@ def test_sets_of_almost_nothing(sizes: list[int], monkeypatch: pytest.MonkeyPatc
 
 def four(rank: int) -> World:
     """One of four processes that each hold everything: replicas that need no exchange."""
-    return World(torch.device("cpu"), rank=rank, size=4, replicate=4, saving_circle=Circle())
+    return World(torch.device("cpu"), rank=rank, size=4, replicate=4, saving_model_group=ModelGroup())
 
 
 def written_by_four(folder: Path, stem: str, tensors: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import steps
 from calls import counted, in_child
 
-from ldit.checkpoint.run import clean, newest_true_step, step_folder
+from ldit.checkpoint.run import clean, latest_valid_step, step_folder
 
 DIED = 7
 
@@ -84,7 +84,7 @@ def test_c3_death_at_every_call(
 def what_stands(run: Path, before: list[tuple[int, int]], after: tuple[int, int], where: str) -> str:
     """ "old" or "new": every step in the folder is whole, the newest of them counts, and nothing else is there."""
     clean(run)
-    newest = newest_true_step(run)
+    newest = latest_valid_step(run)
     assert newest is not None, f"{where}: neither old nor new"
     found = {int(name.removeprefix("step-")) for name in steps.names_in(run)}
     written = [*before, after]

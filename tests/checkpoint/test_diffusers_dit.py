@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ldit.checkpoint.open import open_source
 from ldit.cli.main import main
-from ldit.config.imagenet import imagenet_names
-from ldit.config.model import BaselineConfig
+from ldit.commands.convert import convert
+from ldit.config.assets import imagenet_names
+from ldit.config.model import OriginalDiTConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig
 from ldit.errors import RequestError
-from ldit.flows.convert import convert
-from ldit.flows.pipeline import load
-from ldit.nn.baseline import position_table
+from ldit.nn.dit_original import position_table
+from ldit.pipeline.load import load
 
 Fault = Callable[..., str]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -88,7 +88,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def test_the_spec(saved: Path) -> None:
     spec = open_source(saved).spec
-    expected = BaselineConfig(8, 2, 4, 64, 3, 4, 4.0, 0.1, 5, True, "diffusers")
+    expected = OriginalDiTConfig(8, 2, 4, 64, 3, 4, 4.0, 0.1, 5, True, "diffusers")
     assert (spec.model, spec.process) == (expected, DDPMConfig())
     assert spec.codec == AutoencoderConfig("vae", 0.5, 0.0, 2)
     assert spec.class_names == tuple(LABELS.values())
@@ -123,7 +123,7 @@ def test_the_variant_matters(saved: Path, theirs: Any) -> None:
 
 
 def test_positions_are_the_networks() -> None:
-    from ldit.checkpoint.diffusers_dit import _positions
+    from ldit.checkpoint.layouts.diffusers_dit import _positions
 
     for side, dim in ((4, 64), (16, 1152)):
         assert torch.equal(_positions(side, dim), position_table(side, side, dim))
@@ -159,7 +159,7 @@ def test_it_samples_with_its_own_codec(saved: Path, tmp_path: Path) -> None:
         pipe(["fox"])
 
 
-def test_a_picture_is_encoded_to_the_posteriors_scaled_mean(saved: Path) -> None:
+def test_a_image_is_encoded_to_the_posteriors_scaled_mean(saved: Path) -> None:
     from diffusers import AutoencoderKL
 
     pipe = load(saved, device="cpu")

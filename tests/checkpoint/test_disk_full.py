@@ -17,9 +17,9 @@ import steps
 from calls import counted, in_child
 from counts import count
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.run import newest_true_step, step_folder
+from ldit.checkpoint.run import latest_valid_step, step_folder
 from ldit.errors import RunError
+from ldit.storage import manifest
 
 NEEDED = sum(entry.bytes for entries in steps.sets_of(steps.content(2)).values() for entry in entries)
 FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large"}
@@ -45,7 +45,7 @@ def refused(run: Path) -> str:
 def intact(run: Path) -> None:
     """Step 1 as it was, nothing of step 2, without a sweep."""
     assert steps.names_in(run) == {"step-00000001"}
-    assert newest_true_step(run) == (1, step_folder(run, 1))
+    assert latest_valid_step(run) == (1, step_folder(run, 1))
     assert steps.stands(step_folder(run, 1), 1)
 
 

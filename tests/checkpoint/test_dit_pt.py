@@ -12,15 +12,15 @@ from golden import FOLDER, assert_close, golden
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldit.checkpoint import dit_pt
+from ldit.checkpoint.layouts import dit_pt
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.pickled import load_pickled
-from ldit.config.imagenet import imagenet_names
-from ldit.config.model import BaselineConfig
+from ldit.commands.convert import convert
+from ldit.config.assets import imagenet_names
+from ldit.config.model import OriginalDiTConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, DDPMConfig, ModelSpec
-from ldit.flows.convert import convert
-from ldit.flows.pipeline import load_model
 from ldit.nn.build import parameter_count, parameter_shapes
+from ldit.pipeline.load import load_model
+from ldit.storage.pickled import load_pickled
 
 Fault = Callable[..., str]
 HEADS = 4
@@ -160,7 +160,7 @@ def test_files_of_the_old_format(save: Callable[..., Path], raw: dict[str, Tenso
 )
 def test_heads_of_the_published_sizes(width: int, depth: int, heads: int, parameters: int | None) -> None:
     """From the shapes of DiT-*/2 at 256 pixels; nothing is allocated."""
-    config = BaselineConfig(hidden_size=width, depth=depth, num_heads=heads)
+    config = OriginalDiTConfig(hidden_size=width, depth=depth, num_heads=heads)
     spec = dit_pt.spec_from_shapes(Path("x.pt"), parameter_shapes(config), None)
     assert spec.model == config
     assert spec.class_names == imagenet_names()
@@ -183,7 +183,7 @@ def test_heads_of_the_published_sizes(width: int, depth: int, heads: int, parame
     ],
 )
 def test_what_shapes_tell(changes: dict[str, Any]) -> None:
-    config = replace(BaselineConfig(hidden_size=64, depth=2, num_heads=4), **changes)
+    config = replace(OriginalDiTConfig(hidden_size=64, depth=2, num_heads=4), **changes)
     shapes = parameter_shapes(config)
     spec = dit_pt.spec_from_shapes(Path("x.pt"), shapes, config.num_heads)
     assert parameter_shapes(spec.model) == shapes

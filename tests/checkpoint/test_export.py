@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ldit.checkpoint.export import write_export
 from ldit.checkpoint.open import open_source
-from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.config.spec import (
     AutoencoderConfig,
     ClassConditionerConfig,
@@ -24,7 +24,7 @@ from ldit.config.spec import (
     SamplingConfig,
     TextConditionerConfig,
 )
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 
@@ -61,7 +61,7 @@ SPECS = {
         TextConditionerConfig("some/encoder", 77, "nothing"),
     ),
     "dit": ModelSpec(
-        BaselineConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=3),
+        OriginalDiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=3),
         FlowConfig(time_scale=1.0, data_at=1),
         AutoencoderConfig(),
     ),

@@ -10,7 +10,7 @@ from exports import shard, write_index
 from safetensors.torch import save_file
 
 from ldit.checkpoint.open import open_source
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 

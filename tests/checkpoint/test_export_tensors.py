@@ -12,7 +12,7 @@ from exports import configured, header
 from safetensors.torch import load_file, save_file
 
 from ldit.checkpoint.open import open_source
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 

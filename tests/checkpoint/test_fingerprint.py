@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from exports import shard
-from flows.models import tiny_flow
+from pipeline.models import tiny_flow
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import write_json
 from ldit.checkpoint.export import write_export
 from ldit.checkpoint.fingerprint import weights_fingerprint
 from ldit.checkpoint.open import open_source
+from ldit.storage import manifest
+from ldit.storage.atomic import write_json
 
 
 def exported(folder: Path, weights: int = 0, ema: int | None = None) -> Path:

@@ -22,11 +22,11 @@ from models import weights_of
 from pickles import Guard
 from safetensors.torch import load_file
 
+from ldit.checkpoint.layouts.original import write_original
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.original import write_original
-from ldit.checkpoint.sets import PartReader
 from ldit.errors import LditError
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
+from ldit.storage.shards import PartReader
 
 BATCH = 25  # cases of one child
 SECONDS = 20  # of one case

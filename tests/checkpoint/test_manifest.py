@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from damage import sign
 
-from ldit.checkpoint import manifest
 from ldit.errors import RunError
+from ldit.storage import manifest
 
 FILES = {"a.bin": bytes(range(64)), "config.json": b'{"format": 1}\n', "state/trainer.json": b'{"step": 3}\n'}
 

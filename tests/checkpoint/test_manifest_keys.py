@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from damage import sign
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.manifest import Record
+from ldit.storage import manifest
+from ldit.storage.manifest import Record
 
 
 def test_further_keys_are_part_of_the_body(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from models import TABLE, TRAINING
 
-from ldit.checkpoint import original
+from ldit.checkpoint.layouts import original
 from ldit.checkpoint.open import open_source
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 Make = Callable[..., Path]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ldit.checkpoint.open import open_source
 from ldit.config.model import ClassModelConfig, TextModelConfig
-from ldit.flows.pipeline import load_model
 from ldit.nn.build import parameter_shapes
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 Make = Callable[..., Path]

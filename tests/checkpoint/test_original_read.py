@@ -14,10 +14,11 @@ from golden import FOLDER, assert_close, golden
 from models import TABLE, TRAINING
 from safetensors.torch import load_file
 
-from ldit.checkpoint import original
+from ldit.checkpoint.layouts import original
 from ldit.checkpoint.open import open_source
-from ldit.config.imagenet import imagenet_names
-from ldit.config.model import ClassModelConfig, TextModelConfig, preset
+from ldit.config.assets import imagenet_names
+from ldit.config.model import ClassModelConfig, TextModelConfig
+from ldit.config.presets import preset
 from ldit.config.spec import (
     AutoencoderConfig,
     ClassConditionerConfig,
@@ -25,8 +26,8 @@ from ldit.config.spec import (
     TextConditionerConfig,
 )
 from ldit.errors import SourceError
-from ldit.flows.pipeline import load_model
 from ldit.nn.build import parameter_count
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 Make = Callable[..., Path]

@@ -13,10 +13,11 @@ from golden import golden
 from models import TABLE, weights_of
 from torch import Tensor
 
-from ldit.checkpoint import original
+from ldit.checkpoint.layouts import original
+from ldit.checkpoint.layouts.original import check_original, write_original
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.original import check_original, write_original
-from ldit.config.model import ClassModelConfig, TextModelConfig, preset, text_preset
+from ldit.config.model import ClassModelConfig, TextModelConfig
+from ldit.config.presets import preset, text_preset
 from ldit.config.spec import (
     AutoencoderConfig,
     ClassConditionerConfig,
@@ -27,8 +28,8 @@ from ldit.config.spec import (
     TextConditionerConfig,
 )
 from ldit.errors import SourceError
-from ldit.flows.pipeline import load_model
 from ldit.nn.build import parameter_shapes
+from ldit.pipeline.load import load_model
 
 Fault = Callable[..., str]
 Make = Callable[..., Path]

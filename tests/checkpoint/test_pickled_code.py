@@ -12,8 +12,8 @@ import torch
 from pickles import FORMS, NAMES, Guard, hostile, payloads
 
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.pickled import load_pickled
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
+from ldit.storage.pickled import load_pickled
 
 Fault = Callable[..., str]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")

@@ -15,9 +15,9 @@ from pickles import record_span
 from torch import Tensor
 
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.pickled import check_archive, load_pickled
 from ldit.errors import SourceError
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
+from ldit.storage.pickled import check_archive, load_pickled
 
 Fault = Callable[..., str]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from pickles import Guard, call, hostile, record_span, repack
 
-from ldit.checkpoint.pickled import load_pickled
 from ldit.errors import SourceError
+from ldit.storage.pickled import load_pickled
 
 Fault = Callable[..., str]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import steps
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import committed, remove_leftovers
-from ldit.checkpoint.run import committed_steps, newest_true_step, step_folder
+from ldit.checkpoint.run import committed_steps, latest_valid_step, step_folder
+from ldit.storage import manifest
+from ldit.storage.atomic import committed, remove_leftovers
 
 BUSY = os.strerror(errno.EBUSY)
 
@@ -39,7 +39,7 @@ def test_a_step_that_cannot_be_removed_is_a_warning(
         patch.setattr(os, "rename", busy(os.rename, old.name))
         newest = steps.save(tmp_path, 3, keep=1)
     assert warnings_said == [f"step 1 could not be removed ({BUSY}): {old}"]
-    assert committed_steps(tmp_path) == [(3, newest), (1, old)] and newest_true_step(tmp_path) == (3, newest)
+    assert committed_steps(tmp_path) == [(3, newest), (1, old)] and latest_valid_step(tmp_path) == (3, newest)
     assert steps.stands(newest, 3) and steps.stands(old, 1)
     steps.save(tmp_path, 4, keep=1)
     assert steps.names_in(tmp_path) == {"step-00000004"} and len(warnings_said) == 1

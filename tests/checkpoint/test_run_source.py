@@ -10,7 +10,7 @@ import pytest
 
 from ldit.checkpoint.open import open_source
 from ldit.checkpoint.run import step_folder
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
 
 Save = Callable[..., Path]
 

@@ -9,13 +9,20 @@ import pytest
 import torch
 from models import TABLE
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.export import read_json
-from ldit.checkpoint.names import OPTIMIZER, TRAINER
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.run import clean, committed_steps, is_run, newest_true_step, retire, set_aside_newer, step_folder
-from ldit.checkpoint.sets import read_set
-from ldit.flows.pipeline import load_model
+from ldit.checkpoint.run import (
+    clean,
+    committed_steps,
+    latest_valid_step,
+    quarantine_newer,
+    retire,
+    step_folder,
+)
+from ldit.pipeline.load import load_model
+from ldit.storage import manifest
+from ldit.storage.atomic import read_json
+from ldit.storage.names import OPTIMIZER, TRAINER, is_run
+from ldit.storage.shards import read_set
 
 Save = Callable[..., Path]
 
@@ -115,12 +122,12 @@ def test_rotation_never_removes_the_step_just_saved(save: Save, run: Path, warni
     save(1)
     for step in (3, 4):
         damage.bit(save(step), "model.safetensors")
-    newest = newest_true_step(run)
+    newest = latest_valid_step(run)
     assert newest is not None and newest[0] == 1
-    set_aside_newer(run, 1)
+    quarantine_newer(run, 1)
     assert numbers(run) == [1]
     saved = save(2, keep=1)
-    assert newest_true_step(run) == (2, saved)
+    assert latest_valid_step(run) == (2, saved)
     clean(run)
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
         "step-00000002",
@@ -134,11 +141,11 @@ def test_a_step_damaged_again_is_set_aside_again(save: Save, run: Path, warnings
     for number, word in ((1, ""), (2, "-2")):
         save(1)
         (save(2) / "config.json").write_text(f"hurt {number}")
-        set_aside_newer(run, 1)
+        quarantine_newer(run, 1)
         aside = run / "checkpoints" / f"step-00000002.damaged{word}"
         assert numbers(run) == [1] and (aside / "config.json").read_text() == f"hurt {number}"
         assert warnings_said[-1].endswith(str(aside))
-    set_aside_newer(run, 1)
+    quarantine_newer(run, 1)
     assert numbers(run) == [1] and len(warnings_said) == 2
 
 
@@ -158,18 +165,18 @@ def test_resume_passes_over_damage_loudly(
 ) -> None:
     save(1)
     hurt(save(2), name)
-    assert newest_true_step(run) == (1, step_folder(run, 1))
+    assert latest_valid_step(run) == (1, step_folder(run, 1))
     assert len(warnings_said) == 1 and "step 2" in warnings_said[0] and name in warnings_said[0]
 
 
 def test_nothing_to_resume_when_all_is_damaged(save: Save, run: Path, warnings_said: list[str]) -> None:
     for step in (1, 2):
         damage.bit(save(step), "config.json")
-    assert newest_true_step(run) is None
+    assert latest_valid_step(run) is None
     assert [said.split()[1] for said in warnings_said] == ["2", "1"]
 
 
 def test_resume_passes_over_a_hostile_manifest(save: Save, run: Path, warnings_said: list[str]) -> None:
     save(1)
     (save(2) / "manifest.json").write_text("[" * 100_000)
-    assert newest_true_step(run) == (1, step_folder(run, 1))
+    assert latest_valid_step(run) == (1, step_folder(run, 1))

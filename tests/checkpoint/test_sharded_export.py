@@ -11,12 +11,12 @@ import shards
 import steps
 
 import ldit
-from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import committed
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.sets import shard_name
 from ldit.errors import SourceError
-from ldit.flows.pipeline import load_model
+from ldit.pipeline.load import load_model
+from ldit.storage import manifest
+from ldit.storage.atomic import committed
+from ldit.storage.shards import shard_name
 
 SHARDS = [shard_name("ema", i, 3) for i in range(3)]
 INDEX = "ema.safetensors.index.json"

@@ -13,11 +13,11 @@ from golden import FOLDER
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldit.checkpoint.dit_pt import SIT
+from ldit.checkpoint.layouts.dit_pt import SIT
 from ldit.checkpoint.open import open_source
 from ldit.cli.main import main
 from ldit.config.spec import DDPMConfig, FlowConfig
-from ldit.flows.pipeline import load
+from ldit.pipeline.load import load
 
 Fault = Callable[..., str]
 HEADS = 4
@@ -139,7 +139,7 @@ def test_command(tmp_path: Path, raw: dict[str, Tensor], capsys: pytest.CaptureF
 
 
 def test_it_is_written_in_our_layout_only(tmp_path: Path, raw: dict[str, Tensor], fault: Fault) -> None:
-    from ldit.flows.convert import convert
+    from ldit.commands.convert import convert
 
     torch.save(raw, tmp_path / "SiT.pt")
     out = convert(tmp_path / "SiT.pt", tmp_path / "out", heads=HEADS)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from flows.evaluation import Stub, folder, noise
-from flows.sets import exported
+from eval.evaluation import Stub, folder, noise
+from pipeline.sets import exported
 from torch.distributed.run import get_args_parser
 
 from ldit.cli.arguments import parse
@@ -18,7 +18,7 @@ from ldit.cli.sample import SampleArguments
 from ldit.cli.train import parse_arguments
 from ldit.config.run import RunConfig
 from ldit.config.sections import EvalConfig
-from ldit.flows import evaluate as flow
+from ldit.eval import evaluate as flow
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("3b-256", "7b-256", "7b-256-unguided", "3b-512", "dit-256", "dit-256-unguided", "dit-512")
@@ -53,9 +53,9 @@ def test_a_model_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert all(name in said for name in report["figures"])
     assert main(["stats", str(reference), "--extractor", "stub", "--out", str(tmp_path / "s.npz")]) == 0
-    assert f"9 pictures: {tmp_path / 's.npz'}" in capsys.readouterr().out
+    assert f"9 images: {tmp_path / 's.npz'}" in capsys.readouterr().out
     assert main(["evaluate", str(reference), "--reference", str(tmp_path / "s.npz"), "--extractor", "stub"]) == 0
-    # The same pictures: what is left is the rounding of roots, some 1e-8 of the traces.
+    # The same images: what is left is the rounding of roots, some 1e-8 of the traces.
     value = float(capsys.readouterr().out.splitlines()[2].split()[1])
     assert value < 1e-8
 

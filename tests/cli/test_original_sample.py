@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ldit.cli import original_sample
+from ldit.cli.original import sample as original_sample
+from ldit.commands import sample as images
 from ldit.config.spec import SamplingConfig
-from ldit.flows import pictures
 
 ITS_OWN = {
     "solver": "ddpm", "steps": "250", "guidance": 4.0, "guidance_interval": (0.0, 1.0), "grid": "uniform", "eta": 0.0,
@@ -19,7 +19,7 @@ ITS_OWN = {
 def test_no_default_of_the_checkpoint_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key of a sampling section is stated; the guided channels are the three of its published grid."""
     jobs: list[Any] = []
-    monkeypatch.setattr(pictures, "make_pictures", lambda job, *files: jobs.append(job) or [])
+    monkeypatch.setattr(images, "make_images", lambda job, *files: jobs.append(job) or [])
     assert original_sample.run(["--ckpt", str(tmp_path)]) == 0
     (job,) = jobs
     assert {key: job.options[key] for key in ITS_OWN} == ITS_OWN and job.published

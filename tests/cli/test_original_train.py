@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from ldit.cli.arguments import parse
-from ldit.cli.original_train import OriginalTrainArguments, run, run_config
-from ldit.config.model import PRESETS, preset
+from ldit.cli.original.train import OriginalTrainArguments, run, run_config
+from ldit.commands.original_run import check_start
+from ldit.config.presets import PRESETS, preset
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, PixelCodecConfig
 from ldit.errors import ConfigError
-from ldit.flows.original_run import check_start
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--model", "DiT_Llama_600M_patch2", "--data_path", "/data", "--results_dir", "out"]
@@ -226,7 +226,7 @@ def test_the_originals_own_results_are_not_written_into(tmp_path: Path) -> None:
 
 
 def test_a_port_of_the_launcher_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldit.flows.train.train", lambda config, out: 0)
+    monkeypatch.setattr("ldit.commands.train.train", lambda config, out: 0)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     command = [*NEEDED[:-1], str(tmp_path / "out")]
     assert run(command) == 0 and "MASTER_PORT" not in os.environ
@@ -270,7 +270,7 @@ def test_two_real_steps_and_again(tmp_path: Path) -> None:
         "from ldit.cli.main import main; main(['plot', '--help'])",
         "from ldit.cli.main import main; main(['launch', '--help'])",
         "from ldit.cli.main import main; main(['launch', 'slurm', '--help'])",
-        "from ldit.cli.original_train import run; run(['--help'])",
+        "from ldit.cli.original.train import run; run(['--help'])",
     ],
 )
 def test_help_is_quick_and_torch_free(code: str) -> None:

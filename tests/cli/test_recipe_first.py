@@ -9,7 +9,7 @@ import pytest
 
 from ldit.cli.main import main
 from ldit.cli.train import parse_arguments
-from ldit.config.recipes import RECIPES, recipe
+from ldit.config.recipes.registry import RECIPES, recipe
 from ldit.errors import ConfigError
 
 INIT = ("--train.init-from", "emoji64-class-xs")

@@ -17,8 +17,8 @@ from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_network import build_network
 from ldit.codecs.latents import draw, unscaled
 from ldit.config.spec import AutoencoderConfig
-from ldit.dtypes import products
 from ldit.errors import CodecError
+from ldit.precision import products
 
 STEM = "diffusion_pytorch_model"
 # Between memory formats sums are taken in another order: about 40 layers, each rounding sums of up to 144 products by
@@ -153,8 +153,8 @@ def test_fp16_falls_back(
 
 
 def test_what_overflows_changes_nothing_else(overflowing: Path, config: AutoencoderConfig, images: Tensor) -> None:
-    """What becomes of a picture depends on that picture alone: not on one that overflowed before it, nor beside it."""
-    black = torch.zeros_like(images[:1])  # the only picture here that fits into fp16
+    """What becomes of an image depends on that image alone: not on one that overflowed before it, nor beside it."""
+    black = torch.zeros_like(images[:1])  # the only image here that fits into fp16
     alone = AutoencoderCodec(config, overflowing, dtype=torch.float16).moments(black)[0]
     full = AutoencoderCodec(config, overflowing).moments(torch.cat([images, black]))[0]
     codec = AutoencoderCodec(config, overflowing, dtype=torch.float16)

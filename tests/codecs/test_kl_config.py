@@ -69,7 +69,7 @@ def test_our_defaults_are_those_of_diffusers() -> None:
         ({"layers_per_block": True}, "layers_per_block"),
         ({"latent_channels": -4}, "latent_channels"),
         ({"norm_num_groups": 0}, "norm_num_groups: must be 1 to"),
-        ({"in_channels": 4}, "in_channels: pictures have 3 channels, got 4"),
+        ({"in_channels": 4}, "in_channels: images have 3 channels, got 4"),
         ({"out_channels": 10**9}, "out_channels"),
         ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types"),
         ({"up_block_types": "UpDecoderBlock2D"}, "up_block_types: expected a list"),

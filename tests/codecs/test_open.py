@@ -190,7 +190,7 @@ LAZY = """
 import sys, ldit
 from ldit.codecs.open import check_codec, open_codec
 from ldit.config.spec import AutoencoderConfig, PixelCodecConfig
-import ldit.flows.pictures, ldit.cli.main
+import ldit.commands.sample, ldit.cli.main
 open_codec(PixelCodecConfig())
 check_codec(AutoencoderConfig(sys.argv[1]))
 assert "diffusers" not in sys.modules

@@ -73,34 +73,34 @@ def waves(height: int, width: int, period: float) -> Tensor:
     return torch.stack([torch.sin(x + y / 2), torch.cos(x - y), torch.sin(y) * torch.cos(x)])[None]
 
 
-def test_small_pictures_are_untouched(saved: Path) -> None:
+def test_small_images_are_untouched(saved: Path) -> None:
     codec = AutoencoderCodec(AutoencoderConfig("codec"), saved)
-    picture = waves(64, 96, 32)
+    image = waves(64, 96, 32)
     codec.tiling = Tiling(10**9, 10**9, 128)
-    mean, logvar = codec.moments(picture)
+    mean, logvar = codec.moments(image)
     decoded = codec.decode(mean)
     codec.tiling = Tiling(64 * 96, 32, 8)
-    assert torch.equal(codec.moments(picture)[0], mean) and torch.equal(codec.moments(picture)[1], logvar)
+    assert torch.equal(codec.moments(image)[0], mean) and torch.equal(codec.moments(image)[1], logvar)
     assert torch.equal(codec.decode(mean), decoded)
     codec.tiling = Tiling(64 * 96 - 1, 32, 8)
-    assert not torch.equal(codec.moments(picture)[0], mean) and not torch.equal(codec.decode(mean), decoded)
+    assert not torch.equal(codec.moments(image)[0], mean) and not torch.equal(codec.decode(mean), decoded)
 
 
-def test_large_pictures_are_close(saved: Path, reference: Any) -> None:
+def test_large_images_are_close(saved: Path, reference: Any) -> None:
     """A tile's norms and attention see the tile alone, so that the error depends on how alike the tiles are. Measured
     with these random weights, 256 x 320 pixels, tiles of 192 that share 64, as a part of the values' own deviation:
     mean 0.05, log-variance 0.05, decoding 0.29; with diffusers' tiling of the same settings 0.08, 0.08, 0.32."""
     codec = AutoencoderCodec(AutoencoderConfig("codec", scale=1.0), saved)
-    picture = waves(256, 320, 32)
+    image = waves(256, 320, 32)
     coarse = torch.randn(1, 4, 8, 10, generator=torch.Generator().manual_seed(0))
     latents = F.interpolate(coarse, scale_factor=4, mode="bicubic")
-    whole = (*codec.moments(picture), codec.decode(latents))
+    whole = (*codec.moments(image), codec.decode(latents))
     codec.tiling = Tiling(limit=1, side=192, overlap=64)
-    ours = (*codec.moments(picture), codec.decode(latents))
+    ours = (*codec.moments(image), codec.decode(latents))
     theirs = copy.deepcopy(reference)
     theirs.enable_tiling()
     theirs.tile_sample_min_size, theirs.tile_latent_min_size, theirs.tile_overlap_factor = 192, 24, 1 / 3
-    posterior = theirs.encode(picture).latent_dist
+    posterior = theirs.encode(image).latent_dist
     compared = (posterior.mean, posterior.logvar, theirs.decode(latents).sample)
     for found, other, value, bound in zip(ours, compared, whole, (0.1, 0.1, 0.4), strict=True):
         assert found.shape == value.shape

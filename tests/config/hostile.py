@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
 
 # Sections whose flags are drawn; strings (paths, projects) are free and none of the parser's business, switches have

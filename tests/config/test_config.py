@@ -8,8 +8,9 @@ import pytest
 
 from ldit.config.kinds import run_from_json
 from ldit.config.labels import resolve_label
-from ldit.config.model import PRESETS, BaselineConfig, ClassModelConfig, TextModelConfig, model_from_dict, preset
-from ldit.config.recipes import RECIPES, recipe
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig, model_from_dict
+from ldit.config.presets import PRESETS, preset
+from ldit.config.recipes.registry import RECIPES, recipe
 from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, FlowConfig, ModelSpec, PixelCodecConfig
 from ldit.errors import ConfigError, RequestError
@@ -140,7 +141,7 @@ def test_recipes_survive_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_pass_check(name: str) -> None:
-    """As they are, or with a folder of pictures where they name none."""
+    """As they are, or with a folder of images where they name none."""
     config = recipe(name)
     replace(config, data=replace(config.data, path=config.data.path or "somewhere")).check()
     if not config.data.path:
@@ -247,7 +248,7 @@ def test_names_without_a_table() -> None:
 
 
 def test_imagenet_names() -> None:
-    from ldit.config.imagenet import imagenet_names
+    from ldit.config.assets import imagenet_names
 
     names = imagenet_names()
     assert len(names) == len(set(names)) == 1000
@@ -255,4 +256,4 @@ def test_imagenet_names() -> None:
 
 
 def test_baseline_sizes() -> None:
-    assert parameter_count(BaselineConfig()) == 675_129_632  # DiT-XL/2 with its position table
+    assert parameter_count(OriginalDiTConfig()) == 675_129_632  # DiT-XL/2 with its position table

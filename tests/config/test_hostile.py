@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hostile import command, document, keys
 
 from ldit.cli.main import main
+from ldit.commands import train as flow
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
-from ldit.flows import train as flow
 
 BATCHES = 10
 COMMANDS = range(count(250, 5000))

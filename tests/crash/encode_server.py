@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ldit.cli import encode as command
 from ldit.cli.main import guard
+from ldit.commands import encode as flow
 from ldit.config.spec import AutoencoderConfig
-from ldit.flows import encode as flow
 
 PAUSE = 0.004  # seconds a batch
 
 
 class SlowCodec:
-    """A pooled picture times something."""
+    """A pooled image times something."""
 
     factor, channels, dtype = 4, 2, torch.float32
     config = AutoencoderConfig(name="slow", scale=1.0, shift=0.0, factor=4)

@@ -15,7 +15,7 @@ import torch
 from stalls import FAULTS
 
 import ldit.cli.train
-import ldit.flows.train  # noqa: F401 (all that a run imports)
+import ldit.commands.train  # noqa: F401 (all that a run imports)
 from ldit.cli.main import main
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ldit.checkpoint import manifest
 from ldit.checkpoint.run import committed_steps, step_folder
-from ldit.checkpoint.sets import read_set
+from ldit.storage import manifest
+from ldit.storage.shards import read_set
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

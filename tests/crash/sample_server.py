@@ -1,4 +1,4 @@
-"""The fork server for sets of pictures: as forkserver.py, for `ldit sample`. The first word of an order is the number
+"""The fork server for sets of images: as forkserver.py, for `ldit sample`. The first word of an order is the number
 of cores that the process takes."""
 
 import sys
@@ -6,7 +6,7 @@ import sys
 import forkserver
 import torch
 
-import ldit.flows.sample_set  # noqa: F401 (all that a process imports)
+import ldit.pipeline.sets.make  # noqa: F401 (all that a process imports)
 from ldit.cli import sample as command
 from ldit.cli.main import guard
 

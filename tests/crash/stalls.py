@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ldit.checkpoint import save, sets
+from ldit.checkpoint import save
 from ldit.data import loader
-from ldit.train import task
+from ldit.storage import shards as sets
+from ldit.train.tasks import task
 
 
 def _for_ever(*arguments: Any) -> Any:

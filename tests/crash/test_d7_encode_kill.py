@@ -15,13 +15,13 @@ from counts import count
 from crash.processes import HERE, PATIENCE, ROOT, Job, Server, until
 from PIL import Image
 
-from ldit.checkpoint import manifest
-from ldit.data.latents import open_cache
+from ldit.data.latent_cache.reader import open_cache
+from ldit.storage import manifest
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 
 KILLS = 3  # in a case, at least; cases take turns with 1, 2 and 4 processes
-PICTURES, KEPT = 116, 12
+IMAGES, KEPT = 116, 12
 FLAGS = ["--image-size", "16", "--shard-size", "8", "--batch-size", "4", "--device", "cpu"]
 
 
@@ -46,13 +46,13 @@ def encoder() -> Iterator[EncodeServer]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of random pictures, and a damaged one in each part."""
+    """Two classes of random images, and a damaged one in each part."""
     root, rng, listed = tmp_path_factory.mktemp("set"), np.random.default_rng(0), []
-    for number in range(PICTURES + KEPT):
+    for number in range(IMAGES + KEPT):
         name = f"{'ab'[number % 2]}/{number:03d}.png"
         (root / name).parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(root / name)
-        if number >= PICTURES:
+        if number >= IMAGES:
             listed.append(name)
     (root / "heldout.txt").write_text("\n".join(listed))
     for name in ("a/040.png", listed[3]):
@@ -66,7 +66,7 @@ def undisturbed(encoder: EncodeServer, source: Path, tmp_path_factory: pytest.Te
     with Job(encoder, argv(source, base / "cache"), base / "said") as job:
         assert job.wait() == [0], job.said()
     train, kept = open_cache(base / "cache")
-    assert kept is not None and (len(train), len(kept)) == (PICTURES - 1, KEPT - 1)
+    assert kept is not None and (len(train), len(kept)) == (IMAGES - 1, KEPT - 1)
     return contents(base / "cache")
 
 

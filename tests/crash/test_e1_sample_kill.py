@@ -1,4 +1,4 @@
-"""Row E1: kills while a set of pictures is made, in 1, 2 and 4 processes; the same command ends in the same bytes."""
+"""Row E1: kills while a set of images is made, in 1, 2 and 4 processes; the same command ends in the same bytes."""
 
 import os
 import random
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from counts import count
 from crash.processes import HERE, PATIENCE, ROOT, Job, Server, until
-from flows.sets import contents, described, exported
 from PIL import Image
+from pipeline.sets import contents, described, exported
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 
 KILLS = count(2, 3)  # in a case, at least; cases take turns with 1, 2 and 4 processes, and with folders and arrays
-PICTURES = count(200, 1000)
+IMAGES = count(200, 1000)
 BATCH = 4
 KINDS = ("set", "set.npz")
 
@@ -56,14 +56,14 @@ def undisturbed(
         with Job(sampler, argv(source, base / kind), base / "said") as job:
             assert job.wait() == [0], job.said()
     found = {kind: contents(base / kind) for kind in KINDS}
-    assert len(found["set"]) == PICTURES + 2 and len(set(found["set"].values())) == PICTURES + 2
+    assert len(found["set"]) == IMAGES + 2 and len(set(found["set"].values())) == IMAGES + 2
     return found
 
 
 def argv(source: Path, out: Path, cores: int = 1) -> list[str]:
     flags = [
         "--num",
-        str(PICTURES),
+        str(IMAGES),
         "--batch-size",
         str(BATCH),
         "--steps",
@@ -90,7 +90,7 @@ def complete(out: Path) -> bool:
 def strike(job: Job, out: Path, rng: random.Random) -> int:
     """Kill some of the processes, or all: at any time of their start, or some blocks after where the job stood; how
     many were there to be killed."""
-    goal = stands(out) + rng.randint(0, PICTURES // BATCH // 4)
+    goal = stands(out) + rng.randint(0, IMAGES // BATCH // 4)
     if rng.random() < 0.75:
         until(lambda: stands(out) >= goal or not job.alive(), PATIENCE, job.said)
     time.sleep(rng.uniform(0.0, 0.06))
@@ -123,7 +123,7 @@ def test_e1_killed_at_random_it_ends_the_same(
 
 
 def true_so_far(out: Path, wanted: dict[str, bytes]) -> None:
-    """Each picture under its final name is whole and the right one; an array is there whole or not at all."""
+    """Each image under its final name is whole and the right one; an array is there whole or not at all."""
     if out.suffix == ".npz":
         assert not out.exists() or out.read_bytes() == wanted[""]
         return
@@ -170,5 +170,5 @@ def test_e1_two_at_once_and_another_set(
         assert third.wait() == [2] and "made with seed 0, this command has 1" in third.said()
     assert contents(out) == undisturbed[kind]
     if kind == "set":
-        with Image.open(out / "000007.png") as picture:
-            assert picture.size == (8, 8)
+        with Image.open(out / "000007.png") as image:
+            assert image.size == (8, 8)

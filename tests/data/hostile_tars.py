@@ -15,7 +15,7 @@ Parts = list[bytes | int]  # bytes, and lengths of holes
 
 
 def png(color: int = 0, side: int = 4) -> bytes:
-    """A grey picture file."""
+    """A grey image file."""
     out = io.BytesIO()
     Image.new("RGB", (side, side), (color,) * 3).save(out, "PNG")
     return out.getvalue()
@@ -295,7 +295,7 @@ def same_name(rng: random.Random) -> Hostile:
     return [member(twin)], "good/000."
 
 
-def second_picture(rng: random.Random) -> Hostile:
+def second_image(rng: random.Random) -> Hostile:
     return [member(rng.choice([b"good/000.jpg", b"good/000.jpeg", b"good/000.gif"]))], "good/000."
 
 
@@ -345,8 +345,8 @@ def false_checksum(rng: random.Random) -> Hostile:
     return [bytes(block)], "no tar header"
 
 
-def large_picture(rng: random.Random) -> Hostile:
-    """More bytes than a picture may have, in a hole of the disk."""
+def large_image(rng: random.Random) -> Hostile:
+    """More bytes than an image may have, in a hole of the disk."""
     size = (1 << 28) + 512 * rng.randint(1, 1 << 20)
     return [header(b"evil.png", size), size], "evil.png"
 
@@ -363,8 +363,8 @@ KINDS: list[Callable[[random.Random], Hostile]] = [
     dotdot, absolute, dotdot_folder, dotdot_by_pax, dotdot_by_long_name, dotdot_by_prefix, symbolic_link, hard_link,
     long_link, pax_link, device, fifo, sparse, sparse_by_pax, unknown_kind, beyond_the_end, huge_size, negative_size,
     no_number, blank_size, huge_pax, large_pax, huge_long_name, large_long_name, long_pax_name, pax_size, damaged_pax,
-    global_name, zero_in_name, no_name, two_extended, extended_at_the_end, folder_with_bytes, same_name, second_picture,
-    second_label, lost, bad_label, bad_object, false_checksum, large_picture, glued, noise,
+    global_name, zero_in_name, no_name, two_extended, extended_at_the_end, folder_with_bytes, same_name, second_image,
+    second_label, lost, bad_label, bad_object, false_checksum, large_image, glued, noise,
 ]  # fmt: skip
 
 

@@ -12,38 +12,38 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flows.encoding import KEPT, TRAIN, encode, job, pictures
+from commands.encoding import KEPT, TRAIN, encode, job, pictures
 from PIL import Image
 
-from ldit.checkpoint import manifest
 from ldit.cli.data import run
-from ldit.data import hashes
-from ldit.data.check import Reading, scan_folder
-from ldit.data.decoding import Decoding
+from ldit.data.check import hashes
+from ldit.data.check.scan import Reading, scan_folder
+from ldit.data.images.decoding import Decoding
 from ldit.errors import ConfigError, DataError, LditError, RequestError
+from ldit.storage import manifest
 
 
-def picture(path: Path, size: tuple[int, int], grey: int, **options: Any) -> None:
+def image(path: Path, size: tuple[int, int], grey: int, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (grey, grey, grey)).save(path, **options)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes and one picture beside them; a pair of equal files within a class and one across."""
+    """Two classes and one image beside them; a pair of equal files within a class and one across."""
     root = tmp_path / "set"
     for i in range(3):
-        picture(root / "cat" / f"{i}.png", (40, 20 + i), i)
+        image(root / "cat" / f"{i}.png", (40, 20 + i), i)
     shutil.copy(root / "cat" / "1.png", root / "cat" / "copy.png")
-    picture(root / "dog" / "a.jpg", (64, 64), 7)
+    image(root / "dog" / "a.jpg", (64, 64), 7)
     shutil.copy(root / "cat" / "2.png", root / "dog" / "z.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture(root / "dog" / "t.jpg", (100, 50), 8, exif=turned)
+    image(root / "dog" / "t.jpg", (100, 50), 8, exif=turned)
     frames = [Image.new("L", (8, 8), grey) for grey in (1, 200)]
     frames[0].save(root / "dog" / "m.gif", save_all=True, append_images=frames[1:])
-    picture(root / "beside.png", (16, 16), 9)
-    (root / "notes.txt").write_text("no picture")
+    image(root / "beside.png", (16, 16), 9)
+    (root / "notes.txt").write_text("no image")
     return root
 
 
@@ -77,10 +77,10 @@ def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -
     text = lines(capsys, folder, "--image-size", 21)
     assert "duplicates  2 in 2 groups of equal files, 1 of them across classes" in text
     assert text[text.index("  cat/2.png, dog/z.png") + 1] == "  cat/1.png, cat/copy.png"  # those across stand first
-    assert text[-1] == "verdict     sound" and "classes     2, 4 to 4 pictures: cat 4, dog 4" in text
+    assert text[-1] == "verdict     sound" and "classes     2, 4 to 4 images: cat 4, dog 4" in text
 
 
-def test_bad_pictures_and_problems(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_and_problems(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "cat" / "0.png").write_bytes(b"")
     for i in range(30):
         (folder / "dog" / f"bad{i:02d}\n.png").write_text("text")
@@ -90,13 +90,13 @@ def test_bad_pictures_and_problems(folder: Path, capsys: pytest.CaptureFixture[s
     assert said["bad"][0] == {"file": "cat/0.png", "reason": "the file is empty"} and len(said["bad"]) == 31
     assert said["problems"] == [
         f"class folders {folder / 'Cat'} and {folder / 'cat'} differ in case alone",
-        *(f"class folder {folder / name} holds no pictures" for name in ("Cat", "empty")),
+        *(f"class folder {folder / name} holds no images" for name in ("Cat", "empty")),
     ]
     (folder / "Cat").rmdir()
-    assert report(capsys, folder, code=1)["problems"] == [f"class folder {folder / 'empty'} holds no pictures"]
+    assert report(capsys, folder, code=1)["problems"] == [f"class folder {folder / 'empty'} holds no images"]
     text = lines(capsys, folder, code=1)
     assert "bad         31" in text and "  … and 23 more" in text and text[-1] == "verdict     not sound"
-    assert "  dog/bad00\\n.png: not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF picture" in text
+    assert "  dog/bad00\\n.png: not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image" in text
     assert report(capsys, folder, "--max-pixels", 800, code=1)["bad"][1]["file"] == "cat/1.png"
 
 
@@ -106,7 +106,7 @@ def test_problems_alone_are_not_sound(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_threads_change_nothing(folder: Path) -> None:
-    """More pictures than are handed to the threads at once."""
+    """More images than are handed to the threads at once."""
     for i in range(1200):
         (folder / "dog" / f"{i:04d}.png").write_bytes(b"%d" % i)
     one, four = (scan_folder(folder, Decoding(), 21, Reading(workers)) for workers in (1, 4))
@@ -145,7 +145,7 @@ def test_against_a_list(folder: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     data[-3] ^= 1  # still decodes: what only a list of hashes finds
     (folder / "dog" / "a.jpg").write_bytes(data)
     (folder / "cat" / "0.png").unlink()
-    picture(folder / "cat" / "new.png", (16, 16), 77)
+    image(folder / "cat" / "new.png", (16, 16), 77)
     said = report(capsys, folder, "--against", target, code=1)
     assert said["bad"] == [] and (said["changed"], said["missing"], said["new"]) == (
         ["dog/a.jpg"],
@@ -173,7 +173,7 @@ def test_lists_with_windows_line_ends(folder: Path, capsys: pytest.CaptureFixtur
 def test_what_is_there_and_cannot_be_read_is_not_missing(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two pictures that will not open, and two files that the list alone names."""
+    """Two images that will not open, and two files that the list alone names."""
     target = tmp_path / "hashes.txt"
     report(capsys, folder, "--write", target)
     with target.open("a") as file:
@@ -200,8 +200,8 @@ def test_linked_class_folders_are_checked(folder: Path, capsys: pytest.CaptureFi
     (folder / "dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "again").symlink_to(folder / "cat")
     (folder / ".cache").mkdir()
-    (folder / ".cache" / "1.png").write_text("no picture")
-    (tmp_path / "elsewhere" / "bad.png").write_text("no picture")
+    (folder / ".cache" / "1.png").write_text("no image")
+    (tmp_path / "elsewhere" / "bad.png").write_text("no image")
     said = report(capsys, folder, code=1)
     assert said["classes"] == {"cat": 4, "dog": 5} and [bad["file"] for bad in said["bad"]] == ["dog/bad.png"]
     assert said["total"] == 10
@@ -214,8 +214,7 @@ def test_files_that_no_run_reads_are_counted(folder: Path, capsys: pytest.Captur
     assert said["other_files"] == {".avif": 2, ".heic": 1, "": 1, ".txt": 1} and said["beside_classes"] == 1
     (row,) = (line for line in lines(capsys, folder) if line.startswith("beside"))
     assert row.startswith(
-        "beside      no run reads 1 pictures beside the class folders and 5 files that are not named as pictures: "
-        ".avif 2, "
+        "beside      no run reads 1 images beside the class folders and 5 files that are not named as images: .avif 2, "
     )
     assert "no suffix 1" in row
 
@@ -251,7 +250,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         ([folder, "--image-size", 0], RequestError, "--image-size"),
         ([folder, "--max-pixels", 0], RequestError, "--max-pixels"),
         ([folder, "--background", 0, 0, 256], RequestError, "--background"),
-        ([tmp_path / "none"], DataError, "no pictures in"),
+        ([tmp_path / "none"], DataError, "no images in"),
         ([tmp_path / "gone"], DataError, "no folder"),
     ]
     before = (folder / "cat" / "1.png").read_bytes()
@@ -265,10 +264,10 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
             run(arguments)
 
 
-def test_loose_pictures_and_background(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loose_images_and_background(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
     said = report(capsys, tmp_path, "--exif", "--background", 0, 0, 0)
-    assert (said["kind"], said["classes"], said["modes"]) == ("loose pictures", {}, {"RGBA": 1})
+    assert (said["kind"], said["classes"], said["modes"]) == ("loose images", {}, {"RGBA": 1})
 
 
 def idx(path: Path, axes: tuple[int, ...], data: bytes) -> None:
@@ -282,7 +281,7 @@ def test_idx_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", (count,), bytes(i % 2 for i in range(count)))
     said = report(capsys, tmp_path)
     assert (said["kind"], said["total"], said["classes"]) == ("a set of IDX files", 8, {"0": 5, "1": 3})
-    with pytest.raises(RequestError, match="--write: lists of hashes are of folders of pictures"):
+    with pytest.raises(RequestError, match="--write: lists of hashes are of folders of images"):
         run(["check", str(tmp_path), "--write", str(tmp_path / "x")])
 
 
@@ -300,14 +299,14 @@ def test_tars(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) 
         archive.add(tmp_path / "bad.png", "3.png")
         archive.add(tmp_path / "1.cls", "3.cls")
     said = report(capsys, tmp_path / "shards", code=1)
-    assert said["bad"] == [{"file": "0.tar/3.png", "reason": "not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF picture"}]
+    assert said["bad"] == [{"file": "0.tar/3.png", "reason": "not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image"}]
     assert said["classes"] == {"0": 2, "1": 1}
 
 
 def test_tars_and_lists_are_looked_at_like_folders(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Modes, sizes and duplicates; the class of a picture is its label."""
+    """Modes, sizes and duplicates; the class of an image is its label."""
     names = ["cat/1.png", "cat/copy.png", "cat/2.png", "dog/z.png", "dog/t.jpg"]
     entries = [{"file_name": name, "label": "k" if name == "dog/z.png" else "l"} for name in names]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)))
@@ -341,7 +340,7 @@ def test_sets_that_do_not_open_are_not_sound(tmp_path: Path, folder: Path, capsy
 
 
 def test_a_folder_that_is_sealed_and_no_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A manifest of another kind does not hide the pictures."""
+    """A manifest of another kind does not hide the images."""
     (folder / "manifest.json").write_text(json.dumps({"name": "an app"}))
     assert report(capsys, folder)["total"] == 9
     assert np.asarray(Image.open(folder / "cat" / "0.png")).shape == (20, 40, 3)

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from ldit.cli.data import run
-from ldit.data import check
-from ldit.data.check import MOST_HUNG, Reading, compare, scan_folder
-from ldit.data.decoding import Decoding, Facts
+from ldit.data.check import scan as check
+from ldit.data.check.scan import MOST_HUNG, Reading, compare, scan_folder
+from ldit.data.images.decoding import Decoding, Facts
 from ldit.errors import RunError
 
 COUNT = 12
-PATIENCE = 1.0  # far above what a small picture takes on a busy machine
+PATIENCE = 1.0  # far above what a small image takes on a busy machine
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_file_is_bad_and_the_others_are_read(folder: Path, hanging: set[str]
     assert report.total == COUNT and len(report.digests) == COUNT - 2 and report.formats["PNG"] == COUNT - 2
 
 
-def test_listed_pictures_too(folder: Path, hanging: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_listed_images_too(folder: Path, hanging: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     with tarfile.open(folder / "0.tar", "w") as archive:
         for path in sorted((folder / "a").iterdir()):
             archive.add(path, path.name)

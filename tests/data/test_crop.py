@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldit.data.transforms import center_crop
+from ldit.data.images.transforms import center_crop
 
 S = 16
 SIDES = [

@@ -16,9 +16,9 @@ import pytest
 from counts import count
 from PIL import Image
 
-from ldit.data.check import scan_folder
-from ldit.data.decoding import BadPicture, Decoding, open_picture
-from ldit.data.image_folder import ImageFolder
+from ldit.data.check.scan import scan_folder
+from ldit.data.formats.image_folder import ImageFolder
+from ldit.data.images.decoding import BadImage, Decoding, open_image
 from ldit.errors import DataError, RunError
 
 SIZE = 12
@@ -35,7 +35,7 @@ def whole(kind: str, rng: np.random.Generator) -> tuple[bytes, np.ndarray]:
 
 
 def decodes(data: bytes) -> bool:
-    """Whether Pillow alone makes a picture of it."""
+    """Whether Pillow alone makes an image of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -133,7 +133,7 @@ def claims(kind: str, width: int, height: int) -> bytes:
     return {"JPEG": jpeg, "WEBP": webp, "BMP": bmp, "GIF": gif}[kind](width, height)
 
 
-def long_picture(kind: str, width: int, height: int) -> bytes:
+def long_image(kind: str, width: int, height: int) -> bytes:
     file = BytesIO()
     Image.new("RGB", (width, height), (1, 2, 3)).save(file, kind)
     assert decodes(file.getvalue()) and max(width, height) > 64 * min(width, height)
@@ -141,7 +141,7 @@ def long_picture(kind: str, width: int, height: int) -> bytes:
 
 
 def damaged(kind: str, rng: np.random.Generator, number: int) -> bytes:
-    """Damage `number` of a kind of picture."""
+    """Damage `number` of a kind of image."""
     whole_file = whole(kind, rng)[0]
     others = [
         b"",
@@ -153,9 +153,9 @@ def damaged(kind: str, rng: np.random.Generator, number: int) -> bytes:
         b"\xef\xbb\xbf" + whole_file,
         claims(kind, 16000, 16000),
         claims(kind, 8193, 8192),
-        long_picture(kind, 1, 5000),
-        long_picture(kind, 5000, 1),
-        long_picture(kind, 3, 193),
+        long_image(kind, 1, 5000),
+        long_image(kind, 5000, 1),
+        long_image(kind, 3, 193),
     ]
     return others[number] if number < len(others) else truncated(whole_file, rng)
 
@@ -183,7 +183,7 @@ def test_exactly_the_damaged_files_are_bad(tmp_path: Path) -> None:
             pixels, label = pictures[index]
         except DataError as error:
             message = str(error)
-            assert message.startswith(f"cannot read picture {tmp_path / name}: ") and len(message) < 400
+            assert message.startswith(f"cannot read image {tmp_path / name}: ") and len(message) < 400
             found.add(name)
         else:
             assert np.array_equal(pixels, good[name]) and pictures.names[label] == name.split("/")[0]
@@ -207,8 +207,8 @@ def test_what_is_no_file_is_bad(tmp_path: Path) -> None:
         ("nothing", "No such file"),
         ("loop", "not a file"),
     ):
-        with pytest.raises(BadPicture, match=said):
-            open_picture(tmp_path / f"{name}.png", Decoding())
+        with pytest.raises(BadImage, match=said):
+            open_image(tmp_path / f"{name}.png", Decoding())
     Image.new("L", (4, 4)).save(tmp_path / "ok.png")
     (tmp_path / "c").mkdir()
     for path in tmp_path.glob("*.png"):
@@ -218,7 +218,7 @@ def test_what_is_no_file_is_bad(tmp_path: Path) -> None:
         f"c/{n}.png" for n in ("circle", "nothing", "ok", "pipe")
     ]
     for index in (0, 1, 3):
-        with pytest.raises(DataError, match="cannot read picture"):
+        with pytest.raises(DataError, match="cannot read image"):
             pictures[index]
 
 
@@ -231,8 +231,8 @@ def test_files_without_permission(tmp_path: Path) -> None:
     if root:
         os.seteuid(65534)
     try:
-        with pytest.raises(RunError, match=r"cannot read picture .*a\.png: Permission denied"):
-            open_picture(path, Decoding())
+        with pytest.raises(RunError, match=r"cannot read image .*a\.png: Permission denied"):
+            open_image(path, Decoding())
     finally:
         if root:
             os.seteuid(0)
@@ -298,7 +298,7 @@ def bombs() -> dict[str, bytes]:
 MEASURED = """
 import json, re, resource, sys, time, warnings
 from pathlib import Path
-from ldit.data.decoding import BadPicture, Decoding, examine
+from ldit.data.images.decoding import BadPicture, Decoding, examine
 warnings.simplefilter("ignore")
 
 def peak():  # bytes; Linux carries the other figure over from the process that started this one
@@ -372,7 +372,7 @@ def test_exif_that_names_itself_many_times_costs_nothing(tmp_path: Path) -> None
     assert all(not reason and seconds < 5 and peak < 0.3 for reason, seconds, peak in said.values()), said
 
 
-def test_large_pictures_stay_below_a_gigabyte(tmp_path: Path) -> None:
+def test_large_images_stay_below_a_gigabyte(tmp_path: Path) -> None:
     """64 million RGBA pixels (in the soak run; a quarter of them otherwise), and as many of 16 bits."""
     side = count(4096, 8192)
     rows = zlib.compress(bytes(side * 4 + 1) * side, 1)
@@ -384,5 +384,5 @@ def test_large_pictures_stay_below_a_gigabyte(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + deep + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     said = measured(tmp_path)
     assert all(not reason for reason, _, _ in said.values()), said
-    # The decoded picture and its RGB, 4 bytes a pixel each, and 0.1 GB for the program and strips
+    # The decoded image and its RGB, 4 bytes a pixel each, and 0.1 GB for the program and strips
     assert max(peak for _, _, peak in said.values()) < 2 * 4 * side**2 / 1e9 + 0.1, said

@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 
 from ldit.config.sections import DataConfig
-from ldit.data.decoding import to_rgb
-from ldit.data.image_folder import ImageFolder, read_list
+from ldit.data.formats.image_folder import ImageFolder, read_list
+from ldit.data.formats.metadata import MetadataImages
+from ldit.data.formats.tars import TarImages
+from ldit.data.images.decoding import to_rgb
 from ldit.data.loader import Loader
-from ldit.data.metadata import MetadataPictures
 from ldit.data.order import EpochOrder
 from ldit.data.source import data_root, open_data, open_run_data
-from ldit.data.tars import TarPictures
 from ldit.errors import DataError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes, byte order B < a < ä, with 5, 3 and 4 pictures of distinct grey."""
+    """Three classes, byte order B < a < ä, with 5, 3 and 4 images of distinct grey."""
     grey = 0
     for name, count in (("a", 3), ("B", 5), ("ä", 4)):
         (tmp_path / name).mkdir()
@@ -49,8 +49,8 @@ def test_class_order_and_labels(folder: Path) -> None:
     data = ImageFolder(folder, 8)
     assert data.names == ("B", "a", "ä")
     assert data.labels == [0] * 5 + [1] * 3 + [2] * 4
-    picture, label = data[5]
-    assert label == 1 and picture.shape == (8, 8, 3) and (picture == 0).all()
+    image, label = data[5]
+    assert label == 1 and image.shape == (8, 8, 3) and (image == 0).all()
 
 
 def test_heldout_and_caps(folder: Path) -> None:
@@ -69,11 +69,11 @@ def test_faults_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         data_root(str(folder / "missing"))
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no pictures"):
+    with pytest.raises(DataError, match="empty holds no images"):
         ImageFolder(folder, 8)
     (folder / "empty" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 20)
     data = ImageFolder(folder, 8)
-    with pytest.raises(DataError, match=r"cannot read picture .*bad\.png"):
+    with pytest.raises(DataError, match=r"cannot read image .*bad\.png"):
         data[data.labels.index(data.names.index("empty"))]
     with pytest.raises(DataError, match="no held-out list"):
         read_list(folder / "nothing.txt")
@@ -84,37 +84,37 @@ def test_faults_are_named(folder: Path) -> None:
 
 def test_data_path_is_looked_at(tmp_path: Path) -> None:
     """A list stands before tars and class folders; a list or archive is read once for both sets."""
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "png")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "png")
     (tmp_path / "a").mkdir()
     for name in ("a/1.png", "a/2.png"):
-        (tmp_path / name).write_bytes(picture.getvalue())
+        (tmp_path / name).write_bytes(image.getvalue())
     (tmp_path / "heldout.txt").write_text("a/2.png\nx.tar/2.png\n")
     assert [type(data) for data in open_data(str(tmp_path), 8)] == [ImageFolder] * 2
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a/1.png"}\n{"file_name": "a/2.png"}\n')
     train, heldout = open_data(str(tmp_path), 8)
-    assert isinstance(train, MetadataPictures) and heldout is not None and (len(train), len(heldout)) == (1, 1)
+    assert isinstance(train, MetadataImages) and heldout is not None and (len(train), len(heldout)) == (1, 1)
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         tar.add(tmp_path / "a/1.png", "1.png")
         tar.add(tmp_path / "a/2.png", "2.png")
-    assert isinstance(open_data(str(tmp_path), 8)[0], MetadataPictures)
+    assert isinstance(open_data(str(tmp_path), 8)[0], MetadataImages)
     for name in ("metadata.jsonl", "a/1.png", "a/2.png"):
         (tmp_path / name).unlink()
     train, heldout = open_data(str(tmp_path), 8)
-    assert isinstance(train, TarPictures) and heldout is not None and heldout.where(0) == "x.tar/2.png"
+    assert isinstance(train, TarImages) and heldout is not None and heldout.where(0) == "x.tar/2.png"
     only, _ = open_data(str(tmp_path / "x.tar"), 8, "")
-    assert isinstance(only, TarPictures) and len(only) == 2 and only[0][0].shape == (8, 8, 3)
+    assert isinstance(only, TarImages) and len(only) == 2 and only[0][0].shape == (8, 8, 3)
 
 
-def test_a_cache_is_no_set_of_pictures(tmp_path: Path) -> None:
+def test_a_cache_is_no_set_of_images(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"cache": {}}')
-    with pytest.raises(DataError, match="latent cache, pictures are needed"):
+    with pytest.raises(DataError, match="latent cache, images are needed"):
         open_data(str(tmp_path), 8)
     with pytest.raises(DataError, match=r"data\.heldout: .* is a latent cache"):
         open_run_data(DataConfig(str(tmp_path), 8, heldout="x"))
 
 
-def test_decoding_reaches_the_pictures(tmp_path: Path) -> None:
+def test_decoding_reaches_the_images(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a/1.png")
     data, _ = open_run_data(DataConfig(str(tmp_path), 8, background=(51, 0, 255)))
@@ -126,7 +126,7 @@ def test_decoding_reaches_the_pictures(tmp_path: Path) -> None:
         data.read(0, False, out)
 
 
-def test_bad_picture_stops_the_loader(folder: Path) -> None:
+def test_bad_image_stops_the_loader(folder: Path) -> None:
     (folder / "B" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"B/0\.png"):
         list(Loader(ImageFolder(folder, 8), 12, 0, False).from_step(0, 1))

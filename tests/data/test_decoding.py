@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from ldit.data import decoding as module
-from ldit.data.decoding import BadPicture, Decoding, examine, open_picture, read_square, to_rgb
+from ldit.data.images import decoding as module
+from ldit.data.images.decoding import BadImage, Decoding, examine, open_image, read_square, to_rgb
 from ldit.errors import RunError
 
 WHITE = (255, 255, 255)
@@ -20,14 +20,14 @@ PAINT = (10, 200, 60)
 RNG = np.random.default_rng(0)
 
 
-def stored(picture: Image.Image, kind: str, **options: Any) -> BytesIO:
+def stored(image: Image.Image, kind: str, **options: Any) -> BytesIO:
     file = BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file
 
 
 def decoded(file: BytesIO, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-    return np.asarray(open_picture(file, Decoding(background=background))).astype(int)
+    return np.asarray(open_image(file, Decoding(background=background))).astype(int)
 
 
 def over(colour: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
@@ -51,10 +51,10 @@ def test_plain_modes() -> None:
 def test_palettes() -> None:
     palette = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
     index = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
-    picture = Image.fromarray(index, "L")
-    picture.putpalette(palette.tobytes())
+    image = Image.fromarray(index, "L")
+    image.putpalette(palette.tobytes())
     for kind in ("PNG", "GIF", "BMP", "TIFF"):
-        file = stored(picture, kind, **({"optimize": False} if kind == "GIF" else {}))
+        file = stored(image, kind, **({"optimize": False} if kind == "GIF" else {}))
         assert np.array_equal(decoded(file), palette[index]), kind
 
 
@@ -80,22 +80,22 @@ def test_alpha_is_composited(background: tuple[int, int, int]) -> None:
 
 
 def test_white_behind_is_as_it_always_was() -> None:
-    """Stored models were trained on this: the whole picture at once, by Pillow's compositing."""
+    """Stored models were trained on this: the whole image at once, by Pillow's compositing."""
     rgba = Image.fromarray(RNG.integers(0, 256, (40, 30, 4), dtype=np.uint8))
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     before = Image.alpha_composite(white, rgba).convert("RGB")
-    assert np.array_equal(np.asarray(open_picture(stored(rgba, "PNG"), Decoding())), np.asarray(before))
+    assert np.array_equal(np.asarray(open_image(stored(rgba, "PNG"), Decoding())), np.asarray(before))
 
 
 def test_transparent_colours_and_palettes() -> None:
     index = np.array([[0, 1, 2, 3]], np.uint8)
-    picture = Image.fromarray(index, "L")
-    picture.putpalette(bytes([9, 8, 7, 20, 30, 40, 50, 60, 70, 80, 90, 100]))
-    some = decoded(stored(picture, "PNG", transparency=bytes([255, 0, 51, 255])), PAINT)
+    image = Image.fromarray(index, "L")
+    image.putpalette(bytes([9, 8, 7, 20, 30, 40, 50, 60, 70, 80, 90, 100]))
+    some = decoded(stored(image, "PNG", transparency=bytes([255, 0, 51, 255])), PAINT)
     assert some[0, [0, 1, 3]].tolist() == [[9, 8, 7], list(PAINT), [80, 90, 100]]
     assert np.abs(some[0, 2] * 255 - (np.array([50, 60, 70]) * 51 + np.array(PAINT) * 204)).max() <= 255
     for kind in ("PNG", "GIF"):
-        one = decoded(stored(picture, kind, transparency=2), PAINT)
+        one = decoded(stored(image, kind, transparency=2), PAINT)
         assert one[0].tolist() == [[9, 8, 7], [20, 30, 40], list(PAINT), [80, 90, 100]], kind
     grey = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
     assert decoded(stored(grey, "PNG", transparency=100), PAINT)[0].tolist() == [[0] * 3, list(PAINT), [255] * 3]
@@ -105,7 +105,7 @@ def test_transparent_colours_and_palettes() -> None:
     assert decoded(stored(bits, "PNG", transparency=1), PAINT)[0].tolist() == [[0] * 3, list(PAINT)]
     deep = Image.fromarray(np.array([[514, 770, 65535]], np.uint16))
     assert decoded(stored(deep, "PNG", transparency=770), PAINT)[0].tolist() == [[2] * 3, list(PAINT), [255] * 3]
-    pa = picture.convert("PA")
+    pa = image.convert("PA")
     pa.putalpha(Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8)))
     assert np.asarray(to_rgb(pa, PAINT))[0].tolist() == [[9, 8, 7], list(PAINT), [50, 60, 70], list(PAINT)]
     quantised = Image.new("RGBA", (2, 1), (5, 6, 7, 0)).quantize(4)
@@ -126,8 +126,8 @@ def test_sixteen_bits_go_to_the_nearest_level() -> None:
     assert examine(stored(big, "TIFF"), Decoding()).mode == "I;16B"
     assert np.array_equal(decoded(stored(big, "TIFF")), wanted)
     for mode, kind in (("I;16L", "<u2"), ("I;16N", "=u2"), ("I;16B", ">u2")):
-        picture = Image.frombytes(mode, (256, 256), values.astype(kind).tobytes())
-        assert np.array_equal(np.asarray(to_rgb(picture)), wanted), mode
+        image = Image.frombytes(mode, (256, 256), values.astype(kind).tobytes())
+        assert np.array_equal(np.asarray(to_rgb(image)), wanted), mode
     graymap = BytesIO(b"P5 256 256 65535\n" + values.astype(">u2").tobytes())
     assert examine(graymap, Decoding()).mode == "I" and np.array_equal(decoded(graymap), wanted)
 
@@ -196,7 +196,7 @@ def test_the_first_frame_counts() -> None:
 
 
 def test_strips_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of more than a strip are converted in parts: the same pixels."""
+    """Images of more than a strip are converted in parts: the same pixels."""
     rgba = Image.fromarray(RNG.integers(0, 256, (23, 9, 4), dtype=np.uint8))
     palette = rgba.convert("RGB").quantize(16)
     palette.info["transparency"] = 3
@@ -204,7 +204,7 @@ def test_strips_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     deep.info["transparency"] = int(np.asarray(deep)[11, 4])
     floats = Image.fromarray(RNG.uniform(0, 255, (23, 9)).astype(np.float32))
     pictures = [rgba, rgba.convert("RGBa"), rgba.convert("LA"), palette, deep, floats]
-    whole = [np.asarray(to_rgb(picture, PAINT)) for picture in pictures]
+    whole = [np.asarray(to_rgb(image, PAINT)) for image in pictures]
     for pixels in (1, 9 * 5, 9 * 23 - 1):
         monkeypatch.setattr(module, "_STRIP", pixels)
         assert all(np.array_equal(to_rgb(p, PAINT), w) for p, w in zip(pictures, whole, strict=True))
@@ -216,22 +216,22 @@ def test_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
     assert examine(path, Decoding()).format == "BMP"
     assert read_square(path, 2, Decoding()).tolist() == [[[9] * 3] * 2] * 2
     for kind in ("ICO", "TGA", "PCX", "SGI", "JPEG2000", "DDS"):  # formats that Pillow knows and we do not take
-        with pytest.raises(BadPicture, match="not a JPEG"):
-            open_picture(stored(Image.new("RGB", (16, 16)), kind), Decoding())
+        with pytest.raises(BadImage, match="not a JPEG"):
+            open_image(stored(Image.new("RGB", (16, 16)), kind), Decoding())
 
 
 def test_size_rules_to_the_pixel() -> None:
     file = stored(Image.new("L", (10, 11)), "PNG")
-    assert open_picture(file, Decoding(max_pixels=110)).size == (10, 11)
-    with pytest.raises(BadPicture, match=r"10 x 11 = 110 pixels, more than max_pixels 109"):
-        open_picture(file, Decoding(max_pixels=109))
+    assert open_image(file, Decoding(max_pixels=110)).size == (10, 11)
+    with pytest.raises(BadImage, match=r"10 x 11 = 110 pixels, more than max_pixels 109"):
+        open_image(file, Decoding(max_pixels=109))
     for size, good in (((64, 1), True), ((1, 64), True), ((65, 1), False), ((2, 129), False), ((128, 2), True)):
         file = stored(Image.new("L", size), "PNG")
         if good:
-            assert open_picture(file, Decoding()).size == size
+            assert open_image(file, Decoding()).size == size
         else:
-            with pytest.raises(BadPicture, match="more than 64 times"):
-                open_picture(file, Decoding())
+            with pytest.raises(BadImage, match="more than 64 times"):
+                open_image(file, Decoding())
 
 
 @pytest.mark.parametrize("limit", [10, None])
@@ -239,31 +239,31 @@ def test_pillows_own_limit_plays_no_part(limit: int | None, monkeypatch: pytest.
     """Not its global, not its warnings; and other users of Pillow keep both."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(module, "_STRIP", 100)
-    picture = Image.new("RGBA", (15, 20), (1, 2, 3, 0))
+    image = Image.new("RGBA", (15, 20), (1, 2, 3, 0))
     other = Image.new("RGBA", (15, 20), (9, 9, 9, 255))
-    files = [stored(picture, kind) for kind in ("PNG", "WEBP", "TIFF")]
-    files += [stored(picture.convert("RGB"), kind) for kind in ("JPEG", "BMP", "PPM")]
-    files += [stored(picture, "GIF", save_all=True, append_images=[other], disposal=2)]
-    files += [stored(picture, "TIFF", compression="tiff_lzw")]
+    files = [stored(image, kind) for kind in ("PNG", "WEBP", "TIFF")]
+    files += [stored(image.convert("RGB"), kind) for kind in ("JPEG", "BMP", "PPM")]
+    files += [stored(image, "GIF", save_all=True, append_images=[other], disposal=2)]
+    files += [stored(image, "TIFF", compression="tiff_lzw")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for file in files:
             assert read_square(file, 16, Decoding()).shape == (16, 16, 3)
-            with pytest.raises(BadPicture, match="max_pixels 299"):
-                open_picture(file, Decoding(max_pixels=299))
+            with pytest.raises(BadImage, match="max_pixels 299"):
+                open_image(file, Decoding(max_pixels=299))
     if limit is not None:
         with pytest.raises(Image.DecompressionBombError):
             Image.open(files[0])
         with pytest.raises(Image.DecompressionBombError):
-            picture.crop((0, 0, 10, 10))
+            image.crop((0, 0, 10, 10))
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_lenient_pillow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A global by which any library can make truncated pictures pass: no fault of a picture."""
+    """A global by which any library can make truncated images pass: no fault of an image."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(RunError, match="LOAD_TRUNCATED_IMAGES"):
-        open_picture(stored(Image.new("L", (4, 4)), "PNG"), Decoding())
+        open_image(stored(Image.new("L", (4, 4)), "PNG"), Decoding())
 
 
 def png(bits: int, kind: int, rows: list[bytes], *chunks: tuple[bytes, bytes]) -> BytesIO:

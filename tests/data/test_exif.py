@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldit.data.decoding import Decoding, examine, open_picture
+from ldit.data.images.decoding import Decoding, examine, open_image
 
 BASE = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 """What is to be seen: no symmetry, no square."""
 
 
 def as_stored(seen: np.ndarray, orientation: int) -> np.ndarray:
-    """Where row 0 and column 0 of the stored picture lie in the one that is seen."""
+    """Where row 0 and column 0 of the stored image lie in the one that is seen."""
     turned = {
         1: seen,  # row 0 is the top, column 0 the left-hand side
         2: seen[:, ::-1],  # top, right
@@ -36,7 +36,7 @@ def block(orientation: int, order: str = "<", kind: int = 3, before: int = 0) ->
     return head + others + struct.pack(order + "HHLHHL", 0x0112, kind, 1, orientation, 0, 0)
 
 
-def test_the_stored_pictures_are_the_definition() -> None:
+def test_the_stored_images_are_the_definition() -> None:
     """Spelled out pixel by pixel, so that the table above rests on nothing else."""
     height, width = BASE.shape[:2]
     corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
@@ -67,8 +67,8 @@ def test_orientations(orientation: int, kind: str, options: dict[str, Any]) -> N
         Image.fromarray(stored).save(file, kind, exif=b"Exif\0\0" + block(orientation), **options)
     facts = examine(file, Decoding())
     assert facts.orientation == orientation and (facts.width, facts.height) == stored.shape[1::-1]
-    assert np.array_equal(open_picture(file, Decoding()), stored)
-    assert np.array_equal(open_picture(file, Decoding(exif=True)), BASE)
+    assert np.array_equal(open_image(file, Decoding()), stored)
+    assert np.array_equal(open_image(file, Decoding(exif=True)), BASE)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -81,7 +81,7 @@ def test_jpeg_orientations(orientation: int, order: str) -> None:
     Image.fromarray(as_stored(large, orientation)).save(file, "JPEG", quality=100, exif=exif)
     assert examine(file, Decoding()).orientation == orientation
     for decoding, wanted in ((Decoding(), as_stored(large, orientation)), (Decoding(exif=True), large)):
-        got = np.asarray(open_picture(file, decoding)).astype(int)
+        got = np.asarray(open_image(file, decoding)).astype(int)
         assert got.shape == wanted.shape and np.abs(got - wanted).max() <= 2
 
 
@@ -103,7 +103,7 @@ def test_damaged_blocks_turn_nothing(exif: bytes) -> None:
     file = BytesIO()
     Image.fromarray(BASE).save(file, "PNG", exif=b"Exif\0\0" + exif)
     assert examine(file, Decoding()).orientation == 1
-    assert np.array_equal(open_picture(file, Decoding(exif=True)), BASE)
+    assert np.array_equal(open_image(file, Decoding(exif=True)), BASE)
 
 
 def test_orientation_in_a_text_of_a_png() -> None:
@@ -114,4 +114,4 @@ def test_orientation_in_a_text_of_a_png() -> None:
     raw = b"Exif\0\0" + block(6, ">")
     text.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()[:72]}\n{raw.hex()[72:]}\n", zip=True)
     Image.fromarray(as_stored(BASE, 6)).save(file, "PNG", pnginfo=text)
-    assert np.array_equal(open_picture(file, Decoding(exif=True)), BASE)
+    assert np.array_equal(open_image(file, Decoding(exif=True)), BASE)

@@ -1,4 +1,4 @@
-"""Picture folders: what is refused at the start, names, order and fingerprint."""
+"""Image folders: what is refused at the start, names, order and fingerprint."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldit.data.decoding import Decoding
-from ldit.data.image_folder import ImageFolder, LoosePictures, pictures_in
+from ldit.data.formats.image_folder import ImageFolder, LooseImages, images_in
+from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
 
@@ -45,14 +45,14 @@ def test_names_order_and_fingerprint(tmp_path: Path) -> None:
     """Byte order of the paths, subfolders among them; the fingerprint is that of the names alone."""
     names = ["B/2.png", "a/A.PNG", "a/b/1.jpeg", "a/b.png", "a/ä.gif"]
     make(tmp_path, *reversed(names))
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "a" / "x.png").mkdir()  # a folder, whatever its name
     data = ImageFolder(tmp_path, 4)
     assert [data.where(i) for i in range(len(data))] == ["B/2.png", "a/A.PNG", "a/b.png", "a/b/1.jpeg", "a/ä.gif"]
     assert data.paths == [tmp_path / data.where(i) for i in range(5)] and data.labels == [0, 1, 1, 1, 1]
     wanted = b"B/2.png\na/A.PNG\na/b.png\na/b/1.jpeg\na/" + "ä".encode() + b".gif"
     assert data.fingerprint() == hashlib.sha256(wanted).hexdigest()
-    loose = LoosePictures(tmp_path / "a" / "b", 4)
+    loose = LooseImages(tmp_path / "a" / "b", 4)
     assert loose.where(0) == "1.jpeg" and loose.fingerprint() == hashlib.sha256(b"1.jpeg").hexdigest()
 
 
@@ -74,7 +74,7 @@ def test_names_led_by_a_dot_are_passed_over(tmp_path: Path) -> None:
     make(tmp_path, ".cache/1.png", "a/.thumbnails/1.png", "a/._1.png", "a/1.png", ".2.png")
     data = ImageFolder(tmp_path, 4)
     assert data.names == ("a",) and [data.where(i) for i in range(len(data))] == ["a/1.png"]
-    assert pictures_in(tmp_path / "a") == ["1.png"]
+    assert images_in(tmp_path / "a") == ["1.png"]
 
 
 def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
 
 
 def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their pictures would be missing unseen, and another run might see them."""
+    """Their images would be missing unseen, and another run might see them."""
     make(tmp_path, "a/1.png", "a/deep/2.png")
     scandir = os.scandir
 
@@ -98,14 +98,14 @@ def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: py
         ImageFolder(tmp_path, 4)
 
 
-def test_decoding_reaches_the_pictures(tmp_path: Path) -> None:
+def test_decoding_reaches_the_images(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "a" / "1.png")
     assert (ImageFolder(tmp_path, 4)[0][0] == 255).all()
     painted = Decoding(background=(1, 2, 3))
     assert (ImageFolder(tmp_path, 4, decoding=painted)[0][0] == (1, 2, 3)).all()
-    assert (LoosePictures(tmp_path / "a", 4, decoding=painted)[0][0] == (1, 2, 3)).all()
-    with pytest.raises(DataError, match=r"cannot read picture .*1\.png: 4 x 4 = 16 pixels, more than max_pixels 15"):
+    assert (LooseImages(tmp_path / "a", 4, decoding=painted)[0][0] == (1, 2, 3)).all()
+    with pytest.raises(DataError, match=r"cannot read image .*1\.png: 4 x 4 = 16 pixels, more than max_pixels 15"):
         ImageFolder(tmp_path, 4, decoding=Decoding(max_pixels=15))[0]
 
 
@@ -117,5 +117,5 @@ def test_small_sets_are_kept_in_memory(tmp_path: Path) -> None:
     assert data[0][0] is first
 
 
-def test_pictures_in_an_empty_folder(tmp_path: Path) -> None:
-    assert pictures_in(tmp_path) == []
+def test_images_in_an_empty_folder(tmp_path: Path) -> None:
+    assert images_in(tmp_path) == []

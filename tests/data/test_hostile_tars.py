@@ -16,8 +16,8 @@ from counts import count
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_tars
 
-from ldit.data.decoding import Decoding
-from ldit.data.tars import TarPictures, read_tars
+from ldit.data.formats.tars import TarImages, read_tars
+from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
 CASES = range(count(len(hostile_tars.KINDS) + 1, 500))
@@ -100,7 +100,7 @@ def test_d4_the_archives_would_be_sound_without_their_fault(tmp_path: Path) -> N
     for seed in range(10):
         rng = random.Random(seed)
         hostile_tars.write(path, [*hostile_tars.good(rng), *hostile_tars.good(rng, 2, "after"), hostile_tars.END])
-        data = TarPictures(path, 4, Decoding())
+        data = TarImages(path, 4, Decoding())
         assert data.names == ("0", "1") and data[len(data) - 1][1] == 1
 
 
@@ -114,7 +114,7 @@ def test_d4_damaged_bits_end_in_a_line_or_a_sound_set(tmp_path: Path) -> None:
             whole[at] = rng.choice([whole[at] ^ (1 << rng.randrange(8)), 0, 255, 0x80])
         path.write_bytes(whole)
         try:
-            data = TarPictures(path, 4, Decoding())
+            data = TarImages(path, 4, Decoding())
             for index in range(len(data)):
                 assert data[index][0].shape == (4, 4, 3)
             said = "sound"
@@ -147,4 +147,4 @@ def test_d4_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     pipe.touch()
     assert refused(tmp_path) == f"{pipe} is empty"
     pipe.write_bytes(hostile_tars.END)
-    assert refused(tmp_path) == f"no pictures in {tmp_path}"
+    assert refused(tmp_path) == f"no images in {tmp_path}"

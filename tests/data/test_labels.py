@@ -12,18 +12,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import END, PNG, member
 
-from ldit.data.decoding import Decoding
-from ldit.data.labels import class_names, json_object, label_of_text
-from ldit.data.listed import ByteStrings, ListedPictures
-from ldit.data.metadata import MetadataPictures
-from ldit.data.tars import TarPictures
+from ldit.data.formats.labels import class_names, json_object, label_of_text
+from ldit.data.formats.listed import ByteStrings, ListedImages
+from ldit.data.formats.metadata import MetadataImages
+from ldit.data.formats.tars import TarImages
+from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
 NONE = object()
-Make = Callable[[Path, list[Any]], ListedPictures]
+Make = Callable[[Path, list[Any]], ListedImages]
 
 
-def by_objects(root: Path, labels: list[Any]) -> ListedPictures:
+def by_objects(root: Path, labels: list[Any]) -> ListedImages:
     """Sample i of an archive is i.png; its .json holds labels[i]."""
     parts = []
     for i, label in enumerate(labels):
@@ -32,33 +32,33 @@ def by_objects(root: Path, labels: list[Any]) -> ListedPictures:
             member(b"%d.json" % i, json.dumps({} if label is NONE else {"label": label}).encode()),
         ]
     (root / "a.tar").write_bytes(b"".join(parts) + END)
-    return TarPictures(root, 4, Decoding())
+    return TarImages(root, 4, Decoding())
 
 
-def by_texts(root: Path, labels: list[Any]) -> ListedPictures:
+def by_texts(root: Path, labels: list[Any]) -> ListedImages:
     """… its .cls holds it."""
     parts = []
     for i, label in enumerate(labels):
         parts += [member(b"%d.png" % i)] + ([] if label is NONE else [member(b"%d.cls" % i, f"{label}\n".encode())])
     (root / "a.tar").write_bytes(b"".join(parts) + END)
-    return TarPictures(root, 4, Decoding())
+    return TarImages(root, 4, Decoding())
 
 
-def by_lines(root: Path, labels: list[Any]) -> ListedPictures:
+def by_lines(root: Path, labels: list[Any]) -> ListedImages:
     """… line i of metadata.jsonl names it."""
     lines = []
     for i, label in enumerate(labels):
         (root / f"{i}.png").write_bytes(PNG)
         lines.append(json.dumps({"file_name": f"{i}.png"} | ({} if label is NONE else {"label": label})))
     (root / "metadata.jsonl").write_text("\n".join(lines))
-    return MetadataPictures(root, 4, Decoding())
+    return MetadataImages(root, 4, Decoding())
 
 
 ways = pytest.mark.parametrize("make", [by_objects, by_texts, by_lines])
 typed = pytest.mark.parametrize("make", [by_objects, by_lines])
 
 
-def labels(data: ListedPictures) -> list[int]:
+def labels(data: ListedImages) -> list[int]:
     return [data[i][1] for i in range(len(data))]
 
 
@@ -83,13 +83,13 @@ def test_numbers_take_names_from_a_file(make: Make, tmp_path: Path) -> None:
 
 @ways
 def test_every_class_must_occur(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="labels go to 4, which makes 5 classes, but 3 occur; class 1 has no picture"):
+    with pytest.raises(DataError, match="labels go to 4, which makes 5 classes, but 3 occur; class 1 has no image"):
         make(tmp_path, [4, 0, 2, 2])
     with pytest.raises(
         DataError, match="labels go to 2147483647, which makes 2147483648 classes, but 1 occur; class 0"
     ):
         make(tmp_path, [2**31 - 1])
-    with pytest.raises(DataError, match="labels go to 2, which makes 3 classes, but 2 occur; class 0 has no picture"):
+    with pytest.raises(DataError, match="labels go to 2, which makes 3 classes, but 2 occur; class 0 has no image"):
         make(tmp_path, [1, 2])  # counted from 1
 
 
@@ -157,7 +157,7 @@ def test_the_first_key_counts(tmp_path: Path) -> None:
     lines = ['{"file_name": "0.png", "cls": 1, "class": 0}', '{"file_name": "1.png", "label": 1, "class": 0}']
     by_lines(tmp_path, [0, 0])
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    assert labels(MetadataPictures(tmp_path, 4, Decoding())) == [0, 1]
+    assert labels(MetadataImages(tmp_path, 4, Decoding())) == [0, 1]
 
 
 TEXTS: list[tuple[bytes, int | str]] = [

@@ -14,13 +14,13 @@ import torch
 from damage import sign
 from safetensors.torch import save_file
 
-from ldit.data import latents as reader
-from ldit.data.latents import LatentSamples, open_cache, open_latents
+from ldit.data.latent_cache import reader
+from ldit.data.latent_cache.reader import LatentSamples, open_cache, open_latents
 from ldit.data.loader import load_batch
 from ldit.errors import DataError, LditError, RunError
 
 CHANNELS, SIDE, FACTOR = 3, 2, 4
-ROWS, LAST = (4, 0, 3), (4, 6, 9)  # of three shards; the second lost both of its pictures
+ROWS, LAST = (4, 0, 3), (4, 6, 9)  # of three shards; the second lost both of its images
 CODEC, SOURCE = "c0de" * 16, "50ce" * 16
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ldit.data.batch import Batch
+from ldit.data.images.image_set import ImageSet
 from ldit.data.loader import AHEAD, Loader, load_batch
 from ldit.data.order import EpochOrder
-from ldit.data.picture_set import PictureSet
 from ldit.errors import DataError
 from ldit.rng import uniform
 
@@ -26,8 +26,8 @@ EPOCHS = [  # size 10, seed 3: randperm(10) seeded by 3, 4, 5; runs on disk depe
 ]
 
 
-class Fake(PictureSet):
-    """Pictures made of their own index; notes its readings, fails at `bad` ones and lets the `slow` ones wait."""
+class Fake(ImageSet):
+    """Images made of their own index; notes its readings, fails at `bad` ones and lets the `slow` ones wait."""
 
     root, size, names = Path("fake"), 4, ("a", "b", "c")
 
@@ -46,7 +46,7 @@ class Fake(PictureSet):
             assert self.gate.wait(30)
         self.seen.append(index)
         if index in self.bad:
-            raise DataError(f"cannot read picture {index}.png")
+            raise DataError(f"cannot read image {index}.png")
         return np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8), index % 3
 
     def where(self, index: int) -> str:
@@ -139,19 +139,19 @@ def test_parts_that_do_not_exist(size: int, part: int, parts: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_fault_comes_at_its_step_and_names_the_first_picture(workers: int) -> None:
+def test_a_fault_comes_at_its_step_and_names_the_first_image(workers: int) -> None:
     """Sample 9 stands at position 7 (EPOCHS), so the second step fails, though it is read during the first."""
     batches = Loader(Fake(10, bad=(9, 4)), 4, 3, False, workers).from_step(0, 100)
     assert next(batches).positions == (0, 1, 2, 3)
     time.sleep(0.05)  # the fault has happened by now
-    with pytest.raises(DataError, match=r"picture 9\.png"):
+    with pytest.raises(DataError, match=r"image 9\.png"):
         next(batches)
     assert next(batches, None) is None
     assert not loader_threads()
     data = Fake(10, bad=(3, 1), slow=(3,))  # rows 2 and 6 of eight: another thread meets 1 before 3 is read
     timer = threading.Timer(0.05, data.gate.set)
     timer.start()
-    with pytest.raises(DataError, match=r"picture 3\.png"):
+    with pytest.raises(DataError, match=r"image 3\.png"):
         next(Loader(data, 8, 3, False, workers).from_step(0, 100))
     timer.join()
 
@@ -195,7 +195,7 @@ def test_an_early_end_stops_the_threads(way: str) -> None:
         del batches
     assert not loader_threads()
     timer.join()
-    assert len(data.seen) <= 500 + 2  # each thread ends the picture it is at
+    assert len(data.seen) <= 500 + 2  # each thread ends the image it is at
 
 
 def test_a_run_of_no_steps_and_one_never_begun() -> None:

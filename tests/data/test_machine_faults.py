@@ -1,4 +1,4 @@
-"""Faults of the machine are no bad pictures: `data.bad skip` passes over the one and ends at the other."""
+"""Faults of the machine are no bad images: `data.bad skip` passes over the one and ends at the other."""
 
 import errno
 import os
@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from ldit.data import decoding as module
-from ldit.data.decoding import BadPicture, Decoding, examine, open_picture
-from ldit.data.image_folder import ImageFolder
+from ldit.data.formats.image_folder import ImageFolder
+from ldit.data.formats.tars import TarImages
+from ldit.data.images import decoding as module
+from ldit.data.images.decoding import BadImage, Decoding, examine, open_image
 from ldit.data.loader import Loader, load_batch
 from ldit.data.samples import Samples
-from ldit.data.tars import TarPictures
 from ldit.errors import LditError, RunError
 
 PASSING = ("ESTALE", "ETIMEDOUT", "EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "EIO", "EINTR", "EACCES", "EREMOTEIO")
@@ -30,7 +30,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def skipping(data: Samples, workers: int = 0) -> Any:
-    """The first batch of four of a run that leaves bad pictures out."""
+    """The first batch of four of a run that leaves bad images out."""
     return next(Loader(data, 4, 0, False, workers, bad="skip").from_step(0, 1))
 
 
@@ -82,7 +82,7 @@ def test_a_file_that_does_not_open_for_now(folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "open", refuse)
     for workers in (0, 2):
-        with pytest.raises(RunError, match=rf"^cannot read picture {folder}/a/2\.png: {os.strerror(number)}$"):
+        with pytest.raises(RunError, match=rf"^cannot read image {folder}/a/2\.png: {os.strerror(number)}$"):
             skipping(data, workers)
 
 
@@ -101,7 +101,7 @@ def test_a_file_that_is_not_there_is_bad(folder: Path, monkeypatch: pytest.Monke
     assert fault.where == "a/2.png" and fault.reason.endswith(os.strerror(number))
 
 
-def test_a_picture_deleted_under_the_run_is_bad(folder: Path) -> None:
+def test_a_image_deleted_under_the_run_is_bad(folder: Path) -> None:
     data = ImageFolder(folder, 4)
     (folder / "a" / "1.png").unlink()
     (fault,) = skipping(data).faults
@@ -111,7 +111,7 @@ def test_a_picture_deleted_under_the_run_is_bad(folder: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_a_read_that_fails_at_any_place(kind: str, number: int) -> None:
-    """Pillow's readers take many errors for the end of the picture, or for damage."""
+    """Pillow's readers take many errors for the end of the image, or for damage."""
     file = BytesIO()
     Image.fromarray(NOISE).save(file, kind)
     whole, failed = file.getvalue(), 0
@@ -119,7 +119,7 @@ def test_a_read_that_fails_at_any_place(kind: str, number: int) -> None:
     for at in places:
         source = Failing(whole, at, number)
         error = outcome(lambda source=source: examine(cast(BinaryIO, source), Decoding()))  # type: ignore[misc]
-        said = f"cannot read picture disk/a.png: {os.strerror(number)}"
+        said = f"cannot read image disk/a.png: {os.strerror(number)}"
         assert (isinstance(error, RunError) and str(error) == said) if source.failed else error is None
         failed += source.failed
     assert failed > len(places) // 2
@@ -131,14 +131,14 @@ def test_libtiff_reads_through_python(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "a.tiff"
     Image.fromarray(NOISE).save(path, compression=packing)
     expected = np.asarray(Image.open(path))
-    assert np.array_equal(np.asarray(open_picture(path, Decoding())), expected)
+    assert np.array_equal(np.asarray(open_image(path, Decoding())), expected)
     whole = path.read_bytes()
     with path.open("rb") as file:
         source = Failing(whole, len(whole), errno.ESTALE)
         source.fileno = file.fileno  # type: ignore[attr-defined]
         monkeypatch.setattr(module, "judge", lambda *_: setattr(source, "at", -1))  # after the header
         with pytest.raises(RunError, match="Stale file handle"):
-            open_picture(cast(BinaryIO, source), Decoding())
+            open_image(cast(BinaryIO, source), Decoding())
 
 
 def test_a_read_that_fails_in_the_second_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,22 +153,22 @@ def test_a_read_that_fails_in_the_second_frame(monkeypatch: pytest.MonkeyPatch) 
         examine(cast(BinaryIO, source), Decoding())
 
 
-def test_large_tiffs_of_little_picture(tmp_path: Path) -> None:
+def test_large_tiffs_of_little_image(tmp_path: Path) -> None:
     """What lies behind the first page is no part of the header, however long."""
     path = tmp_path / "a.tiff"
     Image.fromarray(NOISE).save(path, compression="tiff_lzw")
     with path.open("ab") as file:
         file.truncate(70 << 20)
-    assert open_picture(path, Decoding()).size == (64, 64)
+    assert open_image(path, Decoding()).size == (64, 64)
 
 
 @pytest.mark.parametrize("where", ["load", "_finish"])
-def test_no_memory_is_no_fault_of_the_picture(folder: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_no_memory_is_no_fault_of_the_image(folder: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def refuse(*arguments: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(*((module, where) if where == "_finish" else (ImageFile.ImageFile, where)), refuse)
-    with pytest.raises(RunError, match=r"^cannot read picture .*/a/\d\.png: MemoryError$"):
+    with pytest.raises(RunError, match=r"^cannot read image .*/a/\d\.png: MemoryError$"):
         skipping(ImageFolder(folder, 4))
 
 
@@ -200,27 +200,27 @@ def outcome(work: Callable[[], Any]) -> LditError | None:
 
 
 def test_no_descriptor_left(folder: Path, archive: Path) -> None:
-    sets: list[Samples] = [ImageFolder(folder, 4), TarPictures(archive, 4, Decoding())]
+    sets: list[Samples] = [ImageFolder(folder, 4), TarImages(archive, 4, Decoding())]
     with few_files():
         errors = [outcome(lambda data=data: skipping(data)) for data in sets]  # type: ignore[misc]
     for error, name in zip(errors, (str(folder / "a"), str(archive)), strict=True):
         assert isinstance(error, RunError) and error.code == 1
-        assert str(error).startswith(f"cannot read picture {name}/") and "Too many open files" in str(error)
+        assert str(error).startswith(f"cannot read image {name}/") and "Too many open files" in str(error)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_archive_that_is_another_one_now(archive: Path, workers: int) -> None:
-    data = TarPictures(archive, 4, Decoding())
+    data = TarImages(archive, 4, Decoding())
     os.utime(archive, ns=(0, 0))
     with pytest.raises(
-        RunError, match=r"^cannot read picture .*a\.tar/\d\.png: .*a\.tar has changed since it was opened$"
+        RunError, match=r"^cannot read image .*a\.tar/\d\.png: .*a\.tar has changed since it was opened$"
     ):
         skipping(data, workers)
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOENT])
 def test_an_archive_that_does_not_open_for_now(archive: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    data = TarPictures(archive, 4, Decoding())
+    data = TarImages(archive, 4, Decoding())
 
     def refuse(*arguments: Any) -> Any:
         raise OSError(number, os.strerror(number))
@@ -240,16 +240,16 @@ def test_an_archive_that_does_not_open_for_now(archive: Path, monkeypatch: pytes
     assert not skipping(data).faults
 
 
-def test_a_picture_of_an_archive_is_named_when_memory_ends(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_of_an_archive_is_named_when_memory_ends(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_finish", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(RunError, match=rf"^cannot read picture {archive}/\d\.png: MemoryError$"):
-        skipping(TarPictures(archive, 4, Decoding()))
+    with pytest.raises(RunError, match=rf"^cannot read image {archive}/\d\.png: MemoryError$"):
+        skipping(TarImages(archive, 4, Decoding()))
 
 
 def test_a_global_flag_of_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(
-        RunError, match=r"^cannot read picture .*/a/\d\.png: PIL\.ImageFile\.LOAD_TRUNCATED_IMAGES is set"
+        RunError, match=r"^cannot read image .*/a/\d\.png: PIL\.ImageFile\.LOAD_TRUNCATED_IMAGES is set"
     ):
         skipping(ImageFolder(folder, 4))
 
@@ -260,14 +260,14 @@ def test_what_the_bytes_say_is_bad_all_the_same(folder: Path) -> None:
     Image.fromarray(NOISE).save(whole, "TIFF")
     for offset in (b"\xff" * 4, (1 << 31).to_bytes(4, "little")):
         (folder / "a" / "2.png").write_bytes(whole.getvalue()[:4] + offset + whole.getvalue()[8:])
-        with pytest.raises(BadPicture):
-            open_picture(folder / "a" / "2.png", Decoding())
+        with pytest.raises(BadImage):
+            open_image(folder / "a" / "2.png", Decoding())
     tags = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, 1 << 62), (278, 4), (279, 16)]
     far = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, len(tags))
     far += b"".join(struct.pack("<HHQQ", tag, 16, 1, value) for tag, value in tags) + bytes(8)
     (folder / "a" / "2.png").write_bytes(far)
-    with pytest.raises(BadPicture, match="Invalid argument"):
-        open_picture(folder / "a" / "2.png", Decoding())
+    with pytest.raises(BadImage, match="Invalid argument"):
+        open_image(folder / "a" / "2.png", Decoding())
     (folder / "a" / "2.png").write_bytes(b"II+\0\x08\0\0\0" + (1 << 62).to_bytes(8, "little") + b"\0" * 64)
     (folder / "a" / "3.png").write_bytes(b"")
     batch = load_batch(ImageFolder(folder, 4), range(4), range(4), None, "skip")

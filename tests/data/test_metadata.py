@@ -1,4 +1,4 @@
-"""metadata.jsonl: what lines say, which pictures they may name, lists, captions, every way to be wrong."""
+"""metadata.jsonl: what lines say, which images they may name, lists, captions, every way to be wrong."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import png
 
-from ldit.data import metadata
-from ldit.data.decoding import Decoding
-from ldit.data.metadata import MetadataPictures, has_metadata, other_metadata, read_metadata
+from ldit.data.formats import metadata
+from ldit.data.formats.metadata import MetadataImages, has_metadata, other_metadata, read_metadata
+from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
 
@@ -26,11 +26,11 @@ def write(root: Path, *lines: Any, end: str = "\n") -> Path:
     return root
 
 
-def open_folder(root: Path, **settings: Any) -> MetadataPictures:
-    return MetadataPictures(root, 4, Decoding(), **settings)
+def open_folder(root: Path, **settings: Any) -> MetadataImages:
+    return MetadataImages(root, 4, Decoding(), **settings)
 
 
-def wheres(data: MetadataPictures) -> list[str]:
+def wheres(data: MetadataImages) -> list[str]:
     return [data.where(i) for i in range(len(data))]
 
 
@@ -43,7 +43,7 @@ def refused(root: Path, *lines: Any) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Six pictures of grey 0, 10, …, 50: a.png and b.png, the others in folders."""
+    """Six images of grey 0, 10, …, 50: a.png and b.png, the others in folders."""
     for i, name in enumerate(("a.png", "b.png", "x/c.png", "x/y/d.png", "x/ü.png", "x/f.jpg.png")):
         path = tmp_path / "set" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_pictures_in_the_order_of_the_lines(root: Path) -> None:
+def test_images_in_the_order_of_the_lines(root: Path) -> None:
     write(
         root,
         {"file_name": "x/y/d.png", "label": "two", "more": [1, {"a": None}]},
@@ -75,7 +75,7 @@ def test_blank_lines_marks_and_line_ends(root: Path) -> None:
     assert "line 4:" in refused(root, "\ufeff", "", '{"file_name": "a.png"}', "{}")
 
 
-def test_captions_go_with_their_pictures(root: Path) -> None:
+def test_captions_go_with_their_images(root: Path) -> None:
     names = ["a.png", "b.png", "x/c.png", "x/ü.png"]
     texts: list[dict[str, Any]] = [
         {"text": "ein Bär"},
@@ -98,7 +98,7 @@ def test_lists_and_caps(root: Path) -> None:
     assert wheres(train) == ["a.png", "x/c.png", "x/y/d.png", "x/f.jpg.png"]
     capped = open_folder(root, max_per_class=1)
     assert (len(capped), capped.found, {capped[i][1] for i in range(2)}) == (2, 6, {0, 1})
-    with pytest.raises(DataError, match="no pictures left"):
+    with pytest.raises(DataError, match="no images left"):
         open_folder(root, exclude=names)
 
 
@@ -179,13 +179,13 @@ def test_long_lines_are_not_read_to_their_end(root: Path) -> None:
     finally:
         tracemalloc.stop()
     os.truncate(root / "metadata.jsonl", 0)
-    assert f"no pictures in {root}/metadata.jsonl" in refused(root, "", "")
+    assert f"no images in {root}/metadata.jsonl" in refused(root, "", "")
     start = '{"file_name": "a.png", "x": "'
     write(root, start + "x" * ((1 << 20) - len(start) - 3) + '"}')  # with its end, just short enough
     assert len(open_folder(root)) == 1
 
 
-def test_pictures_are_looked_up_by_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_looked_up_by_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One scan a folder, however many lines."""
     for i in range(50):
         (root / "x" / f"{i}.png").write_bytes(b"")
@@ -195,13 +195,13 @@ def test_pictures_are_looked_up_by_folder(root: Path, monkeypatch: pytest.Monkey
     assert scanned == [f"{root}/", f"{root}/x"]
 
 
-def test_a_picture_that_cannot_be_read_is_named(root: Path) -> None:
+def test_a_image_that_cannot_be_read_is_named(root: Path) -> None:
     (root / "x" / "c.png").write_bytes(b"no picture")
     data = open_folder(write(root, {"file_name": "x/c.png"}, {"file_name": "a.png"}))
-    with pytest.raises(DataError, match=rf"^cannot read picture {root}/x/c\.png: \S"):
+    with pytest.raises(DataError, match=rf"^cannot read image {root}/x/c\.png: \S"):
         data[0]
     (root / "a.png").unlink()
-    with pytest.raises(DataError, match=rf"^cannot read picture {root}/a\.png: \S"):
+    with pytest.raises(DataError, match=rf"^cannot read image {root}/a\.png: \S"):
         data[1]
 
 

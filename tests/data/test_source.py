@@ -9,15 +9,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from flows.encoding import encode, job, pictures
+from commands.encoding import encode, job, write_images
 from PIL import Image
 
 from ldit.cli.data import run as check
 from ldit.config.sections import DataConfig
 from ldit.data import source
-from ldit.data.image_folder import ImageFolder, LoosePictures
+from ldit.data.formats.image_folder import ImageFolder, LooseImages
+from ldit.data.formats.tars import TarImages
 from ldit.data.source import data_root, kind_of, open_data, open_run_data
-from ldit.data.tars import TarPictures
 from ldit.errors import DataError
 
 
@@ -27,7 +27,7 @@ def _heard() -> None:
 
 
 def make(root: Path, *names: str) -> Path:
-    """Small pictures, archives of two of them, and empty files of other names."""
+    """Small images, archives of two of them, and empty files of other names."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,15 +86,15 @@ def test_homes_and_folders_that_nobody_may_enter(root: Path, monkeypatch: pytest
             open_data(str(root), 8)
 
 
-def test_archives_beside_pictures_are_refused(root: Path, tmp_path: Path) -> None:
+def test_archives_beside_images_are_refused(root: Path, tmp_path: Path) -> None:
     """Either half would be missing without a word; with nothing to read in the folders, the archives are the set."""
-    said = "holds the archive old.tar and the picture {}: which are the training pictures"
+    said = "holds the archive old.tar and the image {}: which are the training images"
     refused(make(root, "cat/1.png", "old.tar"), said.format("cat/1.png"))
     with pytest.raises(DataError, match=said.format("cat/1.png")):
         check(["check", str(root)])
     refused(make(tmp_path / "loose", "1.png", "old.tar"), said.format("1.png"))
     data, _ = open_data(str(make(tmp_path / "logs", "logs/run.txt", ".cache/1.png", "old.tar")), 8)
-    assert isinstance(data, TarPictures) and len(data) == 2
+    assert isinstance(data, TarImages) and len(data) == 2
 
 
 @pytest.mark.parametrize("name", ["backup.tar.gz", "metadata.csv"])
@@ -105,12 +105,12 @@ def test_what_lies_beside_class_folders_is_named(root: Path, name: str, caplog: 
     assert message.startswith(f"{root / name} is not read: ")
 
 
-def test_the_same_alone_or_beside_loose_pictures(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A csv beside loose pictures would be their labels: without it they were trained on as one class."""
+def test_the_same_alone_or_beside_loose_images(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A csv beside loose images would be their labels: without it they were trained on as one class."""
     refused(make(root, "1.png", "metadata.csv"), "of metadata.csv nothing is read")
     refused(make(tmp_path / "packed", "backup.tar.gz"), "backup.tar.gz is packed")
     data, _ = open_data(str(make(tmp_path / "loose", "1.png", "backup.tar.gz")), 8)
-    assert isinstance(data, LoosePictures) and len(caplog.messages) == 1
+    assert isinstance(data, LooseImages) and len(caplog.messages) == 1
 
 
 def test_a_list_stands_before_archives(root: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_list_stands_before_archives(root: Path) -> None:
 
 def test_names_led_by_a_dot_make_no_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, _ = open_data(str(make(root, "1.png", ".thumbnails/1.png", "._2.png", "._a.tar", ".old.tar.gz")), 8)
-    assert isinstance(data, LoosePictures) and len(data) == 1 and not caplog.messages
+    assert isinstance(data, LooseImages) and len(data) == 1 and not caplog.messages
     data, _ = open_data(str(make(root.parent / "classes", "cat/1.png", ".cache/1.png")), 8)
     assert data.names == ("cat",)
 
@@ -130,7 +130,7 @@ def test_caches_that_are_not_whole_or_damaged(
 ) -> None:
     """They are called caches, not folders without classes; `ldit data check` says the same."""
     cache, begun = tmp_path / "cache", tmp_path / "begun"
-    pictures(root)
+    write_images(root)
     assert encode(monkeypatch, job(root, cache)) and not encode(monkeypatch, job(root, begun), world=2)
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -147,7 +147,7 @@ def test_caches_that_are_not_whole_or_damaged(
     for folder, said in faults.items():
         with pytest.raises(DataError, match=f"{folder} {said}"):
             open_run_data(DataConfig(str(folder), 8))
-        with pytest.raises(DataError, match=f"{folder} is a latent cache, pictures are needed here"):
+        with pytest.raises(DataError, match=f"{folder} is a latent cache, images are needed here"):
             open_data(str(folder), 8)
         assert check(["check", str(folder), "--json"]) == 1
         report = json.loads(capsys.readouterr().out)

@@ -19,10 +19,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import END, PNG, header, long_name, member, pax, png, record
 
-from ldit.data import tars
-from ldit.data.decoding import Decoding
-from ldit.data.tar_members import pax_records
-from ldit.data.tars import TarPictures, has_tars, read_tars
+from ldit.data.formats import tars
+from ldit.data.formats.tar_members import pax_records
+from ldit.data.formats.tars import TarImages, has_tars, read_tars
+from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError, RunError
 
 PLAIN = Decoding()
@@ -39,32 +39,32 @@ def pack(path: Path, files: Iterable[tuple[str, bytes]], kind: int = tarfile.UST
 
 
 def samples(count: int, classes: int = 2, prefix: str = "", base: int = 0) -> list[tuple[str, bytes]]:
-    """`count` pictures, the i-th of grey base + i, and their labels i mod `classes`."""
+    """`count` images, the i-th of grey base + i, and their labels i mod `classes`."""
     pairs = [
         ((f"{prefix}{i:04}.png", png(base + i)), (f"{prefix}{i:04}.cls", b"%d\n" % (i % classes))) for i in range(count)
     ]
     return [file for pair in pairs for file in pair]
 
 
-def open_tars(root: Path, **settings: Any) -> TarPictures:
-    return TarPictures(root, 4, PLAIN, **settings)
+def open_tars(root: Path, **settings: Any) -> TarImages:
+    return TarImages(root, 4, PLAIN, **settings)
 
 
-def wheres(data: TarPictures) -> list[str]:
+def wheres(data: TarImages) -> list[str]:
     return [data.where(i) for i in range(len(data))]
 
 
-def greys(data: TarPictures) -> list[int]:
-    """Each picture's grey, which all of its pixels have."""
+def greys(data: TarImages) -> list[int]:
+    """Each image's grey, which all of its pixels have."""
     found = []
     for i in range(len(data)):
-        picture, _ = data[i]
-        assert picture.shape == (4, 4, 3) and picture.dtype == np.uint8 and (picture == picture[0, 0, 0]).all()
-        found.append(int(picture[0, 0, 0]))
+        image, _ = data[i]
+        assert image.shape == (4, 4, 3) and image.dtype == np.uint8 and (image == image[0, 0, 0]).all()
+        found.append(int(image[0, 0, 0]))
     return found
 
 
-def labels(data: TarPictures) -> list[int]:
+def labels(data: TarImages) -> list[int]:
     return [data[i][1] for i in range(len(data))]
 
 
@@ -154,8 +154,8 @@ FORMATS |= {"tif": "TIFF", "tiff": "TIFF", "gif": "GIF"}
 
 
 @pytest.mark.parametrize(("name", "format"), FORMATS.items())
-def test_every_kind_of_picture(tmp_path: Path, name: str, format: str) -> None:
-    """A flat picture stays flat; JPEG and WebP may miss its grey by their colour transform's rounding."""
+def test_every_kind_of_image(tmp_path: Path, name: str, format: str) -> None:
+    """A flat image stays flat; JPEG and WebP may miss its grey by their colour transform's rounding."""
     out = io.BytesIO()
     Image.new("RGB", (8, 8), (77,) * 3).save(out, format)
     pack(tmp_path / "a.tar", [(f"k.{name}", out.getvalue())])
@@ -175,7 +175,7 @@ def test_a_label_file_stands_before_an_object(tmp_path: Path) -> None:
 def test_nothing_is_lost_without_a_word(tmp_path: Path) -> None:
     for files, name in [
         ([("a.png", PNG), ("b.v2.png", PNG)], "b.v2.png' would be lost"),
-        ([("a.png", PNG), ("a.cls", b"0"), ("b.cls", b"0")], "b.cls' is the label of no picture"),
+        ([("a.png", PNG), ("a.cls", b"0"), ("b.cls", b"0")], "b.cls' is the label of no image"),
         ([("a.png", PNG), ("a.json", b'{"label": 0, "x": "%s"}' % (b"x" * (1 << 20)))], "a.json' has 1048597 bytes"),
         ([("a.png", PNG), ("a.cls", b"0" * 4097)], "a.cls' has 4097 bytes"),
     ]:
@@ -206,7 +206,7 @@ def test_lists_hold_paths_or_bare_keys(tmp_path: Path) -> None:
     assert sorted(wheres(train) + kept) == sorted(wheres(open_tars(tmp_path))) and greys(train) == [0, 10, 11]
     assert heldout.names == train.names == ("0", "1") and (train.found, heldout.found) == (3, 3)
     for settings in ({"exclude": ["p/0000", "p/0001", "p/0002"]}, {"only": ["nothing"]}, {"only": []}):
-        with pytest.raises(DataError, match="no pictures left"):
+        with pytest.raises(DataError, match="no images left"):
             open_tars(tmp_path, **settings)
 
 
@@ -218,7 +218,7 @@ def test_caps_keep_a_fixed_part_of_each_class(tmp_path: Path) -> None:
     assert wheres(data) != wheres(open_tars(tmp_path))[:8]
     assert wheres(open_tars(tmp_path, max_per_class=10)) == wheres(open_tars(tmp_path))
     assert all(greys(data)[i] % 2 == label for i, label in enumerate(labels(data)))
-    # Each picture's place in the draw is its own: without one that was drawn, the others stay drawn.
+    # Each image's place in the draw is its own: without one that was drawn, the others stay drawn.
     gone = wheres(data)[0]
     assert set(wheres(data)) - {gone} < set(wheres(open_tars(tmp_path, exclude=[gone], max_per_class=4)))
     pack(tmp_path / "a.tar", [file for file in samples(20) if file[0].endswith("png")])
@@ -241,7 +241,7 @@ def test_fingerprint_is_of_paths_classes_and_sizes(tmp_path: Path) -> None:
     assert chosen.fingerprint() == hashlib.sha256((lines[0] + lines[2] + lines[3]).encode()).hexdigest()
 
 
-def test_threads_read_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_read_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than archives may be open, more archives than that: none is closed under a reader."""
     monkeypatch.setattr(tars, "MOST_OPEN", 2)
     rng = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def test_threads_read_the_same_pictures(tmp_path: Path, monkeypatch: pytest.Monk
             files.append((f"{i}.png", out.getvalue()))
         pack(tmp_path / f"{shard}.tar", files)
     before = len(os.listdir("/proc/self/fd"))
-    data = TarPictures(tmp_path, 16, PLAIN)
+    data = TarImages(tmp_path, 16, PLAIN)
     assert len(os.listdir("/proc/self/fd")) == before
     start = threading.Barrier(8)
 
@@ -268,12 +268,12 @@ def test_threads_read_the_same_pictures(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", [("x/good.png", PNG), ("x/bad.png", b"no picture"), ("x/none.png", b"")])
     data = open_tars(tmp_path)
     assert data[0][0].shape == (4, 4, 3)
     for index, name in ((1, "bad"), (2, "none")):
-        with pytest.raises(DataError, match=rf"^cannot read picture {tmp_path}/a\.tar/x/{name}\.png: \S"):
+        with pytest.raises(DataError, match=rf"^cannot read image {tmp_path}/a\.tar/x/{name}\.png: \S"):
             data[index]
 
 
@@ -281,7 +281,7 @@ def test_an_archive_that_changes_is_noticed(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", samples(2))
     data = open_tars(tmp_path)
     os.utime(path, ns=(0, 0))
-    with pytest.raises(RunError, match=r"^cannot read picture .*a\.tar/0000\.png: .*a\.tar has changed"):
+    with pytest.raises(RunError, match=r"^cannot read image .*a\.tar/0000\.png: .*a\.tar has changed"):
         data[0]
     data = open_tars(tmp_path)
     assert data[0][1] == 0

@@ -17,19 +17,20 @@ from runs import ALONE, after, started, tiny
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ldit.checkpoint import save, sets
+from ldit.checkpoint import save
 from ldit.checkpoint.run import step_folder
+from ldit.commands import train as flow
 from ldit.config.run import RunConfig
 from ldit.config.sections import EMAConfig, OptimConfig, ParallelConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
 from ldit.errors import LditError, RunError, SourceError
-from ldit.flows import train as flow
 from ldit.parallel.exchange import collect, spread
 from ldit.parallel.layout import Layout, view
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import REPLICATE, SHARD, TP, World, world_of
-from ldit.train import state_io
+from ldit.storage import shards as sets
+from ldit.train import checkpointing as state_io
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState, train_step
 from ldit.train.trainer import Trainer
@@ -70,7 +71,7 @@ def config_for(kind: str) -> RunConfig:
 
 def held(state: TrainState) -> Iterator[tuple[str, Layout, tuple[slice, ...], Tensor]]:
     """(set:name, layout, part, this process's numbers) of everything that trains."""
-    place = state.world.circle.here
+    place = state.world.model_group.here
     rows = zip(state.weights.names, state.weights.layouts, state.weights.masters, strict=True)
     yield from ((f"model:{name}", layout, layout.part(*place), value.detach()) for name, layout, value in rows)
     for track, average in state.averages.tracks.items():
@@ -123,7 +124,7 @@ def read(folder: Path, kind: str) -> Any:
 
 
 def not_finite(folder: Path, kind: str) -> Any:
-    """Step 3 meets a NaN on the last process alone (in its pictures, or with `-gradient` in its gradient): what each
+    """Step 3 meets a NaN on the last process alone (in its images, or with `-gradient` in its gradient): what each
     process says of it, whether anything changed there, and whether step 4 was applied."""
     config = config_for(kind)
     state, task, loader = started(config, world(tp=config.parallel.tp))
@@ -265,7 +266,7 @@ def limits(folder: Path, _: str) -> Any:
     assert w.mesh is not None
     groups = {name: w.mesh.get_group(name) for name in (REPLICATE, SHARD, TP)}
     groups |= {"control": w.control, "saving": w.saving}
-    groups |= {"circle": w.circle.group, "saving circle": w.saving_circle.group}
+    groups |= {"circle": w.model_group.group, "saving circle": w.saving_model_group.group}
     backends = {name: group._get_backend(torch.device("cpu")) for name, group in groups.items()}
     return w.gather({name: backend.options._timeout.total_seconds() for name, backend in backends.items()})
 
@@ -278,13 +279,13 @@ def words(folder: Path, _: str) -> Any:
     w = world()
     last = w.size - 1
     found = {
-        "sound": _met(lambda: w.agreed(lambda: w.rank)),
-        "own class": _met(lambda: w.agreed(lambda: _raise(SourceError("no é")) if w.rank == last else 1)),
-        "os": _met(lambda: w.agreed(lambda: _raise(OSError(errno.EIO, "broken")) if w.rank == last else 1)),
-        "worst": _met(lambda: w.agreed(lambda: _raise((RunError if w.rank == last else SourceError)("stale")))),
-        "alike": _met(lambda: w.agreed(lambda: _raise(SourceError("same")))),
-        "first": _met(lambda: w.from_first(lambda: _raise(SourceError("first")))),
-        "after": _met(lambda: w.from_first(lambda: {"from": w.rank})),
+        "sound": _met(lambda: w.run_on_all(lambda: w.rank)),
+        "own class": _met(lambda: w.run_on_all(lambda: _raise(SourceError("no é")) if w.rank == last else 1)),
+        "os": _met(lambda: w.run_on_all(lambda: _raise(OSError(errno.EIO, "broken")) if w.rank == last else 1)),
+        "worst": _met(lambda: w.run_on_all(lambda: _raise((RunError if w.rank == last else SourceError)("stale")))),
+        "alike": _met(lambda: w.run_on_all(lambda: _raise(SourceError("same")))),
+        "first": _met(lambda: w.from_rank0(lambda: _raise(SourceError("first")))),
+        "after": _met(lambda: w.from_rank0(lambda: {"from": w.rank})),
         "gather": _met(lambda: w.gather(["é" * w.rank, w.rank])),
     }
     return w.gather(found)
@@ -311,20 +312,20 @@ def exchange(folder: Path, cut: str) -> Any:
     shard, tp, replicate = map(int, cut.split("x"))
     w = world(tp=tp, replicate=replicate)
     assert w.shard == shard
-    circle, wrong = w.circle, []
+    model_group, wrong = w.model_group, []
     layouts = [Layout(shape, axis if tp > 1 else None, tp, shard) for shape, axis in SHAPES]
-    for first in range(0, len(layouts), len(circle)):
-        chosen: list[Layout | None] = list(layouts[first : first + len(circle)])
-        chosen += [None] * (len(circle) - len(chosen))
+    for first in range(0, len(layouts), len(model_group)):
+        chosen: list[Layout | None] = list(layouts[first : first + len(model_group)])
+        chosen += [None] * (len(model_group) - len(chosen))
         full = [None if x is None else _numbers(x, first + i) for i, x in enumerate(chosen)]
-        parts = [_mine(x, f, circle.here) for x, f in zip(chosen, full, strict=True)]
-        whole = collect(parts, chosen, circle)
-        own = full[circle.me]
+        parts = [_mine(x, f, model_group.here) for x, f in zip(chosen, full, strict=True)]
+        whole = collect(parts, chosen, model_group)
+        own = full[model_group.me]
         if (whole is None) != (own is None) or (own is not None and not torch.equal(own, whole)):
-            wrong.append(f"collect {first + circle.me}")
-        back = spread(None if own is None else own.clone(), chosen, circle, torch.empty(0))
+            wrong.append(f"collect {first + model_group.me}")
+        back = spread(None if own is None else own.clone(), chosen, model_group, torch.empty(0))
         for i, (layout, value, part) in enumerate(zip(chosen, full, back, strict=True)):
-            sound = part is None if layout is None else torch.equal(part, view(value, layout.part(*circle.here)))
+            sound = part is None if layout is None else torch.equal(part, view(value, layout.part(*model_group.here)))
             wrong += [] if sound else [f"spread {first + i}"]
     return w.gather(wrong)
 

@@ -1,4 +1,4 @@
-"""Checks of runs over real folders, from inside the group: pictures that cannot be read, an autoencoder, a
+"""Checks of runs over real folders, from inside the group: images that cannot be read, an autoencoder, a
 classifier, evaluation along the way."""
 
 import json
@@ -10,30 +10,31 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from flows.evaluation import Stub
+from eval.evaluation import Stub
 from PIL import Image
 from runs import ALONE, tiny
 
+from ldit.commands import train as flow
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
-from ldit.config.base_run import BaseRun
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
+from ldit.config.run import BaseRun
 from ldit.config.sections import DataConfig, EvalConfig, HeldoutConfig, ParallelConfig
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
 from ldit.errors import EvaluationError
-from ldit.eval.extractor import Features
-from ldit.flows import evaluate, evaluation_hook
-from ldit.flows import train as flow
+from ldit.eval import during_training as evaluation_hook
+from ldit.eval import evaluate
+from ldit.eval.features import Features
 from ldit.parallel.world import World, world_of
-from ldit.train.autoencoder_task import AutoencoderTask
-from ldit.train.classifier_task import ClassifierTask
 from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.task import Task
+from ldit.train.tasks.autoencoder import AutoencoderTask
+from ldit.train.tasks.classifier import ClassifierTask
+from ldit.train.tasks.task import Task
 
 GOOD, DAMAGED = 120, 400
 
 
-def pictures(folder: Path) -> list[str]:
+def images(folder: Path) -> list[str]:
     """Two classes of noise; 400 files that are damaged by construction, whose names are returned."""
     random, damaged = np.random.default_rng(0), []
     for index in range(GOOD + DAMAGED):
@@ -51,8 +52,8 @@ def pictures(folder: Path) -> list[str]:
 
 
 def skipping(folder: Path, layout: str) -> Any:
-    """One epoch over those pictures, leaving out what cannot be read: the record that the first process wrote, and the
-    losses of the steps that had any picture."""
+    """One epoch over those images, leaving out what cannot be read: the record that the first process wrote, and the
+    losses of the steps that had any image."""
     parallel = ParallelConfig(tp=2 if layout == "tp2" else 1)
     w = _world(parallel)
     config = tiny(batch_size=8, steps=(GOOD + DAMAGED) // 8, log_every=1, attention_every=0, sample_every=0,
@@ -64,10 +65,10 @@ def skipping(folder: Path, layout: str) -> Any:
     with ExitStack() as stack:
         flow._train(config, out, w, stack)
     found: list[Any] = []
-    if w.first:
+    if w.is_main:
         lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
         losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-        losses = [loss for loss in losses if loss]  # a batch without one readable picture has none
+        losses = [loss for loss in losses if loss]  # a batch without one readable image has none
         found = [sorted(line["where"] for line in lines), len(lines), losses]
     return w.gather(found)[0]
 
@@ -90,7 +91,7 @@ def classifier(folder: Path, _: str) -> Any:
 
 
 def evaluation(folder: Path, layout: str) -> Any:
-    """Distances of seven pictures in blocks of three after each of four steps, the best step, and those that are left:
+    """Distances of seven images in blocks of three after each of four steps, the best step, and those that are left:
     every process makes as many passes, some without a block of its own."""
     parallel = ParallelConfig(tp=2 if layout == "tp2" else 1, replicate=2 if layout == "broken" else 1)
     w = _world(parallel)
@@ -106,7 +107,7 @@ def evaluation(folder: Path, layout: str) -> Any:
     with ExitStack() as stack:
         flow._train(config, out, w, stack)
     found: list[Any] = []
-    if w.first:
+    if w.is_main:
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = sorted(path.name for path in (out / "checkpoints").iterdir())
         found = [[record.get("fd_stub") for record in records], json.loads((out / "best.json").read_text()), steps]
@@ -117,7 +118,7 @@ def evaluation(folder: Path, layout: str) -> Any:
 
 
 class Broken(Stub):
-    """On one process an extractor that fails at its second evaluation along the way, and pictures that fail at the
+    """On one process an extractor that fails at its second evaluation along the way, and images that fail at the
     third. `passes` are those of each evaluation."""
 
     def __init__(self, failing: bool) -> None:
@@ -130,10 +131,10 @@ class Broken(Stub):
                 super().__init__(*given)
                 broken.passes.append(0)
 
-            def _pictures(self, rows: range) -> torch.Tensor:
+            def _images(self, rows: range) -> torch.Tensor:
                 broken.passes[-1] += 1
                 broken.fail_at(3)
-                return super()._pictures(rows)
+                return super()._images(rows)
 
         evaluation_hook._Made = Made
 
@@ -141,9 +142,9 @@ class Broken(Stub):
         if self.failing and len(self.passes) == evaluation:
             raise EvaluationError("broken")
 
-    def __call__(self, pictures: torch.Tensor) -> Features:
+    def __call__(self, images: torch.Tensor) -> Features:
         self.fail_at(2)
-        return super().__call__(pictures)
+        return super().__call__(images)
 
 
 def _losses(config: BaseRun, task: Task, w: World, side: int) -> list[float]:

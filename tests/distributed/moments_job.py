@@ -1,4 +1,4 @@
-"""One of four processes that merge moments and scores, and evaluate pictures, in worlds of one, two and four of them;
+"""One of four processes that merge moments and scores, and evaluate images, in worlds of one, two and four of them;
 `test_moments.py` judges.
 
 python tests/distributed/moments_job.py FOLDER RANK
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from flows.evaluation import Inceptive, job
+from eval.evaluation import Inceptive, job
 from torch import Tensor
 
-from ldit.eval.extractor import Features
-from ldit.eval.moments import Moments
-from ldit.eval.scores import InceptionScore
-from ldit.flows.evaluate import STOP, measured
+from ldit.eval.evaluate import STOP, measured
+from ldit.eval.features import Features
+from ldit.eval.metrics.moments import Moments
+from ldit.eval.metrics.scores import InceptionScore
 from ldit.parallel.world import World
 
 PROCESSES, WORLDS = 4, (1, 2, 4)
@@ -53,7 +53,7 @@ def merged(world: World) -> dict[str, Any]:
 
 
 def evaluated(place: Path, world: World) -> dict[str, Any]:
-    """Figures of 23 pictures in blocks of 5: in a world of four, one process has two of them, the others one."""
+    """Figures of 23 images in blocks of 5: in a world of four, one process has two of them, the others one."""
     report = measured(job(place / "a", place / "b", components=2, resamples=5), Inceptive(), world)
     known = measured(job(place / "a", place / "statistics.npz"), Inceptive(), world)
     found = {name: report[name] for name in [*report["figures"], "fid_2_interval"]}
@@ -65,7 +65,7 @@ def stopped(place: Path, world: World) -> dict[str, Any]:
     calls = 0
 
     class Failing(Inceptive):
-        def __call__(self, pictures: Tensor) -> Features:
+        def __call__(self, images: Tensor) -> Features:
             nonlocal calls
             calls += 1
             if world.rank == world.size - 1:
@@ -73,7 +73,7 @@ def stopped(place: Path, world: World) -> dict[str, Any]:
             until = time.monotonic() + 60
             while not world.alarmed(STOP) and time.monotonic() < until:
                 time.sleep(0.01)
-            return super().__call__(pictures)
+            return super().__call__(images)
 
     try:
         measured(job(place / "a", place / "statistics.npz"), Failing(), world)

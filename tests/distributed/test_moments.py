@@ -10,10 +10,10 @@ import pytest
 import torch
 from distributed.jobs import HERE, LIMIT, ROOT
 from distributed.moments_job import PROCESSES, ROWS, WIDTH, WORLDS, data, shares
-from flows.evaluation import folder as pictures
-from flows.evaluation import noise, rows_of
+from eval.evaluation import folder as images
+from eval.evaluation import noise, rows_of
 
-from ldit.eval.frechet import frechet_distance
+from ldit.eval.metrics.frechet import frechet_distance
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,8 +24,8 @@ Found = list[dict[str, np.ndarray]]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each process has found."""
     folder = tmp_path_factory.mktemp("moments")
-    pictures(folder / "a", noise(23, 0))
-    pictures(folder / "b", noise(31, 1, low=40))
+    images(folder / "a", noise(23, 0))
+    images(folder / "b", noise(31, 1, low=40))
     rows = rows_of(noise(40, 2))
     np.savez(folder / "statistics.npz", mu=rows.mean(0), sigma=np.cov(rows.T), arr_0=noise(31, 1, low=40))
     paths = (ROOT / "src", ROOT / "tests")
@@ -83,7 +83,7 @@ def test_a_distance_from_them_is_that_of_one_process(found: Found, size: int) ->
 
 
 @pytest.mark.parametrize("size", WORLDS[1:])
-def test_figures_of_pictures_are_those_of_one_process(found: Found, size: int) -> None:
+def test_figures_of_images_are_those_of_one_process(found: Found, size: int) -> None:
     """The same blocks give the same features; moments are merged in another order, rows are put in their own."""
     names = [key.removesuffix("-1") for key in found[0] if key.startswith("figure-") and key.endswith("-1")]
     assert len(names) == 13

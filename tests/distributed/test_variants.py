@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distributed.data_checks import DAMAGED, pictures
+from distributed.data_checks import DAMAGED, images
 from distributed.jobs import STEPS, job
 
 import ldit
-from ldit.checkpoint import manifest
-from ldit.checkpoint.sets import read_set
 from ldit.parallel.world import GRACE
+from ldit.storage import manifest
+from ldit.storage.shards import read_set
 
 # One file on one worker (--dist loadfile): the jobs run once and not beside each other.
 pytestmark = pytest.mark.timeout(900)
@@ -48,7 +48,7 @@ PAIRS += [(2, n) for n in TWO] + [(4, n) for n in FOUR]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
-    (folder / "damaged.json").write_text(json.dumps(pictures(folder / "damaged")))
+    (folder / "damaged.json").write_text(json.dumps(images(folder / "damaged")))
     return folder
 
 
@@ -175,7 +175,7 @@ def test_a_sharded_checkpoint_opens_for_sampling(ema: bool, folder: Path, four: 
 
 @pytest.mark.parametrize("kind", ["plain", "plain-gradient", "muon-tp2", "muon-tp2-gradient"])
 def test_n1_what_one_process_cannot_apply_none_applies(kind: str, four: dict[str, Any]) -> None:
-    """NaN in one process's pictures, or infinity in its gradient: the same verdict everywhere, no bit of weights,
+    """NaN in one process's images, or infinity in its gradient: the same verdict everywhere, no bit of weights,
     averages or optimiser state changed anywhere, and the next step is applied everywhere."""
     for process in four[f"not-finite:{kind}"]:
         assert process == {"3": ["nonfinite", True, 3, 2], "4": ["", False, 4, 3]}
@@ -249,7 +249,7 @@ def test_every_group_gives_up_after_the_watchdog(four: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("processes", "layout"), [(1, "shard"), (2, "shard"), (2, "tp2"), (4, "shard")])
-def test_d1_the_damaged_pictures_are_left_out_on_any_number_of_processes(
+def test_d1_the_damaged_images_are_left_out_on_any_number_of_processes(
     processes: int, layout: str, folder: Path, results: dict[int, dict[str, Any]]
 ) -> None:
     """Exactly the 400, each once, and the same losses as one process has."""
@@ -271,7 +271,7 @@ def test_other_kinds_train_alike_on_several_processes(
 def test_evaluation_along_the_way_is_that_of_one_process(
     processes: int, layout: str, results: dict[int, dict[str, Any]]
 ) -> None:
-    """Weights differ by rounding, pictures in a few of their bytes by one: some 1e-5 of a distance."""
+    """Weights differ by rounding, images in a few of their bytes by one: some 1e-5 of a distance."""
     (found, best, steps), (expected, _, _) = results[processes][f"evaluation:{layout}"], results[1]["evaluation:shard"]
     assert far(found, expected) <= 1e-4 < min(abs(a / b - 1) for a, b in pairwise(expected))
     assert best["step"] == 1 + min(range(4), key=found.__getitem__) and best["value"] == min(found)
@@ -279,7 +279,7 @@ def test_evaluation_along_the_way_is_that_of_one_process(
 
 
 def test_an_evaluation_that_fails_on_one_process_costs_its_value_alone(results: dict[int, dict[str, Any]]) -> None:
-    """Of its extractor at the second, of its pictures at the third: the other makes no pass more; the run goes on, and
+    """Of its extractor at the second, of its images at the third: the other makes no pass more; the run goes on, and
     measures again. Weights that are copied and that are sharded differ by rounding."""
     (found, best, _, passes), (expected, _, _) = results[2]["evaluation:broken"], results[2]["evaluation:shard"]
     assert found[1:3] == [None, None] and found[::3] == pytest.approx(expected[::3], rel=1e-4)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from runs import ALONE, after
 
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import ParallelConfig
 from ldit.config.spec import FlowConfig

@@ -1,10 +1,10 @@
-"""The bundled model: whole, small, and it makes the pictures it is asked for."""
+"""The bundled model: whole, small, and it makes the images it is asked for."""
 
 from pathlib import Path
 
 import ldit
 from ldit.checkpoint.open import open_source
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.config.spec import ModelSpec
 
 
@@ -19,13 +19,13 @@ def test_the_bundled_model_is_its_recipes() -> None:
 
 
 def test_it_draws() -> None:
-    """Flags fill the width of the picture with colour, symbols and smileys stand on white: cheap facts about most
-    pictures that a network with scrambled weights does not reproduce."""
+    """Flags fill the width of the image with colour, symbols and smileys stand on white: cheap facts about most
+    images that a network with scrambled weights does not reproduce."""
     pipe = ldit.load("emoji64-class-xs")
     assert isinstance(pipe.spec, ModelSpec)
-    pictures = pipe(class_labels=["flags"] * 4 + ["smileys"] * 4, seed=0, steps=8, output_type="tensor")
-    assert pictures.shape == (8, 3, 64, 64) and pictures.isfinite().all()
-    flags, smileys = pictures.split(4)
+    images = pipe(class_labels=["flags"] * 4 + ["smileys"] * 4, seed=0, steps=8, output_type="tensor")
+    assert images.shape == (8, 3, 64, 64) and images.isfinite().all()
+    flags, smileys = images.split(4)
     assert (smileys[:, :, :3, :3].mean(dim=(1, 2, 3)) > 0.8).sum() >= 3  # corners
     assert (smileys[:, :, 24:40, 24:40].mean(dim=(1, 2, 3)) < 0.7).sum() >= 3  # faces
     assert (flags[:, :, 28:36, 1:4].amin(dim=1).mean(dim=(1, 2)) < 0.3).sum() >= 3  # left edge, some colour low

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldit.checkpoint import manifest
 from ldit.checkpoint.export import CONFIG
-from ldit.checkpoint.sets import ShardWriter
-from ldit.config.model import preset
+from ldit.config.presets import preset
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, ModelSpec
 from ldit.nn.build import parameter_shapes
+from ldit.storage import manifest
+from ldit.storage.shards import ShardWriter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(l for l in lines if l.startswith("RssAnon")).split()[1]) * 1024
 import torch, ldit
-import ldit.flows.pipeline
+import ldit.pipeline.load
 before = peak = anonymous()
 done = False
 def watch():
@@ -93,9 +93,9 @@ def test_the_originals_command(folder: Path, tmp_path: Path) -> None:
 
 def test_the_originals_command_decodes_through_the_published_autoencoder(folder: Path, tmp_path: Path) -> None:
     """ROOT/stabilityai/sd-vae-ft-ema: random weights of the true architecture, 83.7M parameters."""
-    from ldit.checkpoint.tensors import write_safetensors
     from ldit.codecs.kl_network import build_network
     from ldit.config.autoencoder import AutoencoderModelConfig
+    from ldit.storage.tensors import write_safetensors
 
     vae = tmp_path / "stabilityai" / "sd-vae-ft-ema"
     vae.mkdir(parents=True)

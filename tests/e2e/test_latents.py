@@ -1,4 +1,4 @@
-"""From pictures to samples through an autoencoder by commands: train one, make a codec of it, cache, train, sample."""
+"""From images to samples through an autoencoder by commands: train one, make a codec of it, cache, train, sample."""
 
 import json
 import shutil
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from ldit.cli.main import main
 from ldit.codecs.open import open_codec
-from ldit.config.recipes import diffusion_recipe
+from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.sections import DataConfig
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.loader import Loader
 from ldit.data.source import open_run_data
 from ldit.rng import uniform
-from ldit.train.inputs import CachedInputs, EncodedInputs
+from ldit.train.tasks.inputs import CachedInputs, EncodedInputs
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -40,7 +40,7 @@ def run(*arguments: object, code: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pictures/ (three classes of noise, 16 px), vae/ (a codec of factor 2), bf16/ and fp32/ (caches)."""
+    """images/ (three classes of noise, 16 px), vae/ (a codec of factor 2), bf16/ and fp32/ (caches)."""
     base = tmp_path_factory.mktemp("latents")
     random = np.random.default_rng(1)
     for index in range(24):
@@ -75,7 +75,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_pictures_and_their_cache_train_alike(place: Path, tmp_path: Path) -> None:
+def test_images_and_their_cache_train_alike(place: Path, tmp_path: Path) -> None:
     """The same order, flips, posterior noise, noise and times: losses agree to what storing rounds off, 2^-8 of the
     moments in bf16 and the sums of another batch shape in fp32."""
     found = {}
@@ -91,15 +91,15 @@ def test_pictures_and_their_cache_train_alike(place: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("dtype", "bound"), [("fp32", 1e-6), ("bf16", 2**-8)])
 def test_cached_latents_are_those_of_encoding_now(dtype: str, bound: float, place: Path) -> None:
-    """Same picture, flip and posterior noise: the largest difference of z over its largest value."""
+    """Same image, flip and posterior noise: the largest difference of z over its largest value."""
     config = AutoencoderConfig(str(place / "vae"), 0.7, 0.1, 2)
     codec = open_codec(config)
-    pictures, _ = open_run_data(DataConfig(str(place / "pictures"), 16))
+    images, _ = open_run_data(DataConfig(str(place / "pictures"), 16))
     cached, _ = open_run_data(DataConfig(str(place / dtype), 16))
     online, stored = EncodedInputs(codec, 3), CachedInputs(config, 3)
     flips = 0
     for a, b in zip(
-        Loader(pictures, 7, 3, True, 0).from_step(0, 6), Loader(cached, 7, 3, True, 0).from_step(0, 6), strict=True
+        Loader(images, 7, 3, True, 0).from_step(0, 6), Loader(cached, 7, 3, True, 0).from_step(0, 6), strict=True
     ):
         assert torch.equal(a.labels, b.labels) and a.positions == b.positions
         x, y = online(a, CPU), stored(b, CPU)
@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_its_cache_and_no_other(place: Path, tmp_path: Path, 
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     capfd.readouterr()
     run(*recipe(place, tmp_path / "run", place / "bf16", "--train.steps", 4), code=2)
-    assert "training pictures are not those" in capfd.readouterr().err
+    assert "training images are not those" in capfd.readouterr().err
 
 
 def test_other_codecs_sizes_and_damage_are_refused(place: Path, tmp_path: Path, capfd) -> None:
@@ -166,7 +166,7 @@ def test_a_cache_does_without_its_codec_but_not_with_a_broken_one(
     with said() as lines:
         run(*recipe(place, tmp_path / "run", place / "bf16", "--codec.name", absent, "--codec.shift", 7))
     assert any("known by that name alone" in line for line in lines) and any(
-        "no pictures along" in line for line in lines
+        "no images along" in line for line in lines
     )
     assert any(line.startswith("codec.shift: 7.0, that of the autoencoder") for line in lines)
     assert not any(line.startswith("codec.scale") for line in lines)
@@ -192,7 +192,7 @@ def test_samples_of_a_latent_model(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_codec_that_changes_under_a_run_is_noticed(place: Path, tmp_path: Path, capfd) -> None:
-    """Pictures that are encoded in the step: the autoencoder's fingerprint is compared when the run goes on."""
+    """Images that are encoded in the step: the autoencoder's fingerprint is compared when the run goes on."""
     vae = shutil.copytree(place / "vae", tmp_path / "vae")
     (vae / "manifest.json").unlink()
     run(*recipe(place, tmp_path / "run", place / "pictures", "--codec.name", vae, "--train.steps", 2))
@@ -216,7 +216,7 @@ def test_a_cache_without_its_classes(place: Path, tmp_path: Path, codec: str, mo
 
 
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
-    """The latent recipe's two lines as they are printed, but for fewer pictures and steps."""
+    """The latent recipe's two lines as they are printed, but for fewer images and steps."""
     text = (Path(__file__).parents[2] / "README.md").read_text()
     lines = [line.split("#")[0].split() for line in text.splitlines()]
     (encode,) = [line[1:] for line in lines if line[:3] == ["ldit", "encode", "emoji64"]]

@@ -117,14 +117,14 @@ def test_another_configuration_is_refused_with_its_difference(undisturbed: Path)
     assert "train.lr 0.001 -> 0.5" in said and len(said.splitlines()) == 1
 
 
-def test_other_pictures_are_refused(tmp_path: Path) -> None:
+def test_other_images_are_refused(tmp_path: Path) -> None:
     data = shutil.copytree(ROOT / "src/ldit/assets/emoji64", tmp_path / "data")
     command = [*TRAIN, "--train.steps", "4", "--data.path", data, "--out", tmp_path / "run"]
     ldit(*command)
     train, _ = open_data(str(data), 16, max_per_class=20)
     train.paths[0].unlink()
     said = ldit(*command, "--train.steps", "6", check=2).stderr
-    assert "the training pictures are not those of" in said.splitlines()[-1]
+    assert "the training images are not those of" in said.splitlines()[-1]
 
 
 def test_flags_take_values_in_any_spelling(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_samples_carry_their_settings(undisturbed: Path, tmp_path: Path) -> None
     arguments = ("--ckpt", undisturbed, "--class-labels", "food", "3", "--seed", "5", "--num_sampling_steps", "4")
     done = ldit("sample", *arguments, "--image_save_path", grid, "--out", folder)
     assert done.stdout.splitlines()[-1] == str(grid)
-    with Image.open(grid) as picture:
-        settings = json.loads(picture.text["ldit"])  # type: ignore[attr-defined]
+    with Image.open(grid) as image:
+        settings = json.loads(image.text["ldit"])  # type: ignore[attr-defined]
     assert settings["labels"] == [3, 3] and settings["seeds"] == [5, 6] and settings["sampling"]["steps"] == "4"
     singles = sorted(p.name for p in folder.iterdir())
     assert singles == ["00000_food_seed5.png", "00001_food_seed6.png"]
@@ -165,8 +165,8 @@ def test_original_sample_command(undisturbed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-u", str(ROOT / "sample.py"), "--ckpt", str(step), "--num_sampling_steps", "2"]
     labels = ["--class_labels", "1", "2", "0", "4", "8"]
     subprocess.run([*command, *labels], check=True, env=ENV, capture_output=True, cwd=tmp_path)
-    with Image.open(tmp_path / "sample_ema.png") as picture:
-        assert picture.size == (4 * 18 + 2, 2 * 18 + 2)
+    with Image.open(tmp_path / "sample_ema.png") as image:
+        assert image.size == (4 * 18 + 2, 2 * 18 + 2)
     ldit("info", step, "--verify")  # a sealed folder gets no file more
     unseal(step)
     subprocess.run([*command, "--no_ema"], check=True, env=ENV, capture_output=True)
@@ -250,9 +250,9 @@ MISTAKES = [
 
 
 def make_folders(tmp: Path) -> None:
-    for name, pictures in {"data/empty": 0, "two/a": 1, "two/b": 1, "bad/a": 1}.items():
+    for name, images in {"data/empty": 0, "two/a": 1, "two/b": 1, "bad/a": 1}.items():
         (tmp / name).mkdir(parents=True)
-        for i in range(pictures):
+        for i in range(images):
             Image.new("RGB", (16, 16)).save(tmp / name / f"{i}.png")
     (tmp / "bad/a/bad.png").write_bytes(b"not a picture")
     shutil.copytree(ROOT / "src/ldit/assets/emoji64", tmp / "renamed")
@@ -263,7 +263,7 @@ def test_every_mistake_is_one_line(
     undisturbed: Path, damaged: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Exit code 2, one line on stderr that names the culprit, no picture written; in process, for speed."""
+    """Exit code 2, one line on stderr that names the culprit, no image written; in process, for speed."""
     from ldit.cli.main import main
 
     monkeypatch.chdir(tmp_path)

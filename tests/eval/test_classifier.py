@@ -1,4 +1,4 @@
-"""A classifier as an extractor: whose weights, which features, pictures of other sizes, and what is none."""
+"""A classifier as an extractor: whose weights, which features, images of other sizes, and what is none."""
 
 import hashlib
 import shutil
@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldit.commands.train import train
 from ldit.errors import EvaluationError
-from ldit.eval.classifier import ClassifierExtractor, open_classifier
-from ldit.eval.classifier_network import ClassifierNetwork
-from ldit.eval.extractor import open_extractor
-from ldit.flows.train import train
+from ldit.eval.extractors.classifier import ClassifierExtractor, open_classifier
+from ldit.eval.extractors.extractor import open_extractor
+from ldit.nn.classifier import ClassifierNetwork
 
 CPU = torch.device("cpu")
 LAST = "checkpoints/step-00000004"
@@ -30,14 +30,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "run"
 
 
-def pictures(side: int, count: int = 5) -> Tensor:
+def images(side: int, count: int = 5) -> Tensor:
     """Of noise, which shows every error of a filter."""
     random = np.random.RandomState(side)
     return torch.from_numpy(random.randint(0, 256, (count, 3, side, side)).astype(np.uint8))
 
 
 def test_features_are_those_of_the_average(run: Path) -> None:
-    """The network of the run's EMA weights on the pictures as training has them; the fingerprint is their file's."""
+    """The network of the run's EMA weights on the images as training has them; the fingerprint is their file's."""
     extractor = open_classifier(run, CPU)
     assert isinstance(extractor, ClassifierExtractor) and extractor.classes == NAMES
     assert (extractor.name, extractor.metric, extractor.width) == ("classifier", "fd_classifier", 16)
@@ -46,7 +46,7 @@ def test_features_are_those_of_the_average(run: Path) -> None:
     assert extractor.fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
     network = ClassifierNetwork(classifier_run(run).model, 3)
     network.load_state_dict(load_file(file))
-    shown = pictures(SIDE)
+    shown = images(SIDE)
     found = extractor(shown)
     with torch.no_grad():
         x = shown.float() / 127.5 - 1
@@ -63,10 +63,10 @@ def test_a_step_and_a_name_open_the_same(run: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [20, 33, 96])
-def test_pictures_of_other_sizes_are_resized_as_pillow_does(run: Path, side: int) -> None:
+def test_images_of_other_sizes_are_resized_as_pillow_does(run: Path, side: int) -> None:
     """Pillow's bilinear filter is antialiased too; it rounds each axis to whole numbers, which is some 0.3 of pixels
     that are 20 or more from their mean."""
-    extractor, shown = open_classifier(run, CPU), pictures(side)
+    extractor, shown = open_classifier(run, CPU), images(side)
     small = [
         np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
         for one in shown.permute(0, 2, 3, 1).numpy()
@@ -78,8 +78,8 @@ def test_pictures_of_other_sizes_are_resized_as_pillow_does(run: Path, side: int
 
 
 def test_a_side_that_fits_alone_is_not_enough(run: Path) -> None:
-    """Wide and high pictures are squared as a whole: rows that repeat pixels are those pixels."""
-    extractor, shown = open_classifier(run, CPU), pictures(SIDE)
+    """Wide and high images are squared as a whole: rows that repeat pixels are those pixels."""
+    extractor, shown = open_classifier(run, CPU), images(SIDE)
     for axis in (2, 3):
         twice = shown.repeat_interleave(2, axis)
         # A filter two wide about the middle of two equal pixels takes an eighth of either neighbour.
@@ -92,7 +92,7 @@ def test_a_side_that_fits_alone_is_not_enough(run: Path) -> None:
 
 @pytest.mark.parametrize("shown", [torch.zeros(1, 3, 40, 40), torch.zeros(3, 40, 40, dtype=torch.uint8)])
 def test_other_tensors_are_refused(run: Path, shown: Tensor) -> None:
-    with pytest.raises(EvaluationError, match=r"^a classifier takes uint8 pictures \(B, 3, H, W\), got torch"):
+    with pytest.raises(EvaluationError, match=r"^a classifier takes uint8 images \(B, 3, H, W\), got torch"):
         open_classifier(run, CPU)(shown)
 
 
@@ -101,8 +101,8 @@ def test_a_name_in_the_home_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert open_extractor("~/run", None, CPU).fingerprint == open_classifier(run, CPU).fingerprint
 
 
-def test_a_picture_does_not_depend_on_its_batch(run: Path) -> None:
-    extractor, shown = open_classifier(run, CPU), pictures(SIDE)
+def test_a_image_does_not_depend_on_its_batch(run: Path) -> None:
+    extractor, shown = open_classifier(run, CPU), images(SIDE)
     alone = torch.cat([extractor(one[None]).pool for one in shown])
     torch.testing.assert_close(extractor(shown).pool, alone, rtol=1e-5, atol=1e-6)
 

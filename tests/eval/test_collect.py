@@ -1,4 +1,4 @@
-"""Features are kept where their pictures stand, whatever order they come in; what does not add up is an error."""
+"""Features are kept where their images stand, whatever order they come in; what does not add up is an error."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from runs import ALONE
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval.collect import Collector
-from ldit.eval.extractor import Features
+from ldit.eval.features import Features
+from ldit.eval.metrics.collect import Collector
 
 
 def features(rows: Tensor) -> Features:
@@ -19,7 +19,7 @@ def rows(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("order", [(0, 3, 6), (6, 0, 3), (3, 6, 0)])
-def test_rows_lie_where_their_pictures_stand(order: tuple[int, ...]) -> None:
+def test_rows_lie_where_their_images_stand(order: tuple[int, ...]) -> None:
     whole = rows(8)
     collector = Collector(ALONE, 8, True)
     for first in order:
@@ -40,17 +40,17 @@ def test_what_is_not_asked_for_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("total", [7, 9])
-def test_other_pictures_than_were_announced(total: int) -> None:
+def test_other_images_than_were_announced(total: int) -> None:
     collector = Collector(ALONE, total, True)
 
     def run() -> None:
         collector.add(0, features(rows(8)))
         collector.merged()
 
-    with pytest.raises(ValueError, match=f"^{total} pictures were announced"):
+    with pytest.raises(ValueError, match=f"^{total} images were announced"):
         run()
 
 
-def test_no_pictures() -> None:
-    with pytest.raises(EvaluationError, match="there are no pictures"):
+def test_no_images() -> None:
+    with pytest.raises(EvaluationError, match="there are no images"):
         Collector(ALONE, 0, False).merged()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ldit.errors import EvaluationError
-from ldit.eval.components import bootstrap, interval, principal_components
-from ldit.eval.frechet import frechet_distance
+from ldit.eval.metrics.components import bootstrap, interval, principal_components
+from ldit.eval.metrics.frechet import frechet_distance
 
 
 def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

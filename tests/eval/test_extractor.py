@@ -11,8 +11,8 @@ from golden import assert_close
 from inception_case import TOLERANCE, io, weights
 
 from ldit.errors import EvaluationError
-from ldit.eval import inception_weights, lite0
-from ldit.eval.extractor import open_extractor
+from ldit.eval.extractors import inception_weights, lite0
+from ldit.eval.extractors.extractor import open_extractor
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_inception_is_looked_for(published: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_lite0() -> None:
-    """One picture more than a whole number of slices, into which a batch falls on the CPU: each at its place."""
+    """One image more than a whole number of slices, into which a batch falls on the CPU: each at its place."""
     extractor = open_extractor("efficientnet-lite0", None, CPU)
     name = "efficientnet-lite0"
     assert (extractor.name, extractor.metric, extractor.width) == (name, f"fd_{name}", 1280)
@@ -64,7 +64,9 @@ def test_lite0() -> None:
 def test_a_trained_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any folder is the classifier's to judge; it brings its own weights."""
     opened = SimpleNamespace()
-    monkeypatch.setattr("ldit.eval.classifier.open_classifier", lambda *args: setattr(opened, "args", args) or opened)
+    monkeypatch.setattr(
+        "ldit.eval.extractors.classifier.open_classifier", lambda *args: setattr(opened, "args", args) or opened
+    )
     assert open_extractor(str(tmp_path), None, CPU) is opened
     assert opened.args == (tmp_path, CPU)
     with pytest.raises(EvaluationError, match="a trained classifier has its weights in its own folder"):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldit.errors import EvaluationError
-from ldit.eval.folded import Folded, Place, fill
+from ldit.eval.extractors.folded import Folded, Place, fill
 
 State = dict[str, Tensor]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval import frechet
-from ldit.eval.frechet import frechet_distance
-from ldit.eval.moments import Moments
+from ldit.eval.metrics import frechet
+from ldit.eval.metrics.frechet import frechet_distance
+from ldit.eval.metrics.moments import Moments
 
 RELATIVE = 1e-6
 
@@ -129,7 +129,7 @@ def moments(rows: Tensor, batch: int) -> Moments:
 @pytest.mark.parametrize("width", [3, 256])
 @pytest.mark.parametrize("counts", [(2, 3), (100, 80), (1000, 300)])
 def test_batches_move_it_by_rounding_alone(counts: tuple[int, int], width: int) -> None:
-    """With fewer pictures than features most eigenvalues are zero: roots of their rounding would show at 1e-6 of the
+    """With fewer images than features most eigenvalues are zero: roots of their rounding would show at 1e-6 of the
     distance. The bound is 1e-10."""
     spread = torch.logspace(-2, 0, width)
     rows = [draw(count, width, seed=count).float() * spread for count in counts]
@@ -140,7 +140,7 @@ def test_batches_move_it_by_rounding_alone(counts: tuple[int, int], width: int) 
     assert found == pytest.approx([found[0]] * 4, rel=1e-10) and found[0] > 0.0
 
 
-def test_few_pictures_against_the_distance_of_their_spans() -> None:
+def test_few_images_against_the_distance_of_their_spans() -> None:
     """Ranks 5 and 4 in 300 dimensions: tr (S1·S2)^½ is the sum of the singular values of X1·X2^T over the square
     roots of N - 1, of the centred rows: no covariance is needed for it."""
     x, y = draw(6, 300, seed=1), draw(5, 300, seed=2)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from golden import assert_close
-from inception_case import PICTURES, TOLERANCE, io, weights, without_counts
+from inception_case import IMAGES, TOLERANCE, io, weights, without_counts
 from safetensors.torch import save_file
 
 from ldit.errors import EvaluationError, SourceError
-from ldit.eval import inception_weights
-from ldit.eval.inception import Inception, load_inception
+from ldit.eval.extractors import inception_weights
+from ldit.eval.extractors.inception import Inception, load_inception
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def network(published: Path) -> Inception:
     return load_inception(published, check_hash=False)
 
 
-@pytest.mark.parametrize("case", PICTURES)
+@pytest.mark.parametrize("case", IMAGES)
 def test_golden(case: str, network: Inception) -> None:
     found = network(io()[f"{case}.x"])
     assert list(found) == ["pool", "spatial", "logits_unbiased"]
@@ -92,7 +92,7 @@ def test_always_fp32(network: Inception) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 8, 8)])
 def test_only_rgb_bytes_are_taken(shape: tuple[int, ...], network: Inception) -> None:
-    with pytest.raises(EvaluationError, match=r"takes uint8 pictures \(B, 3, H, W\), got torch\.uint8 "):
+    with pytest.raises(EvaluationError, match=r"takes uint8 images \(B, 3, H, W\), got torch\.uint8 "):
         network(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(EvaluationError, match=r"got torch\.float32"):
         network(torch.zeros(1, 3, 8, 8))

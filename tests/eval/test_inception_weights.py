@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldit.errors import EvaluationError
-from ldit.eval.inception_weights import NAMES, SHA256, VARIABLE, check_weights, find_weights
+from ldit.eval.extractors.inception_weights import NAMES, SHA256, VARIABLE, check_weights, find_weights
 
 
 @pytest.fixture(autouse=True)

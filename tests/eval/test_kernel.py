@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval.kernel import kernel_distance
+from ldit.eval.metrics.kernel import kernel_distance
 from ldit.rng import generator
 
 
@@ -95,15 +95,15 @@ def test_half_precision_features_and_large_ones() -> None:
 
 def test_what_has_no_kernel_distance() -> None:
     for x, y in ((rows(1), rows(9)), (rows(9), rows(1)), (rows(0), rows(9))):
-        with pytest.raises(EvaluationError, match=f"at least 2 pictures on each side, got {len(x)} and {len(y)}"):
+        with pytest.raises(EvaluationError, match=f"at least 2 images on each side, got {len(x)} and {len(y)}"):
             kernel_distance(x, y)
     with pytest.raises(EvaluationError, match="5 wide and reference features 4"):
         kernel_distance(rows(9), rows(9, 4))
     bad = rows(9)
     bad[4, 1] = torch.nan
-    with pytest.raises(EvaluationError, match=r"^features of picture 4 are not finite"):
+    with pytest.raises(EvaluationError, match=r"^features of image 4 are not finite"):
         kernel_distance(bad, rows(9))
-    with pytest.raises(EvaluationError, match=r"^reference features of picture 4 are not finite"):
+    with pytest.raises(EvaluationError, match=r"^reference features of image 4 are not finite"):
         kernel_distance(rows(9), bad)
     with pytest.raises(EvaluationError, match="too large"):
         kernel_distance(rows(9).double() * 1e120, rows(9).double())

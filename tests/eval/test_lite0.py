@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import ldit
 from ldit.errors import EvaluationError
-from ldit.eval import lite0
-from ldit.eval.lite0 import Lite0, load_lite0, package_weights
+from ldit.eval.extractors import lite0
+from ldit.eval.extractors.lite0 import Lite0, load_lite0, package_weights
 
 ASSETS = Path(ldit.__file__).parent / "assets"
 
@@ -38,15 +38,15 @@ def test_the_outputs_of_the_reference(network: Lite0) -> None:
     ("emoji", "label"), [("1f968", "pretzel"), ("1fad1", "bell pepper"), ("1f34f", "Granny Smith")]
 )
 def test_it_sees(emoji: str, label: str, network: Lite0) -> None:
-    """Resize, normalisation and order of channels as in its training: pictures of 64 pixels get their names."""
-    picture = np.asarray(Image.open(ASSETS / "emoji64" / "food" / f"{emoji}.webp").convert("RGB"))
-    logits = network(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])["logits"]
+    """Resize, normalisation and order of channels as in its training: images of 64 pixels get their names."""
+    image = np.asarray(Image.open(ASSETS / "emoji64" / "food" / f"{emoji}.webp").convert("RGB"))
+    logits = network(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])["logits"]
     names = json.loads((ASSETS / "imagenet_classes.json").read_text())
     assert names[int(logits.argmax())] == label
 
 
-def test_a_batch_is_its_pictures(network: Lite0) -> None:
-    """Each picture at its place, whatever autocast stands outside."""
+def test_a_batch_is_its_images(network: Lite0) -> None:
+    """Each image at its place, whatever autocast stands outside."""
     x = torch.randint(0, 256, (9, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = network(x)
     for name, tensor in found.items():
@@ -78,7 +78,7 @@ def test_a_copy_of_the_file(network: Lite0, tmp_path: Path) -> None:
 
 
 def test_only_rgb_bytes_are_taken(network: Lite0) -> None:
-    with pytest.raises(EvaluationError, match=r"takes uint8 pictures \(B, 3, H, W\), got torch\.float32"):
+    with pytest.raises(EvaluationError, match=r"takes uint8 images \(B, 3, H, W\), got torch\.float32"):
         network(torch.zeros(1, 3, 8, 8))
     with pytest.raises(EvaluationError, match=r"got torch\.uint8 \(1, 4, 8, 8\)"):
         network(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))

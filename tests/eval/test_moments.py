@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval import moments
-from ldit.eval.moments import Moments
+from ldit.eval.metrics import moments
+from ldit.eval.metrics.moments import Moments
 from ldit.parallel.world import World
 
 # Of the largest entry: sums of some thousand float64 products are off by some units of 1e-16; a sum in float32 by 1e-8.
@@ -112,21 +112,21 @@ def test_callers_cannot_change_the_sums() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_that_is_not_finite_is_named(value: float) -> None:
-    """By its number among all, or by the picture's; the batch leaves no trace."""
+    """By its number among all, or by the image's; the batch leaves no trace."""
     data, bad = rows(20, 4), rows(6, 4)
     bad[3, 2], bad[5, 0] = value, value
     whole = of(data)
     before = whole.covariance
-    with pytest.raises(EvaluationError, match="features of picture 23 are not finite"):
+    with pytest.raises(EvaluationError, match="features of image 23 are not finite"):
         whole.add(bad)
-    with pytest.raises(EvaluationError, match="features of picture 1003 are not finite"):
+    with pytest.raises(EvaluationError, match="features of image 1003 are not finite"):
         whole.add(bad, first=1000)
     assert whole.count == 20 and torch.equal(whole.covariance, before)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_rows_have_no_covariance(count: int) -> None:
-    with pytest.raises(EvaluationError, match=f"at least 2 pictures, got {count}"):
+    with pytest.raises(EvaluationError, match=f"at least 2 images, got {count}"):
         _ = of(rows(5, 3)[:count]).covariance
 
 

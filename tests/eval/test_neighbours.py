@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval import neighbours
-from ldit.eval.neighbours import precision_recall
+from ldit.eval.metrics import neighbours
+from ldit.eval.metrics.neighbours import precision_recall
 
 
 def brute_force(x: Tensor, y: Tensor, k: int = 3) -> tuple[float, float, list[bool]]:
@@ -105,8 +105,8 @@ def test_equal_rows_are_neighbours_at_distance_zero() -> None:
     check(nearby, references)
 
 
-def test_sets_of_one_picture_only() -> None:
-    """Blank pictures: no spread at all, many more copies than candidates, and every pair undecided in float32."""
+def test_sets_of_one_image_only() -> None:
+    """Blank images: no spread at all, many more copies than candidates, and every pair undecided in float32."""
     blank = torch.full((60, 4), 0.1)
     assert check(blank, blank[:50], tile=16) == (1.0, 1.0)
     assert check(blank, blank + 1e-6, tile=16) == (0.0, 0.0)
@@ -183,7 +183,7 @@ def test_products_settle_all_but_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked["_decided"] < 40 and asked["_nearest_places"] < 10 and asked["_within"] == 0
 
 
-def test_pictures_that_are_all_equal_cost_a_pair_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_are_all_equal_cost_a_pair_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one for each of the 3,000 pairs that no product decides."""
     asked = {"_within": 0}
     monkeypatch.setattr(neighbours, "_within", counting(asked, "_within"))
@@ -230,7 +230,7 @@ def test_what_has_no_precision() -> None:
         precision_recall(rows(9), rows(9, 5))
     bad = rows(9)
     bad[5, 1] = torch.inf
-    with pytest.raises(EvaluationError, match=r"^reference features of picture 5 are not finite"):
+    with pytest.raises(EvaluationError, match=r"^reference features of image 5 are not finite"):
         precision_recall(rows(9), bad)
     huge = rows(9)
     huge[0], huge[1] = 3e38, -3e38

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldit.eval.resize import bicubic, tf1_bilinear
+from ldit.eval.extractors.resize import bicubic, tf1_bilinear
 
 
-def pictures(*shape: int) -> torch.Tensor:
+def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(sum(shape)))
 
 
@@ -38,7 +38,7 @@ def plain(picture: np.ndarray, size: int) -> np.ndarray:
 )
 def test_bilinear_as_tensorflow_1(height: int, width: int, size: int) -> None:
     """Bit for bit: each operation is rounded once, in the same order."""
-    x = pictures(2, 2, height, width)
+    x = images(2, 2, height, width)
     found = tf1_bilinear(x, size)
     assert found.dtype == torch.float32 and found.shape == (2, 2, size, size)
     for b in range(2):
@@ -53,7 +53,7 @@ def test_bilinear_has_no_half_pixel_offset() -> None:
 
 
 def test_bilinear_leaves_its_input_alone() -> None:
-    x = pictures(1, 3, 6, 6).float()
+    x = images(1, 3, 6, 6).float()
     before = x.clone()
     for size in (6, 12):
         tf1_bilinear(x, size).add_(1.0)
@@ -64,7 +64,7 @@ def test_bilinear_leaves_its_input_alone() -> None:
 def test_bicubic_as_pillow(height: int, width: int) -> None:
     """Pillow's own floating-point resize, clamped. Here places are fp32, 3e-5 of a pixel off at 451, and noise rises by
     255 a pixel; another kernel or none of the antialiasing is tens off."""
-    x = pictures(1, 3, height, width)
+    x = images(1, 3, height, width)
     found = bicubic(x, 224)
     assert found.dtype == torch.float32 and float(found.min()) >= 0 and float(found.max()) <= 255
     for channel in range(3):
@@ -73,6 +73,6 @@ def test_bicubic_as_pillow(height: int, width: int) -> None:
         assert np.abs(found[0, channel].numpy() - expected).max() < 0.01
 
 
-def test_bicubic_keeps_pictures_of_its_size() -> None:
-    x = pictures(2, 3, 20, 20)
+def test_bicubic_keeps_images_of_its_size() -> None:
+    x = images(2, 3, 20, 20)
     assert torch.equal(bicubic(x, 20), x.float())

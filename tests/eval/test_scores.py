@@ -1,4 +1,4 @@
-"""The Inception Score against a loop over pictures, in any batches, order and number of processes."""
+"""The Inception Score against a loop over images, in any batches, order and number of processes."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval.scores import InceptionScore
+from ldit.eval.metrics.scores import InceptionScore
 from ldit.parallel.world import World
 
 
@@ -17,7 +17,7 @@ def logits(count: int, classes: int = 7, scale: float = 3.0) -> Tensor:
 
 
 def brute_force(values: Tensor, splits_of: int) -> list[float]:
-    """The score of each split, picture by picture."""
+    """The score of each split, image by image."""
     scores = []
     for first in range(0, len(values), splits_of):
         chances = []
@@ -51,7 +51,7 @@ def test_in_batches(batch: int, splits_of: int) -> None:
 
 
 def test_a_short_split_counts_as_much_as_the_others() -> None:
-    """Eight pictures of one class, then one: the only difference is the mean over splits."""
+    """Eight images of one class, then one: the only difference is the mean over splits."""
     values = torch.zeros(9, 2)
     values[:4, 0] = values[4:8, 1] = values[8, 0] = 200.0
     score = InceptionScore(8)
@@ -83,7 +83,7 @@ def test_probabilities_are_of_float64(dtype: torch.dtype) -> None:
     check(score, values, 8)
 
 
-def test_certain_pictures_score_the_number_of_classes() -> None:
+def test_certain_images_score_the_number_of_classes() -> None:
     """Chances of exactly 0 and 1, and logits of any size a float32 holds."""
     for size in (1e3, 3e38):
         score = InceptionScore()
@@ -99,26 +99,26 @@ def test_logits_that_are_not_finite_are_named(value: float) -> None:
     values, score = logits(20), InceptionScore(8)
     values[13, 2] = value
     score.add(0, values[:10])
-    with pytest.raises(EvaluationError, match="logits of picture 13 are not finite"):
+    with pytest.raises(EvaluationError, match="logits of image 13 are not finite"):
         score.add(10, values[10:])
     check(score, values[:10], 8)
 
 
-def test_no_pictures_have_no_score() -> None:
-    with pytest.raises(EvaluationError, match="at least 1 picture, got 0"):
+def test_no_images_have_no_score() -> None:
+    with pytest.raises(EvaluationError, match="at least 1 image, got 0"):
         InceptionScore().value()
 
 
-def test_pictures_counted_twice_or_left_out_are_noticed() -> None:
+def test_images_counted_twice_or_left_out_are_noticed() -> None:
     score = InceptionScore(8)
     score.add(0, logits(8))
     with pytest.raises(ValueError, match="more than its 8"):
         score.add(4, logits(1))
     score.add(16, logits(3))
-    with pytest.raises(ValueError, match="every picture"):
+    with pytest.raises(ValueError, match="every image"):
         score.value()
     score.add(9, logits(7))
-    with pytest.raises(ValueError, match="every picture"):
+    with pytest.raises(ValueError, match="every image"):
         score.value()
     with pytest.raises(ValueError, match="classes"):
         score.add(17, logits(1, 6))

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from ldit.errors import EvaluationError
-from ldit.eval import statistics
-from ldit.eval.statistics import (
+from ldit.eval import reference as statistics
+from ldit.eval.reference import (
     Statistics,
     has_statistics,
-    open_pictures,
     read_statistics,
     write_statistics,
 )
+from ldit.storage.npz import open_images
 
 RNG = np.random.default_rng(0)
-PICTURES = RNG.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+IMAGES = RNG.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
 
 
 def covariance(width: int) -> np.ndarray:
@@ -49,30 +49,30 @@ def refused(path: Path, pattern: str) -> None:
 
 
 def test_a_reference_batch_of_guided_diffusion(tmp_path: Path) -> None:
-    """mu in float32, sigma in float64, pictures beside them."""
-    path = save(tmp_path / "x.npz", arr_0=PICTURES, **MOMENTS, **SPATIAL)
+    """mu in float32, sigma in float64, images beside them."""
+    path = save(tmp_path / "x.npz", arr_0=IMAGES, **MOMENTS, **SPATIAL)
     found = read_statistics(path)
     for value, key in ((found.mean, "mu"), (found.covariance, "sigma"),
                        (found.spatial_mean, "mu_s"), (found.spatial_covariance, "sigma_s")):  # fmt: skip
         assert value is not None and value.dtype == torch.float64
         assert np.array_equal(value.numpy(), {**MOMENTS, **SPATIAL}[key].astype("f8"))
     assert (found.count, found.extractor, found.fingerprint, found.resize) == (None, "inception", "", "")
-    assert found.pictures is not None and len(found.pictures) == 5 and found.pictures.shape == (4, 4, 3)
-    assert np.array_equal(np.concatenate(list(found.pictures.batches(2))), PICTURES)
+    assert found.images is not None and len(found.images) == 5 and found.images.shape == (4, 4, 3)
+    assert np.array_equal(np.concatenate(list(found.images.batches(2))), IMAGES)
 
 
 def test_moments_alone(tmp_path: Path) -> None:
     """As pytorch-fid writes them; what else a file holds does not matter."""
     found = read_statistics(save(tmp_path / "x.npz", other=np.array(["a"]), **MOMENTS))
-    assert found.spatial_mean is found.spatial_covariance is found.pictures is None
+    assert found.spatial_mean is found.spatial_covariance is found.images is None
 
 
 def test_what_holds_mu_is_statistics(tmp_path: Path) -> None:
-    assert has_statistics(save(tmp_path / "x.npz", arr_0=PICTURES, **MOMENTS))
-    assert not has_statistics(save(tmp_path / "y.npz", arr_0=PICTURES))
-    assert np.array_equal(next(open_pictures(tmp_path / "y.npz").batches(9)), PICTURES)
-    with pytest.raises(EvaluationError, match=r"has no arr_0, pictures: it holds mu, sigma"):
-        open_pictures(save(tmp_path / "x.npz", **MOMENTS))
+    assert has_statistics(save(tmp_path / "x.npz", arr_0=IMAGES, **MOMENTS))
+    assert not has_statistics(save(tmp_path / "y.npz", arr_0=IMAGES))
+    assert np.array_equal(next(open_images(tmp_path / "y.npz").batches(9)), IMAGES)
+    with pytest.raises(EvaluationError, match=r"has no arr_0, images: it holds mu, sigma"):
+        open_images(save(tmp_path / "x.npz", **MOMENTS))
 
 
 @pytest.mark.parametrize("spatial", [False, True])
@@ -90,7 +90,7 @@ def test_ours_come_back(tmp_path: Path, spatial: bool) -> None:
     for name in ("mean", "covariance", "spatial_mean", "spatial_covariance"):
         value, expected = getattr(found, name), getattr(given, name)
         assert value is None if expected is None else torch.equal(value, expected)
-    assert found.pictures is None
+    assert found.images is None
     write_statistics(second, found)
     assert first.read_bytes() == second.read_bytes()
     with np.load(first, allow_pickle=False) as plain:
@@ -119,7 +119,7 @@ def test_ours_come_back(tmp_path: Path, spatial: bool) -> None:
     ({"sigma": np.eye(4) + np.eye(4, k=1) * 1e-3}, "sigma is no covariance: it is not symmetric"),
     ({"mu_s": SPATIAL["mu_s"] * np.nan, "sigma_s": SPATIAL["sigma_s"]}, "mu_s is not finite"),
     ({"mu_s": SPATIAL["mu_s"], "sigma_s": np.eye(4)}, r"sigma_s has the shape \(4, 4\), and mu_s"),
-    ({"arr_0": PICTURES[..., 0]}, r"arr_0 is uint8 \(5, 4, 4\)"),
+    ({"arr_0": IMAGES[..., 0]}, r"arr_0 is uint8 \(5, 4, 4\)"),
     ({"about": np.zeros(3)}, r"about is float64 \(3,\)"),
     ({"about": np.zeros(1 << 17, np.uint8)}, r"about is uint8"),
     ({"about": np.frombuffer(b"{", np.uint8)}, "about is not JSON"),
@@ -158,6 +158,6 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     mean, matrix = torch.zeros(2), torch.eye(2)
     with pytest.raises(EvaluationError, match="sigma is not finite"):
         write_statistics(tmp_path / "x.npz", Statistics(3, mean, matrix * torch.nan))
-    with pytest.raises(EvaluationError, match="how many pictures"):
+    with pytest.raises(EvaluationError, match="how many images"):
         write_statistics(tmp_path / "x.npz", Statistics(None, mean, matrix))
     assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,10 @@ from runs import after, started, tiny
 
 from ldit.config.sections import ParallelConfig
 from ldit.diffusion import DDPM
-from ldit.flows.pipeline import Pipeline
 from ldit.nn.conditioning import TextCondition
 from ldit.parallel.world import World
-from ldit.train import state_io
+from ldit.pipeline.load import Pipeline
+from ldit.train import checkpointing as state_io
 from ldit.train.saver import Staging
 from ldit.train.step import train_step
 

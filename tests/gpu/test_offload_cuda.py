@@ -10,7 +10,7 @@ from ldit.config.model import ClassModelConfig
 from ldit.nn.build import build_model
 from ldit.nn.dit import init_weights
 from ldit.rng import generator
-from ldit.sampling.offload import offload
+from ldit.sampling.fast.offload import offload
 
 pytestmark = pytest.mark.gpu
 CONFIG = ClassModelConfig(dim=1024, n_layers=10, n_heads=16, num_classes=5, input_size=16, qk_norm=True)

@@ -11,8 +11,8 @@ from test_variants import TINY, filled
 from ldit.config.model import ClassModelConfig
 from ldit.nn.dit import DiT
 from ldit.nn.kernels import attention_kernels
-from ldit.sampling.graphs import Graphs
-from ldit.sampling.prepare import Prepared, Switches, prepare
+from ldit.sampling.fast.graphs import Graphs
+from ldit.sampling.fast.prepare import InferenceOptions, Prepared, prepare
 
 pytestmark = pytest.mark.gpu
 TIMES, LABELS = (17.0, 3.5, 999.0), (4, 0, 5)
@@ -25,12 +25,12 @@ def tiny(dtype: torch.dtype) -> DiT:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2**-5)])
 @pytest.mark.parametrize(
-    "switches", [{}, {"graph": True}, {"compiled": True}, {"graph": True, "compiled": True}], ids=str
+    "inference", [{}, {"graph": True}, {"compiled": True}, {"graph": True, "compiled": True}], ids=str
 )
-def test_same_outputs(switches: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
+def test_same_outputs(inference: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
     """At two batch shapes, guided and not, in turn; conditions on the host and on the device."""
     model = tiny(dtype)
-    network = prepare(model, Switches(**switches))
+    network = prepare(model, InferenceOptions(**inference))
     assert isinstance(network, Prepared)
     network.plan(product(TIMES, LABELS))
     for rows in (3, 6, 3, 6):
@@ -40,7 +40,7 @@ def test_same_outputs(switches: dict[str, Any], dtype: torch.dtype, tolerance: f
             expected = model(x, t.cuda(), y.cuda()).float()
         for found in (network(x, t, y), network(x, t.cuda(), y.cuda())):
             assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
-    if switches.get("graph"):
+    if inference.get("graph"):
         assert isinstance(network.graphs, Graphs) and len(network.graphs) == 2, "captured, not fallen back"
         view = network.apart()
         assert view.release() and len(network.graphs) == 0 and not view.release()
@@ -52,7 +52,7 @@ def test_same_outputs(switches: dict[str, Any], dtype: torch.dtype, tolerance: f
 def test_threads_that_share_graphs() -> None:
     """Each gets its own numbers, whoever captured first."""
     model = tiny(torch.float32)
-    network = prepare(model, Switches(graph=True))
+    network = prepare(model, InferenceOptions(graph=True))
     assert isinstance(network, Prepared)
     y = torch.tensor(LABELS)
 
@@ -88,7 +88,7 @@ def test_adaln_weights_leave_the_device() -> None:
     x, t, y = torch.randn(3, 4, 8, 8, device="cuda"), torch.tensor(TIMES).cuda(), torch.tensor(LABELS).cuda()
     with torch.no_grad():
         expected = model(x, t, y)
-    network = prepare(model, Switches(host_modulation=True))
+    network = prepare(model, InferenceOptions(host_modulation=True))
     assert isinstance(network, Prepared)
     assert all(p.device.type == ("cpu" if "adaLN" in name else "cuda") for name, p in model.named_parameters())
     network.plan(product(TIMES, LABELS))

@@ -1,6 +1,6 @@
 """A second implementation of the network, in float64 and loops, written from the architecture's description alone.
 
-It takes a state dict and a configuration and knows nothing of ldit.nn. Slow on purpose: one picture, one head, one
+It takes a state dict and a configuration and knows nothing of ldit.nn. Slow on purpose: one image, one head, one
 token at a time wherever that keeps it plain.
 """
 
@@ -80,7 +80,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 def forward(
     config: Any, w: dict[str, Tensor], x: Tensor, t: float, y: int | None = None, text: Tensor | None = None
 ) -> Tensor:
-    """One picture x (C, H, W); y a class, or text (L, F) the features of a caption without padding."""
+    """One image x (C, H, W); y a class, or text (L, F) the features of a caption without padding."""
     w = {name: value.double() for name, value in w.items()}
     x = x.double()
     p, rows, columns = config.patch_size, x.shape[1] // config.patch_size, x.shape[2] // config.patch_size
@@ -132,12 +132,12 @@ def forward(
     shift, scale = linear(w, "final_layer.adaLN_modulation.1", silu(c)).chunk(2)
     out = linear(w, "final_layer.linear", layer_norm(h, 1e-6) * (1 + scale) + shift)
     channels = config.in_channels * (2 if config.learn_sigma else 1)
-    picture = torch.empty(channels, rows * p, columns * p, dtype=torch.float64)
+    image = torch.empty(channels, rows * p, columns * p, dtype=torch.float64)
     for row in range(rows):
         for column in range(columns):
             token = out[row * (columns + (text is not None)) + column]
             for a in range(p):
                 for b in range(p):
                     at = (a * p + b) * channels
-                    picture[:, row * p + a, column * p + b] = token[at : at + channels]
-    return picture
+                    image[:, row * p + a, column * p + b] = token[at : at + channels]
+    return image

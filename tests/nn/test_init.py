@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
 from ldit.nn.dit import init_weights
@@ -14,7 +14,7 @@ from ldit.rng import generator
 SMALL = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32}
 
 
-def made(config: ClassModelConfig | TextModelConfig | BaselineConfig, seed: int = 0) -> torch.nn.Module:
+def made(config: ClassModelConfig | TextModelConfig | OriginalDiTConfig, seed: int = 0) -> torch.nn.Module:
     model = build_model(config)
     init_weights(model, lambda name: generator(seed, "init", 0, name))
     return model.requires_grad_(False)
@@ -43,7 +43,7 @@ def test_a_fresh_model_predicts_zero() -> None:
     model = made(TextModelConfig(**SMALL, max_seq_len=24, cap_feat_dim=16))
     assert not model(x, t, text).any() and not model.get_parameter("layers.0.attention.gate").any()
     assert model.get_parameter("eol_token").std() == pytest.approx(0.02, rel=0.3)
-    baseline = made(BaselineConfig(input_size=8, hidden_size=64, depth=2, num_heads=4, num_classes=3))
+    baseline = made(OriginalDiTConfig(input_size=8, hidden_size=64, depth=2, num_heads=4, num_classes=3))
     assert not baseline(x, t, y).any() and baseline.get_parameter("pos_embed").any()
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig, preset
-from ldit.nn.baseline import position_table
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
+from ldit.config.presets import preset
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
 from ldit.nn.dit import DiT, init_weights
+from ldit.nn.dit_original import position_table
 from ldit.nn.rope import GridScale, grid_table, raster_table, rotate, scaled_raster_table
 from ldit.nn.tokens import rope_table
 from ldit.rng import generator
@@ -100,7 +101,7 @@ def test_a_lone_frequency_is_the_highest() -> None:
 
 
 def test_rows_of_a_raster_lie_a_trained_stride_apart() -> None:
-    """Eight trained columns: in a picture of twelve the next row is again eight positions further, and a column that
+    """Eight trained columns: in an image of twelve the next row is again eight positions further, and a column that
     is interpolated stays short of it."""
     table = scaled_raster_table(6, 12, 16, GridScale(columns=1.5, stride=8)).unflatten(0, (6, 12))
     trained = raster_table(6 * 8, 16)
@@ -133,7 +134,7 @@ def test_the_factor_on_logits(compiled: bool) -> None:
 
 
 def test_the_factor_on_logits_of_the_baseline() -> None:
-    model = network(BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, num_classes=5))
+    model = network(OriginalDiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, num_classes=5))
     attention, x = model.blocks[0].attn, torch.randn(2, 24, 32)
     q, k, v = attention.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
     expected = attention.proj(((q @ k.mT) * (1.7 / math.sqrt(8))).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
@@ -145,7 +146,7 @@ def test_the_factor_on_logits_of_the_baseline() -> None:
 KINDS: dict[str, Any] = {
     "raster": ClassModelConfig(**TINY, rope="raster"),
     "2d": ClassModelConfig(**TINY, rope="2d"),
-    "dit": BaselineConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5),
+    "dit": OriginalDiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5),
 }
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldit.config.model import BaselineConfig
-from ldit.nn import baseline
+from ldit.config.model import OriginalDiTConfig
+from ldit.nn import dit_original as baseline
 from ldit.nn.build import build_model
 from ldit.nn.rope import GridScale
 from ldit.nn.tables import Tables
 
-CONFIG = BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, num_classes=5)
+CONFIG = OriginalDiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, num_classes=5)
 
 
 def test_the_last_ones_are_kept() -> None:

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
 from ldit.nn.dit import DiT
@@ -92,14 +92,14 @@ def test_extra_channels_go_in_and_not_out() -> None:
 def test_text_model(changes: dict[str, Any]) -> None:
     config = TextModelConfig(**{**TINY, "max_seq_len": 24, "cap_feat_dim": 12, **changes})
     model = filled(config)
-    pictures = [torch.randn(config.in_channels, 4, 6), torch.randn(config.in_channels, 6, 4)]
+    images = [torch.randn(config.in_channels, 4, 6), torch.randn(config.in_channels, 6, 4)]
     t = torch.tensor([17.0, 3.0])
     features, mask = torch.randn(2, 5, 12), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    out = model(pictures, t, TextCondition(features, mask))
+    out = model(images, t, TextCondition(features, mask))
     assert isinstance(out, list)
     for i in range(2):
         text = features[i][mask[i]]
-        check(out[i], reference.forward(config, model.state_dict(), pictures[i], t[i].item(), text=text))
+        check(out[i], reference.forward(config, model.state_dict(), images[i], t[i].item(), text=text))
 
 
 def test_sizes_that_do_not_fit() -> None:
@@ -124,7 +124,7 @@ def test_memory_is_reused_without_changing_anything(kind: str, qk_norm: bool) ->
     elif kind == "class":
         model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5, qk_norm=qk_norm))
     else:
-        model = build_model(BaselineConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5))
+        model = build_model(OriginalDiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=4, num_classes=5))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -149,7 +149,7 @@ def test_a_block_leaves_its_input_alone() -> None:
 
 
 def test_precomputed_modulations_are_the_same() -> None:
-    """What the sampler may compute ahead gives the same picture as forward."""
+    """What the sampler may compute ahead gives the same image as forward."""
     model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 6.0]), torch.tensor([0, 1])
     blocks, final = model.modulations(model.condition(t, y))

@@ -10,7 +10,7 @@ from golden import FOLDER
 from safetensors.torch import load_file
 from torch import Tensor
 
-PICTURES = ("s64", "smooth256")
+IMAGES = ("s64", "smooth256")
 TOLERANCE = 1e-5  # fp32 through 20 to 60 convolutions, relative to the largest value; the golden file is 3e-6 off fp64
 
 

@@ -8,13 +8,13 @@ import torch
 from golden import FOLDER, Golden, assert_close, doubled_noise, golden
 from torch import Tensor
 
-from ldit.config.model import preset, text_preset
+from ldit.config.presets import preset, text_preset
 from ldit.diffusion import DDPM
 from ldit.diffusion.build import build_process
 from ldit.diffusion.schedule import respace
-from ldit.flows.pipeline import Pipeline
 from ldit.nn.build import forward_flops, parameter_count, parameter_shapes
 from ldit.nn.conditioning import TextCondition
+from ldit.pipeline.load import Pipeline
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
 from ldit.sampling.levels import ddpm_levels
@@ -164,6 +164,6 @@ def test_published_counts(name: str, plain: int, normed: int, text: int, entries
     ],
 )
 def test_flops(name: str, at_256: float, at_512: float) -> None:
-    """TFLOP of one forward pass of one picture, by hand, to the table's four places."""
+    """TFLOP of one forward pass of one image, by hand, to the table's four places."""
     found = [round(forward_flops(preset(name), side, side) / 1e12, 4) for side in (32, 64)]
     assert found == [at_256, at_512]

@@ -9,39 +9,32 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "ldit"
 
-GROUND = {"errors", "dtypes"}
+GROUND = {"errors", "precision", "version"}
+_BASE = {"config", "rng", "log"}
+_MODEL = {"nn", "diffusion", "sampling", "codecs"}
+_FILES = {"storage", "data", "parallel", "checkpoint"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "dtypes": set(),
+    "precision": set(),
+    "version": set(),
     "rng": set(),
     "log": set(),
-    "track": {"config", "log", "checkpoint"},
     "config": set(),
+    "storage": {"log"},
+    "track": {"config", "log", "storage"},
     "nn": {"config"},
     "diffusion": {"config", "rng"},
     "sampling": {"nn", "diffusion", "config", "rng"},
-    "codecs": {"config", "log", "checkpoint"},
-    "data": {"config", "rng", "log", "checkpoint"},
+    "codecs": {"config", "log", "nn", "storage"},
+    "data": {"config", "rng", "log", "storage"},
     "parallel": {"config", "log", "nn"},
-    "checkpoint": {"config", "rng", "log", "parallel"},
-    "eval": {"config", "rng", "log", "parallel", "checkpoint"},
-    "train": {"config", "rng", "log", "nn", "diffusion", "codecs", "data", "parallel", "checkpoint", "eval"},
-    "flows": {
-        "config",
-        "rng",
-        "log",
-        "track",
-        "nn",
-        "diffusion",
-        "sampling",
-        "codecs",
-        "data",
-        "parallel",
-        "checkpoint",
-        "eval",
-        "train",
-    },
-    "cli": {"flows", "config", "log"},
+    "checkpoint": {"config", "rng", "log", "parallel", "storage"},
+    "pipeline": _BASE | _MODEL | _FILES,
+    "train": _BASE | _MODEL | _FILES,
+    "eval": _BASE | _MODEL | _FILES | {"pipeline", "train"},
+    "bench": _BASE | _MODEL | _FILES | {"train"},
+    "commands": _BASE | _MODEL | _FILES | {"track", "pipeline", "train", "eval", "bench"},
+    "cli": {"commands", "pipeline", "config", "log"},
 }
 OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
     "torchvision": set(),
@@ -49,9 +42,9 @@ OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
     "transformers": {"codecs"},
     "gradio": {"web"},
     "tyro": {"cli"},
-    "safetensors": {"checkpoint", "data"},
-    "huggingface_hub": {"checkpoint"},
-    "pickle": {"checkpoint"},
+    "safetensors": {"storage", "data"},
+    "huggingface_hub": {"storage"},
+    "pickle": {"storage"},
     "tensorboard": {"track"},
     "wandb": {"track"},
 }
@@ -86,7 +79,7 @@ def test_nothing_looks_upstairs(path: Path) -> None:
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("ldit.")}
     assert ours - GROUND - {own, "__version__"} <= ALLOWED[own]
     if own in ("config", "errors"):
-        assert not {"torch", "ldit.dtypes"} & imports(path) and "torch" not in {
+        assert not {"torch", "ldit.precision"} & imports(path) and "torch" not in {
             name.split(".")[0] for name in imports(path)
         }
     for package, rooms in OUTSIDE.items():

@@ -10,7 +10,8 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from ldit.cli import main as cli
-from ldit.cli import original_sample, original_train
+from ldit.cli.original import sample as original_sample
+from ldit.cli.original import train as original_train
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from ldit.sampling.graphs import Body, Captured
+from ldit.sampling.fast.graphs import Body, Captured
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""Positions of pictures of other sizes over a sampler's noise times: both processes, SiT's reversed time."""
+"""Positions of images of other sizes over a sampler's noise times: both processes, SiT's reversed time."""
 
 import math
 from typing import Any
@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.flow import Flow
 from ldit.errors import RequestError
 from ldit.nn.build import build_model
 from ldit.nn.rope import GridScale
 from ldit.nn.tokens import rope_table
-from ldit.sampling.anysize import SCALINGS, Positioned, positioned, proportion
 from ldit.sampling.guidance import Guided
 from ldit.sampling.levels import Schedule, noise_time
+from ldit.sampling.resolution import SCALINGS, Positioned, positioned, proportion
 
 CONFIG = ClassModelConfig(
     dim=32, n_layers=1, n_heads=2, multiple_of=16, input_size=16, patch_size=2, num_classes=3, rope="2d"
@@ -125,7 +125,7 @@ def test_the_training_size_is_the_network_itself(scaling: str) -> None:
     network = Recorder()
     assert positioned(network, DDPM(), CONFIG, 8, 8, scaling, True) is network
     assert positioned(network, DDPM(), CONFIG, 8, 9) is network
-    dit = BaselineConfig(input_size=16, hidden_size=32, depth=1, num_heads=2)
+    dit = OriginalDiTConfig(input_size=16, hidden_size=32, depth=1, num_heads=2)
     assert positioned(network, DDPM(), dit, 8, 8, scaling) is network
     text = TextModelConfig(dim=32, n_layers=1, n_heads=2)
     assert positioned(network, DDPM(), text, 8, 9) is network
@@ -140,7 +140,7 @@ def test_what_cannot_be_scaled() -> None:
 
 
 @pytest.mark.parametrize("scaling", ["linear", "ntk", "time-aware"])
-@pytest.mark.parametrize("config", [CONFIG, RASTER, BaselineConfig(16, 2, 4, 32, 1, 2)], ids=["2d", "raster", "dit"])
+@pytest.mark.parametrize("config", [CONFIG, RASTER, OriginalDiTConfig(16, 2, 4, 32, 1, 2)], ids=["2d", "raster", "dit"])
 def test_networks_take_the_positions(config: Any, scaling: str) -> None:
     """Each real network at 8 x 24 tokens: another output than without, the same for each row whatever its company."""
     torch.manual_seed(0)

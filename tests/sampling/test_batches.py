@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ldit.errors import RequestError
-from ldit.sampling.batches import in_batches, out_of_memory
+from ldit.sampling.fast.oom import in_batches, out_of_memory
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 class Device:
-    """Makes at most `room` pictures together: three previews each batch, the error before the third, then pictures."""
+    """Makes at most `room` images together: three previews each batch, the error before the third, then images."""
 
     def __init__(self, room: int, error: BaseException = CUDA) -> None:
         self.room, self.error = room, error
@@ -40,18 +40,18 @@ def made(device: Device, count: int, size: int, **options: int) -> tuple[list[in
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 16])
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("room", [1, 2, 3, 5, 8])
-def test_every_picture_once_and_in_order(count: int, size: int, room: int) -> None:
+def test_every_image_once_and_in_order(count: int, size: int, room: int) -> None:
     device = Device(room)
-    pictures, said = made(device, count, size)
-    assert pictures == list(range(count))
+    images, said = made(device, count, size)
+    assert images == list(range(count))
     assert all(new < old for (old, _), (new, _) in pairwise(said))
     assert bool(said) == (min(count, size) > room)
 
 
 def test_the_smaller_size_stays_and_is_said() -> None:
     device = Device(3)
-    pictures, said = made(device, 20, 8)
-    assert pictures == list(range(20))
+    images, said = made(device, 20, 8)
+    assert images == list(range(20))
     assert said == [(4, 20), (2, 20)]
     assert [len(rows) for rows in device.tried] == [8, 4, *[2] * 10]
 
@@ -61,14 +61,14 @@ def test_half_is_of_the_batch_that_failed() -> None:
     assert made(device, 3, 16) == ([0, 1, 2], [(1, 3)])
 
 
-def test_one_picture_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(RequestError, match="memory does not suffice for one picture: do less"):
+def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(RequestError, match="memory does not suffice for one image: do less"):
         made(Device(0), 5, 4)
 
 
 def test_what_cannot_be_split_is_not_begun_again() -> None:
     device = Device(2)
-    with pytest.raises(RequestError, match="5 pictures that cannot be split: do less"):
+    with pytest.raises(RequestError, match="5 images that cannot be split: do less"):
         made(device, 5, 5, smallest=5)
     assert len(device.tried) == 1
 
@@ -91,7 +91,7 @@ def test_what_is_held_for_speed_goes_first() -> None:
     assert list(found) == [0, 1]
     rows = ["2 rows", "released", "now 1", "1 rows", "released", "1 rows", "released", "1 rows", "1 rows"]
     assert order == rows
-    with pytest.raises(RequestError, match="one picture"):
+    with pytest.raises(RequestError, match="one image"):
         list(in_batches(1, 1, Device(0).run, lambda *_: None, "", release=lambda: False))
 
 

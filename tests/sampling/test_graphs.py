@@ -9,8 +9,8 @@ import torch
 from sampling.captures import Recorder
 from torch import Tensor
 
-from ldit.sampling import graphs as module
-from ldit.sampling.graphs import MOST, Captured, Graphs
+from ldit.sampling.fast import graphs as module
+from ldit.sampling.fast.graphs import MOST, Captured, Graphs
 
 ONE = torch.ones(1)
 

@@ -16,20 +16,20 @@ from torch import Tensor, nn
 
 from ldit.checkpoint.export import CONFIG
 from ldit.checkpoint.open import open_source
-from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
-from ldit.checkpoint.tensors import assign
-from ldit.config.model import BaselineConfig, ClassModelConfig, ModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, ModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, ModelSpec
 from ldit.errors import SourceError
-from ldit.flows.pipeline import load_model
 from ldit.nn.build import build_model, parameter_shapes
 from ldit.nn.conditioning import TextCondition
-from ldit.sampling import offload as module
-from ldit.sampling.offload import is_offloaded, offload
+from ldit.pipeline.load import load_model
+from ldit.sampling.fast import offload as module
+from ldit.sampling.fast.offload import is_offloaded, offload
+from ldit.storage.shards import ShardWriter, shard_name, write_index
+from ldit.storage.tensors import assign
 
 CLASS = ClassModelConfig(dim=64, n_layers=3, n_heads=4, num_classes=5, input_size=8, qk_norm=True, multiple_of=32)
 TEXT = TextModelConfig(dim=64, n_layers=2, n_heads=4, cap_feat_dim=24, max_seq_len=24, multiple_of=32)
-BASELINE = BaselineConfig(hidden_size=64, depth=3, num_heads=4, num_classes=5, input_size=8)
+BASELINE = OriginalDiTConfig(hidden_size=64, depth=3, num_heads=4, num_classes=5, input_size=8)
 DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16),
           (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)]  # fmt: skip
 
@@ -59,21 +59,21 @@ def in_two_slots(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     """The ring of a CUDA device, with copies that are done at once; `log` takes what happens to which loan."""
 
     class Slot(module._Slot):
-        def fill(self, loan: module._Loan) -> None:
+        def fill(self, loan: module._HostBlock) -> None:
             assert not in_use or in_use[-1] is not self.holds, "the loan in use is overwritten"
             log.append(f"fill {names[loan]}")
             super().fill(loan)
 
-    names: dict[module._Loan, int] = {}
-    in_use: list[module._Loan] = []
+    names: dict[module._HostBlock, int] = {}
+    in_use: list[module._HostBlock] = []
 
-    def lender(loans: list[module._Loan], device: torch.device, dtype: torch.dtype) -> module._Lender:
+    def lender(loans: list[module._HostBlock], device: torch.device, dtype: torch.dtype) -> module._Lender:
         names.update({loan: i for i, loan in enumerate(loans)})
         size = max(loan.size for loan in loans)
         made = module._Lender([Slot(size, device, dtype) for _ in range(2)])
         return made
 
-    def point(self: module._Loan, values: list[Tensor]) -> None:
+    def point(self: module._HostBlock, values: list[Tensor]) -> None:
         if values is self.host:
             in_use.pop()
         else:
@@ -81,8 +81,8 @@ def in_two_slots(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
             log.append(f"use {names[self]}")
         original(self, values)
 
-    original = module._Loan.point
-    monkeypatch.setattr(module._Loan, "point", point)
+    original = module._HostBlock.point
+    monkeypatch.setattr(module._HostBlock, "point", point)
     monkeypatch.setattr(module, "_lender", lender)
 
 
@@ -234,8 +234,8 @@ MEMORY = """
 import json, sys
 import torch
 from ldit.checkpoint.open import open_source
-from ldit.flows.pipeline import load_model
-from ldit.sampling.offload import offload
+from ldit.pipeline.load import load_model
+from ldit.sampling.fast.offload import offload
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(l for l in lines if l.startswith("RssAnon")).split()[1]) * 1024

@@ -10,15 +10,15 @@ import torch
 from test_variants import TINY, filled
 from torch import Tensor, nn
 
-from ldit.config.model import BaselineConfig, ClassModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.errors import RequestError
 from ldit.nn.build import build_model
 from ldit.nn.dit import DiT
 from ldit.nn.rope import GridScale
-from ldit.sampling.modulation import Modulations
-from ldit.sampling.packed import joined
-from ldit.sampling.prepare import Prepared, Switches, prepare
-from ldit.sampling.quantised import Int8Linear
+from ldit.sampling.fast.conditioning_cache import Modulations
+from ldit.sampling.fast.packed import joined
+from ldit.sampling.fast.prepare import InferenceOptions, Prepared, prepare
+from ldit.sampling.fast.quantised import Int8Linear
 
 # Two sums of the same fp32 numbers in another order, through two blocks: a few roundings of 1.2e-7.
 TOLERANCE = 2e-6
@@ -47,8 +47,8 @@ def tiny(**changes: Any) -> DiT:
     return filled(ClassModelConfig(**{**TINY, "input_size": 8, "num_classes": 5, **changes}))
 
 
-def prepared(model: DiT, **switches: Any) -> Prepared:
-    network = prepare(model, Switches(**switches))
+def prepared(model: DiT, **inference: Any) -> Prepared:
+    network = prepare(model, InferenceOptions(**inference))
     assert isinstance(network, Prepared)
     return network
 
@@ -212,18 +212,22 @@ def test_a_token_does_not_depend_on_the_range_of_its_neighbours() -> None:
 def test_int8_is_for_fp32_on_the_cpu() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         with pytest.raises(RequestError, match=f"int8: needs an fp32 network on the CPU, got {dtype} on cpu"):
-            prepare(tiny().to(dtype), Switches(int8=True))
+            prepare(tiny().to(dtype), InferenceOptions(int8=True))
     with pytest.raises(RequestError, match="int8: its products cannot be compiled"):
-        prepare(tiny(), Switches(int8=True, compiled=True))
-    other = build_model(BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4))
-    for switches in (Switches(int8=True), Switches(graph=True), Switches(host_modulation=True)):
+        prepare(tiny(), InferenceOptions(int8=True, compiled=True))
+    other = build_model(OriginalDiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4))
+    for inference in (
+        InferenceOptions(int8=True),
+        InferenceOptions(graph=True),
+        InferenceOptions(host_modulation=True),
+    ):
         with pytest.raises(RequestError, match=r"[a-z8_]+: built for class-conditional Large-DiT"):
-            prepare(other, switches)
+            prepare(other, inference)
 
 
 def test_graphs_are_for_a_gpu() -> None:
     with pytest.raises(RequestError, match="graph: CUDA graphs need a GPU, got cpu"):
-        prepare(tiny(), Switches(graph=True))
+        prepare(tiny(), InferenceOptions(graph=True))
 
 
 def test_compiled_blocks() -> None:
@@ -275,7 +279,7 @@ def test_compiled_blocks_stay_compiled(packed: bool, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", ["text", "dit"])
 def test_other_networks_come_back_as_they_are(kind: str) -> None:
-    config: Any = BaselineConfig(input_size=8, hidden_size=32, depth=1, num_heads=4)
+    config: Any = OriginalDiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4)
     if kind == "text":
         config = TextModelConfig(**TINY, max_seq_len=24, cap_feat_dim=12)
     model = build_model(config)

@@ -1,4 +1,4 @@
-"""Small classifiers over pictures that a few steps tell apart."""
+"""Small classifiers over images that a few steps tell apart."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def make_stripes(root: Path, each: int = 12, heldout: int = 4, side: int = SIDE)
     for name in NAMES:
         (root / name).mkdir(parents=True)
         for index in range(each):
-            picture = random.uniform(0, 120, (side, side, 3))
+            image = random.uniform(0, 120, (side, side, 3))
             wave = 60 + 60 * np.sin(np.arange(side) * 2 * np.pi / 8 + random.uniform(0, 6))
-            picture += {"across": wave[:, None, None], "down": wave[None, :, None], "noise": 60.0}[name]
-            Image.fromarray(picture.astype(np.uint8)).save(root / name / f"{index:02d}.png")
+            image += {"across": wave[:, None, None], "down": wave[None, :, None], "noise": 60.0}[name]
+            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{index:02d}.png")
             kept += [f"{name}/{index:02d}.png"] if index >= each - heldout else []
     (root / "heldout.txt").write_text("\n".join(kept) + "\n")
     return root

@@ -1,4 +1,4 @@
-"""Tasks that go wrong at chosen samples: loss, input picture, one micro-batch, one element of a gradient."""
+"""Tasks that go wrong at chosen samples: loss, input image, one micro-batch, one element of a gradient."""
 
 import random
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldit.config.run import RunConfig
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.task import DiffusionTask
 
 KINDS = ("loss", "gradient", "picture", "micro-batch")
 

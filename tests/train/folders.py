@@ -14,7 +14,7 @@ from ldit.config.run import RunConfig
 
 
 def make_folder(root: Path, names: Sequence[str] = ("a", "b", "c"), each: int = 4, side: int = SIDE) -> Path:
-    """`each` pictures of noise in a folder for every class."""
+    """`each` images of noise in a folder for every class."""
     random = np.random.RandomState(1)
     for name in names:
         (root / name).mkdir(parents=True)
@@ -25,7 +25,7 @@ def make_folder(root: Path, names: Sequence[str] = ("a", "b", "c"), each: int = 
 
 
 def make_idx(root: Path, count: int = 12, side: int = 28) -> Path:
-    """MNIST's files: grey pictures of ten digits."""
+    """MNIST's files: grey images of ten digits."""
     root.mkdir(parents=True)
     random = np.random.RandomState(2)
     images = random.randint(0, 256, (count, side, side)).astype(np.uint8)

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, ModelSpec
 from ldit.data.loader import Loader
 from ldit.data.source import open_data
-from ldit.dtypes import COMPUTE
 from ldit.parallel.world import World
+from ldit.precision import COMPUTE
 from ldit.train.step import Outcome, TrainState, fill_fresh, new_state, train_step
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.task import DiffusionTask
 
 ALONE = World(torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""Runs of some milliseconds a step, over pictures that need no files: for tests that take hundreds of steps."""
+"""Runs of some milliseconds a step, over images that need no files: for tests that take hundreds of steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ import torch
 from runs import ALONE
 from torch import Tensor
 
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, FlowConfig, ModelSpec
+from ldit.data.images.image_set import ImageSet
 from ldit.data.loader import Loader
-from ldit.data.picture_set import PictureSet
 from ldit.parallel.watchdog import Watchdog
 from ldit.train.step import Outcome, TrainState, fill_fresh, new_state
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.task import DiffusionTask
 from ldit.train.trainer import Trainer
 
 CLASSES = 3
@@ -31,8 +31,8 @@ _SMALL = {
 }  # fmt: skip
 
 
-class Pictures(PictureSet):
-    """Pictures of coloured noise, the same on every machine (numpy's legacy generator is frozen)."""
+class Images(ImageSet):
+    """Images of coloured noise, the same on every machine (numpy's legacy generator is frozen)."""
 
     names: tuple[str, ...] = tuple("abc")
     root = Path("pictures-in-memory")
@@ -50,10 +50,10 @@ class Pictures(PictureSet):
         return self.images[index], index % CLASSES
 
     def where(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
     def fingerprint(self) -> str:
-        return f"{self.found} pictures of noise"
+        return f"{self.found} images of noise"
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -76,8 +76,8 @@ def small(changes: Mapping[str, Any] | None = None, flow: str = "") -> RunConfig
 
 
 def begin(config: RunConfig, count: int = 20) -> tuple[TrainState, DiffusionTask, Loader]:
-    """A fresh state, its task and its loader over `count` pictures."""
-    data = Pictures(count)
+    """A fresh state, its task and its loader over `count` images."""
+    data = Images(count)
     spec = ModelSpec(config.model, config.process, config.codec, ClassConditionerConfig(data.names))
     task = DiffusionTask(config, spec)
     state = new_state(config, task, ALONE)
@@ -132,7 +132,7 @@ class Run:
 
 
 def trainer(config: RunConfig, out: Path, task: Any = None, hooks: Sequence[Any] = (), count: int = 20) -> Run:
-    """A Trainer over in-memory pictures that keeps its records. `task(config, spec)` makes another task."""
+    """A Trainer over in-memory images that keeps its records. `task(config, spec)` makes another task."""
     state, plain, loader = begin(config, count)
     made = plain if task is None else task(config, plain.spec)
     run = Run.__new__(Run)

@@ -60,7 +60,7 @@ def met(*faults: Exception | None) -> list[Any]:
             raise fault
         return world.rank
 
-    return each(len(faults), lambda world: world.agreed(lambda: brought(world)))
+    return each(len(faults), lambda world: world.run_on_all(lambda: brought(world)))
 
 
 def test_without_a_fault_each_has_its_own_result() -> None:
@@ -71,7 +71,7 @@ FAULTS: dict[str, Callable[[], Exception | None]] = {
     ".": lambda: None,
     "S": lambda: SourceError("damaged"),
     "R": lambda: RunError("stale"),
-    "D": lambda: DataError("no picture"),
+    "D": lambda: DataError("no image"),
     "O": lambda: OSError(5, "broken"),
 }
 
@@ -97,7 +97,7 @@ def test_only_the_first_works_and_all_have_its_result() -> None:
     asked: list[int] = []
 
     def work(world: World) -> Any:
-        return world.from_first(lambda: asked.append(world.rank) or {"from": world.rank})
+        return world.from_rank0(lambda: asked.append(world.rank) or {"from": world.rank})
 
     assert each(3, work) == [{"from": 0}] * 3 and asked == [0]
 
@@ -106,7 +106,7 @@ def test_a_fault_of_the_first_is_printed_once() -> None:
     def fail() -> None:
         raise SourceError("in use")
 
-    found = each(3, lambda world: world.from_first(fail))
+    found = each(3, lambda world: world.from_rank0(fail))
     assert [(type(error), str(error), error.said_elsewhere) for error in found] == [
         (SourceError, "in use", rank > 0) for rank in range(3)
     ]
@@ -123,7 +123,7 @@ def test_a_failure_that_nobody_hears_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
     for pause in (0.5, 0.0):
         with said() as lines:
-            found = each(2, lambda world, pause=pause: world.agreed(lambda: work(world, pause)))
+            found = each(2, lambda world, pause=pause: world.run_on_all(lambda: work(world, pause)))
         assert [type(one) for one in found] == [DataError, DataError]
         assert lines == (["process 1 waits for the others: broken"] if pause else [])
 
@@ -137,9 +137,9 @@ def test_a_failure_outlives_the_group() -> None:
 
     lost = Lost(torch.device("cpu"), 1, 2)
     with pytest.raises(DataError, match="broken"):
-        lost.agreed(lambda: _fail(DataError("broken")))
+        lost.run_on_all(lambda: _fail(DataError("broken")))
     with pytest.raises(RuntimeError, match="timed out"):
-        lost.agreed(lambda: None)
+        lost.run_on_all(lambda: None)
 
 
 def _fail(error: Exception) -> None:

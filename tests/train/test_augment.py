@@ -1,4 +1,4 @@
-"""Pictures changed at random: by seed and position alone, within bounds, and in the ways that are named."""
+"""Images changed at random: by seed and position alone, within bounds, and in the ways that are named."""
 
 import math
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldit.train import augment as room
-from ldit.train.augment import _Draws, augment, keep_mask
+from ldit.train.tasks import augment as room
+from ldit.train.tasks.augment import _Draws, augment, keep_mask
 
 POSITIONS = (5, 6, 900)
 
@@ -17,7 +17,7 @@ def pictures(count: int = 3, side: int = 32) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_a_picture_is_changed_by_its_seed_and_position_alone() -> None:
+def test_a_image_is_changed_by_its_seed_and_position_alone() -> None:
     images = pictures()
     found = augment(images, POSITIONS, 1)
     assert torch.equal(found, augment(images, POSITIONS, 1))
@@ -30,7 +30,7 @@ def test_a_picture_is_changed_by_its_seed_and_position_alone() -> None:
         assert (found[0] - other).abs().mean() > 0.05
 
 
-def test_values_stay_those_of_pictures_and_the_input_its_own() -> None:
+def test_values_stay_those_of_images_and_the_input_its_own() -> None:
     images = pictures()
     before = images.clone()
     found = augment(images, POSITIONS, 0)
@@ -49,7 +49,7 @@ def test_no_global_generator_is_used() -> None:
 
 
 def test_every_change_takes_place() -> None:
-    """Of grey pictures: noise in two thirds, no colour but by channel gain. A white one only becomes noisy. A bright
+    """Of grey images: noise in two thirds, no colour but by channel gain. A white one only becomes noisy. A bright
     spot in the middle of a black one moves."""
     count = 60
     positions = range(count)
@@ -72,7 +72,7 @@ def test_every_change_takes_place() -> None:
     assert area.max() > 1.4 * area.min()  # scale
 
 
-# What each number leaves a picture as it is with, in the order in which they are taken, as shares of their ranges.
+# What each number leaves an image as it is with, in the order in which they are taken, as shares of their ranges.
 STILL = {
     "angle": 0.5, "scale": 0.5, "squeeze": 0.5, "across": 0.5, "down": 0.5, "saturation": 4 / 7,
     "red": 4 / 7, "green": 4 / 7, "blue": 4 / 7, "softness": 1.0, "soft": 1.0, "noise": 0.0,

@@ -15,6 +15,8 @@ from smallrun import ALONE
 
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
 from ldit.cli.main import main
+from ldit.commands.convert import convert
+from ldit.commands.train import train
 from ldit.config.autoencoder import (
     AutoencoderModelConfig,
     AutoencoderObjectiveConfig,
@@ -26,11 +28,9 @@ from ldit.config.kinds import run_from_json
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ParallelConfig, TrainConfig
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError, DataError, SourceError
-from ldit.flows.convert import convert
-from ldit.flows.train import train
-from ldit.flows.train_autoencoder import AutoencoderTask
 from ldit.rng import normal
 from ldit.train.step import fill_fresh, new_state, train_step
+from ldit.train.tasks.autoencoder_subject import AutoencoderTask
 
 CPU = torch.device("cpu")
 MODEL = AutoencoderModelConfig(2, (8, 16), 1, 4, mid_block_attention=False)
@@ -60,7 +60,7 @@ def batch(count: int = 4) -> Batch:
 
 
 def test_losses_are_those_of_the_definition() -> None:
-    """L1 of the picture drawn with the position's own noise, and the divergence of a diagonal Gaussian from a standard
+    """L1 of the image drawn with the position's own noise, and the divergence of a diagonal Gaussian from a standard
     normal, ½ Σ (μ² + σ² - 1 - ln σ²), over the number of pixel values; in float64 from the network's own moments."""
     config = run(objective=AutoencoderObjectiveConfig(kl_weight=0.25))
     state, task = started(config)
@@ -158,7 +158,7 @@ def test_statistics_outlive_a_stop(tmp_path: Path) -> None:
         assert (ours / "config.json").read_bytes() == (theirs / "config.json").read_bytes()
 
 
-def test_bad_pictures_are_left_out_and_recorded(tmp_path: Path) -> None:
+def test_bad_images_are_left_out_and_recorded(tmp_path: Path) -> None:
     """Of those that are measured and those that are shown, each once, held-out ones marked."""
     data = make_folder(tmp_path / "data", side=16)
     for name in ("a/0.png", "b/1.png"):

@@ -13,10 +13,10 @@ from smallrun import ALONE
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError
-from ldit.eval.classifier_network import ClassifierNetwork
-from ldit.train.augment import augment, keep_mask
-from ldit.train.classifier_task import ClassifierTask, class_weights
+from ldit.nn.classifier import ClassifierNetwork
 from ldit.train.step import TrainState, fill_fresh, new_state, train_step
+from ldit.train.tasks.augment import augment, keep_mask
+from ldit.train.tasks.classifier import ClassifierTask, class_weights
 
 CPU = torch.device("cpu")
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
@@ -48,7 +48,7 @@ def nats(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> np.nda
 
 
 def test_losses_are_those_of_the_definition() -> None:
-    """Of the changed pictures with their own features left out, weighted by class; of held-out ones nothing of it."""
+    """Of the changed images with their own features left out, weighted by class; of held-out ones nothing of it."""
     config = run(objective_label_smoothing=0.2, objective_dropout=0.4)
     state, task = started(config)
     model, data = state.weights.model, batch()
@@ -80,7 +80,7 @@ def test_classes_count_alike() -> None:
     counts = torch.tensor([1, 3, 0])
     weights = class_weights(counts, True)
     assert weights.tolist() == pytest.approx([2.0, 2 / 3, 0.0])
-    assert (weights * counts).sum().item() / counts.sum().item() == pytest.approx(1.0)  # mean over the pictures
+    assert (weights * counts).sum().item() / counts.sum().item() == pytest.approx(1.0)  # mean over the images
     assert class_weights(counts, False).tolist() == [1.0, 1.0, 1.0]
 
 
@@ -127,8 +127,8 @@ def test_how_a_batch_is_cut_changes_nothing() -> None:
         assert other["grad_norm"] == pytest.approx(outcomes[0]["grad_norm"], rel=1e-5)
 
 
-def test_training_tells_pictures_apart() -> None:
-    """By one colour each, changed pictures and all."""
+def test_training_tells_images_apart() -> None:
+    """By one colour each, changed images and all."""
     state, task = started(run(), torch.ones(3))
     data = batch()
     data.inputs[torch.arange(8), data.labels] += 0.7
@@ -139,11 +139,11 @@ def test_training_tells_pictures_apart() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.image_size", 31, "data.image_size: a classifier takes pictures of 32 to 4096 pixels, got 31"),
+        ("data.image_size", 31, "data.image_size: a classifier takes images of 32 to 4096 pixels, got 31"),
         ("objective.dropout", 1.0, r"objective.dropout: must be in \[0, 1\), got 1.0"),
         ("objective.label_smoothing", -0.1, "objective.label_smoothing: must be in"),
         ("train.attention_every", 5, "train.attention_every: .*got 5"),
-        ("train.sample_every", 5, "train.sample_every: a classifier makes no pictures, got 5"),
+        ("train.sample_every", 5, "train.sample_every: a classifier makes no images, got 5"),
         ("train.init_from", "x", "train.init_from: .*got 'x'"),
         ("train.init_ema", False, "train.init_ema: .*got False"),
         ("data.codec_precision", "bf16", "data.codec_precision: .*got 'bf16'"),

@@ -18,17 +18,17 @@ from folders import make_folder, over
 from PIL import Image
 from smallrun import small, trainer
 
-from ldit.checkpoint import manifest
 from ldit.checkpoint.run import committed_steps
+from ldit.commands.train import train
 from ldit.errors import DataError, RunError
-from ldit.flows.train import train
+from ldit.storage import manifest
 from ldit.track import METRICS, MetricsFile
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("fault", [DataError("a.png is not a picture"), OSError("no disk"), ZeroDivisionError("bug")])
+@pytest.mark.parametrize("fault", [DataError("a.png is not an image"), OSError("no disk"), ZeroDivisionError("bug")])
 def test_whatever_ends_the_run_the_save_under_way_is_committed(
     fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +87,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# ---------------------------------------------------------------- pictures and log lines
+# ---------------------------------------------------------------- images and log lines
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

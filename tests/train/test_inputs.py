@@ -1,4 +1,4 @@
-"""Latents of a batch: pixels, pictures encoded now, moments encoded before."""
+"""Latents of a batch: pixels, images encoded now, moments encoded before."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch import Tensor
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.batch import Batch
 from ldit.rng import normal
-from ldit.train.inputs import CachedInputs, EncodedInputs, PlainInputs
+from ldit.train.tasks.inputs import CachedInputs, EncodedInputs, PlainInputs
 
 CPU = torch.device("cpu")
 CONFIG = AutoencoderConfig("x", scale=(0.5, 2.0), shift=(1.0, -3.0), factor=2)

@@ -10,7 +10,7 @@ from runs import ALONE
 
 from ldit.errors import ConfigError, RequestError
 from ldit.parallel.watchdog import Watchdog
-from ldit.parallel.world import Launch, alike, launched
+from ldit.parallel.world import Launch, launched, report_once
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
          "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_JOB_ID", "SLURM_STEP_NODELIST",
@@ -159,6 +159,6 @@ def test_one_process_is_not_watched() -> None:
 def test_what_all_find_the_first_says(env: dict[str, str]) -> None:
     for rank, kind, silent in (("0", RequestError, False), ("1", RequestError, True), ("1", ConfigError, False)):
         env |= {"RANK": rank, "WORLD_SIZE": "2"}
-        with pytest.raises(kind, match="mistake") as caught, alike(RequestError):
+        with pytest.raises(kind, match="mistake") as caught, report_once(RequestError):
             raise kind("mistake")
         assert caught.value.said_elsewhere is silent

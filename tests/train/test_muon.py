@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldit.parallel.exchange import Circle
+from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
 from ldit.train.muon import RMS, Muon, orthogonalised
 
@@ -20,7 +20,7 @@ def matrices(seed: int = 0) -> list[nn.Parameter]:
 
 
 def ours(given: list[nn.Parameter], decay: float = 0.0, dtype: torch.dtype = torch.float32) -> Muon:
-    return Muon(given, [Layout(tuple(m.shape)) for m in given], Circle(), 0.95, decay, dtype)
+    return Muon(given, [Layout(tuple(m.shape)) for m in given], ModelGroup(), 0.95, decay, dtype)
 
 
 def gradients(step: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.guard import Scaler
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState, train_step
@@ -22,7 +22,7 @@ SHORT = 2  # steps gone on with after every stop
 WHOLE = (1, 5, 13)  # stops after which the run goes on to its end
 AVERAGES = {"ema.more": (0.9,), "ema.power": (0.05, 0.1)}
 
-# 20 pictures in batches of 8: an epoch ends within steps 3, 8, 13, 18, 23, and with steps 5, 10, 15, 20.
+# 20 images in batches of 8: an epoch ends within steps 3, 8, 13, 18, 23, and with steps 5, 10, 15, 20.
 SETTINGS: dict[str, RunConfig] = {
     "adamw-accumulating": small({"train.micro_batch_size": 4, "train.warmup": 5, "optim.weight_decay": 0.1}),
     "muon-threads": small({"optim.kind": "muon", "data.workers": 2, "data.flip": True, **AVERAGES}, flow="v"),

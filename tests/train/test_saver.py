@@ -11,11 +11,12 @@ import torch
 from smallrun import begin, same_bits, small, tensors, trainer, unequal
 from torch import Tensor
 
-from ldit.checkpoint import manifest, save
-from ldit.checkpoint.sets import read_set
+from ldit.checkpoint import save
 from ldit.errors import RunError
 from ldit.parallel.world import World
-from ldit.train import state_io
+from ldit.storage import manifest
+from ldit.storage.shards import read_set
+from ldit.train import checkpointing as state_io
 from ldit.train.saver import Saver, Staging
 from ldit.train.step import Outcome, train_step
 from ldit.train.trainer import SAVE_FAILED, Hook

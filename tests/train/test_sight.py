@@ -16,9 +16,9 @@ from ldit.nn.build import build_model
 from ldit.nn.layers import Attention
 from ldit.nn.rope import rotate_real
 from ldit.nn.tokens import rope_table
-from ldit.train import sight
-from ldit.train.sight import Clock, largest_logits, peak_flops
+from ldit.train import telemetry as sight
 from ldit.train.step import train_step
+from ldit.train.telemetry import Clock, largest_logits, peak_flops
 
 CPU = torch.device("cpu")
 MODEL = ClassModelConfig(

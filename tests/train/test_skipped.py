@@ -1,4 +1,4 @@
-"""Row D1 of the reliability table, the step's part: a picture that could not be read counts for nothing."""
+"""Row D1 of the reliability table, the step's part: an image that could not be read counts for nothing."""
 
 import json
 import math
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from folders import said
-from smallrun import ALONE, Pictures, begin, small, tensors, unequal
+from smallrun import ALONE, Images, begin, small, tensors, unequal
 
 from ldit.data.batch import Batch, Fault
 from ldit.data.loader import Loader, load_batch
 from ldit.errors import DataError, RunError
 from ldit.parallel.watchdog import Watchdog
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.skipped import SkippedLog
 from ldit.train.step import train_step
 from ldit.train.trainer import Trainer
@@ -22,12 +22,12 @@ from ldit.train.trainer import Trainer
 BAD = (3, 7, 11)
 
 
-class Broken(Pictures):
-    """Three of twenty pictures cannot be read."""
+class Broken(Images):
+    """Three of twenty images cannot be read."""
 
     def __getitem__(self, index):
         if index in BAD:
-            raise DataError(f"cannot read picture {self.where(index)}: broken")
+            raise DataError(f"cannot read image {self.where(index)}: broken")
         return super().__getitem__(index)
 
 
@@ -79,7 +79,7 @@ def test_what_a_row_held_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_batch_without_one_readable_picture_is_no_step(optimizer: str) -> None:
+def test_a_batch_without_one_readable_image_is_no_step(optimizer: str) -> None:
     """Nothing moves, weight decay, momentum and averages included, and it counts for no mean of the loss."""
     state, task, loader = begin(small({"optim.kind": optimizer}))
     first, batch, last = loader.from_step(0, 3)
@@ -92,8 +92,8 @@ def test_a_batch_without_one_readable_picture_is_no_step(optimizer: str) -> None
     assert train_step(state, task, last).fault == "" and state.guard.left_out == 0
 
 
-class Gone(Pictures):
-    """Pictures of which none can be read, or none from the `good`-th reading on."""
+class Gone(Images):
+    """Images of which none can be read, or none from the `good`-th reading on."""
 
     def __init__(self, good: int = 0) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Gone(Pictures):
     def __getitem__(self, index):
         self.good -= 1
         if self.good < 0:
-            raise DataError(f"cannot read picture {self.where(index)}: broken")
+            raise DataError(f"cannot read image {self.where(index)}: broken")
         return super().__getitem__(index)
 
 
@@ -126,7 +126,7 @@ def test_a_set_that_cannot_be_read_ends_the_run(tmp_path: Path) -> None:
     ends = trainer(
         tmp_path, small({"train.steps": 24, "guard.limit": 3, "train.checkpoint_every": 5}), Gone(40), records
     )
-    reason = r"cannot read picture picture \d+: broken$"
+    reason = r"cannot read image image \d+: broken$"
     with (
         said() as lines,
         pytest.raises(RunError, match=rf"^step 9: none of its 8 samples .* 4 steps in a row .*{reason}"),
@@ -165,11 +165,11 @@ def committed(out: Path) -> list[Path]:
     return [path for path in sorted(out.rglob("step-*")) if (path / "manifest.json").is_file()]
 
 
-def test_every_bad_picture_is_recorded_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = small({"train.steps": 6})  # 48 samples of 20 pictures: each bad one is met twice at least
+def test_every_bad_image_is_recorded_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small({"train.steps": 6})  # 48 samples of 20 images: each bad one is met twice at least
     run(tmp_path, config, Broken())
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert sorted(line["where"] for line in lines) == sorted(f"picture {index}" for index in BAD)
+    assert sorted(line["where"] for line in lines) == sorted(f"image {index}" for index in BAD)
     assert all("broken" in line["reason"] and line["step"] >= 1 for line in lines)
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
 
@@ -182,12 +182,12 @@ def test_the_record_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [(line["where"], line["step"]) for line in lines] == [("a", 1), ("b", 3), ("c", 3)]
 
 
-def test_held_out_means_leave_bad_pictures_out() -> None:
+def test_held_out_means_leave_bad_images_out() -> None:
     """As if they had not been in the batch: positions, and so noise and times, of the others stay."""
     state, task, _ = begin(small())
     indices = [0, 3, 1, 7, 2]
     batch = load_batch(Broken(), range(5), indices, None, "skip").readable()
-    good = load_batch(Pictures(), [0, 2, 4], [0, 1, 2], None)
+    good = load_batch(Images(), [0, 2, 4], [0, 1, 2], None)
     with torch.no_grad():
         a, b = (task.evaluate(state.weights.model, x, ALONE.device, torch.float32) for x in (batch, good))
     assert torch.equal(a["eps_mse"], b["eps_mse"])

@@ -17,11 +17,11 @@ from ldit.config.run import RunConfig
 from ldit.config.sections import GuardConfig
 from ldit.data.batch import Batch
 from ldit.errors import RunError
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.guard import SETTLED, WINDOW, Guard, Scaler
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState, train_step
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.task import DiffusionTask
 
 CASES = range(count(5, 5))
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ldit.checkpoint.open import open_source
 from ldit.config.model import ClassModelConfig
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.errors import SourceError
 from ldit.nn.build import build_model, parameter_shapes
 from ldit.nn.dit import init_weights
 from ldit.rng import generator
-from ldit.train.start import LABEL_TABLE, Start, StartReport, starting_weights
+from ldit.train.init_from import LABEL_TABLE, Start, StartReport, starting_weights
 
 NAMES = tuple("abcdefghi")
 

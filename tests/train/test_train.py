@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ldit.config.sections import EMAConfig, TrainConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.ema import Averages
 from ldit.train.optim import learning_rate
 from ldit.train.saver import Staging
 from ldit.train.step import TrainState, train_step
-from ldit.train.task import DiffusionTask
+from ldit.train.tasks.task import DiffusionTask
 
 CPU = torch.device("cpu")
 

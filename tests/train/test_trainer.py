@@ -10,7 +10,7 @@ from faults import Fault, Faulty
 from smallrun import Run, small, trainer
 
 from ldit.errors import RunError
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.step import TrainState
 from ldit.train.trainer import Hook
 

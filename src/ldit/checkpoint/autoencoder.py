@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from ldit.checkpoint.commit import write_json
 from ldit.checkpoint.export import CONFIG, has_ema, read_any_spec, read_weights, verify_export
 from ldit.checkpoint.run import holds, open_step
-from ldit.checkpoint.tensors import NamedTensors, write_safetensors
 from ldit.config.autoencoder import AUTOENCODER, AutoencoderSpec
 from ldit.errors import SourceError
+from ldit.storage.atomic import write_json
+from ldit.storage.tensors import NamedTensors, write_safetensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ldit.checkpoint.export import read_any_spec, read_weights, verify_export, weight_files
 from ldit.checkpoint.run import holds, open_step
-from ldit.checkpoint.tensors import NamedTensors
 from ldit.config.classifier import CLASSIFIER, ClassifierSpec
 from ldit.errors import SourceError
+from ldit.storage.tensors import NamedTensors
 
 
 @dataclass(frozen=True)

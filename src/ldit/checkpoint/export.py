@@ -1,22 +1,20 @@
 """Our layout: config.json + model.safetensors (or shards with an index) + ema.safetensors when kept apart; codec/ where
 the codec was given by path."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import write_json
-from ldit.checkpoint.sets import has_set, index_name, set_files
-from ldit.checkpoint.tensors import NamedTensors, read_safetensors, safetensors_shapes, write_safetensors
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.kinds import AnySpec, spec_from_json
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, SourceError
+from ldit.storage import manifest
+from ldit.storage.atomic import read_json, write_json
+from ldit.storage.shards import has_set, index_name, set_files
+from ldit.storage.tensors import NamedTensors, read_safetensors, safetensors_shapes, write_safetensors
 
 CONFIG = "config.json"
 MODEL = "model"
@@ -41,16 +39,6 @@ def write_export(
         write_safetensors(folder / f"{EMA}.safetensors", ema, dtype)
 
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON; SourceError names the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
-
-
 def read_any_spec(folder: Path) -> AnySpec:
     """The content of config.json."""
     data, where = read_json(folder / CONFIG), str(folder / CONFIG)
@@ -72,10 +60,10 @@ def no_model(folder: Path, kind: str) -> SourceError:
     """What to say where a model is wanted and a run or step of an autoencoder or a classifier is named."""
     if kind == AUTOENCODER:
         return SourceError(
-            f"{folder} is an autoencoder, which makes no pictures by itself "
+            f"{folder} is an autoencoder, which makes no images by itself "
             f"(ldit convert {folder} OUT --to diffusers makes a codec of it)"
         )
-    return SourceError(f"{folder} is a {kind}, which makes no pictures: it is an extractor of evaluation")
+    return SourceError(f"{folder} is a {kind}, which makes no images: it is an extractor of evaluation")
 
 
 def weight_files(folder: Path, ema: bool) -> list[str]:

@@ -3,9 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from ldit.checkpoint import export, manifest, original
+from ldit.checkpoint import export
+from ldit.checkpoint.layouts import original
 from ldit.checkpoint.open import Source
-from ldit.checkpoint.sets import has_set, set_files
+from ldit.storage import manifest
+from ldit.storage.shards import has_set, set_files
 
 # The network's part of a diffusers pipeline.
 _PART, _STEM = "transformer", "diffusion_pytorch_model"

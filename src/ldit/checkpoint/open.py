@@ -8,16 +8,23 @@ from typing import Literal
 
 from torch import Tensor
 
-from ldit.checkpoint import diffusers_dit, dit_pt, export, manifest, original
-from ldit.checkpoint.hub import MODEL_FILES, from_hub, is_hub_id
-from ldit.checkpoint.run import committed_steps, is_run, run_kind
+from ldit.checkpoint import export
+from ldit.checkpoint.layouts import diffusers_dit, dit_pt, original
+from ldit.checkpoint.run import (
+    committed_steps,
+    run_kind,
+)
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.classifier import CLASSIFIER
 from ldit.config.spec import ModelSpec
-from ldit.dtypes import dtype_word
 from ldit.errors import SourceError
 from ldit.log import logger
+from ldit.precision import dtype_word
+from ldit.storage import manifest
+from ldit.storage.hub import MODEL_FILES, from_hub, is_hub_id
+from ldit.storage.names import is_run
+from ldit.storage.pickled import open_state
 
 Kind = Literal["ldit", "original", "dit-pt", "diffusers"]
 
@@ -120,7 +127,7 @@ def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None) 
 def _open_original(path: Path) -> Source:
     kept = original.kept(path)
     file = original.shard_files(path, ema="raw" not in kept)[0]
-    shapes = {name: tuple(t.shape) for name, t in original.open_state(file, check=False).items()}
+    shapes = {name: tuple(t.shape) for name, t in open_state(file, check=False).items()}
     spec = original.read_spec(path, shapes)
     step = original.training_step(path)
     return Source("original", path, replace(spec, training={"step": step}) if step is not None else spec, kept)

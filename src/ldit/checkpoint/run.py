@@ -13,15 +13,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ldit.checkpoint import manifest
-from ldit.checkpoint.commit import make_folder, remove_leftovers, write_json_atomic
-from ldit.checkpoint.export import CONFIG, is_export, read_json
-from ldit.checkpoint.manifest import refuse_sealed
-from ldit.checkpoint.names import BEST, CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS
-from ldit.config.base_run import RUN_FORMAT, model_kind
+from ldit.checkpoint.export import (
+    CONFIG,
+    is_export,
+)
+from ldit.config.run import RUN_FORMAT, model_kind
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.parallel.world import World
+from ldit.storage import manifest
+from ldit.storage.atomic import make_folder, read_json, remove_leftovers, write_json_atomic
+from ldit.storage.manifest import check_not_in_checkpoint
+from ldit.storage.names import BEST, CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS, is_run
 
 _STEP = re.compile(r"step-(\d{8,})$")
 _T = TypeVar("_T")
@@ -32,7 +35,7 @@ def check_place(run: Path) -> None:
     is changed."""
     if run.exists() and not run.is_dir():
         raise SourceError(f"{run} is a file, not a run's folder")
-    refuse_sealed(run)
+    check_not_in_checkpoint(run)
     for name in (CHECKPOINTS, SNAPSHOTS, SAMPLES):
         if (run / name).exists() and not (run / name).is_dir():
             raise SourceError(f"{run / name} is a file, where a run has a folder")
@@ -43,10 +46,6 @@ def check_place(run: Path) -> None:
         config = read_json(run / RUN_CONFIG)
         if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
             raise SourceError(f"{run} is not a run's folder: its {RUN_CONFIG} is something else's")
-
-
-def is_run(folder: Path) -> bool:
-    return (folder / CHECKPOINTS).is_dir()
 
 
 def run_kind(run: Path) -> str | None:
@@ -75,7 +74,7 @@ def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
     raise SourceError(f"{path} has no committed step that is sound")
 
 
-def set_aside_newer(run: Path, step: int) -> None:
+def quarantine_newer(run: Path, step: int) -> None:
     """Rename steps newer than `step`, which the run falls back behind because they are damaged: nothing is lost, and
     they count no longer."""
     for number, folder in committed_steps(run):
@@ -88,7 +87,7 @@ def set_aside_newer(run: Path, step: int) -> None:
             logger.warning("damaged step %d is set aside as %s", number, aside)
 
 
-def leave_branch(run: Path, step: int) -> None:
+def drop_after(run: Path, step: int) -> None:
     """Forget what came after `step`, where the run goes on: snapshots of averages and the best step may be of a branch
     that it leaves, and are made again if not. The best step is then the one before it that still is there."""
     best, committed = best_step(run), {number for number, _ in committed_steps(run)}
@@ -122,14 +121,14 @@ def committed_steps(run: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest_true_step(run: Path, world: World | None = None) -> tuple[int, Path] | None:
+def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path] | None:
     """The newest step all of whose files match its manifest; damaged ones are passed over loudly. With several
     processes each checks its share of the files, and all call this together."""
     world = world or World(torch.device("cpu"))
-    for step in world.from_first(lambda: [number for number, _ in committed_steps(run)]):
+    for step in world.from_rank0(lambda: [number for number, _ in committed_steps(run)]):
         folder = step_folder(run, step)
         try:
-            world.agreed(lambda folder=folder: manifest.verify(folder, share=(world.rank, world.size)))  # type: ignore[misc]
+            world.run_on_all(lambda folder=folder: manifest.verify(folder, share=(world.rank, world.size)))  # type: ignore[misc]
             return step, folder
         except SourceError as error:
             logger.warning("step %d is damaged and passed over: %s", step, error)

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ldit.checkpoint.commit import Commit, make_folder, write_json
 from ldit.checkpoint.export import CONFIG
-from ldit.checkpoint.manifest import Record
-from ldit.checkpoint.names import TRAINER
 from ldit.checkpoint.run import step_folder
-from ldit.checkpoint.sets import ShardWriter, shard_name, write_index
 from ldit.config.kinds import AnySpec
 from ldit.errors import RunError
 from ldit.parallel.exchange import collect
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import World
+from ldit.storage.atomic import Commit, make_folder, write_json
+from ldit.storage.manifest import Record
+from ldit.storage.names import TRAINER
+from ldit.storage.shards import ShardWriter, shard_name, write_index
 
 SHARD_BYTES = 1 << 30  # a set is split over this many bytes a file, and no further than processes go
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -79,7 +79,7 @@ def write_folder(
         return str(commit[0].folder)
 
     try:
-        folder = Path(world.from_first(lambda: _explained(begin, final, needed), world.saving))
+        folder = Path(world.from_rank0(lambda: _explained(begin, final, needed), world.saving))
         records: dict[str, Record] = {}
 
         def write() -> None:
@@ -91,7 +91,7 @@ def write_folder(
             if failure is not None:
                 raise failure
 
-        world.agreed(lambda: _explained(write, final, needed), world.saving)
+        world.run_on_all(lambda: _explained(write, final, needed), world.saving)
         known = {name: Record(*pair) for found in world.gather(records, world.saving) for name, pair in found.items()}
 
         def finish() -> None:
@@ -101,7 +101,7 @@ def write_folder(
                 _index(folder, stem, entries, world.size)
             commit[0].finish(known)
 
-        world.from_first(lambda: _explained(finish, final, needed), world.saving)
+        world.from_rank0(lambda: _explained(finish, final, needed), world.saving)
     except BaseException:
         for one in commit:
             one.abort()
@@ -120,10 +120,12 @@ def _write_set(
     """Write this process's files of a set; returns their records and what went wrong. A process that cannot write, or
     no longer wants to, still takes part in the exchange to its end: the others wait for what it holds."""
     owners = deal(entries, world.size)
-    circle = world.saving_circle
-    base = world.replica * len(circle)
-    queues = [[e for e, owner in zip(entries, owners, strict=True) if owner == base + j] for j in range(len(circle))]
-    mine = queues[circle.me]
+    model_group = world.saving_model_group
+    base = world.replica * len(model_group)
+    queues = [
+        [e for e, owner in zip(entries, owners, strict=True) if owner == base + j] for j in range(len(model_group))
+    ]
+    mine = queues[model_group.me]
     failure: Exception | None = None
     writer: ShardWriter | None = None
     name = _file_of(stem, world.rank, owners) if mine else ""
@@ -135,7 +137,7 @@ def _write_set(
     for turn in range(max(map(len, queues))):
         dealt = [queue[turn] if turn < len(queue) else None for queue in queues]
         parts = [None if e is None else e.part for e in dealt]
-        whole = collect(parts, [None if e is None else e.layout for e in dealt], circle)
+        whole = collect(parts, [None if e is None else e.layout for e in dealt], model_group)
         progress("save")
         if whole is not None and writer is not None and failure is None:
             try:

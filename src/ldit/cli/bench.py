@@ -20,9 +20,9 @@ class BenchArguments:
     size: Literal["tiny", "600m", "3b", "7b"] = "600m"
     """Network."""
     batch: int = 64
-    """Pictures a step."""
+    """Images a step."""
     micro: int | None = None
-    """Pictures in one pass; default the batch."""
+    """Images in one pass; default the batch."""
     precision: Precision = "bf16"
     """Precision policy."""
     rungs: tuple[Literal["original", "fused", "compiled"], ...] = ("original", "fused", "compiled")
@@ -48,7 +48,7 @@ class BenchSampleArguments:
     size: Literal["tiny", "600m", "3b", "7b"] = "600m"
     """Network."""
     batch: tuple[int, ...] = (1, 8)
-    """Pictures at once, one measurement each."""
+    """Images at once, one measurement each."""
     steps: int = 20
     """Grid intervals."""
     solver: str = "unipc2"
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
         least = min(value, default=0) if isinstance(value, tuple) else value
         if least < 1:
             raise ConfigError(f"--{name}: must be at least 1, got {least}")
-    from ldit.flows.bench import check_report
+    from ldit.bench.train_step import check_report
     from ldit.log import setup
 
     if parsed.json is not None:
@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
 def _train(parsed: BenchArguments) -> dict[str, Any]:
     if parsed.micro is not None and (parsed.micro < 1 or parsed.batch % parsed.micro):
         raise ConfigError(f"--micro: {parsed.micro} does not divide the batch {parsed.batch}")
-    from ldit.flows.bench import Job, bench_train
+    from ldit.bench.train_step import Job, bench_train
 
     return bench_train(
         Job(
@@ -111,7 +111,7 @@ def _train(parsed: BenchArguments) -> dict[str, Any]:
 
 
 def _sample(parsed: BenchSampleArguments) -> dict[str, Any]:
-    from ldit.flows.bench_sample import SampleJob, bench_sample
+    from ldit.bench.sampling import SampleJob, bench_sample
 
     return bench_sample(
         SampleJob(

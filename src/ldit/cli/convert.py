@@ -32,7 +32,7 @@ class ConvertArguments:
 
 def run(arguments: list[str]) -> int:
     args = parse(ConvertArguments, arguments, "ldit convert")
-    from ldit.flows.convert import convert
+    from ldit.commands.convert import convert
 
     print(convert(args.source, args.out, args.to, args.dtype, args.ema_only, args.heads, args.process))
     return 0

@@ -13,28 +13,28 @@ from ldit.errors import ConfigError
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """Decode every picture of a set and say what it holds. Exit code 1 when anything is bad."""
+    """Decode every image of a set and say what it holds. Exit code 1 when anything is bad."""
 
     path: Annotated[str, tyro.conf.Positional]
-    """What data.path may be: class folders, loose pictures, tars, metadata.jsonl, IDX files, a cache, emoji64."""
+    """What data.path may be: class folders, loose images, tars, metadata.jsonl, IDX files, a cache, emoji64."""
     image_size: int | None = None
-    """Count the pictures that would be enlarged to this size."""
+    """Count the images that would be enlarged to this size."""
     exif: bool = False
-    """Turn pictures as their EXIF orientation says."""
+    """Turn images as their EXIF orientation says."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """Colour behind transparent pictures."""
+    """Colour behind transparent images."""
     max_pixels: int = 1 << 26
-    """Larger pictures are bad."""
+    """Larger images are bad."""
     workers: int = 2
     """Threads that read."""
     timeout: float = 25.0
-    """Seconds that a thread may be at one picture, as data.timeout; one that takes longer is bad."""
+    """Seconds that a thread may be at one image, as data.timeout; one that takes longer is bad."""
     json: bool = False
     """One JSON object with everything found."""
     write: Path | None = None
     """File for a list of hashes, as sha256sum writes it, with paths below PATH."""
     against: Path | None = None
-    """Such a list: say which pictures are changed, missing, new or unreadable."""
+    """Such a list: say which images are changed, missing, new or unreadable."""
 
 
 def run(arguments: list[str]) -> int:
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     if theme != "check" and not (theme is None and {"-h", "--help"} & set(arguments)):
         raise ConfigError(f"ldit data needs a theme: check (got {theme!r})")
     args = parse(CheckArguments, arguments[1:] if theme else arguments, "ldit data check")
-    from ldit.flows.data_check import CheckJob, as_json, as_text, check_data
+    from ldit.data.check.report import CheckJob, as_json, as_text, check_data
 
     result = check_data(
         CheckJob(

@@ -27,7 +27,7 @@ class EMAArguments:
 
 def run(arguments: list[str]) -> int:
     args = parse(EMAArguments, arguments, "ldit ema")
-    from ldit.flows.ema import reconstruct
+    from ldit.train.reconstruct import reconstruct
 
     made = reconstruct(args.run, args.out, args.sigma_rel, args.step, args.dtype)
     print(

@@ -13,16 +13,16 @@ from ldit.cli.sampler import SamplerArguments
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(SamplerArguments):
-    """Measure pictures: FID and its kin in any features, Inception Score, precision, recall, KID. A checkpoint's
-    pictures are made and kept nowhere; torchrun shares the work among processes."""
+    """Measure images: FID and its kin in any features, Inception Score, precision, recall, KID. A checkpoint's
+    images are made and kept nowhere; torchrun shares the work among processes."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A checkpoint (whatever `ldit sample --ckpt` takes), or pictures: a folder, PATH@heldout or PATH@train for the
+    """A checkpoint (whatever `ldit sample --ckpt` takes), or images: a folder, PATH@heldout or PATH@train for the
     parts of its held-out list, an .npz with arr_0, or the bundled "emoji64"."""
     reference: str
-    """An .npz of statistics (guided-diffusion's, or of `ldit stats`) or of pictures, a folder, or a bundled set."""
+    """An .npz of statistics (guided-diffusion's, or of `ldit stats`) or of images, a folder, or a bundled set."""
     num: int | None = None
-    """Pictures; default 50,000 of a checkpoint, else all that are there."""
+    """Images; default 50,000 of a checkpoint, else all that are there."""
     extractor: str = "inception"
     """inception, efficientnet-lite0, or the run of a classifier (`ldit train extractor-small`)."""
     inception_weights: Path | None = None
@@ -34,9 +34,9 @@ class EvaluateArguments(SamplerArguments):
     bootstrap: int = 0
     """Resamples for its 95 % interval, such as 1000."""
     image_size: int | None = None
-    """Side to which pictures of folders are cut; default the shorter side of the first, a reference as the source."""
+    """Side to which images of folders are cut; default the shorter side of the first, a reference as the source."""
     batch_size: int = 50
-    """Pictures that are sampled, and go through the extractor, together."""
+    """Images that are sampled, and go through the extractor, together."""
     json: Path | None = None
     """File for the report."""
     figure: Path | None = None
@@ -45,12 +45,12 @@ class EvaluateArguments(SamplerArguments):
 
 def run(arguments: list[str]) -> int:
     args = parse(EvaluateArguments, arguments, "ldit evaluate")
-    from ldit.flows.evaluate import EvaluateJob, ExtractorJob, evaluate
+    from ldit.eval.evaluate import EvaluateJob, ExtractorJob, evaluate
     from ldit.log import setup
 
     setup()
     job = EvaluateJob(
-        pictures=args.job(args.source),
+        images=args.job(args.source),
         reference=args.reference,
         num=args.num,
         rule=args.labels,

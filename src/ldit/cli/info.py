@@ -27,7 +27,7 @@ class InfoArguments:
 
 def run(arguments: list[str]) -> int:
     args = parse(InfoArguments, arguments, "ldit info")
-    from ldit.flows.info import describe
+    from ldit.commands.info import describe
 
     report = describe(args.source, args.verify, args.heads, args.process)
     if args.json:

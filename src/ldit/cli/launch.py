@@ -9,7 +9,7 @@ import tyro
 
 from ldit.cli.arguments import parse
 from ldit.cli.train import parse_arguments
-from ldit.config.recipes import recipe
+from ldit.config.recipes.registry import recipe
 from ldit.errors import ConfigError, RequestError
 
 KINDS = ("slurm",)
@@ -32,7 +32,7 @@ class SlurmArguments:
     gpus_per_node: int = 8
     """GPUs of a node, and tasks on it."""
     cpus_per_task: int | None = None
-    """CPU cores of a task; default the cluster's, often one, which is few for reading pictures."""
+    """CPU cores of a task; default the cluster's, often one, which is few for reading images."""
     time: str | None = None
     """Time limit of one stretch, HH:MM:SS; default the cluster's."""
     partition: str | None = None
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args = parse(SlurmArguments, arguments[1:split], "ldit launch slurm")
     out, flags = args.out or Path("runs") / args.recipe, arguments[split + 1 :]
-    from ldit.flows.launch import SlurmJob, write_slurm
+    from ldit.commands.launch import SlurmJob, write_slurm
 
     job = SlurmJob(
         args.recipe,

@@ -10,11 +10,11 @@ from ldit.errors import LditError
 
 COMMANDS = {
     "train": "train a recipe, or go on with a run",
-    "sample": "make pictures from a checkpoint",
-    "evaluate": "measure pictures: FID and its kin, precision, recall",
-    "stats": "make a reference of a set of pictures",
-    "encode": "make a latent cache of a set of pictures",
-    "data": "check a folder of pictures",
+    "sample": "make images from a checkpoint",
+    "evaluate": "measure images: FID and its kin, precision, recall",
+    "stats": "make a reference of a set of images",
+    "encode": "make a latent cache of a set of images",
+    "data": "check a folder of images",
     "info": "say what a checkpoint is, without loading it",
     "convert": "write a checkpoint in another layout",
     "ema": "make the average of another width from a run's snapshots",
@@ -47,7 +47,7 @@ def _dispatch(name: str, arguments: list[str]) -> int:
         print(usage())
         return 0 if name else 2
     if name == "--version":
-        from ldit import __version__
+        from ldit.version import __version__
 
         print(__version__)
         return 0

@@ -31,7 +31,7 @@ class PlotArguments:
 
 def run(arguments: list[str]) -> int:
     args = parse(PlotArguments, arguments, "ldit plot")
-    from ldit.flows.plot import PlotJob, plot
+    from ldit.commands.plot import PlotJob, plot
 
     print(plot(PlotJob(args.runs, args.out, args.keys, args.x, args.smooth, args.log_y)))
     return 0

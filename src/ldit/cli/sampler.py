@@ -1,4 +1,4 @@
-"""Flags that say how a checkpoint is sampled, for every command that makes pictures."""
+"""Flags that say how a checkpoint is sampled, for every command that makes images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import tyro
 from ldit.errors import RequestError
 
 if TYPE_CHECKING:
-    from ldit.flows.pictures import PictureJob
+    from ldit.commands.sample import ImageJob
 
 
 def _also(*names: str) -> object:
@@ -24,7 +24,7 @@ class SamplerArguments:
     """Class numbers or names; default every class, or the original's eight on ImageNet. A set's are dealt from these,
     by default from every class."""
     labels: Literal["balanced", "random"] | None = None
-    """How a set's labels are dealt: balanced (picture k has class k mod their number, the default) or random."""
+    """How a set's labels are dealt: balanced (image k has class k mod their number, the default) or random."""
     steps: Annotated[str | None, _also("--num-sampling-steps")] = None
     """Solver steps; DDPM models also take "10,15,20" and "ddim50"."""
     solver: str | None = None
@@ -44,17 +44,17 @@ class SamplerArguments:
     guide: str | None = None
     """A weaker model of the same kind that guides in the null class's place (autoguidance)."""
     seed: int = 0
-    """Picture k uses seed + k."""
+    """Image k uses seed + k."""
     height: int | None = None
     """Pixels; default the training size."""
     width: int | None = None
     """Pixels; default the training size."""
     rope_scaling: str | None = None
-    """Positions of pictures larger than those of training: none, linear, ntk or time-aware."""
+    """Positions of images larger than those of training: none, linear, ntk or time-aware."""
     proportional_attention: bool | None = None
     """Keep the entropy of attention over another number of tokens."""
     batch_size: int = 16
-    """Pictures sampled together; changes rounding at most."""
+    """Images sampled together; changes rounding at most."""
     ema: bool = True
     """Take the EMA weights where they are kept apart."""
     device: str | None = None
@@ -66,7 +66,7 @@ class SamplerArguments:
     int8: bool = False
     """Compute the blocks' products in 8 bits (CPU, fp32 weights): faster for wide networks, 1-2 % off."""
     compile: bool = False
-    """Compile the blocks: seconds or minutes first, worth it for many pictures."""
+    """Compile the blocks: seconds or minutes first, worth it for many images."""
     graphs: bool = False
     """An evaluation as one CUDA graph (GPU)."""
     host_modulation: bool = False
@@ -78,9 +78,9 @@ class SamplerArguments:
     process: Literal["ddpm", "flow"] | None = None
     """What a .pt was trained as: ddpm = DiT, flow = SiT; default what its settings or its name say, else ddpm."""
 
-    def job(self, source: str, per_class: int = 1, **options: Any) -> "PictureJob":
-        """The request for pictures of `source`; `options` are more arguments of `check_request`."""
-        from ldit.flows.pictures import PictureJob
+    def job(self, source: str, per_class: int = 1, **options: Any) -> "ImageJob":
+        """The request for images of `source`; `options` are more arguments of `check_request`."""
+        from ldit.commands.sample import ImageJob
 
         channels = self.guidance_channels
         if channels is not None and channels != "all" and not channels.isdecimal():
@@ -100,7 +100,7 @@ class SamplerArguments:
             "rope_scaling": self.rope_scaling,
             "proportional_attention": self.proportional_attention,
         }
-        return PictureJob(
+        return ImageJob(
             source=source,
             labels=self.class_labels,
             per_class=per_class,

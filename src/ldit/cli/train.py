@@ -9,7 +9,7 @@ import tyro
 from ldit.cli.arguments import parse
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
-from ldit.config.recipes import RECIPES, recipe
+from ldit.config.recipes.registry import RECIPES, recipe
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
 
@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderAr
 
 def run(arguments: list[str]) -> int:
     parsed = parse_arguments(arguments)
-    from ldit.flows.train import train
+    from ldit.commands.train import train
     from ldit.log import setup
 
     setup()

@@ -1,4 +1,4 @@
-"""A KL autoencoder in diffusers' layout, frozen: pictures to posteriors, scaled latents to pictures."""
+"""A KL autoencoder in diffusers' layout, frozen: images to posteriors, scaled latents to images."""
 
 import math
 import threading
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ldit.checkpoint.tensors import NamedTensors, assign
 from ldit.codecs.kl_config import CONFIG, KLConfig, Scaling, read_kl_config
 from ldit.codecs.kl_weights import fingerprint, read_tensors, weight_files
 from ldit.codecs.latents import scaled, unscaled
 from ldit.codecs.tiles import Grid, Tiling, through
 from ldit.config.spec import AutoencoderConfig
-from ldit.dtypes import unrounded
 from ldit.errors import CodecError, SourceError
 from ldit.log import logger
+from ldit.precision import unrounded
+from ldit.storage.tensors import NamedTensors, assign
 
 if TYPE_CHECKING:
     from ldit.codecs.kl_network import KLNetwork
 
-# Pixels of pictures at a time. At the widely used size a decoder holds about 4 KB a pixel in fp32.
+# Pixels of images at a time. At the widely used size a decoder holds about 4 KB a pixel in fp32.
 _PIXELS_CPU = 1 << 18
 _PIXELS = 1 << 20
 
@@ -71,7 +71,7 @@ class AutoencoderCodec:
         return mean.contiguous(), logvar.contiguous()
 
     def encode(self, images: Tensor) -> Tensor:
-        """The posterior's mean, scaled, of pictures as `moments` takes them: (B, C, H/f, W/f) fp32. No gradients."""
+        """The posterior's mean, scaled, of images as `moments` takes them: (B, C, H/f, W/f) fp32. No gradients."""
         return scaled(self.moments(images)[0], self.config)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class AutoencoderCodec:
         return self
 
     def _through(self, part: "_Part", x: Tensor, grid: Grid) -> Tensor:
-        """fp32. Pictures that fp16 cannot hold are made again in fp32, so that what becomes of a picture depends on
-        that picture alone, not on those before it or beside it."""
+        """fp32. Images that fp16 cannot hold are made again in fp32, so that what becomes of an image depends on
+        that image alone, not on those before it or beside it."""
         x = x.to(self.device, torch.float32)
         if not len(x):  # convolutions do not all take an empty batch
             height, width = (size // grid.inward * grid.outward for size in x.shape[-2:])
@@ -118,7 +118,7 @@ class AutoencoderCodec:
         with self._widening:
             if self._wide is None:
                 logger.warning(
-                    "the autoencoder %r does not fit into fp16 (results are not finite): such pictures go through fp32",
+                    "the autoencoder %r does not fit into fp16 (results are not finite): such images go through fp32",
                     self.config.name,
                 )
                 self._check_files()

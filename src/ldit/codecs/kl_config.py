@@ -51,7 +51,7 @@ class KLConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel, along a side: every block but the last halves the picture."""
+        """Pixels a latent pixel, along a side: every block but the last halves the image."""
         return 1 << (len(self.block_out_channels) - 1)
 
     @property
@@ -123,7 +123,7 @@ def _shape_problem(config: KLConfig) -> str | None:
             return f"norm_num_groups: {config.norm_num_groups} groups do not divide {width} channels"
     for key in ("in_channels", "out_channels"):
         if getattr(config, key) != 3:
-            return f"{key}: pictures have 3 channels, got {show(getattr(config, key))}"
+            return f"{key}: images have 3 channels, got {show(getattr(config, key))}"
     for key, known in _BLOCKS.items():
         kinds = getattr(config, key)
         if len(kinds) != len(widths):

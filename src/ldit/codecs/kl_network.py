@@ -21,7 +21,7 @@ MAX_PARAMETERS = 2_000_000_000
 
 
 class Reconstruction(NamedTuple):
-    """Pictures (B, 3, H, W) and the raw posterior they were drawn from, mean and clamped log-variance (B, C, h, w)."""
+    """Images (B, 3, H, W) and the raw posterior they were drawn from, mean and clamped log-variance (B, C, h, w)."""
 
     images: Tensor
     mean: Tensor

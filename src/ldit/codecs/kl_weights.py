@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.original import open_state
-from ldit.checkpoint.sets import SUFFIX, has_set, read_set, set_files
 from ldit.codecs.kl_config import KLConfig
 from ldit.errors import CodecError, SourceError
+from ldit.storage.pickled import open_state
+from ldit.storage.shards import SUFFIX, has_set, read_set, set_files
 
 STEM = "diffusion_pytorch_model"
 PICKLED = f"{STEM}.bin"

@@ -1,4 +1,4 @@
-"""From a codec configuration to what turns latents into pictures and back."""
+"""From a codec configuration to what turns latents into images and back."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -6,10 +6,6 @@ from pathlib import Path
 
 import torch
 
-from ldit.checkpoint.export import read_json
-from ldit.checkpoint.hub import from_hub, is_hub_id
-from ldit.checkpoint.names import CHECKPOINTS
-from ldit.checkpoint.tensors import write_safetensors
 from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
 from ldit.codecs.kl_config import CONFIG, MAX_BYTES, read_kl_config
 from ldit.codecs.kl_weights import PICKLED, STEM, read_tensors
@@ -18,6 +14,10 @@ from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import is_autoencoder
 from ldit.config.spec import AutoencoderConfig, CodecConfig, PixelCodecConfig
 from ldit.errors import CodecError, SourceError
+from ldit.storage.atomic import read_json
+from ldit.storage.hub import from_hub, is_hub_id
+from ldit.storage.names import CHECKPOINTS
+from ldit.storage.tensors import write_safetensors
 
 Codec = PixelCodec | AutoencoderCodec
 

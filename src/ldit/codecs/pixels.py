@@ -1,4 +1,4 @@
-"""Tensors in [-1, 1] to pictures, and grids of pictures."""
+"""Tensors in [-1, 1] to images, and grids of images."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PixelCodec:
-    """Latents are the pictures themselves."""
+    """Latents are the images themselves."""
 
     factor = 1
 
@@ -28,13 +28,13 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size -> (B, 3, H, W) fp32, value/127.5 - 1, as in training."""
-    arrays = [np.asarray(picture, np.float32).transpose(2, 0, 1) for picture in pictures]
+    """RGB images of one size -> (B, 3, H, W) fp32, value/127.5 - 1, as in training."""
+    arrays = [np.asarray(image, np.float32).transpose(2, 0, 1) for image in pictures]
     return torch.from_numpy(np.stack(arrays) / np.float32(127.5) - np.float32(1.0))
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """uint8 (B, 3, H, W) -> pictures."""
+    """uint8 (B, 3, H, W) -> images."""
     return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).cpu().numpy()]
 
 
@@ -45,16 +45,16 @@ def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.
     columns = min(columns, n)
     rows = -(-n // columns)
     canvas = np.zeros((rows * (height + padding) + padding, columns * (width + padding) + padding, 3), np.uint8)
-    for i, picture in enumerate(array.permute(0, 2, 3, 1).cpu().numpy()):
+    for i, image in enumerate(array.permute(0, 2, 3, 1).cpu().numpy()):
         top, left = (i // columns) * (height + padding) + padding, (i % columns) * (width + padding) + padding
-        canvas[top : top + height, left : left + width] = picture
+        canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas)
 
 
 def labelled_grid(
     pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, padding: int = 6, scale: int = 1
 ) -> Image.Image:
-    """Pictures on white with a line of text below each, cut to the picture's width."""
+    """Images on white with a line of text below each, cut to the image's width."""
     width, height = (side * scale for side in pictures[0].size)
     size = max(10, min(14, width // 6))
     font = ImageFont.load_default(size=size)
@@ -65,12 +65,12 @@ def labelled_grid(
         "RGB", (columns * (width + padding) + padding, rows * (height + text_height + padding) + padding), "white"
     )
     draw = ImageDraw.Draw(canvas)
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (image, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = (
             (i % columns) * (width + padding) + padding,
             (i // columns) * (height + text_height + padding) + padding,
         )
-        shown = picture if scale == 1 else picture.resize((width, height), Image.Resampling.NEAREST)
+        shown = image if scale == 1 else image.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(shown, (left, top))
         while caption and draw.textlength(caption, font=font) > width:
             caption = caption[:-1]

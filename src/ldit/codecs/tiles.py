@@ -1,4 +1,4 @@
-"""Large pictures through a network in constant memory: slices of the batch, and overlapping tiles. Pure tensors."""
+"""Large images through a network in constant memory: slices of the batch, and overlapping tiles. Pure tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sides and areas in pixels of the picture, whatever is being computed from what."""
+    """Sides and areas in pixels of the image, whatever is being computed from what."""
 
     limit: int = 1 << 20
-    """Pictures of up to so many pixels go through whole."""
+    """Images of up to so many pixels go through whole."""
     side: int = 1024
     """Side of a tile."""
     overlap: int = 256
@@ -31,7 +31,7 @@ class Grid:
 
     @property
     def factor(self) -> int:
-        """Pixels of the picture along a cell's side."""
+        """Pixels of the image along a cell's side."""
         return max(self.inward, self.outward)
 
 
@@ -49,10 +49,10 @@ def in_slices(network: Network, x: Tensor, rows: int) -> Tensor:
 
 
 def through(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int) -> Tensor:
-    """`network` (B, C, H, W) -> (B, C', H', W'), fp32, about `pixels` pixels of pictures at a time.
+    """`network` (B, C, H, W) -> (B, C', H', W'), fp32, about `pixels` pixels of images at a time.
 
-    Pictures above the tiling's limit go through in tiles, whose values are blended with weights that fall linearly to
-    the tile's inner edges. Group norms and attention see the tile alone, so the result is close to the whole picture's,
+    Images above the tiling's limit go through in tiles, whose values are blended with weights that fall linearly to
+    the tile's inner edges. Group norms and attention see the tile alone, so the result is close to the whole image's,
     not equal: with random weights and 1.3 x 1.7 tiles the deviation was 5 % of the values' own (encoding) and 29 %
     (decoding), where diffusers' tiling had 8 % and 32 % (tests/codecs/test_tiles.py).
     """
@@ -85,7 +85,7 @@ def through(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int
 
 
 def _ramp(start: int, side: int, length: int, overlap: int, scale: int) -> Tensor:
-    """Weights of a tile's outputs along an axis: 1 inside and at the picture's edges, falling over the overlap."""
+    """Weights of a tile's outputs along an axis: 1 inside and at the image's edges, falling over the overlap."""
     count, extent = side * scale, overlap * scale
     weights = torch.ones(count)
     rising = (torch.arange(min(extent, count)) + 0.5) / extent

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.base_run import BaseRun, check_idle, model_kind
-from ldit.config.run import check_format
+from ldit.config.run import BaseRun, check_format, check_idle, model_kind
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import FORMAT
 from ldit.errors import ConfigError
@@ -67,17 +66,17 @@ class AutoencoderModelConfig:
 
 @dataclass(frozen=True)
 class AutoencoderObjectiveConfig:
-    """Mean absolute error of the pictures, and the posterior's divergence from a standard normal."""
+    """Mean absolute error of the images, and the posterior's divergence from a standard normal."""
 
     kl_weight: float = 1e-6
-    """Weight of the divergence, in nats, summed over a latent and divided by the picture's number of values."""
+    """Weight of the divergence, in nats, summed over a latent and divided by the image's number of values."""
 
 
 # What would do nothing in such a run, and its only value.
 _IDLE: tuple[tuple[str, Any, str], ...] = (
     ("train.attention_every", 0, "logits of attention are looked at in diffusion models only"),
     ("train.init_ema", True, "autoencoders start from fresh weights"),
-    ("data.codec_precision", "fp32", "no pictures are encoded on the way to an autoencoder's training"),
+    ("data.codec_precision", "fp32", "no images are encoded on the way to an autoencoder's training"),
     ("ema.power", (), "`ldit ema` makes averages of diffusion models only"),
 )
 
@@ -118,7 +117,7 @@ class AutoencoderRun(BaseRun):
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and deviation of an autoencoder's latents over pictures and places: its codec's shift and 1/scale."""
+    """Mean and deviation of an autoencoder's latents over images and places: its codec's shift and 1/scale."""
 
     mean: float
     std: float

@@ -1,10 +1,9 @@
-"""Classifiers that are trained here, to compare pictures in their features: network, run, what a checkpoint says."""
+"""Classifiers that are trained here, to compare images in their features: network, run, what a checkpoint says."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.base_run import BaseRun, check_idle, model_kind
-from ldit.config.run import check_format
+from ldit.config.run import BaseRun, check_format, check_idle, model_kind
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import FORMAT
 from ldit.errors import ConfigError
@@ -37,10 +36,10 @@ class ClassifierModelConfig:
                 )
 
     def check_side(self, key: str, side: int) -> None:
-        """ConfigError for pictures that such a network does not take; `key` is what their side is called."""
+        """ConfigError for images that such a network does not take; `key` is what their side is called."""
         if not LEAST_SIDE <= side <= MOST_SIDE:
             raise ConfigError(
-                f"{key}: a classifier takes pictures of {LEAST_SIDE} to {MOST_SIDE} pixels, got {show(side)}"
+                f"{key}: a classifier takes images of {LEAST_SIDE} to {MOST_SIDE} pixels, got {show(side)}"
             )
         places = side
         for width in self.widths:
@@ -54,25 +53,25 @@ class ClassifierModelConfig:
 
 @dataclass(frozen=True)
 class ClassifierObjectiveConfig:
-    """Cross-entropy, and what keeps it from learning pictures by heart."""
+    """Cross-entropy, and what keeps it from learning images by heart."""
 
     label_smoothing: float = 0.05
     """Share of the target that is spread over all classes."""
     dropout: float = 0.2
     """Share of the features that are left out before the last layer."""
     augment: bool = True
-    """Turn, shift, scale, colour, blur and add noise to each picture; mirroring is data.flip's."""
+    """Turn, shift, scale, colour, blur and add noise to each image; mirroring is data.flip's."""
     balanced: bool = True
-    """Weigh each picture inversely to the size of its class, mean 1, so that classes count alike."""
+    """Weigh each image inversely to the size of its class, mean 1, so that classes count alike."""
 
 
 # What would do nothing in such a run, and its only value.
 _IDLE: tuple[tuple[str, Any, str], ...] = (
     ("train.attention_every", 0, "a classifier has no attention to look at"),
-    ("train.sample_every", 0, "a classifier makes no pictures"),
+    ("train.sample_every", 0, "a classifier makes no images"),
     ("train.init_from", "", "classifiers start from fresh weights"),
     ("train.init_ema", True, "classifiers start from fresh weights"),
-    ("data.codec_precision", "fp32", "no pictures are encoded on the way to a classifier's training"),
+    ("data.codec_precision", "fp32", "no images are encoded on the way to a classifier's training"),
     ("ema.power", (), "`ldit ema` makes averages of diffusion models only"),
     ("optim.kind", "adamw", "classifiers are trained with 'adamw'"),
     ("parallel.tp", 1, "a classifier is not cut over processes"),
@@ -112,7 +111,7 @@ class ClassifierSpec(dict[str, Any]):
 
     model: ClassifierModelConfig
     image_size: int
-    """Side of the pictures that it was trained on, in pixels; others are resized to it."""
+    """Side of the images that it was trained on, in pixels; others are resized to it."""
     names: tuple[str, ...]
     """Class names by index."""
     training: dict[str, Any] | None = None

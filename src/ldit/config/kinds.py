@@ -3,9 +3,8 @@
 from typing import Any
 
 from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec, is_autoencoder
-from ldit.config.base_run import BaseRun
 from ldit.config.classifier import ClassifierRun, ClassifierSpec, is_classifier
-from ldit.config.run import RunConfig
+from ldit.config.run import BaseRun, RunConfig
 from ldit.config.spec import ModelSpec
 
 AnySpec = ModelSpec | AutoencoderSpec | ClassifierSpec

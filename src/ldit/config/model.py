@@ -123,7 +123,7 @@ class TextModelConfig(BackboneConfig):
 
 
 @dataclass(frozen=True)
-class BaselineConfig:
+class OriginalDiTConfig:
     """The original DiT (facebookresearch/DiT), also the network of SiT."""
 
     kind: Literal["dit"] = field(default="dit", kw_only=True)
@@ -159,7 +159,7 @@ class BaselineConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
 
-ModelConfig = ClassModelConfig | TextModelConfig | BaselineConfig
+ModelConfig = ClassModelConfig | TextModelConfig | OriginalDiTConfig
 
 _MOST = {
     "n_layers": 1024,
@@ -170,7 +170,7 @@ _MOST = {
     "max_seq_len": 1 << 20,
 }
 
-_KINDS: dict[str, type[Any]] = {"class": ClassModelConfig, "text": TextModelConfig, "dit": BaselineConfig}
+_KINDS: dict[str, type[Any]] = {"class": ClassModelConfig, "text": TextModelConfig, "dit": OriginalDiTConfig}
 
 
 def model_from_dict(data: Any, where: str = "model") -> ModelConfig:
@@ -195,32 +195,3 @@ def _check_class_fields(config: Any, least_classes: int) -> None:
         raise ConfigError(f"model.input_size: {config.input_size} is not divisible by patch_size {config.patch_size}")
     if not 0 <= config.class_dropout_prob < 1:
         raise ConfigError(f"model.class_dropout_prob: must be in [0, 1), got {config.class_dropout_prob}")
-
-
-# name: (dim, n_layers, n_heads). The first three are the original's registered sizes, the others are ours.
-PRESETS: dict[str, dict[str, int]] = {
-    "DiT_Llama_600M_patch2": {"dim": 1536, "n_layers": 16, "n_heads": 32},
-    "DiT_Llama_3B_patch2": {"dim": 3072, "n_layers": 32, "n_heads": 32},
-    "DiT_Llama_7B_patch2": {"dim": 4096, "n_layers": 32, "n_heads": 32},
-    "XS": {"dim": 256, "n_layers": 6, "n_heads": 4},
-    "S": {"dim": 384, "n_layers": 12, "n_heads": 6},
-    "B": {"dim": 768, "n_layers": 12, "n_heads": 12},
-    "L": {"dim": 1024, "n_layers": 24, "n_heads": 16},
-}
-
-# The original DiT's sizes by (hidden_size, depth): its checkpoints do not tell the number of heads.
-BASELINE_HEADS: dict[tuple[int, int], int] = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
-
-
-def preset(name: str, **changes: Any) -> ClassModelConfig:
-    """A class-conditional configuration by preset name, with changes."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown model {name!r} (known: {', '.join(PRESETS)})")
-    return ClassModelConfig(**{**PRESETS[name], **changes})
-
-
-def text_preset(name: str, **changes: Any) -> TextModelConfig:
-    """A text-conditional configuration by preset name, with changes."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown model {name!r} (known: {', '.join(PRESETS)})")
-    return TextModelConfig(**{**PRESETS[name], **changes})

@@ -1,12 +1,24 @@
-"""RunConfig: what training adds to a model that makes pictures."""
+"""RunConfig: what training adds to a model that makes images, and what every training run has."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import isfinite
 from typing import Any
 
-from ldit.config.base_run import RUN_FORMAT, BaseRun
 from ldit.config.model import ClassModelConfig
-from ldit.config.sections import EvalConfig, ObjectiveConfig
-from ldit.config.serial import from_dict
+from ldit.config.sections import (
+    DataConfig,
+    EMAConfig,
+    EvalConfig,
+    GuardConfig,
+    HeldoutConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrackConfig,
+    TrainConfig,
+)
+from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import (
     CodecConfig,
     DDPMConfig,
@@ -18,6 +30,130 @@ from ldit.config.spec import (
     process_from_dict,
 )
 from ldit.errors import ConfigError
+
+RUN_FORMAT = "run-1"
+MOST_SECONDS = 7 * 86_400  # what clocks and stores take without a murmur
+
+# Smallest value of the numbers that have one.
+_LEAST = {
+    "data.max_per_class": 0,
+    "data.workers": 0,
+    "data.max_pixels": 1,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.warmup": 0,
+    "train.cooldown": 0,
+    "train.grad_clip": 0,
+    "train.log_every": 0,
+    "train.checkpoint_every": 0,
+    "train.sample_every": 0,
+    "train.attention_every": 0,
+    "train.keep": 0,
+    "train.keep_every": 0,
+    "optim.weight_decay": 0,
+    "ema.snapshot_every": 0,
+    "heldout.every": 0,
+    "heldout.num": 0,
+    "guard.spike_z": 0,
+    "guard.limit": 1,
+    "parallel.tp": 1,
+    "parallel.shard": 0,
+    "parallel.replicate": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRun:
+    """The sections that all kinds of runs share. A kind adds `model`, and what belongs to it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    def check(self) -> None:
+        """ConfigError naming the key whose value cannot work, whatever the number of processes."""
+        for key, least in _LEAST.items():
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            if not least <= value < float("inf"):
+                word = "must not be negative" if least == 0 else f"must be at least {least}"
+                raise ConfigError(f"{key}: {word}, got {value}")
+        for root in fields(self):
+            part = getattr(self, root.name)
+            for entry in fields(part) if is_dataclass(part) else ():
+                value = getattr(part, entry.name)
+                if isinstance(value, float) and not isfinite(value):
+                    raise ConfigError(f"{root.name}.{entry.name}: must be a finite number, got {value}")
+        t = self.train
+        if not 0 <= t.seed < 1 << 63:
+            raise ConfigError(f"train.seed: must be 0 to 2^63-1, got {show(t.seed)}")
+        if self.parallel.timeout > MOST_SECONDS:
+            raise ConfigError(f"parallel.timeout: at most {MOST_SECONDS:g} s, got {self.parallel.timeout:g}")
+        micro = t.batch_size if t.micro_batch_size is None else t.micro_batch_size
+        if micro < 1 or t.batch_size % micro:
+            raise ConfigError(f"train.micro_batch_size: {micro} does not divide batch_size {t.batch_size}")
+        for key, value in (
+            ("train.lr", t.lr),
+            ("parallel.timeout", self.parallel.timeout),
+            ("data.timeout", self.data.timeout),
+        ):
+            if not value > 0:
+                raise ConfigError(f"{key}: must be positive, got {value}")
+        decays = [("ema.decay", self.ema.decay), *(("ema.more", value) for value in self.ema.more)]
+        decays += [(f"optim.{name}", getattr(self.optim, name)) for name in ("beta1", "beta2", "momentum")]
+        for key, value in decays:
+            if not 0 <= value < 1:
+                raise ConfigError(f"{key}: must be in [0, 1), got {value}")
+        for width in self.ema.power:
+            if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
+                raise ConfigError(f"ema.power: a relative width must be in (0, 0.28), got {width}")
+            if round(width, 4) != width:  # it is a file's name
+                raise ConfigError(f"ema.power: at most four decimals, got {width}")
+        for key, values in (("ema.more", (self.ema.decay, *self.ema.more)), ("ema.power", self.ema.power)):
+            if len(set(values)) != len(values):
+                raise ConfigError(f"{key}: the same value twice")
+        if self.ema.snapshot_every and not self.ema.power:
+            raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
+        if t.cooldown and t.schedule != "constant":
+            raise ConfigError("train.cooldown: goes with the constant schedule only")
+        if t.cooldown and t.warmup + t.cooldown > t.steps:
+            raise ConfigError(
+                f"train.steps: {t.steps} are fewer than train.warmup {t.warmup} + train.cooldown {t.cooldown}; "
+                "shorten those too"
+            )
+        if t.schedule == "inverse-sqrt" and not t.warmup:
+            raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
+        if not self.data.path:
+            raise ConfigError("data.path: name the folder of training images (--data.path DIR)")
+        if not all(0 <= value <= 255 for value in self.data.background):
+            raise ConfigError(f"data.background: three values from 0 to 255, got {show(self.data.background)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of RUN/config.json: what is trained first, then the sections."""
+        values, shared = to_dict(self), {entry.name for entry in fields(BaseRun)}
+        own = {name: value for name, value in values.items() if name not in shared}
+        return {"format": RUN_FORMAT, **own, **{name: values[name] for name in values if name in shared}}
+
+
+def model_kind(config: object) -> str | None:
+    """`model.kind` of the content of a config.json, of a run or a step; None where it says none."""
+    model = config.get("model") if isinstance(config, dict) else None
+    kind = model.get("kind") if isinstance(model, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def check_idle(run: BaseRun, rows: Iterable[tuple[str, Any, str]]) -> None:
+    """ConfigError for a key, of rows (key, its only value, why), that would do nothing in such a run."""
+    for key, only, why in rows:
+        section, name = key.split(".")
+        value = getattr(getattr(run, section), name)
+        if value != only:
+            raise ConfigError(f"{key}: {why}, got {show(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)

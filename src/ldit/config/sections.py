@@ -5,42 +5,42 @@ from typing import Literal
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Recompute = Literal["none", "selective", "full"]
-BadPictures = Literal["stop", "skip"]
+BadImages = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are and how they are cut."""
+    """Where the images are and how they are cut."""
 
     path: str = ""
-    """The pictures: the bundled "emoji64", a *.tar file, or a folder with one of these, the first that is there: a
+    """The images: the bundled "emoji64", a *.tar file, or a folder with one of these, the first that is there: a
     latent cache, IDX files (MNIST kind), metadata.jsonl, *.tar files, class folders (classes in byte order), loose
-    pictures. Names led by a dot are passed over."""
+    images. Names led by a dot are passed over."""
     image_size: int = 256
-    """Side of the square training pictures, in pixels."""
+    """Side of the square training images, in pixels."""
     flip: bool = True
-    """Mirror half of the pictures."""
+    """Mirror half of the images."""
     heldout: str | None = None
-    """List, in the folder of the pictures, of those kept from training, one relative path a line, of tars also
+    """List, in the folder of the images, of those kept from training, one relative path a line, of tars also
     shard.tar/key.jpg or a bare key; default heldout.txt where there is one, "" = none. IDX files have t10k-* instead, a
     latent cache what it was made with: "" alone may be given there."""
     max_per_class: int = 0
-    """Use at most this many pictures of a class, 0 = all (evens out lopsided sets)."""
+    """Use at most this many images of a class, 0 = all (evens out lopsided sets)."""
     workers: int = 2
-    """Threads that read pictures ahead; 0 = read when needed."""
-    bad: BadPictures = "stop"
-    """What a picture that cannot be read does: end the run, or be left out of its batch, with a line in
+    """Threads that read images ahead; 0 = read when needed."""
+    bad: BadImages = "stop"
+    """What an image that cannot be read does: end the run, or be left out of its batch, with a line in
     RUN/skipped.jsonl."""
     timeout: float = 25.0
-    """Seconds without a picture read after which a run ends and names the thread and the picture."""
+    """Seconds without an image read after which a run ends and names the thread and the image."""
     exif: bool = False
-    """Turn pictures as their EXIF orientation says; off, as in ADM's ImageNet."""
+    """Turn images as their EXIF orientation says; off, as in ADM's ImageNet."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """Colour behind transparent pictures."""
+    """Colour behind transparent images."""
     max_pixels: int = 1 << 26
-    """Larger pictures are bad: they are not decoded."""
+    """Larger images are bad: they are not decoded."""
     codec_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Dtype in which an autoencoder encodes pictures during training."""
+    """Dtype in which an autoencoder encodes images during training."""
     verify: bool = True
     """Compare a latent cache with its checksums at the start."""
 
@@ -77,7 +77,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between commits; the last step is always committed."""
     sample_every: int = 0
-    """Steps between picture grids from EMA weights."""
+    """Steps between image grids from EMA weights."""
     keep: int = 2
     """Committed steps kept, newest first; 0 = all."""
     keep_every: int = 0
@@ -179,27 +179,27 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Distance of generated pictures to real ones along the way, by EMA weights; the best step is kept."""
+    """Distance of generated images to real ones along the way, by EMA weights; the best step is kept."""
 
     every: int = 0
     """Steps between evaluations."""
     num: int = 1000
-    """Pictures generated, as many of each class."""
+    """Images generated, as many of each class."""
     reference: str = ""
-    """Statistics (`ldit stats`) or pictures they are compared with; default up to 50,000 training pictures."""
+    """Statistics (`ldit stats`) or images they are compared with; default up to 50,000 training images."""
     extractor: str = "inception"
     """inception, efficientnet-lite0, or the run of a classifier."""
     inception_weights: str = ""
     """The file of Inception's weights; default where LDIT_INCEPTION_WEIGHTS says, or a cache."""
     batch_size: int = 50
-    """Pictures sampled together by one process."""
+    """Images sampled together by one process."""
 
 
 @dataclass(frozen=True)
 class HeldoutConfig:
-    """Loss on held-out pictures with fixed noise, by time bucket."""
+    """Loss on held-out images with fixed noise, by time bucket."""
 
     every: int = 0
     """Steps between measurements of the EMA weights."""
     num: int = 256
-    """Pictures, spread over the held-out set."""
+    """Images, spread over the held-out set."""

@@ -1,4 +1,4 @@
-"""ModelSpec: all that weights need to become pictures. It is the content of config.json and travels in every export."""
+"""ModelSpec: all that weights need to become images. It is the content of config.json and travels in every export."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +29,7 @@ class FlowConfig:
     data_at: Literal[0, 1] = 0
     """Native time of the data."""
     shift: float = 1.0
-    """Time shift for larger pictures, above 1 = noisier."""
+    """Time shift for larger images, above 1 = noisier."""
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -56,7 +56,7 @@ class TextConditionerConfig:
 
 @dataclass(frozen=True)
 class PixelCodecConfig:
-    """Latents are RGB pictures in [-1, 1]."""
+    """Latents are RGB images in [-1, 1]."""
 
     kind: Literal["pixels"] = field(default="pixels", kw_only=True)
 
@@ -86,7 +86,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The defaults a picture is sampled with."""
+    """The defaults an image is sampled with."""
 
     solver: str = "ddpm"
     """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
@@ -105,7 +105,7 @@ class SamplingConfig:
     guidance_schedule: str = "constant"
     """How the scale follows the noise time around its mean: constant, linear or cosine, larger towards data."""
     rope_scaling: str = "none"
-    """Positions of pictures larger than those of training: none, linear, ntk or time-aware."""
+    """Positions of images larger than those of training: none, linear, ntk or time-aware."""
     proportional_attention: bool = False
     """Whether attention over another number of tokens keeps the entropy it had in training."""
 

@@ -17,7 +17,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs (B, C, H, W) fp32 (pictures in [-1, 1], or means and log-variances of cached latents), labels (B,), and
+    """inputs (B, C, H, W) fp32 (images in [-1, 1], or means and log-variances of cached latents), labels (B,), and
     each sample's position in the stream, which seeds it. The inputs of `faults` are zeros that count for nothing."""
 
     inputs: Tensor

@@ -8,7 +8,7 @@ from threading import Event
 
 import torch
 
-from ldit.config.sections import BadPictures, DataConfig
+from ldit.config.sections import BadImages, DataConfig
 from ldit.data.batch import Batch, Fault
 from ldit.data.order import EpochOrder
 from ldit.data.samples import Samples
@@ -24,7 +24,7 @@ def load_batch(
     positions: Sequence[int],
     indices: Sequence[int],
     flip_seed: int | None,
-    bad: BadPictures = "stop",
+    bad: BadImages = "stop",
 ) -> Batch:
     """The samples `indices`; with `flip_seed`, half of them mirrored, each by its own position's random number.
 
@@ -40,7 +40,7 @@ class _Reading:
     """A batch whose rows are filled from several threads, each its own rows."""
 
     def __init__(
-        self, data: Samples, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None, bad: BadPictures
+        self, data: Samples, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None, bad: BadImages
     ) -> None:
         self.data, self.positions, self.indices = data, positions, indices
         self.flip_seed, self.bad = flip_seed, bad
@@ -111,7 +111,7 @@ class Loader:
         workers: int = 2,
         part: int = 0,
         parts: int = 1,
-        bad: BadPictures = "stop",
+        bad: BadImages = "stop",
         timeout: float = DataConfig.timeout,
     ) -> None:
         if parts < 1 or batch_size % parts or not 0 <= part < parts:

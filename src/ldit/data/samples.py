@@ -1,11 +1,11 @@
-"""What the loader reads: tensors of one shape with a class each. Pictures are one kind, cached latents another."""
+"""What the loader reads: tensors of one shape with a class each. Images are one kind, cached latents another."""
 
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ldit.data.cache import CacheDescription
+from ldit.data.latent_cache.description import CacheDescription
 from ldit.errors import DataError
 
 
@@ -29,12 +29,12 @@ class Samples(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample: (3, S, S) for pictures, (2C, h, w) for means and log-variances of latents."""
+        """(C, H, W) of a sample: (3, S, S) for images, (2C, h, w) for means and log-variances of latents."""
         ...
 
     @property
     def cache(self) -> CacheDescription | None:
-        """What the latents were made of, and by what; None: the samples are pictures."""
+        """What the latents were made of, and by what; None: the samples are images."""
         ...
 
     def __len__(self) -> int: ...
@@ -84,7 +84,7 @@ def fit_classes(data: Samples, num_classes: int) -> Samples:
         return data if not data.names else Unlabelled(data)
     if not data.names:
         raise DataError(
-            f"{data.root} holds pictures without classes, the model has num_classes {num_classes} "
+            f"{data.root} holds images without classes, the model has num_classes {num_classes} "
             "(--model.num_classes 0 trains without classes)"
         )
     if num_classes != len(data.names):

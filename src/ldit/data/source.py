@@ -4,10 +4,10 @@
 |------------------------------------|---------|----------------------------------------------------------------|
 | manifest.json, shards, encode.json | cache   | a latent cache, sound or not                                   |
 | train-images-idx3-ubyte and such   | idx     | IDX files (MNIST kind)                                         |
-| metadata.jsonl                     | list    | the pictures it lists                                          |
-| *.tar                              | tars    | their pictures; refused beside class folders or loose pictures |
-| folders                            | folders | class folders; loose pictures beside them are not read         |
-| pictures                           | loose   | loose pictures, without classes                                |
+| metadata.jsonl                     | list    | the images it lists                                          |
+| *.tar                              | tars    | their images; refused beside class folders or loose images |
+| folders                            | folders | class folders; loose images beside them are not read         |
+| images                           | loose   | loose images, without classes                                |
 
 Names led by a dot are passed over. metadata.csv, metadata.parquet and packed tars (.tar.gz) are refused where nothing
 else is there, and else named in the log. A path may also be one tar, or a bundled set.
@@ -19,22 +19,30 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ldit.checkpoint.manifest import NAME as MANIFEST
 from ldit.config.assets import ASSETS
 from ldit.config.sections import DataConfig
-from ldit.data.cache import is_cache, is_shard
-from ldit.data.cache_job import JOB
-from ldit.data.decoding import Decoding
-from ldit.data.idx import HELDOUT as IDX_HELDOUT
-from ldit.data.idx import IdxPictures, has_idx
-from ldit.data.image_folder import ImageFolder, LoosePictures, entries, files_in, is_folder, is_picture, read_list
-from ldit.data.latents import LatentSamples, open_cache
-from ldit.data.metadata import MetadataPictures, has_metadata, other_metadata, read_metadata
-from ldit.data.picture_set import PictureSet
+from ldit.data.formats.idx import HELDOUT as IDX_HELDOUT
+from ldit.data.formats.idx import IdxImages, has_idx
+from ldit.data.formats.image_folder import (
+    ImageFolder,
+    LooseImages,
+    entries,
+    files_in,
+    is_folder,
+    is_image,
+    read_list,
+)
+from ldit.data.formats.metadata import MetadataImages, has_metadata, other_metadata, read_metadata
+from ldit.data.formats.tars import PACKED, TarImages, has_tars, read_tars
+from ldit.data.images.decoding import Decoding
+from ldit.data.images.image_set import ImageSet
+from ldit.data.latent_cache.description import is_cache, is_shard
+from ldit.data.latent_cache.job import JOB
+from ldit.data.latent_cache.reader import LatentSamples, open_cache
 from ldit.data.samples import Samples, fit_classes
-from ldit.data.tars import PACKED, TarPictures, has_tars, read_tars
 from ldit.errors import DataError
 from ldit.log import logger
+from ldit.storage.manifest import NAME as MANIFEST
 
 BUNDLED = ("emoji64",)
 HELDOUT = "heldout.txt"
@@ -59,8 +67,8 @@ def kind_of(root: Path) -> Kind:
     """What lies in a data path, sound or not; the first of the table that is there. A cache is told by its shards and
     by the job of one in the making too, not by its manifest alone.
 
-    DataError for a folder that cannot be looked at, and for one with tars and other pictures: either half would be
-    missing without a word. What else lies beside the pictures and could be taken for some is named in the log.
+    DataError for a folder that cannot be looked at, and for one with tars and other images: either half would be
+    missing without a word. What else lies beside the images and could be taken for some is named in the log.
     """
     if not root.is_dir():
         return "tars"
@@ -83,26 +91,26 @@ def _tars_or_files(root: Path, folders: list[str], files: list[str]) -> Kind:
     tars = [name for name in files if name.lower().endswith(".tar")]
     packed = [name for name in files if name.lower().endswith(PACKED)]
     if tars or packed:
-        picture = _first_picture(root, folders, files)
-        if picture is None:
+        image = _first_image(root, folders, files)
+        if image is None:
             return "tars"
         if tars:
             raise DataError(
-                f"{root} holds the archive {tars[0]} and the picture {picture}: which are the training pictures? "
+                f"{root} holds the archive {tars[0]} and the image {image}: which are the training images? "
                 "Move the others elsewhere"
             )
-        logger.warning("%s is not read: %s and others are the training pictures", root / packed[0], picture)
+        logger.warning("%s is not read: %s and others are the training images", root / packed[0], image)
     if (other := other_metadata(root)) is not None:
         if not folders:
             return "list"
         logger.warning("%s is not read: the folders beside it are the classes", root / other)
-    return "folders" if folders or not any(map(is_picture, files)) else "loose"
+    return "folders" if folders or not any(map(is_image, files)) else "loose"
 
 
-def _first_picture(root: Path, folders: list[str], files: list[str]) -> str | None:
-    """A picture beside archives, by the rules of class folders and loose pictures."""
+def _first_image(root: Path, folders: list[str], files: list[str]) -> str | None:
+    """An image beside archives, by the rules of class folders and loose images."""
     below = (f"{folder}/{name}" for folder in folders for name in files_in(root / folder))
-    return next(filter(is_picture, chain(files, below)), None)
+    return next(filter(is_image, chain(files, below)), None)
 
 
 def open_run_data(
@@ -140,7 +148,7 @@ def open_whole_cache(
 
 
 def decoding_of(config: DataConfig) -> Decoding:
-    """How a run's picture files become pictures."""
+    """How a run's image files become images."""
     return Decoding(config.exif, config.background, config.max_pixels)
 
 
@@ -150,36 +158,36 @@ def open_data(
     heldout: str | None = None,
     max_per_class: int = 0,
     decoding: Decoding = Decoding(),  # noqa: B008
-) -> tuple[PictureSet, PictureSet | None]:
-    """(training, held-out or None), pictures cut to `size`.
+) -> tuple[ImageSet, ImageSet | None]:
+    """(training, held-out or None), images cut to `size`.
 
-    `heldout` names the list of pictures kept from training, "" = none, None = heldout.txt where there is one. IDX
+    `heldout` names the list of images kept from training, "" = none, None = heldout.txt where there is one. IDX
     files: the held-out set is t10k-* where it is there; "" = none. DataError names what is missing or damaged.
     """
     root = data_root(path)
     kind = kind_of(root)
     if kind == "cache":
-        raise DataError(f"data.path: {root} is a latent cache, pictures are needed here")
+        raise DataError(f"data.path: {root} is a latent cache, images are needed here")
     if kind == "idx":
         return _open_idx(root, size, heldout, max_per_class)
     return _open_files(root, kind, size, heldout, max_per_class, decoding)
 
 
-def _open_idx(root: Path, size: int, heldout: str | None, max_per_class: int) -> tuple[PictureSet, PictureSet | None]:
+def _open_idx(root: Path, size: int, heldout: str | None, max_per_class: int) -> tuple[ImageSet, ImageSet | None]:
     if heldout:
         raise DataError(
             f"data.heldout: {root} holds IDX files, whose held-out set is {IDX_HELDOUT}-*; "
             f'{heldout!r} cannot be used ("" = none)'
         )
-    train = IdxPictures(root, size, max_per_class=max_per_class)
+    train = IdxImages(root, size, max_per_class=max_per_class)
     if heldout is None and has_idx(root, IDX_HELDOUT):
-        return train, IdxPictures(root, size, IDX_HELDOUT)
+        return train, IdxImages(root, size, IDX_HELDOUT)
     return train, None
 
 
 def _open_files(
     root: Path, kind: Kind, size: int, heldout: str | None, max_per_class: int, decoding: Decoding
-) -> tuple[PictureSet, PictureSet | None]:
+) -> tuple[ImageSet, ImageSet | None]:
     folder = root if root.is_dir() else root.parent
     if heldout is None:
         heldout = HELDOUT if (folder / HELDOUT).is_file() else ""
@@ -188,40 +196,40 @@ def _open_files(
         return make((), None, max_per_class), None
     listed = read_list(folder / heldout)
     if not listed:
-        raise DataError(f'{folder / heldout} lists no pictures (data.heldout "" = none)')
+        raise DataError(f'{folder / heldout} lists no images (data.heldout "" = none)')
     train, kept = make(listed, None, max_per_class), make((), listed, 0)
     _refuse_emptied(folder / heldout, train)
     _tell_lost(folder / heldout, listed, kept)
     return train, kept
 
 
-def _refuse_emptied(path: Path, train: PictureSet) -> None:
-    """DataError where a held-out list took all pictures of a class: the model would have one that it never sees. A cap
-    leaves a picture of each."""
+def _refuse_emptied(path: Path, train: ImageSet) -> None:
+    """DataError where a held-out list took all images of a class: the model would have one that it never sees. A cap
+    leaves an image of each."""
     present = {train.label(index) for index in range(len(train))}
     if train.names and len(present) < len(train.names):
         absent = next(name for label, name in enumerate(train.names) if label not in present)
-        raise DataError(f"{path} lists every picture of class {absent!r}: none is left for training")
+        raise DataError(f"{path} lists every image of class {absent!r}: none is left for training")
 
 
-def _tell_lost(path: Path, listed: list[str], kept: PictureSet) -> None:
-    """A warning where entries of a held-out list match no picture: what they were to keep from training is in it."""
+def _tell_lost(path: Path, listed: list[str], kept: ImageSet) -> None:
+    """A warning where entries of a held-out list match no image: what they were to keep from training is in it."""
     there = {call for index in range(len(kept)) for call in kept.calls(index)}
     lost = [entry for entry in dict.fromkeys(listed) if entry not in there]
     if lost:
         of = len(set(listed))
-        logger.warning("%s: %d of %d entries match no picture, the first is %r", path, len(lost), of, lost[0])
+        logger.warning("%s: %d of %d entries match no image, the first is %r", path, len(lost), of, lost[0])
 
 
 def _maker(
     root: Path, kind: Kind, size: int, decoding: Decoding
-) -> Callable[[Sequence[str], Sequence[str] | None, int], PictureSet]:
-    """(exclude, only, max_per_class) -> the pictures of `root`; lists and archives are read once for both sets."""
+) -> Callable[[Sequence[str], Sequence[str] | None, int], ImageSet]:
+    """(exclude, only, max_per_class) -> the images of `root`; lists and archives are read once for both sets."""
     if kind == "tars":
         tars = read_tars(root)
-        return lambda exclude, only, most: TarPictures(root, size, decoding, exclude, only, most, tars)
+        return lambda exclude, only, most: TarImages(root, size, decoding, exclude, only, most, tars)
     if kind == "list":
         lines = read_metadata(root)
-        return lambda exclude, only, most: MetadataPictures(root, size, decoding, exclude, only, most, lines)
-    files = LoosePictures if kind == "loose" else ImageFolder
+        return lambda exclude, only, most: MetadataImages(root, size, decoding, exclude, only, most, lines)
+    files = LooseImages if kind == "loose" else ImageFolder
     return lambda exclude, only, most: files(root, size, exclude, only, most, decoding)

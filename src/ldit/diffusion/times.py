@@ -15,5 +15,5 @@ def logit_normal(normal: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
-    """t' = k·t / (1 + (k-1)·t); k > 1 is noisier, for larger pictures."""
+    """t' = k·t / (1 + (k-1)·t); k > 1 is noisier, for larger images."""
     return shift * t / (1.0 + (shift - 1.0) * t)

@@ -1,1 +1,1 @@
-"""How good pictures are: features of pictures, and figures computed from them."""
+"""How good images are: features of images, and figures computed from them."""

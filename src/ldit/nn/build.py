@@ -5,8 +5,8 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from ldit.config.model import BaselineConfig, ModelConfig, TextModelConfig
-from ldit.nn import baseline
+from ldit.config.model import ModelConfig, OriginalDiTConfig, TextModelConfig
+from ldit.nn import dit_original as baseline
 from ldit.nn.conditioning import FEATURES
 from ldit.nn.dit import DiT
 
@@ -14,7 +14,7 @@ from ldit.nn.dit import DiT
 def build_model(config: ModelConfig, device: torch.device | str | None = None) -> nn.Module:
     """The network of `config` on `device`, parameters not filled in (see `ldit.nn.dit.init_weights`)."""
     with torch.device(device or "cpu"):
-        if isinstance(config, BaselineConfig):
+        if isinstance(config, OriginalDiTConfig):
             arguments = asdict(config)
             del arguments["kind"]
             return baseline.DiT(**arguments)
@@ -32,13 +32,13 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def forward_flops(config: ModelConfig, height: int, width: int, text_tokens: int = 128) -> int:
-    """FLOPs of one forward pass of one picture of latent size height x width: matrix products only, 1 MAC = 2 FLOPs.
+    """FLOPs of one forward pass of one image of latent size height x width: matrix products only, 1 MAC = 2 FLOPs.
 
     Attention counts 2·T²·D MACs (scores and values); training is three times this without recomputation.
     """
     p = config.patch_size
     tokens = (height // p) * (width // p)
-    if isinstance(config, BaselineConfig):
+    if isinstance(config, OriginalDiTConfig):
         dim, hidden = config.hidden_size, round(config.hidden_size * config.mlp_ratio)
         block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim + 6 * dim * dim
         ends = tokens * p * p * dim * (config.in_channels + config.out_channels) + 2 * dim * dim

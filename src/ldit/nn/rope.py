@@ -13,12 +13,12 @@ THETA = 10000.0
 
 @dataclass(frozen=True)
 class GridScale:
-    """How positions are made for one call, where a picture has another size than those of training.
+    """How positions are made for one call, where an image has another size than those of training.
 
     `rows`, `columns`: positions along the axis are divided by it (position interpolation, Chen et al. 2023).
     `ntk_rows`, `ntk_columns`: theta is multiplied so that the lowest frequency of the axis is divided by it and the
-    highest stays (NTK-aware scaling): fine order is kept, the whole picture still fits into the trained turn.
-    `softmax`: factor on the logits of attention among the picture's tokens.
+    highest stays (NTK-aware scaling): fine order is kept, the whole image still fits into the trained turn.
+    `softmax`: factor on the logits of attention among the image's tokens.
     `stride`: raster only, what one row adds to the position: the columns of the training grid, whose rows the network
     knows by that distance. None: the columns there are, the published index.
     """

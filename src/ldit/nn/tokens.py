@@ -1,4 +1,4 @@
-"""Pictures <-> token rows. Input tokens order a patch as (C, p_row, p_col), output tokens as (p_row, p_col, C)."""
+"""Images <-> token rows. Input tokens order a patch as (C, p_row, p_col), output tokens as (p_row, p_col, C)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def rope_table(
 class TextLayout:
     """Tokens of the text model: every row of patches is followed by `eol`, the sequence padded with `pad`.
 
-    `pack` turns pictures (one (B, C, H, W) tensor, or a list of (C, H_i, W_i)) into (B, length, D) tokens; `unpack`
+    `pack` turns images (one (B, C, H, W) tensor, or a list of (C, H_i, W_i)) into (B, length, D) tokens; `unpack`
     turns the network's output tokens back, list in, list out.
     """
 
@@ -53,7 +53,7 @@ class TextLayout:
     def pack(self, x: Tensor | Sequence[Tensor], embed: nn.Module, eol: Tensor, pad: Tensor) -> Tensor:
         if isinstance(x, Tensor):
             return self._pack(x, embed, eol, pad)
-        return torch.cat([self._pack(picture[None], embed, eol, pad) for picture in x])
+        return torch.cat([self._pack(image[None], embed, eol, pad) for image in x])
 
     def _pack(self, x: Tensor, embed: nn.Module, eol: Tensor, pad: Tensor) -> Tensor:
         tokens = embed(patchify(x, self.patch))
@@ -80,10 +80,10 @@ class TextLayout:
         """Positions of every token: the flattened index for "raster", (row, column) for "2d", eol one column more."""
         if kind == "raster":
             return raster_table(self.length, head_dim, device, scale)
-        shapes = [x.shape[-2:]] if isinstance(x, Tensor) else [picture.shape[-2:] for picture in x]
+        shapes = [x.shape[-2:]] if isinstance(x, Tensor) else [image.shape[-2:] for image in x]
         tables = []
         for height, width in shapes:
             rows, columns = height // self.patch, width // self.patch + 1
-            spare = -(-self.length // columns)  # pads go on below the picture
+            spare = -(-self.length // columns)  # pads go on below the image
             tables.append(grid_table(max(rows, spare), columns, head_dim, device, scale)[: self.length])
         return tables[0] if len(tables) == 1 else torch.stack(tables)

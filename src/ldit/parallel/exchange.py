@@ -12,7 +12,7 @@ from ldit.parallel.layout import Layout, view
 
 
 @dataclass(frozen=True)
-class Circle:
+class ModelGroup:
     """The processes that hold one whole model among them: (shard, tp) of each, and which of them this one is."""
 
     members: tuple[tuple[int, int], ...] = ((0, 0),)
@@ -27,39 +27,41 @@ class Circle:
         return self.members[self.me]
 
 
-def collect(parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], circle: Circle) -> Tensor | None:
+def collect(parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], model_group: ModelGroup) -> Tensor | None:
     """Member j gets tensor j whole. `parts[j]` is this process's part of it, `layouts[j]` its layout; None = nothing
     for j, the same on all. All of one dtype and device. One all-to-all."""
-    if len(circle) == 1:
+    if len(model_group) == 1:
         return parts[0]
     outgoing = [
-        part.reshape(-1) if part is not None and layout is not None and layout.sent_by(*circle.here) else None
+        part.reshape(-1) if part is not None and layout is not None and layout.sent_by(*model_group.here) else None
         for part, layout in zip(parts, layouts, strict=True)
     ]
-    own = layouts[circle.me]
-    sizes = [_count(own, *member) if own is not None and own.sent_by(*member) else 0 for member in circle.members]
-    received = _all_to_all(outgoing, sizes, next(part for part in parts if part is not None), circle)
+    own = layouts[model_group.me]
+    sizes = [_count(own, *member) if own is not None and own.sent_by(*member) else 0 for member in model_group.members]
+    received = _all_to_all(outgoing, sizes, next(part for part in parts if part is not None), model_group)
     if own is None:
         return None
     whole = received.new_empty(own.shape)
-    for member, piece in zip(circle.members, received.split(sizes), strict=True):
+    for member, piece in zip(model_group.members, received.split(sizes), strict=True):
         if own.sent_by(*member) and piece.numel():
             view(whole, own.part(*member)).copy_(piece.view(own.part_shape(*member)))
     return whole
 
 
-def spread(whole: Tensor | None, layouts: Sequence[Layout | None], circle: Circle, like: Tensor) -> list[Tensor | None]:
+def spread(
+    whole: Tensor | None, layouts: Sequence[Layout | None], model_group: ModelGroup, like: Tensor
+) -> list[Tensor | None]:
     """The reverse of `collect`: member j gives everyone its part of tensor j. Returns this process's part of each."""
-    if len(circle) == 1:
+    if len(model_group) == 1:
         return [whole]
-    own = layouts[circle.me]
-    outgoing: list[Tensor | None] = [None] * len(circle)
+    own = layouts[model_group.me]
+    outgoing: list[Tensor | None] = [None] * len(model_group)
     if own is not None and whole is not None:
-        outgoing = [view(whole, own.part(*member)).reshape(-1) for member in circle.members]
-    sizes = [_count(layout, *circle.here) if layout is not None else 0 for layout in layouts]
-    received = _all_to_all(outgoing, sizes, like, circle)
+        outgoing = [view(whole, own.part(*member)).reshape(-1) for member in model_group.members]
+    sizes = [_count(layout, *model_group.here) if layout is not None else 0 for layout in layouts]
+    received = _all_to_all(outgoing, sizes, like, model_group)
     return [
-        piece.view(layout.part_shape(*circle.here)) if layout is not None else None
+        piece.view(layout.part_shape(*model_group.here)) if layout is not None else None
         for piece, layout in zip(received.split(sizes), layouts, strict=True)
     ]
 
@@ -68,10 +70,10 @@ def _count(layout: Layout, shard: int, tp: int) -> int:
     return torch.Size(layout.part_shape(shard, tp)).numel()
 
 
-def _all_to_all(outgoing: Sequence[Tensor | None], sizes: list[int], like: Tensor, circle: Circle) -> Tensor:
+def _all_to_all(outgoing: Sequence[Tensor | None], sizes: list[int], like: Tensor, model_group: ModelGroup) -> Tensor:
     flat = [part for part in outgoing if part is not None]
     sent = torch.cat(flat) if flat else like.new_empty(0)
     received = like.new_empty(sum(sizes))
     counts = [0 if part is None else part.numel() for part in outgoing]
-    dist.all_to_all_single(received, sent, sizes, counts, group=circle.group)
+    dist.all_to_all_single(received, sent, sizes, counts, group=model_group.group)
     return received

@@ -20,7 +20,7 @@ from ldit import errors
 from ldit.config.sections import ParallelConfig
 from ldit.errors import ConfigError, LditError, SourceError
 from ldit.log import logger
-from ldit.parallel.exchange import Circle
+from ldit.parallel.exchange import ModelGroup
 
 T = TypeVar("T")
 TP, SHARD, REPLICATE = "tp", "shard", "replicate"
@@ -35,8 +35,9 @@ MEETING = timedelta(hours=1)
 class World:
     """`size` processes as replicate x shard x tp, tensor-parallel neighbours next to each other.
 
-    `circle` joins the shard x tp processes that hold one whole model among them; `control` is a CPU group for small
-    messages; `saving` and `saving_circle` are CPU groups for the thread that writes checkpoints.
+    `model_group` joins the shard x tp processes that hold one whole model among them; `control` is a CPU group for
+    small
+    messages; `saving` and `saving_model_group` are CPU groups for the thread that writes checkpoints.
     """
 
     device: torch.device
@@ -46,14 +47,14 @@ class World:
     shard: int = 1
     replicate: int = 1
     mesh: DeviceMesh | None = None
-    circle: Circle = field(default_factory=Circle)
+    model_group: ModelGroup = field(default_factory=ModelGroup)
     control: dist.ProcessGroup | None = None
     saving: dist.ProcessGroup | None = None
-    saving_circle: Circle = field(default_factory=Circle)
+    saving_model_group: ModelGroup = field(default_factory=ModelGroup)
     store: Any = field(default=None, repr=False)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
@@ -93,7 +94,7 @@ class World:
         dist.all_gather(texts, padded, group=group)
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
-    def agreed(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    def run_on_all(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """`work()` on every process; what one process cannot do, none has done: its exception is raised on all, as its
         own on that one, as a LditError of the same words on the others.
 
@@ -144,11 +145,11 @@ class World:
     def calm(self, subject: str) -> None:
         """Take an alarm back, so that the same work can be tried again; all call it together, once all have heard."""
         if self.store is not None:
-            self.from_first(lambda: self.store.delete_key(f"alarm {subject}"))
+            self.from_rank0(lambda: self.store.delete_key(f"alarm {subject}"))
 
-    def from_first(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    def from_rank0(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """`work()` on the first process alone; every process gets its JSON-able result, or its error."""
-        result = self.agreed(lambda: work() if self.first else None, group)
+        result = self.run_on_all(lambda: work() if self.is_main else None, group)
         return self.gather(result, group)[0]
 
 
@@ -214,7 +215,7 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
 
 
 @contextmanager
-def alike(kind: type[LditError] = LditError) -> Iterator[None]:
+def report_once(kind: type[LditError] = LditError) -> Iterator[None]:
     """Errors that every process finds by itself, such as a mistake in the command: the first alone says them."""
     try:
         yield
@@ -227,7 +228,7 @@ def alike(kind: type[LditError] = LditError) -> Iterator[None]:
 def joined(config: ParallelConfig) -> Iterator[World]:
     """The world of this run; a single process needs no launcher and makes no process group."""
     launch = launched()
-    with alike():
+    with report_once():
         shape(config, launch.size)
     limit = timedelta(seconds=config.timeout + GRACE)
     device = torch.device("cpu")
@@ -257,19 +258,19 @@ def world_of(config: ParallelConfig, device: torch.device, store: Any = None) ->
     return World(
         device, rank, size, tp, shard, replicate,
         mesh=mesh,
-        circle=_circle(rank, shard, tp, replicate, backend, limit),
+        model_group=_model_group(rank, shard, tp, replicate, backend, limit),
         control=dist.new_group(backend="gloo", timeout=limit),
         saving=dist.new_group(backend="gloo", timeout=limit),
-        saving_circle=_circle(rank, shard, tp, replicate, "gloo", limit),
+        saving_model_group=_model_group(rank, shard, tp, replicate, "gloo", limit),
         store=store,
     )  # fmt: skip
 
 
-def _circle(rank: int, shard: int, tp: int, replicate: int, backend: str, limit: timedelta) -> Circle:
+def _model_group(rank: int, shard: int, tp: int, replicate: int, backend: str, limit: timedelta) -> ModelGroup:
     whole = shard * tp
     groups = [
         dist.new_group(list(range(r * whole, (r + 1) * whole)), timeout=limit, backend=backend)
         for r in range(replicate)
     ]
     members = tuple((s, t) for s in range(shard) for t in range(tp))
-    return Circle(members, rank % whole, groups[rank // whole])
+    return ModelGroup(members, rank % whole, groups[rank // whole])

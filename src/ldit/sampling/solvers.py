@@ -16,7 +16,8 @@
 from functools import partial
 
 from ldit.errors import RequestError
-from ldit.sampling import multistep, onestep
+from ldit.sampling import multistep
+from ldit.sampling import single_step as onestep
 from ldit.sampling.step import Solver
 
 SOLVERS: dict[str, Solver] = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldit.parallel.exchange import Circle, collect, spread
+from ldit.parallel.exchange import ModelGroup, collect, spread
 from ldit.parallel.layout import Layout
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -40,27 +40,27 @@ class Muon:
         self,
         matrices: Sequence[nn.Parameter],
         layouts: Sequence[Layout],
-        circle: Circle,
+        model_group: ModelGroup,
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype,
     ) -> None:
-        self.matrices, self.layouts, self.circle = list(matrices), list(layouts), circle
+        self.matrices, self.layouts, self.model_group = list(matrices), list(layouts), model_group
         self.momentum, self.weight_decay, self.dtype = momentum, weight_decay, dtype
         self.buffers = [torch.zeros_like(m, requires_grad=False) for m in matrices]
 
     @torch.no_grad()
     def step(self, lr: float, sound: Tensor) -> None:
         """Apply the gradients where `sound` (a bool on the device) says so, and nothing at all where not."""
-        for first in range(0, len(self.matrices), len(self.circle)):
-            indices = range(first, min(first + len(self.circle), len(self.matrices)))
+        for first in range(0, len(self.matrices), len(self.model_group)):
+            indices = range(first, min(first + len(self.model_group), len(self.matrices)))
             updates = [self._momentum(i, sound) for i in indices]
-            missing = len(self.circle) - len(indices)
+            missing = len(self.model_group) - len(indices)
             layouts: list[Layout | None] = [*(self.layouts[i] for i in indices), *[None] * missing]
-            whole = collect([*updates, *[None] * missing], layouts, self.circle)
+            whole = collect([*updates, *[None] * missing], layouts, self.model_group)
             if whole is not None:
                 whole = orthogonalised(whole, self.dtype).to(updates[0].dtype)
-            parts = spread(whole, layouts, self.circle, updates[0])
+            parts = spread(whole, layouts, self.model_group, updates[0])
             for i, part in zip(indices, parts, strict=False):
                 assert part is not None
                 self._apply(i, part, lr, sound)

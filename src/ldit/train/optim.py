@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldit.config.sections import OptimConfig, TrainConfig
-from ldit.parallel.exchange import Circle
+from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
 from ldit.train.muon import Muon
 from ldit.train.weights import Weights
@@ -25,7 +25,7 @@ class Optimizer:
     AdamW, `momentum` of Muon.
     """
 
-    def __init__(self, config: OptimConfig, weights: Weights, circle: Circle) -> None:
+    def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
         self.weights = weights
         chosen = [config.kind == "muon" and _is_matrix(name) for name in weights.names]
         rows = list(zip(weights.names, weights.masters, weights.layouts, chosen, strict=True))
@@ -46,7 +46,7 @@ class Optimizer:
         self.muon = Muon(
             list(self.matrices.values()),
             [self._layouts[name] for name in self.matrices],
-            circle,
+            model_group,
             config.momentum,
             config.weight_decay,
             # bf16 as is usual; fp32 for runs in fp32, which then agree more closely across world sizes.

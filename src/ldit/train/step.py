@@ -12,17 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ldit.config.base_run import BaseRun
+from ldit.config.run import BaseRun
 from ldit.data.batch import Batch
-from ldit.dtypes import COMPUTE, DTYPES
 from ldit.parallel.layout import view
 from ldit.parallel.plan import parallelise, sync_gradients
 from ldit.parallel.world import World
+from ldit.precision import COMPUTE, DTYPES
 from ldit.train.ema import Averages
 from ldit.train.guard import Guard, Scaler
-from ldit.train.inputs import to_device
 from ldit.train.optim import Optimizer, learning_rate
-from ldit.train.task import Task
+from ldit.train.tasks.inputs import to_device
+from ldit.train.tasks.task import Task
 from ldit.train.weights import Weights
 
 TIME_BUCKETS = 4
@@ -34,7 +34,7 @@ class TrainState:
     def __init__(self, weights: Weights, config: BaseRun, world: World) -> None:
         self.config, self.world, self.weights = config, world, weights
         self.averages = Averages(config.ema, weights.masters)
-        self.optimizer = Optimizer(config.optim, weights, world.circle)
+        self.optimizer = Optimizer(config.optim, weights, world.model_group)
         self.scaler = Scaler.of(config.train.precision)
         self.guard = Guard()
         self.step = 0
@@ -55,7 +55,7 @@ def new_state(config: BaseRun, task: Task, world: World) -> TrainState:
     compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
     model = task.network()
     layouts = parallelise(model, config.parallel, world, compute, reduce)
-    return TrainState(Weights(model, layouts, world.device, compute, world.circle.here), config, world)
+    return TrainState(Weights(model, layouts, world.device, compute, world.model_group.here), config, world)
 
 
 def fill_fresh(state: TrainState, task: Task) -> None:

@@ -10,17 +10,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ldit.checkpoint.run import leave_branch, newest_true_step, set_aside_newer
-from ldit.config.base_run import BaseRun
+from ldit.checkpoint.run import drop_after, latest_valid_step, quarantine_newer
+from ldit.config.run import BaseRun
 from ldit.data.batch import Batch, Fault
 from ldit.errors import RunError
 from ldit.log import logger
 from ldit.parallel.watchdog import Watchdog
-from ldit.train import state_io
+from ldit.train import checkpointing as state_io
 from ldit.train.saver import Saver, Staging
-from ldit.train.sight import Clock, peak_memory
 from ldit.train.step import Outcome, TrainState, train_step
-from ldit.train.task import Task
+from ldit.train.tasks.task import Task
+from ldit.train.telemetry import Clock, peak_memory
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 BEST = "best"
@@ -121,7 +121,7 @@ class Trainer:
         reports = world.gather([[f.position, f.where, f.reason] for f in batch.faults])
         found = {row[0]: Fault(*row) for rows in reports for row in rows}
         faults = [found[position] for position in sorted(found)]
-        if world.first:
+        if world.is_main:
             self.skip(faults, self.state.step)
         return faults
 
@@ -161,17 +161,17 @@ class Trainer:
         offset, rollbacks = state.offset, state.guard.rollbacks + 1
         self.saver.wait()
         self.watchdog.mark("rollback")
-        newest = newest_true_step(self.out, state.world)
+        newest = latest_valid_step(self.out, state.world)
         if newest is None or rollbacks > self.config.guard.limit:
             why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
             raise RunError(f"{told}; {why}")
-        state.world.agreed(lambda: state_io.restore(newest[1], state))
-        state.world.from_first(lambda: set_aside_newer(self.out, newest[0]))
-        state.world.from_first(lambda: leave_branch(self.out, newest[0]))
+        state.world.run_on_all(lambda: state_io.restore(newest[1], state))
+        state.world.from_rank0(lambda: quarantine_newer(self.out, newest[0]))
+        state.world.from_rank0(lambda: drop_after(self.out, newest[0]))
         # The same data would lead to the same place: go on with what comes after it.
         state.offset = offset + (failed - state.step) * self.config.train.batch_size
         state.guard.rollbacks = rollbacks
-        if state.world.first:
+        if state.world.is_main:
             self.cut(state.step)
         logger.warning("%s: back to step %d, past the data since", told, state.step)
 
@@ -194,7 +194,7 @@ class Trainer:
         values |= {"memory": peak_memory(state.world.device)}
         if state.scaler.scale != 1.0:
             values["loss_scale"] = state.scaler.scale
-        if state.world.first:
+        if state.world.is_main:
             record = {"step": state.step, **{name: _plain(value) for name, value in values.items()}}
             self.write(record)
             logger.info(_line(record, train.steps, train.batch_size))

@@ -1,0 +1,222 @@
+"""`ldit bench sample`: how fast sampling is on random weights, against the measured matrix ceiling."""
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldit.bench.train_step import RECIPES, matrix_ceiling
+from ldit.config.model import ClassModelConfig
+from ldit.config.recipes.registry import diffusion_recipe
+from ldit.diffusion.build import Process
+from ldit.diffusion.ddpm import DDPM
+from ldit.errors import ConfigError
+from ldit.log import logger
+from ldit.nn.build import build_model, forward_flops, parameter_count
+from ldit.precision import DTYPES
+from ldit.rng import normal
+from ldit.sampling.denoiser import build_denoiser
+from ldit.sampling.fast.prepare import InferenceOptions, Prepared, check_options, prepare
+from ldit.sampling.grids import build_grid
+from ldit.sampling.guidance import Guided, Network
+from ldit.sampling.levels import Level
+from ldit.sampling.solvers import find_solver
+from ldit.train.telemetry import peak_memory
+from ldit.version import __version__
+
+COLUMNS = "batch  evaluations  ms/evaluation  images/s  of ceiling  peak GB"
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """What to measure: a size of RECIPES, images a batch, and how they are sampled; guidance 1 = no guided rows. The
+    switches are those of `ldit.sampling.fast.prepare.InferenceOptions`."""
+
+    size: str = "600m"
+    batch: tuple[int, ...] = (1, 8)
+    steps: int = 20
+    solver: str = "unipc2"
+    guidance: float = 4.0
+    dtype: str | None = None
+    packed: bool | None = None
+    int8: bool = False
+    compiled: bool = False
+    graph: bool = False
+    host_modulation: bool = False
+    rounds: int = 3
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One way of sampling: from `noise` (B, C, h, w) along `levels`."""
+
+    process: Process
+    solver: str
+    levels: tuple[Level, ...]
+    labels: tuple[int, ...]
+    null: int
+    guidance: float
+    noise: Tensor
+    channels: int
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def run(self, network: Network | nn.Module, dtype: torch.dtype) -> tuple[Tensor, Guided, float]:
+        """The latents, what was counted, and seconds, those of planning among them."""
+        device = self.noise.device
+        _wait(device)
+        began = time.perf_counter()
+        home = device
+        if isinstance(network, Prepared):
+            home = torch.device("cpu")  # labels that lie on the host cost no wait
+        labels = torch.tensor(self.labels, device=home)
+        guided = Guided(
+            network, labels, torch.full_like(labels, self.null), self.guidance, self.channels, self.interval, dtype
+        )
+        if isinstance(network, Prepared):
+            network.plan([])
+            network.plan(guided.asked(self.levels[:-1]))
+        x = self.noise
+        steps = find_solver(self.solver)(
+            build_denoiser(self.process, guided),
+            x,
+            self.levels,
+            lambda i: torch.stack([normal(x.shape[1:], k, "step", i) for k in range(len(x))]).to(x),
+        )
+        for step in steps:
+            x = step.x
+        _wait(device)
+        return x, guided, time.perf_counter() - began
+
+
+def bench_sample(job: SampleJob) -> dict[str, Any]:
+    """Measure every batch size: evaluations, milliseconds each, images/s (median and spread of rounds), share of the
+    matrix ceiling (of the FLOPs that `needed_flops` counts), peak memory. Returns the report; ConfigError or
+    RequestError names a flag that cannot be served."""
+    if job.size not in RECIPES:
+        raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here")
+    device = torch.device(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    word = job.dtype or ("fp32" if device.type == "cpu" else "bf16")
+    config = diffusion_recipe(RECIPES[job.size]).model
+    find_solver(job.solver)
+    build_grid(DDPM(), str(job.steps))
+    dtype, inference = (
+        DTYPES[word],
+        InferenceOptions(job.packed, job.int8, job.compiled, job.graph, job.host_modulation),
+    )
+    check_options(config, inference, device)
+    # CPUs emulate fp16 products: no ceiling for a network that is not made of them alone.
+    ceiling = None if (device.type, word) == ("cpu", "fp16") else matrix_ceiling(device, dtype)
+    network = prepare(random_network(config, device, dtype), inference)
+    logger.info(COLUMNS)
+    rows = [_batch(job, config, network, count, device, dtype, ceiling) for count in job.batch]
+    return {
+        "benchmark": "sample",
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "ldit": __version__},
+        "size": job.size,
+        "parameters": parameter_count(config),
+        "tokens": (config.input_size // config.patch_size) ** 2,
+        "dtype": word,
+        "solver": job.solver,
+        "steps": job.steps,
+        "guidance": job.guidance,
+        "switches": asdict(inference),
+        "forward_flops_per_row": forward_flops(config, config.input_size, config.input_size),
+        "ceiling_flops": ceiling,
+        "rows": rows,
+    }
+
+
+def random_network(config: ClassModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Random numbers everywhere, matrices of unit gain: a fresh network, with its zero gates, would compute nothing."""
+    model = build_model(config, "meta").to(dtype).to_empty(device=device)
+    source = torch.Generator(device).manual_seed(0)
+    for name, p in model.named_parameters():
+        spread = p.shape[-1] ** -0.5 if p.ndim > 1 else 0.1
+        torch.nn.init.normal_(p, float("norm" in name and name.endswith("weight")), spread, generator=source)
+    return model.eval().requires_grad_(False)
+
+
+def needed_flops(
+    network: Network | nn.Module, config: ClassModelConfig, guided: Guided, levels: tuple[Level, ...]
+) -> int:
+    """FLOPs of matrix products that a chain of `guided` needs, at the training size. Every row of every evaluation is a
+    forward pass, as `forward_flops` counts one. But a prepared network makes its conditioning (the time's MLP and all
+    adaLN products) once for each pair of time and label, however many rows share it: so often it counts there, and no
+    row that only fills a product up counts."""
+    count = len(guided.cond)
+    rows = guided.evaluations * count + guided.guided_rows
+    whole = rows * forward_flops(config, config.input_size, config.input_size)
+    if not isinstance(network, Prepared):
+        return whole
+    linears = [
+        *network.modulations.linears,
+        *(m for m in network.model.t_embedder.modules() if isinstance(m, nn.Linear)),
+    ]
+    pairs = len(set(guided.asked(levels[:-1])))
+    return whole - (rows - pairs) * 2 * sum(linear.weight.numel() for linear in linears)
+
+
+@torch.no_grad()
+def _batch(
+    job: SampleJob,
+    config: ClassModelConfig,
+    network: Network | nn.Module,
+    count: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    ceiling: float | None,
+) -> dict[str, Any]:
+    side = config.input_size
+    noise = torch.stack([normal((config.in_channels, side, side), k, "picture") for k in range(count)]).to(device)
+    process = DDPM()
+    labels = tuple(k % config.num_classes for k in range(count))
+    chain = Chain(
+        process, job.solver, build_grid(process, str(job.steps)), labels, config.num_classes, job.guidance, noise,
+        min(3, config.in_channels),
+    )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        chain.run(network, dtype)  # warms up: kernels, compilation, graphs
+        runs = [chain.run(network, dtype)[1:] for _ in range(job.rounds)]
+    except torch.OutOfMemoryError:
+        logger.info("%5d  does not fit", count)
+        return {"batch": count, "fits": False}
+    seconds = [taken for _, taken in runs]
+    guided = runs[0][0]
+    middle = median(seconds)
+    needed = needed_flops(network, config, guided, chain.levels)
+    flops = needed / middle
+    row: dict[str, Any] = {
+        "batch": count,
+        "fits": True,
+        "evaluations": guided.evaluations,
+        "guided_rows": guided.guided_rows,
+        "ms_per_evaluation": 1000 * middle / guided.evaluations,
+        "images_per_second": count / middle,
+        "spread": [count / max(seconds), count / min(seconds)],
+        "flops": needed,
+        "tflops": flops / 1e12,
+        **({"of_ceiling": flops / ceiling} if ceiling else {}),
+        "peak_bytes": peak_memory(device),
+    }
+    logger.info(
+        "%5d  %11d  %13.2f  %8.3f  %10s  %7.2f", count, row["evaluations"], row["ms_per_evaluation"],
+        row["images_per_second"], f"{row['of_ceiling']:.0%}" if ceiling else "-", row["peak_bytes"] / 1e9,
+    )  # fmt: skip
+    return row
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

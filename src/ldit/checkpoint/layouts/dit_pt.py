@@ -1,0 +1,178 @@
+"""facebookresearch/DiT checkpoints: a bare state dict, or {model, ema, opt, args} as its train.py writes them. SiT's
+have the same names and shapes, so that the process is told by `args`, else by the file's name."""
+
+import argparse
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ldit.config.assets import imagenet_names
+from ldit.config.model import OriginalDiTConfig
+from ldit.config.presets import ORIGINAL_DIT_HEADS
+from ldit.config.spec import (
+    AutoencoderConfig,
+    ClassConditionerConfig,
+    DDPMConfig,
+    FlowConfig,
+    ModelSpec,
+    ProcessConfig,
+)
+from ldit.errors import ConfigError, SourceError
+from ldit.log import logger
+from ldit.storage.pickled import load_pickled
+
+ProcessName = Literal["ddpm", "flow"]
+SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
+"""SiT (Ma et al. 2024): velocity of the straight path from noise at 0 to data at 1, t given as it is."""
+
+_VAES = {word: f"stabilityai/sd-vae-ft-{word}" for word in ("mse", "ema")}
+_VAE = _VAES["mse"]
+_LEARNT = {"path_type": "Linear", "prediction": "velocity"}  # SiT's defaults, and all that FlowConfig can say
+
+
+def is_pt(source: str | Path) -> bool:
+    """Whether the name is that of such a file."""
+    return Path(source).suffix in (".pt", ".pth")
+
+
+def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
+    """The state dict asked for, memory-mapped: EMA weights where kept apart; `check` as in `load_pickled`."""
+    states = read_states(path, check)
+    if not ema and "model" not in states:
+        raise SourceError(f"{path} has no raw weights ('model'), only 'ema'")
+    return states["ema"] if "model" not in states or (ema and "ema" in states) else states["model"]
+
+
+def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of the file by name, "model" and "ema"; a bare one is "model"."""
+    return read_file(path, check)[0]
+
+
+def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """`read_states`, and the settings that its train.py left there."""
+    data = load_pickled(path, check)
+    if not isinstance(data, dict):
+        raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
+    left = data.get("args")
+    settings = vars(left) if isinstance(left, argparse.Namespace) else left if isinstance(left, dict) else {}
+    states = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    for key, state in states.items():
+        if not isinstance(state, dict) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+        ):
+            raise SourceError(f"{path}: {key} is not a state dict of tensors")
+        if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
+            raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
+    return states, settings
+
+
+def process_of(path: Path, settings: Mapping[str, Any], wanted: ProcessName | None = None) -> ProcessConfig:
+    """What the file was trained as: as `wanted`, as its settings say, as its name says (SiT…), else DDPM; the log says
+    which. SourceError for a path or prediction of SiT's train.py that is not built."""
+    if wanted is not None:
+        return SIT if wanted == "flow" else DDPMConfig()
+    stated = {key: settings[key] for key in _LEARNT if key in settings}
+    for key, value in stated.items():
+        if value != _LEARNT[key]:
+            raise SourceError(f"{path}: args.{key}: only SiT's {_LEARNT[key]} is built, got {value!r:.80}")
+    model = settings.get("model")
+    if stated or model is not None:
+        sit = bool(stated) or str(model).startswith("SiT")
+        told = "its settings"
+    else:
+        sit, told = path.name.lower().startswith("sit"), "its name"
+        if not sit:
+            told = "neither settings nor name speak of SiT"
+    words = "SiT (flow, data at time 1)" if sit else "DiT (ddpm)"
+    logger.info("%s is taken for a %s: %s; --process ddpm|flow says otherwise", path.name, words, told)
+    return SIT if sit else DDPMConfig()
+
+
+def check_dit_pt(spec: ModelSpec) -> None:
+    """SourceError naming everything about the model that such a file cannot tell its reader."""
+    model = spec.model
+    if not isinstance(model, OriginalDiTConfig):
+        raise SourceError(f"a DiT .pt cannot hold a model of kind {model.kind!r}")
+    problems = []
+    if model.variant != "original":
+        problems.append(f"variant {model.variant!r}")
+    if not isinstance(spec.process, DDPMConfig):
+        problems.append(f"process {spec.process.kind!r}")
+    if spec.codec not in [AutoencoderConfig(name) for name in _VAES.values()]:
+        problems.append(f"a codec other than {' and '.join(_VAES.values())} as published")
+    if model.class_dropout_prob == 0:
+        problems.append("a model without a null class")
+    if spec.class_names not in (None, imagenet_names()):
+        problems.append("class names")
+    if ORIGINAL_DIT_HEADS.get((model.hidden_size, model.depth), model.num_heads) != model.num_heads:
+        problems.append(f"{model.num_heads} heads at this width and depth")
+    if problems:
+        raise SourceError(f"a DiT .pt cannot hold: {', '.join(problems)}")
+
+
+def codec_of(settings: Mapping[str, Any]) -> AutoencoderConfig:
+    """The autoencoder that the settings of its train.py name by `vae`, "ema" or "mse"; else that of the published
+    weights."""
+    named = settings.get("vae")
+    return AutoencoderConfig(_VAES.get(named, _VAE) if isinstance(named, str) else _VAE)
+
+
+def content(spec: ModelSpec, states: Mapping[str, dict[str, Tensor]]) -> dict[str, Any]:
+    """What such a file holds of `states`, "model" and "ema": one set of weights bare, as the published files are, where
+    nothing has to be said of it; else the layout of its train.py, with the autoencoder among the settings."""
+    vaes = [word for word, name in _VAES.items() if spec.codec == AutoencoderConfig(name)]
+    settings = argparse.Namespace(vae=vaes[0]) if vaes and spec.codec != AutoencoderConfig(_VAE) else None
+    if settings is None and len(states) == 1:
+        return dict(next(iter(states.values())))
+    return {**states, **({} if settings is None else {"args": settings})}
+
+
+def spec_from_shapes(
+    path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    heads: int | None,
+    process: ProcessConfig | None = None,
+    codec: AutoencoderConfig | None = None,
+) -> ModelSpec:
+    """The spec read off the shapes; heads come from the S/B/L/XL table unless given, the process is DDPM and the codec
+    that of the published weights if not."""
+    try:
+        width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+        blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
+        depth = len(blocks)
+        tokens = shapes["pos_embed"][1]
+        rows = shapes["y_embedder.embedding_table.weight"][0]
+        hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+        out = shapes["final_layer.linear.weight"][0] // (patch * patch)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise SourceError(f"{path} is not a DiT checkpoint: {error}") from None
+    if blocks != {str(i) for i in range(depth)}:
+        raise SourceError(f"{path}: its blocks are not numbered 0 to {depth - 1}")
+    heads = heads or ORIGINAL_DIT_HEADS.get((width, depth))
+    if heads is None:
+        raise SourceError(
+            f"{path}: heads cannot be read from a model of width {width} and depth {depth}; give --heads N"
+        )
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise SourceError(f"{path}: {tokens} positions are not a square")
+    try:
+        model = OriginalDiTConfig(
+            input_size=side * patch,
+            patch_size=patch,
+            in_channels=channels,
+            hidden_size=width,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=hidden / width,
+            num_classes=rows - 1,
+            learn_sigma=out == 2 * channels,
+        )
+    except (ConfigError, ZeroDivisionError) as error:
+        raise SourceError(f"{path}: {error}") from None
+    names = imagenet_names() if model.num_classes == 1000 else None
+    return ModelSpec(model, process or DDPMConfig(), codec or codec_of({}), ClassConditionerConfig(names))

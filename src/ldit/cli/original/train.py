@@ -1,0 +1,194 @@
+"""The original's train.py for class-conditional models: its flags and defaults as one of our runs."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ldit.cli.arguments import parse
+from ldit.config.presets import preset
+from ldit.config.run import RunConfig
+from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TrainConfig
+from ldit.config.spec import AutoencoderConfig, CodecConfig, DDPMConfig, PixelCodecConfig
+from ldit.errors import ConfigError, LditError
+
+
+@dataclass(frozen=True)
+class OriginalTrainArguments:
+    """Train a class-conditional Large-DiT with the original's flags and defaults. The same command again resumes.
+    `ldit train` has more."""
+
+    model: str
+    """DiT_Llama_600M_patch2, DiT_Llama_3B_patch2, DiT_Llama_7B_patch2, or one of ours: XS, S, B, L."""
+    data_path: str
+    """Folder of class folders."""
+    results_dir: Path
+    """Directory of the run."""
+    image_size: int = 256
+    """256 or 512; with --vae pixels any even number."""
+    num_classes: int = 1000
+    global_batch_size: int = 256
+    micro_batch_size: int = 1
+    """Samples in one pass of one process."""
+    lr: float = 1e-4
+    wd: float = 0.0
+    """Weight decay."""
+    grad_clip: float = 2.0
+    max_steps: int = 100_000
+    ckpt_every: int = 50_000
+    log_every: int = 100
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "bf16"
+    grad_precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
+    """Dtype in which gradients are summed over processes; default that of --precision."""
+    global_seed: int = 0
+    vae: Literal["ema", "mse", "pixels"] = "ema"
+    """stabilityai/sd-vae-ft-ema or -mse; pixels = RGB without an autoencoder."""
+    local_diffusers_model_root: Path | None = None
+    """Folder that holds stabilityai/sd-vae-ft-ema."""
+    num_workers: int = 4
+    """Threads that read images ahead."""
+    data_parallel: Literal["sdp", "fsdp", "hsdp"] = "fsdp"
+    """Weights, gradients and optimiser are shared by all processes; sdp keeps gathered weights until the backward pass,
+    hsdp shares within a node and repeats over nodes."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    auto_resume: bool = True
+    """Go on from the newest step in --results_dir; with --no_auto_resume there must be none."""
+    resume: Path | None = None
+    """The step to go on from, which must be the newest of --results_dir."""
+    init_from: Path | None = None
+    """Checkpoint whose weights (not EMA) the run starts with."""
+    master_port: int | None = None
+    """Where processes meet; default torchrun's choice, or a port from the Slurm job's id."""
+
+
+# Our name of what these flags set, as messages have it.
+_NAMES = {
+    "--out": "--results_dir",
+    "--data.path": "--data_path",
+    "--model.num_classes": "--num_classes",
+    "data.path": "--data_path",
+    "data.image_size": "--image_size",
+    "data.workers": "--num_workers",
+    "model.num_classes": "--num_classes",
+    "train.steps": "--max_steps",
+    "train.batch_size": "--global_batch_size",
+    "train.micro_batch_size": "--micro_batch_size",
+    "train.lr": "--lr",
+    "train.seed": "--global_seed",
+    "train.precision": "--precision",
+    "train.reduce_precision": "--grad_precision",
+    "train.grad_clip": "--grad_clip",
+    "train.log_every": "--log_every",
+    "train.checkpoint_every": "--ckpt_every",
+    "train.init_from": "--init_from",
+    "optim.weight_decay": "--wd",
+}
+_NAME = re.compile(r"(?<![\w./-])(" + "|".join(map(re.escape, _NAMES)) + r")(?![\w/-]|\.\w)")
+
+
+def run(arguments: list[str]) -> int:
+    try:
+        return _run(parse(OriginalTrainArguments, arguments, "train.py"))
+    except LditError as error:
+        said = type(error)(_NAME.sub(lambda match: _NAMES[match[0]], str(error)))
+        said.said_elsewhere = error.said_elsewhere
+        raise said from error
+
+
+def _run(args: OriginalTrainArguments) -> int:
+    config = run_config(args)
+    if args.master_port is not None:
+        os.environ.setdefault("MASTER_PORT", str(args.master_port))  # torchrun has chosen one already
+    from ldit.commands.original_run import check_start
+    from ldit.commands.train import train
+    from ldit.log import setup
+
+    setup()
+    check_start(args.results_dir, args.auto_resume, args.resume)
+    return train(config, args.results_dir)
+
+
+def run_config(args: OriginalTrainArguments) -> RunConfig:
+    """The run that these flags ask for; ConfigError naming the flag that cannot be served."""
+    codec = _codec(args)
+    pixels = isinstance(codec, PixelCodecConfig)
+    sides = "any even number" if pixels else "256 or 512"
+    if args.image_size % 2 or args.image_size < 2 or not (pixels or args.image_size in (256, 512)):
+        raise ConfigError(f"--image_size: expected {sides} with --vae {args.vae}, got {args.image_size}")
+    reduce = args.grad_precision or args.precision
+    return RunConfig(
+        model=preset(
+            args.model,
+            input_size=args.image_size // codec.factor,
+            in_channels=3 if pixels else 4,
+            num_classes=args.num_classes,
+            qk_norm=args.qk_norm,
+        ),
+        process=DDPMConfig(),
+        codec=codec,
+        data=DataConfig(args.data_path, args.image_size, workers=args.num_workers),
+        train=TrainConfig(
+            steps=args.max_steps,
+            batch_size=args.global_batch_size,
+            micro_batch_size=args.micro_batch_size,
+            lr=args.lr,
+            seed=args.global_seed,
+            precision=args.precision,
+            reduce_precision="fp32" if reduce == "tf32" else reduce,
+            grad_clip=args.grad_clip,
+            log_every=args.log_every,
+            checkpoint_every=args.ckpt_every,
+            keep=0,  # the original removes none
+            init_from="" if args.init_from is None else str(args.init_from),
+            init_ema=False,
+        ),
+        optim=OptimConfig(weight_decay=args.wd),
+        parallel=_parallel(args.data_parallel),
+    )
+
+
+def _codec(args: OriginalTrainArguments) -> CodecConfig:
+    root = args.local_diffusers_model_root
+    if args.vae == "pixels":
+        if root is not None:
+            raise ConfigError("--local_diffusers_model_root: --vae pixels has no autoencoder")
+        return PixelCodecConfig()
+    name = f"stabilityai/sd-vae-ft-{args.vae}"
+    if root is None:
+        return AutoencoderConfig(name)
+    if not (root / name).is_dir():
+        raise ConfigError(f"--local_diffusers_model_root: there is no folder {root / name}")
+    return AutoencoderConfig(str(root / name))
+
+
+def _parallel(kind: str) -> ParallelConfig:
+    if kind != "hsdp":
+        return ParallelConfig(reshard=kind == "fsdp")
+    processes, nodes = _processes()
+    if processes % nodes:
+        raise ConfigError(
+            f"--data_parallel hsdp: {processes} processes are not the same number on each of {nodes} nodes"
+        )
+    return ParallelConfig(replicate=nodes, shard=processes // nodes)
+
+
+def _processes() -> tuple[int, int]:
+    """(all processes, nodes) as torchrun or srun tell them; one of each without either."""
+    if "WORLD_SIZE" in os.environ:
+        world = _count("WORLD_SIZE", 1)
+        local = _count("LOCAL_WORLD_SIZE", world)
+        if world % local:
+            raise ConfigError(f"LOCAL_WORLD_SIZE: {local} does not divide WORLD_SIZE {world}")
+        return world, world // local
+    if "SLURM_PROCID" in os.environ:
+        return _count("SLURM_STEP_NUM_TASKS", 1), _count("SLURM_STEP_NUM_NODES", 1)
+    return 1, 1
+
+
+def _count(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{name}: expected a number of processes, got {text!r}")
+    return int(text)

@@ -1,0 +1,125 @@
+"""A checkpoint in another layout, written whole or not at all."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder, write_diffusers
+from ldit.checkpoint.export import write_export
+from ldit.checkpoint.layouts.dit_pt import ProcessName, check_dit_pt, content
+from ldit.checkpoint.layouts.original import check_original, write_original
+from ldit.checkpoint.open import Source, open_source
+from ldit.codecs.autoencoder import check_folder
+from ldit.codecs.open import copy_codec, private_codec
+from ldit.config.spec import AutoencoderConfig, ModelSpec
+from ldit.errors import SourceError
+from ldit.log import logger
+from ldit.precision import DTYPES
+from ldit.storage.atomic import committed, replaced
+from ldit.storage.manifest import check_not_in_checkpoint
+
+Layout = Literal["ldit", "original", "diffusers", "pt"]
+CODEC = "codec"  # the folder of an export, and its name there
+
+
+def convert(
+    source: str | Path,
+    out: Path,
+    to: Layout = "ldit",
+    dtype: str | None = None,
+    ema_only: bool = False,
+    heads: int | None = None,
+    process: ProcessName | None = None,
+) -> Path:
+    """Write `source` to `out` in layout `to`; `heads` and `process` as in `open_source`. SourceError names impossible
+    pairs and an `out` that exists, CodecError what is wrong with the model's codec, which an export in our layout takes
+    along where it is given by path."""
+    if Path(source).is_dir() and holds_autoencoder(Path(source)):
+        for words, given in (("heads are those", heads), ("process is that", process)):
+            if given is not None:
+                raise SourceError(f"{source} is an autoencoder; {words} of a DiT .pt")
+        return _convert_autoencoder(Path(source), out, to, dtype)
+    opened = open_source(source, heads, process=process)
+    _check_out(out)
+    if ema_only and not opened.has_ema():
+        raise SourceError(f"{opened.path} keeps no EMA weights apart")
+    if dtype is not None and to != "ldit":
+        raise SourceError(f"layout {to!r} holds fp32 weights; dtype goes with layout 'ldit'")
+    raw = opened.has_raw() and not ema_only
+    ema = opened.has_ema()
+    if to == "diffusers":
+        raise SourceError("layout 'diffusers' is not built yet")
+    if to == "pt":
+        return _write_pt(opened, out, raw, ema)
+    if to == "original":
+        check_original(opened.spec)
+    codec = _codec_to_copy(opened, out) if to == "ldit" else None
+    with committed(out) as folder:
+        weights = opened.tensors(ema=not raw)
+        average = opened.tensors(ema=True) if raw and ema else None
+        if to == "ldit":
+            write_export(folder, _with_codec(opened.spec, codec, folder), weights, average, DTYPES.get(dtype or ""))
+        else:
+            step = (opened.spec.training or {}).get("step")
+            # A model with one set of weights is both to the original, which samples from EMA by default.
+            write_original(folder, opened.spec, weights, average or opened.tensors(ema=not raw), step)
+    return out
+
+
+def _codec_to_copy(opened: Source, out: Path) -> Path | None:
+    """The folder of a codec that is given by path; CodecError when the model does not fit it any more."""
+    codec = opened.spec.codec
+    if not isinstance(codec, AutoencoderConfig):
+        return None
+    own = opened.path if opened.path.is_dir() else opened.path.parent
+    folder = private_codec(codec.name, own)
+    if folder is not None:
+        check_folder(codec, folder, opened.spec.model.in_channels)
+    elif Path(codec.name).is_absolute():
+        logger.warning("the autoencoder %s is not at hand: %s names it by that path", codec.name, out)
+    return folder
+
+
+def _with_codec(spec: ModelSpec, codec: Path | None, folder: Path) -> ModelSpec:
+    """The export's spec, with `codec` copied beside it."""
+    if codec is None:
+        return spec
+    assert isinstance(spec.codec, AutoencoderConfig)
+    copy_codec(codec, folder / CODEC)
+    return replace(spec, codec=replace(spec.codec, name=CODEC))
+
+
+def _check_out(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise SourceError(f"no folder {out.absolute().parent} to write {out.name} into")
+    check_not_in_checkpoint(out.absolute().parent)
+    if out.exists():
+        raise SourceError(f"{out} exists already; choose another name")
+
+
+def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None) -> Path:
+    """The EMA weights of an autoencoder's run as a codec's folder."""
+    opened = open_autoencoder(source)
+    _check_out(out)
+    if to != "diffusers":
+        raise SourceError(f"{opened.path} is an autoencoder: it is written as --to diffusers, not {to}")
+    with committed(out) as folder:
+        write_diffusers(folder, opened.spec, opened.tensors(), DTYPES.get(dtype or ""))
+    if opened.spec.latents is None:
+        logger.warning(
+            "%s never measured its latents (heldout.every, heldout.num): %s is written without scale and shift, which "
+            "readers take for 0.18215 and 0",
+            opened.path, out,
+        )  # fmt: skip
+    return out
+
+
+def _write_pt(opened: Source, out: Path, raw: bool, ema: bool) -> Path:
+    check_dit_pt(opened.spec)
+    kept = [("model", False)] * raw + [("ema", True)] * ema
+    states = {key: {name: t.clone() for name, t in opened.tensors(ema=average)} for key, average in kept}
+    with replaced(out) as temporary:
+        torch.save(content(opened.spec, states), temporary)
+    return out

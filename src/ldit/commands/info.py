@@ -1,0 +1,183 @@
+"""What a source is, from headers and shapes alone."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
+from ldit.checkpoint.classifier import holds_classifier, open_classifier_step
+from ldit.checkpoint.export import (
+    kept,
+    weight_shapes,
+)
+from ldit.checkpoint.layouts.dit_pt import ProcessName
+from ldit.checkpoint.open import open_source
+from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.kl_config import CLASS_NAME, CONFIG, MAX_BYTES, read_kl_config
+from ldit.codecs.kl_weights import read_tensors
+from ldit.codecs.open import find_codec
+from ldit.config.kinds import AnySpec
+from ldit.config.model import TextModelConfig
+from ldit.config.spec import AutoencoderConfig, ModelSpec
+from ldit.errors import SourceError
+from ldit.nn.build import forward_flops, parameter_count
+from ldit.precision import dtype_word
+from ldit.storage import manifest
+from ldit.storage.atomic import read_json
+
+
+def describe(
+    source: str | Path, verify: bool = False, heads: int | None = None, process: ProcessName | None = None
+) -> dict[str, Any]:
+    """kind, path, parameters, dtypes and the like of a model; of an autoencoder's run or step, which is kind
+    "autoencoder", or a classifier's, which is kind "classifier"; or of a codec's folder, kind "autoencoder_kl". FLOPs
+    are those of one forward pass of one image.
+
+    `heads` and `process` as in `open_source`. With `verify` every file is read and checked; SourceError or CodecError
+    names the first fault.
+    """
+    folder = _folder(source)
+    report = (
+        None
+        if folder is None
+        else _other(folder, source, verify, {"heads are those": heads, "process is that": process})
+    )
+    if report is None:
+        report = _model(source, verify, heads, process)
+    return {**report, "verified": True} if verify else report
+
+
+def _other(folder: Path, source: str | Path, verify: bool, of_pt: dict[str, Any]) -> dict[str, Any] | None:
+    """What is said of a folder that is known, but holds no model; None for others. `of_pt`: what
+    is given for DiT .pt files alone, by the words that say so."""
+    for what, known, report_of in (
+        ("an autoencoder", _is_codec, _codec),
+        ("an autoencoder", holds_autoencoder, _autoencoder),
+        ("a classifier", holds_classifier, _classifier),
+    ):
+        if known(folder):
+            for words, given in of_pt.items():
+                if given is not None:
+                    raise SourceError(f"{source} is {what}; {words} of a DiT .pt")
+            return report_of(folder, verify)
+    return None
+
+
+def _model(source: str | Path, verify: bool, heads: int | None, process: ProcessName | None) -> dict[str, Any]:
+    opened = open_source(source, heads, process=process)
+    if verify:
+        opened.verify()
+    entries = opened.shapes(ema=opened.has_ema())
+    spec = opened.spec
+    return {
+        "kind": opened.kind,
+        "path": str(opened.path),
+        "parameters": parameter_count(spec.model),
+        "entries": len(entries),
+        "dtype": _dtype(dtype for _, dtype in entries.values()),
+        "weights": [word for word, there in (("raw", opened.has_raw()), ("ema", opened.has_ema())) if there],
+        **_size(spec),
+        "step": (spec.training or {}).get("step"),
+        "config": spec.to_json(),
+    }
+
+
+def _size(spec: ModelSpec) -> dict[str, Any]:
+    """FLOPs at the training size; a text model's is its token budget whatever the image."""
+    if isinstance(spec.model, TextModelConfig):
+        return {"flops": forward_flops(spec.model, 0, 0), "tokens": spec.model.max_seq_len}
+    side = spec.model.input_size
+    return {"flops": forward_flops(spec.model, side, side), "image_size": side * spec.codec.factor}
+
+
+def _autoencoder(folder: Path, verify: bool) -> dict[str, Any]:
+    """A step of an autoencoder's run, the newest sound one of a run; its statistics are null before they are
+    measured."""
+    opened = open_autoencoder(folder)
+    own = {
+        "factor": opened.spec.model.factor,
+        "latent_channels": opened.spec.model.latent_channels,
+        "statistics": opened.spec.to_json().get("latents"),
+    }
+    return _step(opened.path, opened.spec, own, verify)
+
+
+def _classifier(folder: Path, verify: bool) -> dict[str, Any]:
+    """A step of a classifier's run, the newest sound one of a run."""
+    opened = open_classifier_step(folder)
+    spec = opened.spec
+    own = {
+        "image_size": spec.image_size,
+        "features": spec.model.widths[-1],
+        "classes": len(spec.names),
+        "fingerprint": opened.fingerprint(),
+    }
+    return _step(opened.path, spec, own, verify)
+
+
+def _step(folder: Path, spec: AnySpec, own: dict[str, Any], verify: bool) -> dict[str, Any]:
+    """What is said of a step of any run that trains no diffusion model, around what is its `own`."""
+    if verify and (folder / manifest.NAME).exists():
+        manifest.verify(folder)
+    entries = weight_shapes(folder, ema=True)
+    return {
+        "kind": spec.model.kind,
+        "path": str(folder),
+        "parameters": sum(math.prod(shape) for shape, _ in entries.values()),
+        "entries": len(entries),
+        "dtype": _dtype(dtype_word(dtype) for _, dtype in entries.values()),
+        "weights": list(kept(folder)),
+        **own,
+        "step": (spec.training or {}).get("step"),
+        "config": spec.to_json(),
+    }
+
+
+def _codec(folder: Path, verify: bool) -> dict[str, Any]:
+    """A folder of diffusers' layout; with `verify` also its fingerprint."""
+    own = read_kl_config(folder)
+    entries = {name: (tensor.numel(), tensor.dtype) for name, tensor in read_tensors(folder)}
+    report = {
+        "kind": AutoencoderConfig().kind,
+        "path": str(folder),
+        "parameters": sum(count for count, _ in entries.values()),
+        "entries": len(entries),
+        "dtype": _dtype(dtype_word(str(dtype).removeprefix("torch.")) for _, dtype in entries.values()),
+        "factor": own.factor,
+        "latent_channels": own.latent_channels,
+        "scale": own.scaling[0],
+        "shift": own.scaling[1],
+        "config": read_json(folder / CONFIG),
+    }
+    if not verify:
+        return report
+    if (folder / manifest.NAME).exists():
+        manifest.verify(folder)
+    codec = AutoencoderCodec(AutoencoderConfig(str(folder), *own.scaling, own.factor), folder)
+    return {**report, "fingerprint": codec.fingerprint()}
+
+
+def _folder(source: str | Path) -> Path | None:
+    """The folder that is meant, where it is no model of the Hub: a place before a bundled name, as everywhere."""
+    with suppress(OSError, ValueError, RuntimeError):  # too long for a name, with a NUL, ~ of nobody
+        path = Path(source).expanduser()
+        if path.exists():
+            return path if path.is_dir() else None
+    return find_codec(str(source))
+
+
+def _is_codec(folder: Path) -> bool:
+    with suppress(OSError, SourceError):
+        if (folder / CONFIG).is_file() and (folder / CONFIG).stat().st_size <= MAX_BYTES:
+            content = read_json(folder / CONFIG)
+            return isinstance(content, dict) and content.get("_class_name") == CLASS_NAME
+    return False
+
+
+def _dtype(words: Iterable[str]) -> str | dict[str, int]:
+    """The dtype of all, or how many entries are of which."""
+    counts = Counter(words)
+    return counts.most_common(1)[0][0] if len(counts) == 1 else dict(counts)

@@ -1,0 +1,219 @@
+"""Folders of image files: class folders (class index = place of the folder's name in byte order), or loose files.
+
+A class folder may be a link; folders below it that are links are passed over, and so is every name led by a dot, which
+programs use for what people are not to see (.cache, .thumbnails, ._1.png).
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ldit.data.formats.labels import twins
+from ldit.data.images.decoding import BadImage, Decoding, read_square
+from ldit.data.images.image_set import ImageSet
+from ldit.errors import DataError
+from ldit.rng import generator
+
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
+MEMORY_LIMIT = 1 << 28  # bytes of decoded images kept; larger sets are decoded at every visit
+_DEFAULT = Decoding()
+
+
+class _ImageFiles(ImageSet):
+    """Image files cut to `size` x `size` uint8 RGB, with a label each."""
+
+    def __init__(
+        self, root: Path, size: int, exclude: Sequence[str], only: Sequence[str] | None, decoding: Decoding
+    ) -> None:
+        if not root.is_dir():
+            raise DataError(f"no folder {root}")
+        self.root, self.size, self.decoding = root, size, decoding
+        self.files: list[str] = []
+        """Paths below `root`, with slashes. Strings: a million Path objects would be half a gigabyte."""
+        self.labels: list[int] = []
+        self.found = 0
+        self._left_out, self._kept = set(exclude), None if only is None else set(only)
+        self._memory: dict[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, made anew at each call."""
+        return [self.root / file for file in self.files]
+
+    def where(self, index: int) -> str:
+        """Path below `root`."""
+        return self.files[index]
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
+
+    def fingerprint(self) -> str:
+        """sha256 of the relative names in order: the same order of samples needs the same names."""
+        return hashlib.sha256(os.fsencode("\n".join(self.files))).hexdigest()
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(size, size, 3) uint8 and its class; DataError names an image that cannot be read."""
+        if self._memory is not None and index in self._memory:
+            return self._memory[index], self.labels[index]
+        path = self.root / self.files[index]
+        try:
+            array = read_square(path, self.size, self.decoding)
+        except BadImage as reason:
+            raise DataError(f"cannot read image {path}: {reason}") from None
+        if self._memory is not None:
+            self._memory[index] = array
+        return array, self.labels[index]
+
+    def _add(self, files: list[str], folder: str, label: int, most: int) -> None:
+        """Those of `files`, relative to `folder`, that the lists leave; at most `most` of them, 0 = all."""
+        prefix = f"{folder}/" if folder else ""
+        chosen = [f for f in files if prefix + f not in self._left_out]
+        if self._kept is not None:
+            chosen = [f for f in chosen if prefix + f in self._kept]
+        self.found += len(chosen)
+        if most and len(chosen) > most:
+            chosen = subset(chosen, most, folder)
+        self.files.extend(prefix + f for f in chosen)
+        self.labels.extend([label] * len(chosen))
+
+    def _finish(self) -> None:
+        if not self.files:
+            raise DataError(f"no images left in {self.root} after the held-out list")
+        if len(self.files) * self.size**2 * 3 <= MEMORY_LIMIT:
+            self._memory = {}
+
+
+class ImageFolder(_ImageFiles):
+    """The images of a folder of class folders, with their class index.
+
+    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
+    subset of each larger class. DataError names a folder that is missing, without classes, or a class without images,
+    and two classes whose names differ in case or Unicode form alone: one disk would take them for one folder, another
+    for two.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        max_per_class: int = 0,
+        decoding: Decoding = _DEFAULT,
+    ) -> None:
+        super().__init__(root, size, exclude, only, decoding)
+        self.names = class_folders(root)
+        for label, name in enumerate(self.names):
+            files = images_in(root / name)
+            if not files:
+                raise DataError(f"class folder {root / name} holds no images")
+            self._add(files, name, label, max_per_class)
+        self._finish()
+
+
+class LooseImages(_ImageFiles):
+    """The images of a folder without classes: no names, every label 0.
+
+    `exclude` and `only` as for ImageFolder; `max_per_class` counts all images as one class. DataError names a folder
+    that is missing or holds no images.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        max_per_class: int = 0,
+        decoding: Decoding = _DEFAULT,
+    ) -> None:
+        super().__init__(root, size, exclude, only, decoding)
+        files = images_in(root)
+        if not files:
+            raise DataError(f"no images in {root}")
+        self._add(files, "", 0, max_per_class)
+        self._finish()
+
+
+def read_list(path: Path) -> list[str]:
+    """Relative paths, one a line, in UTF-8; a byte order mark, blank lines and lines that start with # are passed over.
+    DataError when the file is missing, unreadable or in another encoding, whose names would match nothing."""
+    try:
+        if not path.is_file():
+            raise DataError(f"no held-out list {path}")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"held-out list {path}, line {line}: not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"cannot read held-out list {path}: {error.strerror}") from None
+    lines = (line.strip() for line in text.split("\n"))  # splitlines would cut names at U+0085 and its like
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the class folders in byte order; DataError: there are none, or two differ in case or Unicode form
+    alone."""
+    names = folders_in(root)
+    if not names:
+        raise DataError(f"no class folders in {root}")
+    if (pair := twins(names)) is not None:
+        raise DataError(f"class folders {root / pair[0]} and {root / pair[1]} differ {pair[2]}")
+    return names
+
+
+def folders_in(root: Path) -> tuple[str, ...]:
+    """Names of the folders in `root`, links to folders too, in byte order."""
+    return tuple(sorted((entry.name for entry in entries(root) if is_folder(entry)), key=os.fsencode))
+
+
+def images_in(folder: Path) -> list[str]:
+    """Relative names of the images below `folder`, in byte order; folders that are links are passed over. DataError
+    names a folder that cannot be listed: its images would be missing unseen."""
+    return sorted(filter(is_image, files_in(folder)), key=os.fsencode)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image; of which format, its content says."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def files_in(folder: Path, deep: bool = True) -> Iterator[str]:
+    """Relative names of all files in `folder`, and, with `deep`, below it as `images_in` looks for them; no order."""
+    return _below(str(folder), "", deep)
+
+
+def _below(folder: str, prefix: str, deep: bool) -> Iterator[str]:
+    for entry in entries(folder):
+        if not is_folder(entry):
+            yield prefix + entry.name
+        elif deep and not entry.is_symlink():
+            yield from _below(entry.path, f"{prefix}{entry.name}/", deep)
+
+
+def entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, names led by a dot passed over; DataError when it cannot be listed."""
+    try:
+        with os.scandir(str(folder)) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"cannot list folder {folder}: {error.strerror}") from None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also for a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def subset(files: list[str], count: int, name: str) -> list[str]:
+    """`count` of the files of class `name`: a fixed random choice that depends on each file's own name alone."""
+    return sorted(sorted(files, key=lambda f: generator(0, "subset", 0, f"{name}/{f}").initial_seed())[:count])

@@ -1,0 +1,198 @@
+"""Labels that come with each image: numbers or class names, and which classes they make.
+
+| labels of the set | classes                                                                                      |
+|-------------------|----------------------------------------------------------------------------------------------|
+| none              | none: names (), every label 0                                                                |
+| whole numbers     | 0 … the largest; each must occur. Names: lines of classes.txt or labels.txt, else the digits |
+| names             | the different names, sorted byte-wise; no names file is read                                 |
+
+A set that mixes two of the three is refused.
+"""
+
+import json
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+import numpy as np
+
+from ldit.errors import DataError
+
+Label = int | str
+
+NAME_FILES = ("classes.txt", "labels.txt")
+LABEL_KEYS = ("label", "class", "cls")  # of a JSON object, the first that is there counts
+MOST_LABEL = (1 << 31) - 1
+MOST_NAME = 1000  # characters of a class name
+MOST_NAMES_FILE = 1 << 24  # bytes
+_NONE, _NUMBER, _NAME = range(3)
+
+
+def label_of_text(text: bytes) -> Label:
+    """What a label file says: a whole number, else a class name of one line. ValueError says what is wrong."""
+    try:
+        line = text.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError("its label is not UTF-8 text") from None
+    digits = line.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
+        return checked_label(line)
+    if len(digits.lstrip("0")) > 10:  # before Python is asked to make a number of a million digits
+        raise ValueError(f"its label goes beyond {MOST_LABEL}")
+    return checked_label(int(line))
+
+
+def label_of_object(data: dict[str, Any]) -> Label | None:
+    """The label of a JSON object, None where it has none. ValueError says what is wrong."""
+    for key in LABEL_KEYS:
+        if data.get(key) is not None:
+            return checked_label(data[key])
+    return None
+
+
+def checked_label(label: object) -> Label:
+    """A label that can be a class: a number of 0 … 2^31-1, or one line of text. ValueError says why it cannot."""
+    if isinstance(label, int) and not isinstance(label, bool):
+        if not 0 <= label <= MOST_LABEL:
+            raise ValueError(f"its label {str(label)[:20] if abs(label) < 1 << 99 else 'a huge number'} is no class")
+        return label
+    if not isinstance(label, str):
+        raise ValueError(f"its label is a {type(label).__name__}, neither a whole number nor a name")
+    if not label or label.isspace():
+        raise ValueError("its label is empty")
+    if len(label) > MOST_NAME:
+        raise ValueError(f"its label has {len(label)} characters; names go to {MOST_NAME}")
+    if any(c < " " or "\ud800" <= c <= "\udfff" or c == "\x7f" for c in label):
+        raise ValueError("its label is not one line of text")
+    return label
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The object a UTF-8 JSON text holds; ValueError with a short reason for anything else."""
+    try:
+        data = json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"broken JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:  # a number with more digits than Python reads
+        raise ValueError("JSON with a number too long to read") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"JSON that is a {type(data).__name__}, not an object")
+    return data
+
+
+def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """The names file of a folder and its lines, blank ones passed over; None where there is no such file."""
+    path = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_NAMES_FILE + 1)
+        if len(text) > MOST_NAMES_FILE:
+            raise DataError(f"{path} is larger than {MOST_NAMES_FILE} bytes")
+        lines = text.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    names = tuple(stripped for line in lines if (stripped := line.strip()))
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise DataError(f"{path}: class name {twice!r} stands there twice")
+    refuse_twins(path, names)
+    return path, names
+
+
+def refuse_twins(where: Path, names: Sequence[str]) -> None:
+    """DataError where two of different names are `twins`: asked for by name, one would hide the other."""
+    if (pair := twins(names)) is not None:
+        raise DataError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} differ {pair[2]}")
+
+
+def twins(names: Iterable[str]) -> tuple[str, str, str] | None:
+    """The first two of different names that some disks take for one, and how they differ; None = there are none.
+
+    They differ in case, or in whether an accent is a character of its own, which no eye tells apart.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(normalize("NFC", name).casefold(), name)
+        if twin != name:
+            if twin.casefold() == name.casefold():
+                return twin, name, "in case alone"
+            return twin, name, f"in case or the Unicode form of accents alone: {twin!a}, {name!a}"
+    return None
+
+
+class LabelTable:
+    """Labels in the order of their samples, 4 bytes each; `finish` makes classes of them."""
+
+    def __init__(self) -> None:
+        self._codes = array("i")  # a number, or the place of a name in `_texts`
+        self._texts: dict[str, int] = {}
+        self._first: dict[int, int] = {}  # kind -> the first sample with that kind of label
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def add(self, label: Label | None) -> None:
+        """The label of the next sample, as `checked_label` lets it through."""
+        if label is None:
+            kind, code = _NONE, 0
+        elif isinstance(label, int):
+            kind, code = _NUMBER, label
+        else:
+            kind, code = _NAME, self._texts.setdefault(label, len(self._texts))
+        self._first.setdefault(kind, len(self._codes))
+        self._codes.append(code)
+
+    def finish(self, root: Path, folder: Path, where: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...]]:
+        """((N,) int32 labels, names). `root` and `where(i)` are for messages; `folder` may hold a names file."""
+        if not self._codes:
+            raise DataError(f"no images in {root}")
+        self._refuse_mixture(root, where)
+        codes = np.frombuffer(self._codes, np.int32).copy()
+        if _NAME in self._first:
+            return self._named(root, codes)
+        if _NUMBER in self._first:
+            return codes, _numbered(root, folder, codes)
+        return codes, ()
+
+    def _refuse_mixture(self, root: Path, where: Callable[[int], str]) -> None:
+        first = {kind: where(place) for kind, place in self._first.items()}
+        if _NONE in first and len(first) > 1:
+            with_one = first.get(_NUMBER) or first.get(_NAME)
+            raise DataError(f"{root}: {first[_NONE]} has no label, {with_one} has one")
+        if len(first) > 1:
+            raise DataError(f"{root}: the label of {first[_NAME]} is a name, that of {first[_NUMBER]} a number")
+
+    def _named(self, root: Path, codes: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+        names = sorted(self._texts, key=str.encode)
+        refuse_twins(root, names)
+        places = np.empty(len(names), np.int32)
+        for place, name in enumerate(names):
+            places[self._texts[name]] = place
+        return places[codes], tuple(names)
+
+
+def _numbered(root: Path, folder: Path, codes: np.ndarray) -> tuple[str, ...]:
+    """Names of the classes 0 … max, every one of which must occur."""
+    present = np.unique(codes)
+    count = int(present[-1]) + 1
+    if len(present) != count:
+        absent = int((present != np.arange(len(present))).argmax())
+        raise DataError(
+            f"{root}: labels go to {count - 1}, which makes {count} classes, but {len(present)} occur; "
+            f"class {absent} has no image"
+        )
+    named = class_names(folder)
+    if named is None:
+        return tuple(map(str, range(count)))
+    path, names = named
+    if len(names) != count:
+        raise DataError(f"{path} names {len(names)} classes, the labels of {root} make {count}")
+    return names

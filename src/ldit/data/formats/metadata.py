@@ -1,0 +1,201 @@
+"""Images listed in metadata.jsonl, in the convention of Hugging Face's ImageFolder: a JSON object a line.
+
+| key                              | meaning                                                                          |
+|----------------------------------|----------------------------------------------------------------------------------|
+| "file_name"                      | the image's path below the folder; required                                    |
+| "label", "class" or "cls"        | its class, a whole number or a name (`data.labels` has the rules)                |
+| "text" or "caption"              | kept in `captions`                                                               |
+| others                           | passed over                                                                      |
+
+Blank lines and a byte order mark are passed over.
+"""
+
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ldit.data.formats.labels import LabelTable, json_object, label_of_object
+from ldit.data.formats.listed import ByteStrings, ListedImages
+from ldit.data.images.decoding import Decoding
+from ldit.errors import DataError
+
+METADATA = "metadata.jsonl"
+OTHERS = ("metadata.csv", "metadata.parquet")
+MOST_LINE = 1 << 20  # bytes
+CAPTION_KEYS = ("text", "caption")
+
+
+@dataclass(frozen=True)
+class MetadataIndex:
+    """What a metadata.jsonl says. Memory: 12 bytes an image, its file name, and its caption where there are any."""
+
+    file_names: ByteStrings
+    labels: np.ndarray  # (N,) int32
+    names: tuple[str, ...]
+    captions: list[str] | None
+    """Of every listed image, "" where it has none; None where no image has one."""
+
+
+class MetadataImages(ListedImages):
+    """The images that metadata.jsonl lists, in its order, with their classes.
+
+    `exclude` / `only` list file names; `max_per_class` keeps a fixed random subset of each larger class. `index` is
+    that of the same folder, where it was made before. DataError names the line that is broken, lists an image twice or
+    one that is missing or outside of the folder.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        decoding: Decoding,
+        exclude: Collection[str] = (),
+        only: Collection[str] | None = None,
+        max_per_class: int = 0,
+        index: MetadataIndex | None = None,
+    ) -> None:
+        self.index = read_metadata(root) if index is None else index
+        super().__init__(root, size, decoding, self.index.names, self.index.labels)
+        self._choose(exclude, only, max_per_class)
+        captions = self.index.captions
+        self.captions = None if captions is None else [captions[at] for at in self._chosen.tolist()]
+        """By index, "" where an image has none; None where no image of the folder has one. Read and checked for
+        text-to-image training, which is still to come: nothing else asks for them."""
+
+    def _name(self, at: int) -> str:
+        return self.index.file_names[at].decode()
+
+    def _path(self, at: int) -> Path:
+        return self.root / self._name(at)
+
+    def _source(self, at: int) -> Path:
+        return self._path(at)
+
+
+def has_metadata(root: Path) -> bool:
+    """Whether a folder has a metadata.jsonl, of whatever kind: opening says what is wrong with it."""
+    return os.path.lexists(root / METADATA)
+
+
+def other_metadata(root: Path) -> str | None:
+    """The name of a folder's metadata file of a kind that is not read."""
+    return next((name for name in OTHERS if os.path.lexists(root / name)), None)
+
+
+def read_metadata(root: Path) -> MetadataIndex:
+    """The index of a folder's metadata.jsonl; every image it lists is there."""
+    path = root / METADATA
+    if not os.path.lexists(path):
+        other = other_metadata(root)
+        raise DataError(f"no {METADATA} in {root}" + (f": of {other} nothing is read" if other else ""))
+    file_names, table, folders = ByteStrings(), LabelTable(), _Folders(root)
+    seen: set[bytes] = set()
+    captions: list[str] = []
+    for number, line in _lines(path):
+        try:
+            data = json_object(line)
+            name = _inside(data.get("file_name"))
+            folders.check(name)
+            encoded = name.encode()
+            if encoded in seen:
+                raise ValueError(f"{name!r} is listed twice")
+            table.add(label_of_object(data))
+            captions.append(_caption(data))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+        seen.add(encoded)
+        file_names.append(encoded)
+    labels, names = table.finish(path, root, lambda at: file_names[at].decode())
+    return MetadataIndex(file_names, labels, names, captions if any(captions) else None)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of those that are not blank. A line that is too long is not read to its end."""
+    try:
+        # Without O_NONBLOCK, a FIFO of that name would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DataError(f"{path} is not a file")
+            yield from _numbered(path, file)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(MOST_LINE + 1):
+        number += 1
+        if len(line) > MOST_LINE:
+            raise DataError(f"{path}, line {number}: longer than {MOST_LINE} bytes")
+        if line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+            yield number, line
+
+
+def _inside(name: object) -> str:
+    """A file name as a plain path below the folder; ValueError for others."""
+    if not isinstance(name, str):
+        raise ValueError('no "file_name"' if name is None else f'"file_name" is a {type(name).__name__}, not a text')
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or not parts:
+        raise ValueError(f"{name!r} is not a path below the folder")
+    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise ValueError(f"{name!r} cannot be the name of a file")
+    return "/".join(parts)
+
+
+def _caption(data: dict[str, Any]) -> str:
+    for key in CAPTION_KEYS:
+        if (text := data.get(key)) is not None:
+            if not isinstance(text, str):
+                raise ValueError(f"{key!r} is a {type(text).__name__}, not a text")
+            return text
+    return ""
+
+
+class _Folders:
+    """What lies below a folder, by one scan of each of its folders instead of a look at each file."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
+        self._files: dict[str, frozenset[str]] = {}
+
+    def check(self, name: str) -> None:
+        """ValueError for a file that is not there, or lies elsewhere."""
+        folder, _, base = name.rpartition("/")
+        if folder not in self._files:
+            self._files[folder] = self._scan(folder)
+        if base not in self._files[folder]:
+            self._explain(name)
+
+    def _scan(self, folder: str) -> frozenset[str]:
+        """The files of a folder; of links, those that stay below the root."""
+        path = os.path.join(self._root, folder)
+        try:
+            if not self._is_inside(path):
+                return frozenset()
+            with os.scandir(path) as entries:
+                return frozenset(entry.name for entry in entries if self._is_own_file(entry))
+        except OSError:
+            return frozenset()
+
+    def _is_own_file(self, entry: "os.DirEntry[str]") -> bool:
+        try:
+            return entry.is_file() and (not entry.is_symlink() or self._is_inside(entry.path))
+        except OSError:  # a link to itself
+            return False
+
+    def _is_inside(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real == self._real or real.startswith(os.path.join(self._real, ""))
+
+    def _explain(self, name: str) -> None:
+        path = os.path.join(self._root, name)
+        if os.path.exists(path) and not self._is_inside(path):
+            raise ValueError(f"{name!r} is a link that leads out of the folder")
+        raise ValueError(f"{name!r} {'is not a file' if os.path.lexists(path) else 'does not exist'}")

@@ -1,0 +1,58 @@
+"""What a set of training images is."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+
+class ImageSet(ABC):
+    """Square RGB images of one size with a class each (see `ldit.data.samples.Samples`). Reading must be safe from
+    several threads at once."""
+
+    root: Path
+    """The folder, for messages."""
+    size: int
+    """Side of the images in pixels."""
+    names: tuple[str, ...] = ()
+    """Class names by index; empty for a set without classes, whose every label is 0."""
+    found: int
+    """Images before `max_per_class`."""
+    cache: None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, S, S)."""
+        return (3, self.size, self.size)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(size, size, 3) uint8 RGB and its class; DataError names what cannot be read."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """What image `index` is called: its path below `root`, or its number in its file."""
+
+    def label(self, index: int) -> int:
+        """The class of image `index`."""
+        return self[index][1]
+
+    def calls(self, index: int) -> tuple[str, ...]:
+        """What a held-out list may call image `index`."""
+        return (self.where(index),)
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex sha256 that tells one set, in its order, from another."""
+
+    def read(self, index: int, flip: bool, out: np.ndarray) -> int:
+        """Fill `out` (3, S, S) fp32 with value/127.5 - 1, mirrored left to right with `flip`; returns the class."""
+        image, label = self[index]
+        if flip:
+            image = image[:, ::-1]
+        np.divide(image.transpose(2, 0, 1), np.float32(127.5), out=out)
+        out -= 1
+        return label

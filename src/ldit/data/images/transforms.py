@@ -1,0 +1,20 @@
+"""The ADM centre crop (Dhariwal & Nichol 2021)."""
+
+from math import inf
+
+from PIL import Image
+
+from ldit.data.images.limits import pixels_at_most
+
+
+def center_crop(image: Image.Image, size: int, height: int | None = None) -> Image.Image:
+    """Halve by BOX while the short side is at least 2·size, BICUBIC to short side = size, crop the centre. With
+    `height` the same to size x height: halve while both sides are twice as long, then the smallest that covers it."""
+    width, height = size, size if height is None else height
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    with pixels_at_most(inf):  # a crop of what is in memory is no bomb, whatever Pillow's global says
+        return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,197 @@
+"""What a latent cache says of itself: its manifest.json seals the folder and describes it under the key "cache".
+
+A shard holds "mean" and "logvar", both (N, 2, C, h, w) with axis 1 = plain, flipped, and "label" (N): the moments of
+an autoencoder's posterior for every image of a set and its mirror image. CACHE/heldout/ is a cache of its own.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ldit.config.sections import DataConfig
+from ldit.config.serial import from_dict, show, to_dict
+from ldit.errors import ConfigError, DataError, SourceError
+from ldit.storage import manifest
+
+VERSION = 1
+KEY = "cache"  # of the manifest
+HELDOUT = "heldout"
+CROP = "adm-center"
+FLIPS = ("plain", "flipped")
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+_BOOKKEEPING = re.compile(r"(encode|shard-\d{5,})\.json(\.tmp-.+)?|(shard-\d{5,}\.safetensors|manifest\.json)\.tmp-.+")
+_MOST_VALUES = 1 << 28  # of one sample
+RESULTS = ("skipped", "shards")
+"""The fields of a description that are known in the end only; the others are the job."""
+
+
+def shard_file(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def is_shard(name: str) -> bool:
+    return _SHARD.fullmatch(name) is not None
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a file is one by which `ldit encode` goes on, and that goes when a cache is whole."""
+    return _BOOKKEEPING.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class CodecRecord:
+    """The autoencoder. Its moments are raw: scale and shift are for those who read them."""
+
+    fingerprint: str
+    name: str
+    factor: int
+    channels: int
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImagesRecord:
+    """A set of images: how many, and its fingerprint."""
+
+    pictures: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceRecord(ImagesRecord):
+    """The images of this cache, how files became images (`ldit.data.images.decoding.Decoding`), and the cap on
+    classes."""
+
+    decoding: dict[str, Any]
+    max_per_class: int = 0
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """Images first … last-1 of the source, of which `rows` could be read."""
+
+    file: str
+    first: int
+    last: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class CacheDescription:
+    """What a cache holds."""
+
+    version: int
+    codec: CodecRecord
+    crop: str
+    size: int
+    """Side of the images in pixels."""
+    flips: tuple[str, ...]
+    dtype: Literal["bf16", "fp32"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    """What the codec computed in."""
+    shape: tuple[int, int, int, int]
+    """(2, C, h, w) of the means of a sample, and of its log-variances."""
+    names: tuple[str, ...] | None
+    """Class names by index."""
+    source: SourceRecord
+    heldout: ImagesRecord | None
+    """The images of the cache in the folder heldout/."""
+    shard_size: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Images that are not there, with reasons, in the order of the source."""
+    shards: tuple[ShardRecord, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def check(
+        self, where: object, codec_fingerprint: str | None = None, size: int | None = None, crop: str | None = None
+    ) -> None:
+        """DataError with both values when the cache was made by another codec, or of images of another size or crop;
+        None = whatever it is. `where` names the cache."""
+        for what, ours, wanted in (
+            ("the codec of fingerprint", self.codec.fingerprint, codec_fingerprint),
+            ("images of size", self.size, size),
+            ("crop", self.crop, crop),
+        ):
+            if wanted is not None and ours != wanted:
+                raise DataError(f"{where} was made with {what} {brief(ours)}, {brief(wanted)} is needed")
+
+    def check_run(self, where: object, config: DataConfig) -> None:
+        """DataError with both values where a run says otherwise how its images came about, which is settled here.
+        `where` names the cache."""
+        made = {**self.source.decoding, "max_per_class": self.source.max_per_class, "codec_precision": self.precision}
+        for key, ours in made.items():
+            wanted = to_dict(getattr(config, key, ours))
+            if ours != wanted:
+                raise DataError(f"data.{key}: {show(wanted)}, {where} was made with {show(ours)} (ldit encode)")
+
+
+def brief(value: Any) -> str:
+    """A value for a message; of a fingerprint the first twelve digits."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:12]
+    return value if isinstance(value, str) and len(value) < 80 else show(value)
+
+
+def is_cache(root: Path) -> bool:
+    """Whether a folder's manifest says that it is a cache, true or not."""
+    try:
+        data = json.loads((root / manifest.NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and KEY in data
+
+
+def read_description(root: Path) -> tuple[CacheDescription, dict[str, Any]]:
+    """A cache's description and its whole manifest, whose own checksum is true; DataError otherwise."""
+    where = root / manifest.NAME
+    try:
+        body = manifest.read_body(root)
+    except SourceError as error:
+        raise DataError(str(error)) from None
+    data = body.get(KEY)
+    version = data.get("version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise DataError(f"{where} is not that of a latent cache")
+    if version > VERSION:
+        raise DataError(f"{where}: cache version {version} is newer than {VERSION}; update ldit")
+    try:
+        description = from_dict(CacheDescription, data, KEY)
+    except ConfigError as error:
+        raise DataError(f"{where}: {error}") from None
+    problem = _problem(description, body["files"])
+    if problem:
+        raise DataError(f"{where}: {KEY}.{problem}")
+    return description, body
+
+
+def _problem(cache: CacheDescription, files: dict[str, Any]) -> str | None:
+    """What does not fit together in a description."""
+    two, channels, *sides = cache.shape
+    if (
+        two != 2
+        or channels != cache.codec.channels
+        or min(channels, *sides) < 1
+        or math.prod(cache.shape) > _MOST_VALUES
+    ):
+        return f"shape: {show(cache.shape)} is not (2, {cache.codec.channels}, h, w)"
+    if cache.flips != FLIPS:
+        return f"flips: expected {show(FLIPS)}, got {show(cache.flips)}"
+    if any(side * cache.codec.factor != cache.size for side in sides):
+        return f"shape: {show(cache.shape)} is not that of images of {show(cache.size)} pixels"
+    place = 0
+    for number, shard in enumerate(cache.shards):
+        if shard.file != shard_file(number) or shard.file not in files:
+            return f"shards[{number}].file: {shard.file!r:.80} is not {shard_file(number)}, or not in the manifest"
+        if shard.first != place or not 0 <= shard.rows <= shard.last - shard.first:
+            return f"shards[{number}]: {shard.rows} rows of {shard.first} to {shard.last} after {place}"
+        place = shard.last
+    if place != cache.source.pictures or cache.rows + len(cache.skipped) != place:
+        return f"shards: {cache.rows} rows and {len(cache.skipped)} skipped of {cache.source.pictures} images"
+    return None

@@ -1,0 +1,200 @@
+"""Evaluation along the way: images of the EMA weights against a reference, and which step was the best."""
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.checkpoint.run import Best, best_step, write_best
+from ldit.codecs.open import Codec
+from ldit.codecs.pixels import to_uint8
+from ldit.config.run import RunConfig
+from ldit.config.serial import to_dict
+from ldit.config.spec import ModelSpec
+from ldit.errors import ConfigError, DataError, EvaluationError
+from ldit.eval.evaluate import STOP, ExtractorJob, collect, known_reference, open_reference
+from ldit.eval.features import Extractor
+from ldit.eval.metrics.metrics import LEAST, MetricPlan, Reference, check_reference, figures, reference_of
+from ldit.eval.reference import Statistics
+from ldit.eval.report import too_few
+from ldit.log import logger
+from ldit.pipeline.generate import Generator, Sample
+from ldit.pipeline.load import Pipeline
+from ldit.pipeline.request import Request
+from ldit.pipeline.sets.job import Labels, cost, cut
+from ldit.pipeline.sets.stream import ImageStream, TrainingStream
+from ldit.precision import COMPUTE
+from ldit.sampling.fast.oom import out_of_memory
+from ldit.train.hooks import eager
+from ldit.train.step import TrainState
+from ldit.train.tasks.subject import Surroundings
+from ldit.train.trainer import BEST
+
+TRAINING_IMAGES = 50_000
+WANTED = MetricPlan(("fd",))
+
+_Images = Statistics | ImageStream | TrainingStream
+
+
+def evaluation_hook(
+    config: RunConfig, spec: ModelSpec, request: Request, codec: Codec, out: Path, around: Surroundings
+) -> Callable[[TrainState], dict[str, Any]]:
+    """The Fréchet distance of `eval.num` images under its name ("fid", "fd_…"), and "best": true where it is the
+    lowest of the run, with RUN/best.json to say so. `request` says how images are sampled.
+
+    The extractor and the reference are opened here, so that what is missing, or no reference, is known before the first
+    step; the features of its images are computed at the first evaluation. Images that cannot be measured or read
+    then, of a network that is not sound or too large for the memory, give a warning and no value: the training goes on.
+    """
+    asked, world = config.eval, around.world
+    job = ExtractorJob(asked.extractor, Path(asked.inception_weights) if asked.inception_weights else None)
+    extractor = world.run_on_all(lambda: job.open(world.device))
+    if around.data.cache is not None and not asked.reference:
+        raise ConfigError("eval.reference: the run trains on latents; name the images, or statistics of `ldit stats`")
+    theirs = world.run_on_all(lambda: _opened(config, extractor, around))
+    conditions = {
+        "pictures": asked.num,
+        "evaluations": cost(request, spec, False)[0],
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.fingerprint,
+        "resize": extractor.resize,
+        "reference": asked.reference or "training images",
+        "reference_pictures": theirs.count,
+    }
+    exactly = {
+        "figure": extractor.metric,
+        **conditions,
+        "reference_is": _about(theirs),
+        "sampling": {**to_dict(request.settings), "steps": request.steps},
+        "precision": config.train.precision,
+    }
+    if world.is_main:
+        words = ", ".join(f"{name} {value}" for name, value in conditions.items())
+        logger.info("evaluation every %d steps: %s of balanced labels, %s", asked.every, extractor.metric, words)
+        if few := too_few(extractor, asked.num, theirs.count):
+            logger.warning("%s", few)
+    kept: list[Reference] = []
+
+    def run(state: TrainState) -> dict[str, Any]:
+        if not kept:
+            kept.append(_features(theirs, extractor, around, asked.batch_size))
+        dtype = COMPUTE[state.config.train.precision]
+        mark = lambda: around.watchdog.mark("evaluation")  # noqa: E731
+        with state.weights.showing(state.averages.main) as model, eager():
+            pipe = Pipeline(model, spec, dtype=dtype, codec=codec)
+            made = _Made(pipe, request, asked.num, asked.batch_size, around, mark)
+            found = collect(made.blocks(), extractor, False, world, 0, mark, together=True)
+        if not all(world.gather(made.sound)):
+            raise EvaluationError("its images are not finite")
+        values = world.from_rank0(lambda: figures(found, kept[0], WANTED, extractor.metric, world.device))
+        value: float = values[extractor.metric]
+        best = _is_best(state, value, exactly, out)
+        return {extractor.metric: value, **({BEST: True} if best else {})}
+
+    def sound(state: TrainState) -> dict[str, Any]:
+        try:
+            return run(state)
+        except (EvaluationError, DataError) as error:  # alike on all processes
+            if world.is_main:
+                logger.warning("step %d: nothing is measured: %s", state.step, str(error))  # its frames hold memory
+        gc.collect()  # frames of a fault hold each other, and the memory that the next step needs
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {}
+
+    return sound
+
+
+class _Made:
+    """Images of this process's share. All processes make as many passes, for a network that is shared out needs all
+    of them, and stop at the same one where any of them cannot go on; what one makes beyond its share, and what
+    tensor-parallel neighbours make alike, counts once."""
+
+    def __init__(
+        self, pipe: Pipeline, request: Request, num: int, size: int, around: Surroundings, mark: Callable[[], None]
+    ) -> None:
+        self.pipe, self.request, self.world, self.mark, self.size = pipe, request, around.world, mark, size
+        count = getattr(pipe.spec.model, "num_classes", 0)
+        self.labels = Labels("balanced" if count else None, tuple(range(max(count, 1))), 0)
+        self.ranges, self.sound = cut(num, size), True
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        world, ranges = self.world, self.ranges
+        own = ranges[world.data_part :: world.data_parts]
+        fault: Exception | None = None
+        for turn in range(-(-len(ranges) // world.data_parts)):
+            if any(world.gather(fault is not None or world.alarmed(STOP))):
+                break
+            rows = own[turn] if turn < len(own) else ranges[0]
+            try:
+                images = self._images(rows)
+                sound, block = bool(images.isfinite().all()), to_uint8(images.nan_to_num())
+            except Exception as error:  # the others hear of it before their next pass
+                fault = error
+                continue
+            if turn < len(own) and world.tp_index == 0:
+                self.sound = self.sound and sound
+                yield rows.start, block
+        if fault is not None and (out_of_memory(fault) or out_of_memory(fault.__cause__ or fault)):
+            raise EvaluationError("memory does not suffice for its images") from fault
+        if fault is not None:
+            raise fault
+
+    def _images(self, rows: range) -> Tensor:
+        request = replace(self.request, labels=self.labels.of(rows), seeds=tuple(rows))
+        events = Generator(self.pipe, request, batch_size=self.size, callback=lambda step: self.mark()).events()
+        return torch.stack([e.tensor for e in events if isinstance(e, Sample) and e.tensor is not None])
+
+
+def _opened(config: RunConfig, extractor: Extractor, around: Surroundings) -> _Images:
+    """EvaluationError or DataError for a reference that no distance can be had to."""
+    asked, side = config.eval, config.data.image_size
+    if not asked.reference:
+        return TrainingStream(around.data, TRAINING_IMAGES, asked.batch_size, config.data.bad == "skip")
+    name = f"eval.reference {asked.reference}"
+    found = open_reference(asked.reference, extractor, (side, side), side, asked.batch_size, "eval.reference")
+    if isinstance(found, Statistics):
+        check_reference(Reference(found.mean, found.covariance, found.count, None, None), WANTED, name)
+    elif found.count < LEAST["fd"]:
+        raise EvaluationError(f"{name}: a covariance needs at least 2 images, got {found.count}")
+    return found
+
+
+def _about(theirs: _Images) -> dict[str, Any]:
+    """What tells a reference from another of its name, images of a folder by their number alone. Other training
+    images would be another run."""
+    if isinstance(theirs, Statistics):
+        return {"statistics": theirs.name, "crc32": theirs.crc32}
+    return {} if isinstance(theirs, TrainingStream) else theirs.about
+
+
+def _features(theirs: _Images, extractor: Extractor, around: Surroundings, block: int) -> Reference:
+    world = around.world
+    mark = lambda: around.watchdog.mark("features of the reference")  # noqa: E731
+    if not isinstance(theirs, TrainingStream):
+        return known_reference(theirs, extractor, WANTED, world, block, mark)[0]
+    return reference_of(collect(theirs.blocks(world.rank, world.size), extractor, False, world, 0, mark))
+
+
+def _is_best(state: TrainState, value: float, conditions: dict[str, Any], out: Path) -> bool:
+    """Whether no earlier step of this run had less under the same conditions; RUN/best.json then says so, before the
+    step is committed."""
+    conditions = json.loads(json.dumps(conditions))  # as they are read again
+
+    def compare() -> bool:
+        best = best_step(out)
+        # Files of former versions say less.
+        report_once = best is not None and all(conditions.get(name) == value for name, value in best.conditions.items())
+        known = [*best.before, (best.step, best.value)] if best is not None and report_once else []
+        before = [pair for pair in known if pair[0] < state.step]
+        if before and before[-1][1] <= value:
+            return False
+        write_best(out, Best(state.step, value, conditions, tuple(before)))
+        return True
+
+    return bool(state.world.from_rank0(compare))

@@ -1,0 +1,86 @@
+"""The weights of the Inception network: where the file is looked for, and whether it is the published one.
+
+Nothing is downloaded: two packages publish the same file, and most who have measured an FID have it in a cache.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+from ldit.storage.manifest import sha256_file
+from ldit.storage.pickled import open_state
+from ldit.storage.tensors import read_safetensors
+
+NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
+"""pytorch-fid's and torch-fidelity's name of one file."""
+SIZE = 95_628_359
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAMES[0]}"
+VARIABLE = "LDIT_INCEPTION_WEIGHTS"
+FLAG = "--inception-weights"
+
+
+def find_weights(given: Path | None = None) -> Path:
+    """The file: `given`, else the one that LDIT_INCEPTION_WEIGHTS names, else a published name in torch.hub's
+    folder or in the Hugging Face cache. The first two may be a folder that holds it.
+
+    EvaluationError says what is missing, where it is published, and where it may be put.
+    """
+    if given is not None:
+        return _in(given.expanduser(), "no such file")
+    if value := os.environ.get(VARIABLE):
+        return _in(Path(value).expanduser(), f"{VARIABLE} names it, but there is no such file")
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [*(hub / name for name in NAMES), *_hugging_face()]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise EvaluationError(
+            f"the Inception weights are not at hand: {NAMES[0]} ({SIZE:,} bytes, sha256 {SHA256}), published at {URL}; "
+            f"put it into {hub}, or name it with {FLAG} or {VARIABLE}"
+        )
+    return found
+
+
+def _in(place: Path, otherwise: str) -> Path:
+    """The file itself, or a published name in the folder `place`."""
+    if place.is_dir():
+        found = next((place / name for name in NAMES if (place / name).is_file()), None)
+        if found is None:
+            raise EvaluationError(f"{place}: a folder with neither {NAMES[0]} nor {NAMES[1]}")
+        return found
+    if not place.is_file():
+        raise EvaluationError(f"{place}: {otherwise}")
+    return place
+
+
+def _hugging_face() -> Iterator[Path]:
+    """Snapshots in the Hub's cache, which stands where its client's variables say."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    home = Path(os.environ.get("HF_HOME") or cache)
+    root = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    for name in NAMES:
+        yield from sorted(root.glob(f"*/snapshots/*/{name}"))
+
+
+def check_weights(path: Path) -> str:
+    """The sha256 of a file that is the published one; EvaluationError otherwise."""
+    if not path.is_file():
+        raise EvaluationError(f"{path}: no such file")
+    found = sha256_file(path)
+    if found != SHA256:
+        raise EvaluationError(
+            f"{path} is not the published {NAMES[0]}: {path.stat().st_size:,} bytes with sha256 {found}, "
+            f"expected {SIZE:,} with {SHA256}"
+        )
+    return found
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file opened weights-only; SourceError for any other content."""
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path))
+    return open_state(path)

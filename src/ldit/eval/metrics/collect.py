@@ -1,0 +1,122 @@
+"""What is kept of images that stream through an extractor: moments always, rows where they are needed."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+from ldit.eval.features import Features
+from ldit.eval.metrics.moments import Moments
+from ldit.eval.metrics.scores import InceptionScore
+from ldit.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A whole set, seen by all processes. `rows` (N, D) and `predicted` (N,), in the order of the images, are on the
+    first process alone, and None where they were not kept."""
+
+    pool: Moments
+    spatial: Moments | None
+    scores: InceptionScore | None
+    rows: Tensor | None
+    predicted: Tensor | None
+
+    @property
+    def count(self) -> int:
+        return self.pool.count
+
+
+class Collector:
+    """Features of the `total` images of one set, or of this process's share of them, batch by batch in any order.
+    With a total of 0, however many there are, moments and scores alone are kept.
+
+    Memory: moments take 8·D² bytes whatever the number of images; with `keep_rows` 4·D bytes an image come on top,
+    on the host, which precision, recall, KID and intervals need: for all `total` of them on the first process, for its
+    share on another.
+    """
+
+    def __init__(self, world: World, total: int, keep_rows: bool) -> None:
+        self.world, self.keep_rows, self.keep_predicted = world, keep_rows, total > 0
+        self.pool: Moments | None = None
+        self.spatial: Moments | None = None
+        self.scores: InceptionScore | None = None
+        self._rows, self._predicted = _Ordered(world, total), _Ordered(world, total)
+
+    def add(self, first: int, features: Features) -> None:
+        """Features of images `first` onwards. EvaluationError names the first that is not finite."""
+        if self.pool is None:
+            self.pool = Moments(features.pool.shape[1])
+            self.spatial = None if features.spatial is None else Moments(features.spatial.shape[1])
+            self.scores = None if features.logits is None else InceptionScore()
+        self.pool.add(features.pool, first)
+        if self.spatial is not None and features.spatial is not None:
+            self.spatial.add(features.spatial, first)
+        if self.scores is not None and features.logits is not None:
+            self.scores.add(first, features.logits)
+            if self.keep_predicted:
+                self._predicted.put(first, features.logits.argmax(1))
+        if self.keep_rows:
+            self._rows.put(first, features.pool.float())
+
+    def merged(self) -> Collected:
+        """The features of all processes; all call it together. EvaluationError where none saw an image."""
+        world = self.world
+        if all(width is None for width in world.gather(None if self.pool is None else self.pool.width)):
+            raise EvaluationError("there are no images")
+        shapes = next(filter(None, world.gather(self._shapes())))
+        pool = (self.pool or Moments(shapes[0])).merged(world)
+        spatial = (self.spatial or Moments(shapes[1])).merged(world) if shapes[1] else None
+        scores = (self.scores or InceptionScore()).merged(world) if shapes[2] else None
+        rows = self._rows.gathered() if self.keep_rows else None
+        if self.keep_rows and pool.count != len(self._rows):
+            raise ValueError(f"{len(self._rows)} images were announced, {pool.count} came")
+        predicted = self._predicted.gathered() if shapes[2] and self.keep_predicted else None
+        return Collected(pool, spatial, scores, rows, predicted)
+
+    def _shapes(self) -> list[int] | None:
+        if self.pool is None:
+            return None
+        return [self.pool.width, 0 if self.spatial is None else self.spatial.width, int(self.scores is not None)]
+
+
+class _Ordered:
+    """Rows that come in any order on several processes, each part with the number of its first row. On the first
+    process they lie where they belong from the start: parts that are joined in the end would be held twice."""
+
+    def __init__(self, world: World, total: int) -> None:
+        self.world, self.total = world, total
+        self._whole: Tensor | None = None
+        self._parts: list[tuple[int, Tensor]] = []
+
+    def __len__(self) -> int:
+        return self.total
+
+    def put(self, first: int, rows: Tensor) -> None:
+        """ValueError for rows beyond the last."""
+        if not 0 <= first <= self.total - len(rows):
+            raise ValueError(f"{self.total} images were announced, there are {first + len(rows)}")
+        if self.world.is_main:
+            self._place(list(rows.shape[1:]), rows.dtype)[first : first + len(rows)] = rows
+        else:
+            self._parts.append((first, rows.cpu()))
+
+    def _place(self, shape: list[int], dtype: torch.dtype) -> Tensor:
+        if self._whole is None:
+            self._whole = torch.empty(self.total, *shape, dtype=dtype)
+        return self._whole
+
+    def gathered(self) -> Tensor | None:
+        """All of them in order, on the first process; elsewhere None. All call it together."""
+        heads = self.world.gather([[at, len(rows), list(rows.shape[1:]), str(rows.dtype)] for at, rows in self._parts])
+        if not self.world.is_main:
+            for _, rows in self._parts:
+                dist.send(rows.contiguous(), 0, group=self.world.control)
+            return None
+        for rank in range(1, self.world.size):
+            for first, count, shape, dtype in heads[rank]:
+                whole = self._place(shape, getattr(torch, dtype.removeprefix("torch.")))
+                dist.recv(whole[first : first + count], rank, group=self.world.control)
+        return self._whole

@@ -1,0 +1,176 @@
+"""From features of samples and what is known of a reference to figures, each under its name in the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+from ldit.eval.metrics.collect import Collected
+from ldit.eval.metrics.components import Cloud, bootstrap, cloud, interval, principal_components
+from ldit.eval.metrics.frechet import frechet_distance
+from ldit.eval.metrics.kernel import kernel_distance
+from ldit.eval.metrics.neighbours import NEIGHBOURS, precision_recall
+
+METRICS = ("fd", "sfid", "is", "pr", "kid")
+NEED_ROWS = ("pr", "kid")
+INCEPTIONS = ("sfid", "is")
+LEAST = {"fd": 2, "sfid": 2, "pr": NEIGHBOURS + 1, "kid": 2}
+"""Images on either side."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with. `count` is None for statistics that do not say it; `rows` (M, D) are there where
+    the features themselves are at hand."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None
+    spatial: tuple[Tensor, Tensor] | None
+    rows: Tensor | None
+
+
+@dataclass(frozen=True)
+class MetricPlan:
+    """Which of METRICS; Fréchet distance in so many principal components of the reference, 0 = not; resamples of its
+    95 % interval, 0 = none; whether points are to be drawn."""
+
+    metrics: tuple[str, ...]
+    components: int = 0
+    resamples: int = 0
+    clouds: bool = False
+
+    @property
+    def rows(self) -> bool:
+        """Whether the samples' features must be kept."""
+        return self.reference_rows or self.resamples > 0
+
+    @property
+    def reference(self) -> bool:
+        """Whether anything of the reference is needed: the Inception Score is of samples alone."""
+        return self.metrics != ("is",) or self.components > 0 or self.clouds
+
+    @property
+    def reference_rows(self) -> bool:
+        """Whether the reference's must; the bootstrap draws samples alone."""
+        return any(name in self.metrics for name in NEED_ROWS) or self.clouds
+
+
+def reference_of(found: Collected) -> Reference:
+    """Images whose features were computed here."""
+    spatial = None if found.spatial is None else (found.spatial.mean, found.spatial.covariance)
+    return Reference(found.pool.mean, found.pool.covariance, found.count, spatial, found.rows)
+
+
+def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
+    """Which metrics there will be, and a line for each that cannot be had. With none asked for, all that the extractor
+    allows. `metric` is the extractor's, `spatial` and `rows` whether the reference has those."""
+    lacks = {
+        "sfid": "" if metric == "fid" and spatial else "needs Inception and a reference with its spatial statistics",
+        "is": "" if metric == "fid" else "is Inception's alone",
+        "pr": "" if rows else "needs the images of the reference, not statistics alone",
+        "kid": "" if rows else "needs the images of the reference, not statistics alone",
+    }
+    for name in asked:
+        if name not in METRICS:
+            raise EvaluationError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
+    offered = tuple(name for name in METRICS if metric == "fid" or name not in INCEPTIONS)
+    wanted = tuple(dict.fromkeys(asked)) or offered
+    return tuple(name for name in wanted if not lacks.get(name)), [f"{n} {lacks[n]}" for n in wanted if lacks.get(n)]
+
+
+def check_reference(reference: Reference, wanted: MetricPlan, name: str) -> None:
+    """EvaluationError for a reference that figures cannot be had of, before there are samples to be lost; `name` is
+    what it is called."""
+    try:
+        _check_reference(reference, wanted)
+    except EvaluationError as error:
+        raise EvaluationError(f"{name}: {error}") from None
+
+
+def _check_reference(reference: Reference, wanted: MetricPlan) -> None:
+    needed = max(wanted.components, 2 if wanted.clouds else 0)
+    if needed:
+        principal_components(reference.mean, reference.covariance, needed)
+    if reference.rows is None and "fd" in wanted.metrics:
+        frechet_distance(reference.mean, reference.covariance, reference.mean, reference.covariance)
+    if reference.rows is None and "sfid" in wanted.metrics and reference.spatial is not None:
+        frechet_distance(*reference.spatial, *reference.spatial)
+
+
+def figures(
+    samples: Collected, reference: Reference, wanted: MetricPlan, metric: str, device: torch.device
+) -> dict[str, Any]:
+    """The figures by name; on the process that has the rows. Products of many rows are computed on `device`.
+
+    EvaluationError for too few images."""
+    found: dict[str, Any] = {}
+    pool = samples.pool
+    if "fd" in wanted.metrics:
+        found[metric] = frechet_distance(pool.mean, pool.covariance, reference.mean, reference.covariance)
+    if "sfid" in wanted.metrics and samples.spatial is not None and reference.spatial is not None:
+        found["sfid"] = frechet_distance(samples.spatial.mean, samples.spatial.covariance, *reference.spatial)
+    if "is" in wanted.metrics and samples.scores is not None:
+        score = samples.scores.value()
+        found |= {"inception_score": score.mean, "inception_score_deviation": score.deviation}
+        found["inception_score_splits"] = score.splits
+    rows = None if samples.rows is None else samples.rows.to(device)
+    theirs = None if reference.rows is None else reference.rows.to(device)
+    if "pr" in wanted.metrics and rows is not None and theirs is not None:
+        both = precision_recall(rows, theirs)
+        found |= {"precision": both.precision, "recall": both.recall, "reached": both.reached.cpu()}
+    if "kid" in wanted.metrics and rows is not None and theirs is not None:
+        kid = kernel_distance(rows, theirs)
+        found |= {"kid": kid.mean, "kid_deviation": kid.deviation, "kid_subset": kid.subset_size}
+    if wanted.components:
+        found |= _in_components(samples, reference, wanted, metric)
+    return found
+
+
+def _in_components(samples: Collected, reference: Reference, wanted: MetricPlan, metric: str) -> dict[str, Any]:
+    axes = principal_components(reference.mean, reference.covariance, wanted.components)
+    target = axes.project_moments(reference.mean, reference.covariance)
+    mine = axes.project_moments(samples.pool.mean, samples.pool.covariance)
+    name = f"{metric}_{wanted.components}"
+    found: dict[str, Any] = {name: frechet_distance(*mine, *target)}
+    if wanted.resamples and samples.rows is not None:
+        found[f"{name}_interval"] = interval(
+            found[name], bootstrap(axes.project(samples.rows), target, wanted.resamples)
+        )
+    return found
+
+
+def clouds(samples: Collected, reference: Reference) -> tuple[Cloud, Cloud]:
+    """Both sets in the first two principal components of the reference; on the process that has the rows."""
+    axes = principal_components(reference.mean, reference.covariance, 2)
+    mine = cloud(axes, samples.pool.mean, samples.pool.covariance, samples.rows)
+    return mine, cloud(axes, reference.mean, reference.covariance, reference.rows)
+
+
+def by_class(
+    samples: Collected,
+    labels: Sequence[int],
+    names: Sequence[str],
+    reached: Tensor | None,
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row a class: images; precision where it is known which samples were reached (N,); the share that the
+    extractor calls that class, where its own classes are these."""
+    truth = torch.tensor(labels)
+    told = samples.predicted if samples.predicted is not None and tuple(classes) == tuple(names) and names else None
+    rows = []
+    for label in sorted(set(labels)):
+        mine = truth == label
+        row: dict[str, Any] = {
+            "class": names[label] if label < len(names) else f"class {label}",
+            "pictures": int(mine.sum()),
+        }
+        if reached is not None:
+            row["precision"] = float(reached[mine].double().mean())
+        if told is not None:
+            row["accuracy"] = float((told[mine] == label).double().mean())
+        rows.append(row)
+    return rows

@@ -1,0 +1,38 @@
+"""What every figure asks of its features: rows that are finite, on a device that has float64."""
+
+import torch
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+
+
+def float64_home(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where the device has no float64 (Apple's)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def double(rows: Tensor) -> Tensor:
+    """The numbers in float64, on their device where it has them."""
+    return rows.detach().to(float64_home(rows.device)).to(torch.float64)
+
+
+def check_finite(rows: Tensor, what: str, first: int = 0) -> None:
+    """EvaluationError names the first row of (B, D) that holds NaN or infinity; row 0 is image `first`."""
+    finite = torch.isfinite(rows)
+    if not finite.all():
+        at = int((~finite.all(dim=1)).nonzero()[0])
+        raise EvaluationError(f"{what} of image {first + at} are not finite")
+
+
+def two_sets(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of features (N, D) and (M, D), looked at, on the samples' device or where there is float64."""
+    for rows, what in ((samples, "features"), (references, "reference features")):
+        if rows.ndim != 2:
+            raise ValueError(f"{what}: expected rows, got the shape {tuple(rows.shape)}")
+        check_finite(rows, what)
+    if samples.shape[1] != references.shape[1]:
+        raise EvaluationError(
+            f"features are {samples.shape[1]} wide and reference features {references.shape[1]}: not one extractor's"
+        )
+    home = float64_home(samples.device)
+    return samples.detach().to(home), references.detach().to(home)

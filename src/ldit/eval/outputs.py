@@ -1,0 +1,97 @@
+"""The files of an evaluation: what they may replace, which is looked at before the work, and how they are written."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldit.data.source import BUNDLED
+from ldit.errors import EvaluationError, RequestError
+from ldit.eval.metrics.collect import Collected
+from ldit.eval.metrics.metrics import Reference, clouds
+from ldit.eval.plot import draw
+from ldit.eval.reference import ABOUT
+from ldit.eval.report import title
+from ldit.pipeline.sets.stream import is_images, path_of
+from ldit.storage.atomic import replaced, write_json_atomic
+from ldit.storage.npz import members
+from ldit.storage.outputs import check_target, written
+
+_LARGEST = 1 << 26  # bytes of a report
+_TEXT = "ldit evaluate"  # the PNG chunk that says what a figure compares
+
+
+def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str, str]) -> None:
+    """RequestError for files that cannot be written, or that would replace or change what is compared, or replace each
+    other, or anything but an older report or figure."""
+    inputs = {source: path_of(source) for source in compared if str(path_of(source)) not in BUNDLED}
+    targets = [file for file in (report, figure) if file is not None]
+    for file in targets:
+        check_target(file, inputs.values())
+    if report is not None and figure is not None and _real(report) == _real(figure):
+        raise RequestError(f"{report}: the report and the figure need a file each")
+    for file in targets:
+        if file.exists() and not (_is_figure if file is figure else _is_report)(file):
+            raise RequestError(f"{file} exists and does not say that ldit evaluate made it: choose another name")
+    for source, folder in inputs.items():
+        for file in targets:
+            if is_images(source) and _real(folder) in _real(file).parents:
+                raise RequestError(f"{file}: would become part of the images of {source}")
+
+
+def check_statistics_file(out: Path, source: str) -> None:
+    """The same for `ldit stats`, whose own files may be replaced."""
+    check_target(out, [path_of(source)])
+    if out.exists() and not _is_statistics(out):
+        raise RequestError(f"{out} exists and is no file of ldit stats: choose another name")
+
+
+def write_outputs(
+    target: Path | None, figure: Path | None, report: dict[str, Any], found: Collected, reference: Reference
+) -> None:
+    """RequestError where one was not written; the other is."""
+    try:
+        if target is not None:
+            with written(target):
+                write_json_atomic(target, report)
+    finally:
+        if figure is not None:
+            image, words = draw(report, *clouds(found, reference)), PngInfo()
+            words.add_text(_TEXT, title(report).encode("utf-8", "backslashreplace").decode())
+            with written(figure), replaced(figure) as temporary:
+                image.save(temporary, "PNG", pnginfo=words)
+
+
+def _is_report(path: Path) -> bool:
+    """An empty file may become one."""
+    try:
+        size = path.stat().st_size
+        found = json.loads(path.read_text(encoding="utf-8")) if 0 < size <= _LARGEST else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not size or (isinstance(found, dict) and {"compared", "figures"} <= found.keys())
+
+
+def _is_figure(path: Path) -> bool:
+    try:
+        if not path.stat().st_size:
+            return True
+        with Image.open(path, formats=("PNG",)) as image:
+            return _TEXT in image.info  # as far as the header says, which is where ours is
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _real(path: Path) -> Path:
+    """Without links, as far as they lead anywhere."""
+    return Path(os.path.realpath(path))
+
+
+def _is_statistics(path: Path) -> bool:
+    try:
+        return not path.stat().st_size or ABOUT in members(path)
+    except (EvaluationError, OSError):
+        return False

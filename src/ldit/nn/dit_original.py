@@ -1,0 +1,151 @@
+"""The original DiT (Peebles & Xie 2023), also SiT's network: the yardstick, under facebookresearch/DiT's names."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldit.config.model import OriginalDiTConfig
+from ldit.nn.conditioning import LabelEmbedder, TimestepEmbedder
+from ldit.nn.dit import FinalLayer
+from ldit.nn.layers import gated_add, modulate
+from ldit.nn.rope import AS_TRAINED, GridScale, ntk_factors
+from ldit.nn.tables import Tables
+from ldit.nn.tokens import unpatchify
+
+_MOST_TABLES = 8  # one of 64 x 64 tokens and width 1152 takes 19 MB
+NORM_EPS = 1e-6
+DIFFUSERS_EPS = 1e-5  # of a block's second norm in diffusers
+
+
+def position_table(rows: int, columns: int, dim: int, grid: GridScale = AS_TRAINED) -> Tensor:
+    """(1, rows·columns, dim) sine-cosine table: the first half encodes the column, the second the row, each
+    [sin | cos] with omega_i = 10000^(-i/(dim/4)); float64, then fp32. `grid` scales positions and omegas as it does
+    for RoPE."""
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns) / grid.rows
+    column = torch.arange(columns, dtype=torch.float64).repeat(rows) / grid.columns
+    axes = ((column, grid.ntk_columns), (row, grid.ntk_rows))
+    angles = [torch.outer(position, omega * ntk_factors(dim // 4, ntk, omega)) for position, ntk in axes]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()[None]
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)  # rows: q, then k, then v, heads-major
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, softmax: float = 1.0) -> Tensor:
+        """`softmax`: factor on the logits."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scale = None if softmax == 1.0 else softmax * q.shape[-1] ** -0.5
+        return self.proj(F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2))
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, heads: int, hidden: int, second_eps: float) -> None:
+        super().__init__()
+        self.second_eps = second_eps
+        self.attn = _Attention(dim, heads)
+        self.mlp = _MLP(dim, hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def forward(self, x: Tensor, modulation: Tensor, softmax: float = 1.0) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
+        width = x.shape[-1:]
+        x = gated_add(x, gate_a, self.attn(modulate(F.layer_norm(x, width, eps=NORM_EPS), shift_a, scale_a), softmax))
+        return gated_add(x, gate_m, self.mlp(modulate(F.layer_norm(x, width, eps=self.second_eps), shift_m, scale_m)))
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, channels: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class DiT(nn.Module):
+    """`model(x, t, y)`: x (B, C, H, W), t (B,) as the sinusoids take it, y (B,) labels -> (B, C or 2C, H, W).
+
+    Sizes other than `input_size` get a position table of their own grid, computed as the stored one or as `grid` says.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        variant: Literal["original", "diffusers"] = "original",
+    ) -> None:
+        super().__init__()
+        self.config = OriginalDiTConfig(
+            input_size=input_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            class_dropout_prob=class_dropout_prob,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            variant=variant,
+        )
+        theirs = variant == "diffusers"
+        side = input_size // patch_size
+        self.x_embedder = _PatchEmbed(in_channels, hidden_size, patch_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, last=theirs)
+        self.y_embedder = LabelEmbedder(num_classes, class_dropout_prob > 0, hidden_size)
+        self.pos_embed = nn.Parameter(position_table(side, side, hidden_size), requires_grad=False)
+        self._tables = Tables(_MOST_TABLES)  # of other grids than the stored one
+        hidden = round(hidden_size * mlp_ratio)
+        eps = DIFFUSERS_EPS if theirs else NORM_EPS
+        self.blocks = nn.ModuleList(_Block(hidden_size, num_heads, hidden, eps) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, hidden_size, patch_size**2 * self.config.out_channels)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, grid: GridScale | None = None) -> Tensor:
+        p, size = self.config.patch_size, self.config.input_size
+        height, width = x.shape[-2:]
+        if height % p or width % p:
+            raise ValueError(f"size {height}x{width} is not divisible by the patch size {p}")
+        rows, columns = height // p, width // p
+        position: Tensor = self.pos_embed
+        if grid is not None or (height, width) != (size, size):
+            position = self._position(rows, columns, grid or AS_TRAINED)
+        tokens = self.x_embedder(x) + position
+        vector = self.t_embedder(t) + self.y_embedder(y)
+        for block in self.blocks:
+            modulation = block.adaLN_modulation(vector).unflatten(-1, (6, -1))  # type: ignore[operator]
+            tokens = block(tokens, modulation, 1.0 if grid is None else grid.softmax)
+        out = self.final_layer(tokens, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1)))
+        return unpatchify(out.unflatten(1, (rows, columns)), p)
+
+    def _position(self, rows: int, columns: int, grid: GridScale) -> Tensor:
+        """The position table of a grid where the stored one lies, in its dtype."""
+        stored: Tensor = self.pos_embed
+        return self._tables.get(
+            (rows, columns, grid, stored.device, stored.dtype),
+            lambda: position_table(rows, columns, self.config.hidden_size, grid).to(stored),
+        )

@@ -1,0 +1,254 @@
+"""Seeds to images: the only way images are made. An iterable of events that can be stopped at any step."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ldit.codecs.pixels import to_pil, to_uint8
+from ldit.diffusion.build import build_process
+from ldit.errors import RequestError
+from ldit.log import logger
+from ldit.pipeline.init_image import encoded
+from ldit.pipeline.request import Request, whole
+from ldit.rng import normal
+from ldit.sampling.denoiser import build_denoiser
+from ldit.sampling.fast.offload import is_offloaded
+from ldit.sampling.fast.oom import in_batches
+from ldit.sampling.fast.prepare import Prepared
+from ldit.sampling.guidance import Guided, Network
+from ldit.sampling.resolution import positioned
+from ldit.sampling.step import Step
+
+if TYPE_CHECKING:
+    from ldit.pipeline.load import Pipeline
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The estimate of images `indices` after solver step `step` of `steps`; latents (b, C, h, w)."""
+
+    indices: tuple[int, ...]
+    step: int
+    steps: int
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Image `index`, finished. Without a codec `tensor` (3, H, W) in [-1, 1] and `image` are absent."""
+
+    index: int
+    label: int
+    seed: int
+    latent: Tensor
+    tensor: Tensor | None
+    image: Image.Image | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end: images made, conditional network calls, rows computed for guidance alone, seconds, whether
+    cancelled."""
+
+    images: int
+    evaluations: int
+    guided_rows: int
+    seconds: float
+    cancelled: bool
+
+
+Event = Preview | Sample | Done
+
+
+@dataclass
+class _Counts:
+    """What `Done` will say."""
+
+    images: int = 0
+    evaluations: int = 0
+    guided_rows: int = 0
+    stopped: bool = False
+
+
+class Generator:
+    """Runs a checked request on a pipeline, in batches of `batch_size` images, fewer where memory runs out."""
+
+    def __init__(
+        self,
+        pipe: "Pipeline",
+        request: Request,
+        *,
+        guide: "Pipeline | None" = None,
+        decode: bool = True,
+        batch_size: int = 16,
+        progress: bool = False,
+        callback: Callable[[Step], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        preview_every: int = 0,
+    ) -> None:
+        batch_size, preview_every = whole("batch_size", batch_size), whole("preview_every", preview_every)
+        if batch_size < 1:
+            raise RequestError(f"batch_size: must be at least 1, got {batch_size}")
+        for name, function in (("callback", callback), ("cancelled", cancelled)):
+            if function is not None and not callable(function):
+                raise RequestError(f"{name}: expected a function, got {function!r:.80}")
+        if guide is not None and guide.device != pipe.device:
+            raise RequestError(f"guide: it is on {guide.device}, the model on {pipe.device}")
+        self.pipe, self.request, self.guide = pipe, request, guide
+        # Noise given from outside is for the whole request, so it runs as one batch.
+        self.batch_size = batch_size if request.step_noise is None else len(request.labels)
+        self.progress, self.callback = progress, callback
+        self.cancelled = cancelled or (lambda: False)
+        self.preview_every = preview_every
+        self.codec = pipe.codec if decode else None  # opened before sampling, so that a missing one stops it here
+        self._starts = None if request.init is None else encoded(request.init, pipe.codec)
+        self.process = build_process(pipe.spec.process)
+
+    @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
+    def events(self) -> Iterator[Event]:
+        """Previews, images, and Done last. Iterators of one pipeline may run side by side: see `Prepared.apart`."""
+        started, counts = time.perf_counter(), _Counts()
+        self._ready()
+        total, steps = len(self.request.labels), len(self.request.levels) - 1
+        advice = "a smaller height and width need less"
+        if not is_offloaded(self.pipe.model):
+            advice += ", and --offload (offload=True) keeps the blocks on the host"
+
+        with tqdm(
+            total=-(-total // self.batch_size) * steps, disable=None if self.progress else True, unit="step"
+        ) as bar:
+
+            def halved(size: int, left: int) -> None:
+                logger.warning("out of memory: batches of %d from here on, %d images to go", size, left)
+                bar.total = bar.n + -(-left // size) * steps
+
+            def run(rows: range) -> Iterator[Event]:
+                return self._batch(rows, counts, bar)
+
+            # Noise given from outside is drawn for all rows at once, so they cannot be split.
+            smallest = 1 if self.request.step_noise is None else total
+            yield from in_batches(total, self.batch_size, run, halved, advice, smallest, self._release)
+        seconds = time.perf_counter() - started
+        yield Done(counts.images, counts.evaluations, counts.guided_rows, seconds, counts.stopped)
+
+    def _ready(self) -> None:
+        """The networks of this request."""
+        self._networks: list[Network] = []
+        self._prepared: list[Prepared | None] = []
+        # Prepared networks look conditioning up on the host, and need not wait for the device.
+        self._home = self.pipe.device
+        for pipe in (self.pipe, self.guide):
+            if pipe is None:
+                continue
+            network = pipe.network
+            if isinstance(network, Prepared):
+                network = network.apart()
+                self._home = torch.device("cpu") if pipe is self.pipe else self._home
+            self._prepared.append(network if isinstance(network, Prepared) else None)
+            self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
+
+    def _release(self) -> bool:
+        """CUDA graphs hold the memory of all their activations: this request goes on without."""
+        let_go = [network.release() for network in self._prepared if network is not None]
+        if any(let_go):
+            logger.warning("out of memory: without CUDA graphs from here on")
+        return any(let_go)
+
+    def _placed(self, pipe: "Pipeline", network: Any) -> Network:
+        """The network with the positions that were asked for."""
+        settings, model = self.request.settings, pipe.spec.model
+        rows, columns = (side // model.patch_size for side in self.request.shape[1:])
+        process = build_process(pipe.spec.process)
+        return positioned(
+            network, process, model, rows, columns, settings.rope_scaling, settings.proportional_attention
+        )
+
+    def _batch(self, rows: range, counts: "_Counts", bar: "tqdm[Any]") -> Iterator[Event]:
+        """Previews and images of some rows; nothing once cancelled. Only a batch that comes to its end counts."""
+        if counts.stopped:
+            return
+        steps = len(self.request.levels) - 1
+        predict, x = self._guided(rows), self._initial(rows)
+        for network, second in zip(self._prepared, (False, True), strict=False):
+            if network is not None:
+                network.plan(predict.asked(self.request.levels[:-1], second))
+        for step in self._steps(predict, x, rows):
+            x = step.x
+            bar.update()
+            if self.callback:
+                self.callback(step)
+            if self.preview_every and (step.number + 1) % self.preview_every == 0:
+                yield Preview(tuple(rows), step.number + 1, steps, step.x0.cpu())
+            if self.cancelled():
+                counts.stopped = True
+                break
+        if not counts.stopped:
+            yield from self._images(rows, x)
+            counts.images += len(rows)
+        counts.evaluations += predict.evaluations
+        counts.guided_rows += predict.guided_rows
+
+    def _steps(self, predict: Guided, x: Tensor, rows: range) -> Iterator[Step]:
+        denoise = build_denoiser(self.process, predict)
+        return self.request.solve(denoise, x, self.request.levels, lambda i: self._noise(i, rows))
+
+    def _guided(self, rows: range) -> Guided:
+        request = self.request
+        labels = torch.tensor(request.labels[rows.start : rows.stop], device=self._home)
+        null = None if request.null is None else torch.full_like(labels, request.null)
+        settings = request.settings
+        return Guided(
+            self._networks[0],
+            labels,
+            null,
+            settings.guidance,
+            request.channels,
+            settings.guidance_interval,
+            self.pipe.dtype,
+            settings.guidance_schedule,
+            None if self.guide is None else self._networks[1],
+        )
+
+    def _initial(self, rows: range) -> Tensor:
+        request = self.request
+        if request.initial_noise is not None:
+            noise = request.initial_noise[rows.start : rows.stop].float()
+        else:
+            noise = torch.stack([normal(request.shape, request.seeds[row], "picture") for row in rows])
+        if self._starts is not None:
+            starts = self._starts[rows.start : rows.stop] if len(self._starts) > 1 else self._starts
+            noise = request.levels[0].alpha * starts + request.levels[0].sigma * noise
+        return noise.to(self.pipe.device)
+
+    def _noise(self, i: int, rows: range) -> Tensor:
+        request = self.request
+        if request.step_noise is not None:
+            noise = request.step_noise(i, (len(rows), *request.shape))
+        else:
+            noise = torch.stack([normal(request.shape, request.seeds[row], "step", i) for row in rows])
+        return noise.to(self.pipe.device)
+
+    def _images(self, rows: range, x: Tensor) -> Iterator[Sample]:
+        request, latents = self.request, x.cpu()
+        decoded = None if self.codec is None else self.codec.decode(x).cpu()
+        images = None if decoded is None else to_pil(to_uint8(decoded))
+        for i, row in enumerate(rows):
+            tensor = None if decoded is None else decoded[i]
+            image = None if images is None else images[i]
+            yield Sample(row, request.labels[row], request.seeds[row], latents[i], tensor, image)
+
+
+def _weak(network: Any, dtype: torch.dtype) -> Network:
+    """A guide's network, which may have a dtype of its own, and want its conditioning on the device."""
+
+    def call(x: Tensor, time: Tensor, cond: Tensor, **more: Any) -> Tensor:
+        home = time.device if isinstance(network, Prepared) else x.device
+        return network(x.to(dtype), time.to(home), cond.to(home), **more)
+
+    return call

@@ -1,0 +1,218 @@
+"""Many images of one model: `ldit sample --num N --out DIR | FILE.npz`, resumable, on any number of processes.
+
+A set is cut into blocks of `batch_size` consecutive images, which are sampled together whoever samples them; process
+r of n takes blocks r, r + n, …, and they say nothing to each other but by the files (`ldit.pipeline.sets.folder`).
+So the
+set is the same at any number of processes and after any number of deaths. On a GPU that holds as far as its kernels
+give the same numbers again, and where memory runs out a block is sampled in parts, which changes rounding.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldit.checkpoint.open import open_source
+from ldit.codecs.open import check_codec
+from ldit.codecs.pixels import to_uint8
+from ldit.commands.sample import open_guide
+from ldit.errors import RequestError, RunError
+from ldit.log import logger
+from ldit.parallel.world import launched, report_once
+from ldit.pipeline.generate import Done, Generator, Sample
+from ldit.pipeline.load import Pipeline, codec_roots, load_source, process_device
+from ldit.pipeline.request import Request, check_request
+from ldit.pipeline.sets.array import ArrayWriter
+from ldit.pipeline.sets.folder import Block, FolderWriter, SetFiles
+from ldit.pipeline.sets.job import Labels, SetJob, cut, dealt, describe
+from ldit.sampling.fast.offload import is_offloaded
+from ldit.storage.manifest import check_not_in_checkpoint
+from ldit.storage.progress import Progress
+from ldit.storage.signals import stopped_by_signals
+
+
+class _Made(NamedTuple):
+    """A block, and what it took."""
+
+    block: Block
+    evaluations: int
+    guided_rows: int
+
+
+class BlockSampler:
+    """Images of a set, block by block.
+
+    On a CPU each block is computed on one core, as many side by side as there are cores: sums of several threads depend
+    on their number, and a set must not depend on how many cores a machine has or how many processes share them. On a
+    GPU one thread computes while the caller deals with the images before.
+
+    `evaluations` (conditional network calls) and `guided_rows` count the blocks that were yielded.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, request: Request, labels: Labels, num: int, batch_size: int, guide: Pipeline | None = None
+    ) -> None:
+        """`request` says how; its labels and seeds give way to those of each block."""
+        self.pipe, self.guide, self.request, self.labels = pipe, guide, request, labels
+        self.batch_size, self.ranges = batch_size, cut(num, batch_size)
+        self.evaluations = self.guided_rows = 0
+        self._cores = torch.get_num_threads() if pipe.device.type == "cpu" else 0
+        self._threads = self._cores if self._cores and not is_offloaded(pipe.model) else 1
+
+    def blocks(self, numbers: Iterable[int]) -> Iterator[Block]:
+        """The blocks of these numbers, in their order. Close the iterator to stop before its end; what is being sampled
+        then ends at its next step. RunError names an image that is not finite."""
+        before, stop = torch.get_num_threads(), threading.Event()
+        computing = ThreadPoolExecutor(self._threads, "sample", self._at_home)
+        ahead: deque[Future[_Made]] = deque()
+        try:
+            for number in numbers:
+                ahead.append(computing.submit(self._block, number, stop))
+                if len(ahead) > self._threads:
+                    yield self._counted(ahead.popleft().result())
+            while ahead:
+                yield self._counted(ahead.popleft().result())
+        finally:
+            stop.set()
+            computing.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
+    def _at_home(self) -> None:
+        """What each computing thread does first."""
+        if self._cores:
+            torch.set_num_threads(1)
+        if self.pipe.device.type == "cuda":
+            torch.cuda.set_device(self.pipe.device)
+
+    def _block(self, number: int, stop: threading.Event) -> _Made:
+        rows = self.ranges[number]
+        labels = self.labels.of(rows)
+        request = replace(self.request, labels=labels, seeds=tuple(self.labels.seed + index for index in rows))
+        tensors: list[Tensor] = []
+        evaluations = guided_rows = 0
+        generator = Generator(self.pipe, request, guide=self.guide, batch_size=self.batch_size, cancelled=stop.is_set)
+        for event in generator.events():
+            if isinstance(event, Sample):
+                assert event.tensor is not None
+                tensors.append(event.tensor)
+            elif isinstance(event, Done):
+                evaluations, guided_rows = event.evaluations, event.guided_rows
+        if stop.is_set():
+            raise RunError(f"images {rows.start} to {rows.stop - 1} were not made: the others stopped")
+        images = torch.stack(tensors)
+        finite = images.isfinite().flatten(1).all(1).tolist()
+        if False in finite:
+            place = finite.index(False)
+            raise RunError(f"image {rows[place]} (seed {request.seeds[place]}, class {labels[place]}) is not finite")
+        return _Made(Block(rows, to_uint8(images), labels), evaluations, guided_rows)
+
+    def _counted(self, made: _Made) -> Block:
+        self.evaluations += made.evaluations
+        self.guided_rows += made.guided_rows
+        return made.block
+
+
+class SampleSet:
+    """A set that is asked for: checked, and described, before weights are read."""
+
+    def __init__(self, job: SetJob) -> None:
+        """RequestError, SourceError or CodecError for what cannot be made."""
+        images = job.images
+        self.job, self.device = job, process_device(images.device)
+        self.source = open_source(images.source, images.heads, images.ema, images.process)
+        self.guide = open_guide(images)
+        spec = self.source.spec
+        self.labels = dealt(job, spec)
+        self.ranges = cut(job.num, images.batch_size)
+        self.request = check_request(
+            spec,
+            None if self.labels.rule is None else self.labels.of(self.ranges[0]),
+            num=len(self.ranges[0]) if self.labels.rule is None else None,
+            guide=None if self.guide is None else self.guide.spec,
+            **job.options(),
+        )
+        check_codec(spec.codec, codec_roots(images.codec_root, self.source.path), spec.model.in_channels)
+        self.dtype = images.dtype or ("fp32" if self.device.type == "cpu" else "bf16")
+        self.description = describe(job, self.source, self.guide, self.request, self.labels, self.dtype)
+
+    def sampler(self) -> BlockSampler:
+        """Reads the weights."""
+        job = self.job.images
+        inference = job.inference
+        pipe = load_source(self.source, self.device, self.dtype, job.ema, job.codec_root, job.offload, inference)
+        guide = None
+        if self.guide is not None:
+            guide = load_source(self.guide, self.device, self.dtype, job.ema, None, job.offload, inference)
+        return BlockSampler(pipe, self.request, self.labels, self.job.num, job.batch_size, guide)
+
+
+def make_set(job: SetJob, out: Path) -> bool:
+    """Make this process's blocks of a set, a folder of PNGs or, where `out` ends in .npz, an array; True when the set
+    is complete afterwards, False when others are at work still.
+
+    Stopped after a signal (`ldit.storage.signals`); RequestError where `out` holds something else or another set.
+    """
+    with stopped_by_signals():
+        launch = launched()
+        with report_once(RequestError):
+            check_place(out)
+            asked = SampleSet(job)
+            files = (ArrayWriter if out.suffix == ".npz" else FolderWriter)(out, asked.description, asked.labels)
+            begun = files.begin()
+        if not begun:
+            logger.info("%s is complete: nothing is left to do", out)
+            return True
+        whole = False
+        try:
+            for _ in range(2):  # again where a block that stood turned out to be damaged
+                _make(asked, files, launch.rank, launch.size)
+                whole = files.finish()
+                if whole:
+                    break
+        finally:
+            files.close()
+        if not whole:
+            if launch.size == 1:
+                raise RunError(f"{out}: a block was lost while others were made; the same command makes it again")
+            made = (launch.rank, launch.size, files.done(), job.num)
+            logger.info("process %d of %d is done; %d of %d images stand", *made)
+        return whole
+
+
+def _make(asked: SampleSet, files: SetFiles, rank: int, size: int) -> None:
+    """What is missing of this process's blocks."""
+    missing = (number for number in range(rank, len(files.blocks), size) if not files.stands(number))
+    first = next(missing, None)
+    if first is None:
+        return
+    sampler = asked.sampler()
+    progress = Progress(asked.job.num, files.done, rank == 0, "images")
+
+    def numbers() -> Iterator[int]:
+        yield first
+        yield from missing
+
+    try:
+        with closing(sampler.blocks(numbers())) as blocks:  # type: ignore[type-var]
+            for block in blocks:
+                files.write(block.rows.start // asked.job.images.batch_size, block)
+                progress.advance(len(block.rows))
+    finally:
+        progress.close()
+    logger.info("%s evaluations, %s guided rows", f"{sampler.evaluations:,}", f"{sampler.guided_rows:,}")
+
+
+def check_place(out: Path) -> None:
+    """RequestError where no set can be made."""
+    check_not_in_checkpoint(out)
+    if out.suffix == ".npz" and out.is_dir():
+        raise RequestError(f"--out {out}: is a folder, expected the name of a file")
+    if out.suffix != ".npz" and out.exists() and not out.is_dir():
+        raise RequestError(f"--out {out}: is a file, expected a folder or a name that ends in .npz")

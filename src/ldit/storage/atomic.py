@@ -1,0 +1,132 @@
+"""Folders that appear whole or not at all: write beside, manifest, fsync, rename, fsync the parent."""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ldit.errors import SourceError
+from ldit.storage import manifest
+
+_MARK = ".tmp-"
+_ASIDE = ".old-"
+_LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)$")  # the names written here and by rotation
+
+
+def fsync(path: Path) -> None:
+    """Push a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each new name pushed to the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON; SourceError names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is damaged: {error}") from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields the name of a temporary file beside `path`, which replaces it whole on success."""
+    temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path, data: Any) -> None:
+    """Replace a single JSON file whole."""
+    with replaced(path) as temporary:
+        write_json(temporary, data)
+
+
+class Commit:
+    """A folder that becomes `final` or is removed. What several processes write into `folder` one of them commits."""
+
+    def __init__(self, final: Path) -> None:
+        make_folder(final.parent)
+        self.final = final
+        self.folder = final.with_name(f"{final.name}{_MARK}{uuid.uuid4().hex[:8]}")
+        self.folder.mkdir()
+
+    def finish(self, known: Mapping[str, manifest.Record] | None = None) -> None:
+        """Manifest, sync, rename; an existing `final` is moved aside, and removed after the new one stands. Files in
+        `known` are on the disk already, with these sizes and digests."""
+        write_json(self.folder / manifest.NAME, manifest.build(self.folder, known))
+        for path in [*self.folder.rglob("*"), self.folder]:
+            if path.relative_to(self.folder).as_posix() not in (known or {}):
+                fsync(path)
+        _replace(self.folder, self.final)
+        fsync(self.final.parent)
+
+    def abort(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def committed(final: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `final`; on success it becomes `final`, on failure it is removed."""
+    commit = Commit(final)
+    try:
+        yield commit.folder
+        commit.finish()
+    except BaseException:
+        commit.abort()
+        raise
+
+
+def _replace(new: Path, final: Path) -> None:
+    """Rename `new` to `final`. What stood there is moved aside first and comes back if the second rename fails, or at
+    the next `remove_leftovers` if the process dies between the two."""
+    old = final.with_name(f"{final.name}{_ASIDE}{uuid.uuid4().hex[:8]}")
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(new, final)
+    except BaseException:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    if old.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete what a killed process left half written in `parent`; put back what it had only moved aside."""
+    for path in list(parent.iterdir()) if parent.is_dir() else ():
+        if not (match := _LEFTOVER.match(path.name)):
+            continue
+        if match[2] == "old" and not (final := path.with_name(match[1])).exists():
+            os.rename(path, final)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # a reader may hold files open on NFS: the next start tries again
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""manifest.json: size and sha256 of every file of a folder, and the sha256 of its own canonical body."""
+
+import errno
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldit.errors import LditError, RequestError, RunError, SourceError
+
+NAME = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+class Record(NamedTuple):
+    """What the manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+def check_not_in_checkpoint(target: Path) -> None:
+    """RequestError when `target` lies in a folder with a manifest, where one file more or other counts as damage."""
+    try:
+        path = target.resolve()
+    except (OSError, RuntimeError):
+        raise RequestError(f"{target} cannot be written: its links lead in a circle") from None
+    sealed = next((folder for folder in (path, *path.parents) if _seals(folder / NAME)), None)
+    if sealed is not None:
+        raise RequestError(f"{target} cannot be written: {sealed} is sealed by its {NAME}, choose a name outside")
+
+
+def _seals(path: Path) -> bool:
+    """Whether this is a manifest of ours, or the remains of one; other programs have files of that name too."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return path.is_file()
+    return isinstance(data, dict) and {"files", "sha256"} <= data.keys()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _body_digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def build(
+    folder: Path, known: Mapping[str, Record] | None = None, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest of every file below `folder`; those in `known` were hashed as they were written, and RunError names
+    one of them that is not there. `extra`: see `sealed`."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != NAME:
+            files[name] = (known or {}).get(name) or Record(path.stat().st_size, sha256_file(path))
+    for lost in sorted((known or {}).keys() - files.keys()):
+        raise RunError(f"{folder / lost} was written and is not there")
+    return sealed(files, extra)
+
+
+def sealed(files: Mapping[str, Record], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest of `files`. `extra` are further keys beside "format" and "files": JSON-able, and covered by the
+    manifest's own checksum."""
+    if extra and extra.keys() & {"format", "files", "sha256"}:
+        raise ValueError(f"{sorted(extra)}: a key of the manifest itself")
+    body = {"format": FORMAT, "files": {name: record._asdict() for name, record in files.items()}, **(extra or {})}
+    return {**body, "sha256": _body_digest(body)}
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """name -> {"size", "sha256"}; SourceError when the manifest is missing, damaged or of a newer format."""
+    files: dict[str, dict[str, Any]] = read_body(folder)["files"]
+    return files
+
+
+def read_body(folder: Path, name: str = NAME) -> dict[str, Any]:
+    """The whole manifest, further keys and its own checksum included; SourceError as from `read`. `name` is that of
+    the file, where it is another."""
+    path = folder / name
+    try:
+        data = json.loads(path.read_bytes())
+        body = {key: value for key, value in data.items() if key != "sha256"}
+        stated, version, files = data["sha256"], data["format"], data["files"]
+        sound = isinstance(version, int) and _body_digest(body) == stated
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SourceError(f"{path} is damaged: not a manifest") from None
+    if isinstance(version, int) and version > FORMAT:
+        raise SourceError(f"{path}: format {version} is newer than {FORMAT}; update ldit")
+    if not sound:
+        raise SourceError(f"{path} is damaged: its own checksum does not match")
+    if not isinstance(files, dict) or not all(_sound_entry(name, entry) for name, entry in files.items()):
+        raise SourceError(f"{path} is damaged: it lists what is not a file below it")
+    whole: dict[str, Any] = data
+    return whole
+
+
+def _sound_entry(name: str, entry: Any) -> bool:
+    """A relative name that stays inside, with a size and a digest."""
+    parts = Path(name).parts
+    inside = bool(parts) and not Path(name).is_absolute() and ".." not in parts and "\0" not in name
+    return (
+        inside
+        and isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
+
+
+# What a network or a busy machine answers; no sign of damage, as EIO of a failing disk is.
+_PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+def _unreadable(path: Path, error: OSError) -> LditError:
+    kind = RunError if error.errno in _PASSING else SourceError
+    return kind(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _shared(names: Iterable[str], files: dict[str, dict[str, Any]], index: int, count: int) -> list[str]:
+    """The names of one share: the largest file first, each to the share with the fewest bytes so far."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    bytes_of = [0] * count
+    sizes = {name: files.get(name, {}).get("size", 0) for name in names}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = bytes_of.index(min(bytes_of))
+        shares[least].append(name)
+        bytes_of[least] += sizes[name]
+    return sorted(shares[index])
+
+
+def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
+    """Check `names` (default: every listed file, and that no other exists) against the manifest; of these the i-th of n
+    shares, about equal in bytes, with `share` (i, n).
+
+    SourceError names the first file that is missing, extra, of another size or of another content; RunError one that
+    cannot be read for now, which says nothing about what it holds.
+    """
+    files = read(folder)
+    if names is None:
+        present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {NAME}
+        for extra in sorted(present - files.keys()):
+            raise SourceError(f"{folder / extra} is not in the manifest")
+        names = files
+    for name in _shared(names, files, *share):
+        path, entry = folder / name, files.get(name)
+        if entry is None:
+            raise SourceError(f"{path} is not in the manifest")
+        if not path.is_file():
+            raise SourceError(f"{path} is missing")
+        try:
+            size = path.stat().st_size
+            digest = sha256_file(path) if size == entry["size"] else ""
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if size != entry["size"]:
+            raise SourceError(f"{path} is damaged: {size} bytes, the manifest says {entry['size']}")
+        if digest != entry["sha256"]:
+            raise SourceError(f"{path} is damaged: its content does not match the manifest's checksum")

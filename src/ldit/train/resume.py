@@ -1,0 +1,137 @@
+"""Whether a run's directory may be gone on with, and from which step."""
+
+from pathlib import Path
+from typing import Any
+
+from ldit.checkpoint.export import (
+    read_any_spec,
+)
+from ldit.checkpoint.run import committed_steps, latest_valid_step, step_folder
+from ldit.config.autoencoder import AutoencoderRun
+from ldit.config.classifier import ClassifierRun
+from ldit.config.kinds import AnySpec, run_from_json
+from ldit.config.run import BaseRun
+from ldit.config.serial import to_dict
+from ldit.errors import ConfigError, DataError, SourceError
+from ldit.log import logger
+from ldit.parallel.world import World
+from ldit.storage.atomic import read_json
+from ldit.storage.names import RUN_CONFIG, TRAINER
+
+# What may differ when a run goes on; everything else would make it another run.
+RESUMABLE = {
+    "train.steps",
+    "train.micro_batch_size",
+    "train.cooldown",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.attention_every",
+    "train.keep",
+    "train.keep_every",
+    "train.async_save",
+    "ema.snapshot_every",
+    "data.path",
+    "data.workers",
+    "data.timeout",
+    "data.verify",
+    "data.bad",
+    "heldout.every",
+}
+RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track", "eval")
+
+
+def step_to_resume(
+    config: BaseRun, spec: AnySpec, out: Path, record: dict[str, Any], world: World
+) -> tuple[int, Path] | None:
+    """The newest true step of `out`, None for a new run. All processes call this together.
+
+    SourceError when there are steps and all are damaged, ConfigError or DataError when the run in `out` was another
+    one; differences that are allowed are logged.
+    """
+    newest = latest_valid_step(out, world)
+    step: int | None = world.from_rank0(lambda: _compared(config, spec, out, record, newest))
+    return None if step is None else (step, step_folder(out, step))
+
+
+def _compared(
+    config: BaseRun,
+    spec: AnySpec,
+    out: Path,
+    record: dict[str, Any],
+    newest: tuple[int, Path] | None,
+) -> int | None:
+    if newest is None:
+        if committed_steps(out):
+            raise SourceError(f"{out}: every committed step is damaged; nothing to resume from")
+        return None
+    step, folder = newest
+    old = run_from_json(read_json(out / RUN_CONFIG))
+    if type(old) is not type(config):
+        raise ConfigError(f"{out} is another run, choose a new --out: it trains {_kind(old)}, this one {_kind(config)}")
+    _same_classes(folder, spec)
+    old_record = _data_record(folder)
+    same_codec = "codec" in record and record["codec"] == old_record.get("codec")
+    differences = _differences(old.to_json(), config.to_json())
+    said = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
+    refused = [text for key, text in said.items() if not _may_change(key, same_codec)]
+    if refused:
+        raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(refused)}")
+    if said:
+        logger.info("goes on with %s", "; ".join(said.values()))
+    if old_record:
+        _same_data(folder, old_record, record)
+    return step
+
+
+def _data_record(folder: Path) -> dict[str, Any]:
+    """What a step says of the data that it was trained on; empty in steps from before that was kept."""
+    trainer = read_json(folder / TRAINER)
+    found = trainer.get("data") or {} if isinstance(trainer, dict) else None
+    if not isinstance(found, dict):
+        raise SourceError(f"{folder / TRAINER} is not a training record")
+    return found
+
+
+def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    encoded, cached = "images that are encoded in the step", "a latent cache"
+    if ("codec" in old) != ("codec" in new):
+        there, now = (encoded, cached) if "codec" in old else (cached, encoded)
+        raise DataError(f"the run of {folder} trains on {there}, data.path now means {now}")
+    if old.get("codec") != new.get("codec"):
+        shown = [str(record["codec"])[:12] for record in (old, new)]
+        raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
+    if old != new:
+        raise DataError(
+            f"the training images are not those of {folder}: {old.get('images')} there, "
+            f"{new['pictures']} now, or other names"
+        )
+
+
+def _kind(config: BaseRun) -> str:
+    kinds = {AutoencoderRun: "an autoencoder", ClassifierRun: "a classifier"}
+    return kinds.get(type(config), "a diffusion model")
+
+
+def _may_change(key: str, same_codec: bool) -> bool:
+    """Whether a run goes on with another value; its codec with another name where it is the same by its fingerprint."""
+    if key == "codec.name":
+        return same_codec
+    return key in RESUMABLE or key.split(".")[0] in RESUMABLE_SECTIONS
+
+
+def _same_classes(folder: Path, spec: AnySpec) -> None:
+    old = read_any_spec(folder)
+    if old.class_names != spec.class_names:
+        missing = sorted(set(old.class_names or ()) ^ set(spec.class_names or ()))
+        raise DataError(f"class names differ from those of {folder}: {', '.join(missing[:6])}")
+
+
+def _differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    new = to_dict(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted(old.keys() | new.keys()):
+            found.update(_differences(old.get(key), new.get(key), f"{where}.{key}" if where else key))
+        return found
+    return {} if old == new else {where: (old, new)}

@@ -1,0 +1,64 @@
+"""Classifiers as a Task: images in, classes out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldit.config.classifier import ClassifierRun, ClassifierSpec
+from ldit.data.batch import Batch
+from ldit.nn.classifier import ClassifierNetwork
+from ldit.rng import generator
+from ldit.train.tasks.augment import augment, keep_mask
+from ldit.train.tasks.inputs import to_device
+
+
+class ClassifierTask:
+    """Cross-entropy. How a sample is changed and which features are left out depends on (seed, its position) alone.
+    `weights` (K,): what the loss of each class's images is multiplied by."""
+
+    def __init__(self, config: ClassifierRun, spec: ClassifierSpec, weights: Tensor) -> None:
+        self.spec, self.weights = spec, weights
+        self.seed, self.objective = config.train.seed, config.objective
+
+    def network(self) -> ClassifierNetwork:
+        with torch.device("meta"):
+            return ClassifierNetwork(self.spec.model, len(self.spec.names))
+
+    def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Normal weights of deviation sqrt(2 / inputs of an output) (He et al. 2015), a tenth of it in the head; biases
+        0; norms 1, but 0 where a residual branch ends (Goyal et al. 2017), so that a fresh block is its shortcut."""
+        if len(shape) == 1:
+            return torch.ones(shape) if name.endswith("weight") and "norm2" not in name else torch.zeros(shape)
+        deviation = (2 / torch.Size(shape[1:]).numel()) ** 0.5 * (0.1 if name.startswith("head") else 1.0)
+        return torch.randn(shape, generator=generator(self.seed, "init", 0, name)) * deviation
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Per sample (B,): "loss" is the weighted cross-entropy in nats with smoothed targets, "train_accuracy" 1 where
+        the changed image is named rightly."""
+        images, labels, keep = to_device(batch.inputs, device), to_device(batch.labels, device), None
+        if self.objective.augment:
+            images = augment(images, batch.positions, self.seed)
+        if self.objective.dropout:
+            width = self.spec.model.widths[-1]
+            keep = to_device(keep_mask(batch.positions, self.seed, width, self.objective.dropout), device).to(dtype)
+        logits = model(images.to(dtype), keep).float()
+        smoothing = self.objective.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        right = (logits.argmax(1) == labels).float()
+        return {"loss": loss * to_device(self.weights, device)[labels], "train_accuracy": right}
+
+    def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Of the images as they are: "accuracy", 0 or 1, and "cross_entropy" in nats without weights or smoothing."""
+        labels = to_device(batch.labels, device)
+        logits = model(to_device(batch.inputs, device).to(dtype), None).float()
+        right = (logits.argmax(1) == labels).float()
+        return {"accuracy": right.cpu(), "cross_entropy": F.cross_entropy(logits, labels, reduction="none").cpu()}
+
+
+def class_weights(counts: Tensor, balanced: bool) -> Tensor:
+    """(K,) fp32 from the number of images of each class: 1, or inverse to it with mean 1 over the images. A class
+    without images weighs nothing."""
+    if not balanced:
+        return torch.ones(len(counts))
+    there = counts > 0
+    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1)), 0.0).float()

@@ -1,0 +1,120 @@
+"""What can be seen of a run while it trains: speed, waiting, memory, attention logits."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ldit.data.batch import Batch
+from ldit.nn.layers import Attention
+from ldit.nn.rope import rotate
+from ldit.parallel.world import World
+
+# Dense bf16 FLOP/s of the datasheets, by a word of the device's name.
+PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165.2e12}
+_SHARE = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
+
+
+def peak_flops(world: World, precision: str) -> float | None:
+    """FLOP/s of all devices of the run together by their datasheet; None where it is not listed, as for CPUs."""
+    if world.device.type != "cuda" or precision not in _SHARE:
+        return None
+    name = torch.cuda.get_device_name(world.device)
+    peak = next((peak for word, peak in PEAKS.items() if word in name), None)
+    return None if peak is None else peak * _SHARE[precision] * world.size
+
+
+class Clock:
+    """Images a second and the share of time spent waiting for data, since the last log line; hooks do not count."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Count from `step` and from now."""
+        self.step, self.since, self.waited, self.elsewhere = step, time.perf_counter(), 0.0, 0.0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the time their making held up the loop."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Time that is not training's."""
+        began = time.perf_counter()
+        yield
+        self.elsewhere += time.perf_counter() - began
+
+    def rates(self, step: int, batch_size: int, flops_per_image: float, peak: float | None) -> dict[str, float]:
+        """images_per_second, data_wait (a share), and mfu where the device's peak is known; starts anew."""
+        spent = max(time.perf_counter() - self.since - self.elsewhere, 1e-9)
+        rate = (step - self.step) * batch_size / spent
+        found = {"images_per_second": round(rate, 2), "data_wait": round(self.waited / spent, 4)}
+        if peak:
+            found["mfu"] = round(rate * flops_per_image / peak, 4)
+        self.restart(step)
+        return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest number of bytes in use so far: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def largest_logits(model: nn.Module, forward: Callable[[], object], world: World) -> list[float]:
+    """max |q·k| / sqrt(d) of each layer's self-attention during `forward()`, over all heads, images and processes.
+
+    Looks through module hooks: compiled blocks must be made to run eagerly for the time.
+    """
+    found: list[Tensor] = []
+    handles = []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            handles += _watch(module, found)
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    largest = torch.stack(found)
+    if world.size > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+def _watch(attention: Attention, found: list[Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Queries and keys are what leaves the norms (identities where there are none), turned by the rotary table."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            seen[name] = out.detach().reshape(*args[0].shape[:2], -1, attention.head_dim).clone()
+
+        return hook
+
+    def conclude(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        q, k = (rotate(seen.pop(name), args[1]).float().transpose(1, 2) for name in ("q", "k"))
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        parts = [(a @ b.transpose(-1, -2)).abs().amax() for a, b in zip(q, k, strict=True)]
+        found.append(torch.stack(parts).amax() / attention.head_dim**0.5)
+
+    return [
+        attention.q_norm.register_forward_hook(keep("q")),
+        attention.k_norm.register_forward_hook(keep("k")),
+        attention.register_forward_hook(conclude),
+    ]

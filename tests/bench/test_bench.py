@@ -1,0 +1,129 @@
+"""`ldit bench`: what it refuses before it measures, the order of report and file, the precision it measures in."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldit.bench import train_step as bench
+from ldit.bench.train_step import Job, bench_train
+from ldit.cli.main import main
+from ldit.errors import ConfigError
+from ldit.precision import COMPUTE, products
+
+MEASURED = {"fits": True, "images_per_second": 2.0, "first_loss": 1.0}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(what was measured, precision of products then), with figures in place of the measurements."""
+    found: list[tuple[str, str]] = []
+
+    def instead(result: Callable[[Any], Any]) -> Callable[..., Any]:
+        def measure(what: Any, *_: Any) -> Any:
+            found.append((str(what), torch.get_float32_matmul_precision()))
+            return result(what)
+
+        return measure
+
+    monkeypatch.setattr(bench, "matrix_ceiling", instead(lambda device: 1e12))
+    monkeypatch.setattr(bench, "_measure", instead(lambda name: {"name": name, **MEASURED}))
+    return found
+
+
+@pytest.fixture
+def before() -> Iterator[str]:
+    """The precision of the process around, which is not torch's own choice."""
+    own = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield "medium"
+    torch.set_float32_matmul_precision(own)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_products_are_rounded_within_the_block_alone(precision: str, before: str) -> None:
+    """And of a block that fails no trace is left."""
+    within = "high" if precision == "tf32" else before
+    with products(precision):
+        assert torch.get_float32_matmul_precision() == within
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(KeyError), products(precision):
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("precision", COMPUTE)
+def test_everything_is_measured_in_the_precision(precision: Any, before: str, seen: list[tuple[str, str]]) -> None:
+    """The ceiling as well as the rungs; products that the CPU emulates have none to be measured."""
+    within = "high" if precision == "tf32" else before
+    report = bench_train(Job("tiny", precision=precision, device="cpu"))
+    expected = [("cpu", within), ("original", within), ("fused", within), ("compiled", within)]
+    assert seen == expected[precision == "fp16" :]
+    assert torch.get_float32_matmul_precision() == before and report["precision"] == precision
+
+
+def test_a_measurement_that_fails_leaves_no_precision_behind(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(bench, "matrix_ceiling", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        bench_train(Job("tiny", precision="tf32", device="cpu"))
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("precision", COMPUTE)
+def test_emulated_products_are_no_ceiling(precision: Any, seen: list[tuple[str, str]]) -> None:
+    """CPUs have none in fp16; of all others the share is rate x FLOPs / ceiling."""
+    report = bench_train(Job("tiny", precision=precision, rungs=("fused",), device="cpu"))
+    (rung,) = report["rungs"]
+    assert rung["tflops"] == 2.0 * report["train_flops_per_image"] / 1e12
+    assert ("of_ceiling" in rung) == (precision != "fp16")
+    assert math.isclose(rung.get("of_ceiling", rung["tflops"]), rung["tflops"])
+    assert (report["ceiling_flops"] is None) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
+        (["--rungs"], "--rungs: name at least one of original, fused, compiled"),
+        (["--json", "nowhere/out.json"], "--json: no folder HERE/nowhere"),
+        (["--steps", "0"], "--steps: must be at least 1, got 0"),
+        (["--batch", "4", "--micro", "3"], "--micro: 3 does not divide the batch 4"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_measured(
+    flags: list[str],
+    said: str,
+    seen: list[tuple[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["bench", "train", "--size", "tiny", *flags]
+    with pytest.raises(ConfigError):
+        main([*command, "--debug"])
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"ldit: {said.replace('HERE', str(tmp_path))}\n")
+    assert seen == [] and list(tmp_path.iterdir()) == []
+
+
+def test_the_report_is_printed_before_the_file_is_written(
+    seen: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that a file that cannot be written, a folder here, costs no measurement."""
+    command = ["bench", "train", "--size", "tiny", "--device", "cpu", "--json"]
+    assert main([*command, str(tmp_path / "out.json")]) == 0
+    out = capsys.readouterr().out
+    assert (tmp_path / "out.json").read_text() == out and json.loads(out)["size"] == "tiny"
+    assert main([*command, str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["size"] == "tiny" and f"ldit: {tmp_path}: Is a directory\n" in said.err

@@ -1,0 +1,140 @@
+"""Where commands may write: nothing inside a folder that a manifest seals, and runs only where a run can live."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from folders import make_folder, over
+
+from ldit.checkpoint.run import check_place, step_folder
+from ldit.cli.main import main
+from ldit.commands.train import train
+from ldit.errors import LditError, RequestError, SourceError
+
+SAMPLE = ("sample", "--ckpt", "RUN", "--class-labels", "0", "--steps", "1")
+TRAIN = ("train", "tiny-cpu", "--train.steps", "1", "--out")
+COMMANDS = {
+    "train": (*TRAIN, "STEP"),
+    "train-below": (*TRAIN, "STEP/state/run"),
+    "ema": ("ema", "RUN", "STEP/zz", "--sigma-rel", "0.07"),
+    "convert": ("convert", "RUN", "STEP/zz"),
+    "launch": ("launch", "slurm", "tiny-cpu", "--file", "STEP/x.sbatch"),
+    "grid": (*SAMPLE, "--image-save-path", "STEP/x.png"),
+    "singles": (*SAMPLE, "--out", "STEP"),
+    "latents": (*SAMPLE, "--latents-out", "STEP/x.pt"),
+    "plot": ("plot", "RUN", "--out", "STEP/x.png"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a committed step and snapshots: every command above could do its work."""
+    base = tmp_path_factory.mktemp("places")
+    values = {"ema.power": (0.05, 0.1), "ema.snapshot_every": 1}
+    assert train(over(make_folder(base / "data"), values), base / "run") == 0
+    return base / "run"
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    """Every folder, and every file with its bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(arguments: list[str], kind: type[LditError], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that ends with an error of this kind."""
+    with pytest.raises(kind):
+        main([*arguments, "--debug"])
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("ldit: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("through", ["itself", "a-link"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nothing_is_written_into_a_committed_step(
+    name: str,
+    through: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = step_folder(run, 2)
+    (link := tmp_path / "link").symlink_to(step)
+    place = step if through == "itself" else link
+    arguments = [word.replace("STEP", str(place)).replace("RUN", str(run)) for word in COMMANDS[name]]
+    monkeypatch.chdir(tmp_path)
+    before = tree(run)
+    assert f"{step.resolve()} is sealed by its manifest.json" in refused(arguments, RequestError, capsys)
+    assert tree(run) == before and list(tmp_path.iterdir()) == [link]
+
+
+def test_beside_a_step_commands_write(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run itself is not sealed: what is refused above is refused for the step's sake."""
+    own = shutil.copytree(run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for name in COMMANDS.keys() - {"train", "train-below"}:
+        (place := own / "beside" / name).mkdir(parents=True)
+        assert main([word.replace("STEP", str(place)).replace("RUN", str(own)) for word in COMMANDS[name]]) == 0
+        assert any(place.iterdir()), name
+
+
+def foreign(run: Path, place: Path, text: str) -> None:
+    place.mkdir()
+    (place / "config.json").write_text(text)
+
+
+def without(run: Path, place: Path, name: str) -> None:
+    """The run with a file where it has this folder."""
+    shutil.copytree(run, place)
+    shutil.rmtree(place / name, ignore_errors=True)
+    (place / name).write_text("mine")
+
+
+WRONG: dict[str, tuple[Callable[[Path, Path], object], str, type[LditError]]] = {
+    "file": (lambda run, place: place.write_text("mine"), "place is a file, not a run's folder", SourceError),
+    "export": (lambda run, place: main(["convert", str(run), str(place)]), "place is sealed by its", RequestError),
+    "foreign": (lambda run, place: foreign(run, place, '{"model_type": "bert"}'), "is something else's", SourceError),
+    "list": (lambda run, place: foreign(run, place, "[1]"), "is something else's", SourceError),
+    "no-json": (lambda run, place: foreign(run, place, "{"), "place/config.json", SourceError),
+    "samples": (lambda run, place: without(run, place, "samples"), "place/samples is a file", SourceError),
+    "checkpoints": (lambda run, place: without(run, place, "checkpoints"), "place/checkpoints is a file", SourceError),
+    "snapshots": (lambda run, place: without(run, place, "snapshots"), "place/snapshots is a file", SourceError),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_place_where_no_run_can_live_is_one_line(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And stays as it is, to the byte."""
+    make, said, kind = WRONG[name]
+    make(run, tmp_path / "place")
+    capsys.readouterr()
+    before = tree(tmp_path)
+    assert said in refused([*TRAIN, str(tmp_path / "place")], kind, capsys)
+    assert tree(tmp_path) == before
+
+
+def test_places_where_a_run_can_live(run: Path, tmp_path: Path) -> None:
+    """A run, one that has no step yet, an empty folder, one with files of its owner, and none yet: left as they are."""
+    (tmp_path / "empty").mkdir()
+    (notes := tmp_path / "notes").mkdir()
+    (notes / "README").write_text("mine")
+    (begun := tmp_path / "begun").mkdir()
+    shutil.copy(run / "config.json", begun)
+    for place in (run, tmp_path / "empty", notes, begun, tmp_path / "missing" / "below"):
+        before = (tree(run), tree(tmp_path))
+        check_place(place)
+        assert (tree(run), tree(tmp_path)) == before
+
+
+def test_a_run_goes_on_and_begins_in_an_empty_folder(run: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(run, tmp_path / "again")
+    (empty := tmp_path / "empty").mkdir()
+    values = {"ema.power": (0.05, 0.1), "ema.snapshot_every": 1, "train.steps": 3}
+    for place in (again, empty):
+        assert train(over(run.parent / "data", values), place) == 0
+        assert step_folder(place, 3).is_dir()
