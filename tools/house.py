@@ -318,7 +318,9 @@ def main() -> None:
     metrics = [*static(root), *dynamic(root)]
     print(table(metrics))
     if arguments.json:
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+        git = subprocess.run(
+            ["git", "log", "-1", "--format=%h", "--", "src"], cwd=root, stdout=subprocess.PIPE, text=True
+        )
         report = {"benchmark": "house", "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": git.stdout.strip()}
         rows = [asdict(metric) for metric in metrics]
         arguments.json.write_text(json.dumps({**report, "metrics": rows}, indent=1) + "\n")

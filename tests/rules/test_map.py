@@ -47,8 +47,8 @@ def test_files_come_before_folders_and_rooms_from_the_bottom_up(tmp_path: Path) 
         ("One sentence.", "One sentence"),
         ("One sentence. Another one.", "One sentence"),
         (
-            "Reads config.json, e.g.\na DiT's (Karras et al. 2024). More.",
-            "Reads config.json, e.g. a DiT's (Karras et al. 2024)",
+            "Reads config.json, e.g.\nDiT's (Karras et al. 2024). More.",
+            "Reads config.json, e.g. DiT's (Karras et al. 2024)",
         ),
         ("No dot\n\nAnother paragraph.", "No dot"),
         ("four " * 21 + "seventeen", "four " * 21 + "…"),
