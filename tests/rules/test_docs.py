@@ -27,13 +27,6 @@ def test_links_and_files_exist(path: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_map_names_every_file() -> None:
-    """docs/architecture.md has a caption for each module of the package."""
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    modules = [p for p in (ROOT / "src" / "ldit").rglob("*.py") if p.name not in ("__init__.py", "__main__.py")]
-    assert [p.name for p in modules if p.parent.name != "cli" and p.name not in text] == []
-
-
 PROGRAM = re.compile(
     r"(?:torchrun(?P<launcher>.*) -m (?:-- )?)?(?:ldit (?P<name>[a-z]+)|python (?:-u )?(?P<script>\w+\.py))(?P<rest>.*)"
 )
