@@ -1,0 +1,71 @@
+"""Conditioners: from what a user names, labels today, to what the network is given, with its null and its dropout."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.config.labels import resolve_label
+from ldit.config.model import TextModelConfig
+from ldit.config.spec import ModelSpec
+from ldit.errors import RequestError
+
+Labels = int | str | Iterable[int | str] | Tensor | None
+"""Class numbers or names as a user gives them: one, a list, an array."""
+
+
+@dataclass(frozen=True)
+class ClassConditioner:
+    """Class labels. `null` is the label of "no class", which guidance and label dropout use; None without one. A model
+    without classes (`count` 0) is given the null label alone."""
+
+    count: int
+    """Number of classes, the null class not among them; 0 = unconditional."""
+    names: tuple[str, ...] | None
+    """Class names in the order of their labels, where known."""
+    null: int | None
+    dropout: float
+    """Share of labels that training replaces by the null label."""
+
+    @property
+    def is_unconditional(self) -> bool:
+        return self.count == 0
+
+    def resolve(self, given: Labels) -> tuple[int, ...]:
+        """Labels from numbers or names; one alone is a list of one, None is none. RequestError names what is no class."""
+        if isinstance(given, (str, int)):
+            given = [given]
+        try:
+            listed: Any = given.tolist() if isinstance(given, Tensor) else list(given or ())
+        except TypeError:
+            raise RequestError(f"class_labels: expected numbers or names, got {given!r:.80}") from None
+        if not isinstance(listed, list):  # a tensor without dimensions
+            listed = [listed]
+        return tuple(resolve_label(label, self.count, self.names) for label in listed)
+
+    def encode(self, labels: Sequence[int], device: torch.device | None = None) -> Tensor:
+        """What the network is given: (B,) int64."""
+        return torch.tensor(labels, dtype=torch.int64, device=device)
+
+    def drop(self, labels: Tensor, u: Tensor) -> Tensor:
+        """Labels (B,) with the null label where u (B,), uniform in [0, 1), is below the dropout share."""
+        return labels if self.null is None else torch.where(u < self.dropout, self.null, labels)
+
+    def name_of(self, label: int) -> str:
+        """Caption of a label: its name, "class N" without names, "" for a model without classes."""
+        if self.is_unconditional:
+            return ""
+        return self.names[label] if self.names else f"class {label}"
+
+
+Conditioner = ClassConditioner
+
+
+def build_conditioner(spec: ModelSpec) -> Conditioner:
+    """The conditioner of a model; RequestError for text models, whose conditioner is not built yet."""
+    model = spec.model
+    if isinstance(model, TextModelConfig):
+        raise RequestError("text-to-image is not built yet: only its network is")
+    return ClassConditioner(model.num_classes, spec.class_names, model.null_class, model.class_dropout_prob)
