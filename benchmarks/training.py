@@ -41,10 +41,11 @@ from ldit.data.order import EpochOrder
 from ldit.nn.build import parameter_count
 from ldit.parallel.world import World
 from ldit.rng import generator
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.saver import Saver, Staging
-from ldit.train.step import TrainState, fill_fresh, new_state, train_step
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import fill_fresh, new_state, train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 
 MODELS: dict[str, ClassModelConfig] = {
     "b": preset("B", input_size=16, qk_norm=True),
@@ -193,14 +194,14 @@ def save(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     train_step(state, task, batch)
     blocked: dict[str, list[float]] = {"synchronous": [], "asynchronous": []}
     staging = {"synchronous": Staging(), "asynchronous": Staging()}
-    reserved = timed(state_io.reserve_work(state, staging["asynchronous"]), device)
+    reserved = timed(checkpointing.reserve_work(state, staging["asynchronous"]), device)
     with tempfile.TemporaryDirectory() as name:
         for turn in range(rounds + 1):
             for form, times in blocked.items():
                 saver = Saver(form == "asynchronous")
                 state.step = turn + 1
                 began = time.perf_counter()
-                saver.start(state_io.save_work(Path(name) / form, state, task.spec, staging[form]))
+                saver.start(checkpointing.save_work(Path(name) / form, state, task.spec, staging[form]))
                 times.append(time.perf_counter() - began)
                 saver.wait()
         folder = next((Path(name) / "synchronous" / "checkpoints").iterdir())

@@ -23,7 +23,6 @@ from ldit.pipeline.init_image import encoded
 from ldit.pipeline.load import Pipeline
 from ldit.pipeline.request import check_request
 from ldit.rng import normal
-from ldit.sampling.levels import ddpm_levels
 
 BOTH = pytest.mark.parametrize("make", [tiny, tiny_flow])
 
@@ -69,7 +68,7 @@ def test_strength_1_of_a_flow_is_plain_sampling_bit_for_bit() -> None:
 
 def test_strength_1_of_ddpm_leaves_a_trace_of_the_image() -> None:
     """Its noisiest level has alpha 0.0064."""
-    pipe, level = tiny(), ddpm_levels("5")[0]
+    pipe, level = tiny(), DDPM().own_grid("5")[0]
     assert 0.006 < level.alpha < 0.0065
     seen: list[Tensor] = []
     pipe.inference = None  # the network itself, whose hooks see every evaluation

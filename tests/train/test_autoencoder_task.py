@@ -16,7 +16,7 @@ from smallrun import ALONE
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
 from ldit.cli.main import main
 from ldit.commands.convert import convert
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.autoencoder import (
     AutoencoderModelConfig,
     AutoencoderObjectiveConfig,
@@ -30,7 +30,7 @@ from ldit.data.batch import Batch
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.rng import normal
 from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.tasks.autoencoder_subject import AutoencoderTask
+from ldit.train.tasks.autoencoder import AutoencoderTask
 
 CPU = torch.device("cpu")
 MODEL = AutoencoderModelConfig(2, (8, 16), 1, 4, mid_block_attention=False)

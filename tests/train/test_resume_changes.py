@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from smallrun import changed
 
 from ldit.checkpoint.run import step_folder
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, TrainConfig
@@ -23,7 +23,7 @@ from ldit.errors import ConfigError, DataError, SourceError
 from ldit.storage import manifest
 from ldit.storage.atomic import committed, write_json
 from ldit.train.resume import RESUMABLE, RESUMABLE_SECTIONS, step_to_resume
-from ldit.train.tasks.diffusion_subject import model_spec
+from ldit.train.tasks.diffusion import model_spec
 
 BASE: dict[str, Any] = {"ema.power": (0.1,), "train.micro_batch_size": 4}
 

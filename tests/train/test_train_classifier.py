@@ -16,7 +16,7 @@ from ldit.checkpoint.classifier import holds_classifier, open_classifier_step
 from ldit.cli.main import main
 from ldit.cli.train import parse_arguments
 from ldit.commands.convert import convert
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
 from ldit.config.kinds import run_from_json, spec_from_json
 from ldit.config.recipes.registry import recipe
@@ -24,7 +24,7 @@ from ldit.data.source import open_data
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.storage import manifest
 from ldit.train.resume import RESUMABLE, RESUMABLE_SECTIONS
-from ldit.train.tasks.classifier_subject import ClassifierSubject
+from ldit.train.tasks.classifier import ClassifierSubject
 
 LAST = "checkpoints/step-00000004"
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ldit.bench.train_step import RECIPES, matrix_ceiling
 from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import diffusion_recipe
-from ldit.diffusion.build import Process
 from ldit.diffusion.ddpm import DDPM
+from ldit.diffusion.process import Level, Process
 from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops, parameter_count
@@ -23,7 +23,6 @@ from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.fast.prepare import InferenceOptions, Prepared, check_options, prepare
 from ldit.sampling.grids import build_grid
 from ldit.sampling.guidance import Guided, Network
-from ldit.sampling.levels import Level
 from ldit.sampling.solvers import find_solver
 from ldit.train.telemetry import peak_memory
 from ldit.version import __version__

@@ -31,8 +31,9 @@ from ldit.precision import COMPUTE, products
 from ldit.rng import generator, normal
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.train.optim import learning_rate
-from ldit.train.step import TrainState, new_state, train_step
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import new_state, train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 from ldit.train.telemetry import peak_flops, peak_memory
 from ldit.version import __version__
 
@@ -191,7 +192,7 @@ def _started(config: RunConfig, device: torch.device) -> tuple[TrainState, Diffu
     source = torch.Generator(device).manual_seed(0)
     for master in state.weights.masters:
         torch.nn.init.normal_(master, 0.0, 0.02, generator=source)
-    state.weights.publish()
+    state.weights.sync_to_model()
     state.averages.start(state.weights.masters)
     return state, task
 
@@ -230,8 +231,8 @@ def _original_step(state: TrainState, task: DiffusionTask, batch: Batch) -> Call
         with torch.no_grad():
             for average, master in zip(averages, weights.masters, strict=False):
                 average.mul_(0.9999).add_(master, alpha=1 - 0.9999)
-        weights.publish()
-        weights.clear()
+        weights.sync_to_model()
+        weights.zero_grad()
         return total
 
     return step

@@ -60,11 +60,11 @@ def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderAr
 
 def run(arguments: list[str]) -> int:
     parsed = parse_arguments(arguments)
-    from ldit.commands.train import train
+    from ldit.commands.train import run as run_training
     from ldit.log import setup
 
     setup()
-    return train(parsed.config, parsed.out)
+    return run_training(parsed.config, parsed.out)
 
 
 def _description(name: str | None) -> str:

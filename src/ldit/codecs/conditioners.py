@@ -34,7 +34,7 @@ class ClassConditioner:
         return self.count == 0
 
     def resolve(self, given: Labels) -> tuple[int, ...]:
-        """Labels from numbers or names; one alone is a list of one, None is none. RequestError names what is no class."""
+        """Labels from numbers or names; one alone is a list of one. RequestError names what is no class."""
         if isinstance(given, (str, int)):
             given = [given]
         try:

@@ -11,11 +11,11 @@ from torch import Tensor
 from ldit.config.labels import resolve_label
 from ldit.config.spec import FlowConfig, ModelSpec, PixelCodecConfig, ProcessConfig, SamplingConfig
 from ldit.diffusion.build import build_process
+from ldit.diffusion.process import Level
 from ldit.errors import RequestError
 from ldit.pipeline.init_image import InitImage, cut, given_images
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
-from ldit.sampling.levels import Level
 from ldit.sampling.resolution import check_scaling
 from ldit.sampling.solvers import find_solver
 from ldit.sampling.step import Solver

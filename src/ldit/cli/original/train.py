@@ -102,7 +102,7 @@ def _run(args: OriginalTrainArguments) -> int:
     if args.master_port is not None:
         os.environ.setdefault("MASTER_PORT", str(args.master_port))  # torchrun has chosen one already
     from ldit.commands.original_run import check_start
-    from ldit.commands.train import train
+    from ldit.commands.train import run as train
     from ldit.log import setup
 
     setup()
