@@ -17,6 +17,7 @@ from ldit.cli.main import main
 from ldit.codecs.pixels import from_pil, to_uint8
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.images.transforms import center_crop
+from ldit.diffusion import DDPM
 from ldit.errors import CodecError, RequestError
 from ldit.pipeline.generate import Done
 from ldit.pipeline.init_image import encoded

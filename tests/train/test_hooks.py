@@ -31,7 +31,9 @@ class Broken(Images):
 
 def around(data: Images, heldout: Images | None) -> tuple[HookContext, list[tuple[list[Fault], int]]]:
     told: list[tuple[list[Fault], int]] = []
-    place = HookContext(ALONE, data, heldout, Watchdog(ALONE, 60.0), lambda faults, step: told.append((faults, step)))
+    place = HookContext(
+        Path(), ALONE, data, heldout, Watchdog(ALONE, 60.0), lambda faults, step: told.append((faults, step))
+    )
     return place, told
 
 

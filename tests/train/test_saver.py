@@ -309,7 +309,7 @@ def test_replicas_share_the_copying(kind: str, monkeypatch: pytest.MonkeyPatch) 
     """Of two replicas each makes memory for what it writes and copies that; the rest is named and empty. Together they
     copy every tensor once, bit for bit."""
     monkeypatch.setattr(save, "SHARD_BYTES", 1 << 12)
-    monkeypatch.setattr(World, "agreed", lambda self, work, group: work())  # there is no other process to ask
+    monkeypatch.setattr(World, "run_on_all", lambda self, work, group: work())  # there is no other process to ask
     state, _, _ = begin(small({"optim.kind": kind, "ema.power": (0.1,)}))
     whole = checkpointing._sets(state)
     values = {f"{stem} {name}": value.detach() for stem, rows in whole.items() for name, _, value in rows()}

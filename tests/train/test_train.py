@@ -154,7 +154,7 @@ def test_label_dropout_has_its_rate() -> None:
     _, task, _ = started(config)
     n = 2000
     batch = Batch(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.long), tuple(range(n)))
-    dropped = (task._drop(batch) == config.model.num_classes).float().mean().item()
+    dropped = (task.draw_labels(batch) == config.model.num_classes).float().mean().item()
     assert dropped == pytest.approx(0.1, abs=4 * (0.09 / n) ** 0.5)
 
 

@@ -17,7 +17,7 @@ from ldit.errors import ConfigError, LditError, SourceError
 from ldit.storage import manifest
 from ldit.train.tasks.diffusion import DiffusionTask
 
-MISSING = "no held-out images: nothing is measured on any (data.heldout names a list)"
+MISSING = "no held-out images: no held-out loss is measured (data.heldout names a list)"
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ class StartReport:
 def start_from(source: Source, ema: bool, spec: ModelSpec, state: TrainState) -> None:
     """Put into a fresh `state` the weights of `source` that fit a network of `spec`; averages begin as the result.
 
-    Every rank calls it and fills its own part. What was taken, and what differs without showing in shapes, is logged."""
+    Every rank calls it and fills its own part. What is taken, and differences that shapes do not show, are logged."""
     weights, report = state.weights, StartReport()
     shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
     null, source_null = (build_conditioner(one).null for one in (spec, source.spec))

@@ -89,13 +89,19 @@ class DiffusionTask:
         """The configuration holds everything."""
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        t = self.process.draw_times(
-            [generator(self.seed, "time", 0, position) for position in batch.positions], self.config.objective
-        )
-        drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
-        labels = self.conditioner.drop(batch.labels, drawn)
-        losses = self._losses(model, batch, labels, t, "noise", device, dtype)
+        t = self.draw_times(batch)
+        losses = self._losses(model, batch, self.draw_labels(batch), t, "noise", device, dtype)
         return {**losses, "time": to_device(self.process.noise_times(t), device)}
+
+    def draw_times(self, batch: Batch) -> Tensor:
+        """Training times (B,) on the CPU."""
+        generators = [generator(self.seed, "time", 0, position) for position in batch.positions]
+        return self.process.draw_times(generators, self.config.objective)
+
+    def draw_labels(self, batch: Batch) -> Tensor:
+        """Labels (B,) with the null label in place of a share of them."""
+        drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
+        return self.conditioner.drop(batch.labels, drawn)
 
     def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Squared error of eps at evenly spread times with fixed noise: overall and by quarter of the time range."""
