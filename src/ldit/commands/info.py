@@ -1,5 +1,6 @@
-"""What a source is, from headers and shapes alone."""
+"""`ldit info`: what a source is, from headers and shapes alone."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -9,10 +10,7 @@ from typing import Any
 
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
 from ldit.checkpoint.classifier import holds_classifier, open_classifier_step
-from ldit.checkpoint.export import (
-    kept,
-    weight_shapes,
-)
+from ldit.checkpoint.export import kept, weight_shapes
 from ldit.checkpoint.layouts.dit_pt import ProcessName
 from ldit.checkpoint.open import open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
@@ -21,12 +19,24 @@ from ldit.codecs.kl_weights import read_tensors
 from ldit.codecs.open import find_codec
 from ldit.config.kinds import AnySpec
 from ldit.config.model import TextModelConfig
+from ldit.config.requests.convert import InfoRequest
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.errors import SourceError
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.precision import dtype_word
 from ldit.storage import manifest
 from ldit.storage.atomic import read_json
+
+
+def run(request: InfoRequest) -> int:
+    """`ldit info`."""
+    report = describe(request.source, request.verify, request.heads, request.process)
+    if request.json:
+        print(json.dumps(report))
+    else:
+        for key, value in report.items():
+            print(f"{key:<12}{json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    return 0
 
 
 def describe(

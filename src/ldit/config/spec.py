@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.model import ModelConfig, model_from_dict
+from ldit.config.model import ModelConfig, TextModelConfig, model_from_dict
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError
 
@@ -134,9 +134,9 @@ class ModelSpec(dict[str, Any]):
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        names = self.class_names
-        if names is not None and len(names) != getattr(self.model, "num_classes", len(names)):
-            raise ConfigError(f"conditioner.names: {len(names)} names for {self.model.num_classes} classes")  # type: ignore[union-attr]
+        names, model = self.class_names, self.model
+        if names is not None and not isinstance(model, TextModelConfig) and len(names) != model.num_classes:
+            raise ConfigError(f"conditioner.names: {len(names)} names for {model.num_classes} classes")
         if isinstance(self.codec, AutoencoderConfig):
             for key, value in (("scale", self.codec.scale), ("shift", self.codec.shift)):
                 if isinstance(value, tuple) and len(value) != self.model.in_channels:

@@ -20,7 +20,7 @@ from ldit.log import logger
 from ldit.parallel.watchdog import Watchdog
 from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.load import Pipeline
-from ldit.pipeline.request import Request
+from ldit.pipeline.request import ResolvedRequest
 from ldit.precision import COMPUTE
 from ldit.storage.names import SAMPLES
 from ldit.train.step import TrainState
@@ -82,7 +82,7 @@ def tell(faults: Iterable[Fault], data: Samples, around: Surroundings, state: Tr
 
 
 def sample_hook(
-    spec: ModelSpec, request: Request, codec: Codec, out: Path, watchdog: Watchdog
+    spec: ModelSpec, request: ResolvedRequest, codec: Codec, out: Path, watchdog: Watchdog
 ) -> Callable[[TrainState], None]:
     """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
 

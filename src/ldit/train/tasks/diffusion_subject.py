@@ -5,9 +5,12 @@ from pathlib import Path
 
 from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.open import Codec, find_codec, open_codec, whole_name
 from ldit.codecs.pixels import PixelCodec
 from ldit.config.kinds import AnySpec
+from ldit.config.model import TextModelConfig
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
 from ldit.data.latent_cache.description import CROP, CacheDescription
@@ -17,7 +20,7 @@ from ldit.eval.during_training import evaluation_hook
 from ldit.log import logger
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.parallel.world import World
-from ldit.pipeline.request import Request, check_request
+from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.precision import DTYPES
 from ldit.train.hooks import attention_hook, heldout_hook, sample_hook
 from ldit.train.init_from import StartReport, starting_weights
@@ -67,7 +70,9 @@ class DiffusionSubject:
             return
         theirs, ours, report = source.spec, self.spec, StartReport()
         shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
-        null, their_null = (getattr(spec.model, "null_class", None) for spec in (ours, theirs))
+        null, their_null = (
+            None if isinstance(spec.model, TextModelConfig) else spec.model.null_class for spec in (ours, theirs)
+        )
         tensors = source.tensors(train.init_ema)
         for start in starting_weights(tensors, shapes, ours.class_names, theirs.class_names, null, their_null, report):
             weights.put(start.name, start.value, start.rows)
@@ -157,15 +162,15 @@ def _inputs(config: RunConfig, data: Samples, codec: Codec | None) -> Inputs:
     return EncodedInputs(codec, config.train.seed) if isinstance(codec, AutoencoderCodec) else PlainInputs()
 
 
-def _request(spec: ModelSpec) -> Request:
+def _request(spec: ModelSpec) -> ResolvedRequest:
     """The request of the image grids, checked before the first step: the first classes, unguided where the model has
     no null class."""
-    count = getattr(spec.model, "num_classes", 0)
-    if not count:
-        return check_request(spec, num=6 * SAMPLES_PER_CLASS)
-    labels = [label for label in range(min(count, 16)) for _ in range(SAMPLES_PER_CLASS)]
-    null = getattr(spec.model, "null_class", None)
-    return check_request(spec, labels, guidance=1.0 if null is None else None)
+    conditioner = build_conditioner(spec)
+    if conditioner.is_unconditional:
+        return check_request(spec, SamplingRequest(num=6 * SAMPLES_PER_CLASS))
+    labels = [label for label in range(min(conditioner.count, 16)) for _ in range(SAMPLES_PER_CLASS)]
+    guidance = 1.0 if conditioner.null is None else None
+    return check_request(spec, SamplingRequest(class_labels=labels, guidance=guidance))
 
 
 def _compare(theirs: ModelSpec, ours: ModelSpec) -> None:
