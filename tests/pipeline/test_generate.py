@@ -117,7 +117,7 @@ def test_events() -> None:
     assert pictures[0].image is not None and pictures[0].image.size == (8, 8)
     done = events[-1]
     assert isinstance(done, Done)
-    assert (done.pictures, done.cancelled) == (3, False)
+    assert (done.images, done.cancelled) == (3, False)
     assert done.evaluations == 2 * (2 * 4 - 1) and done.guided_rows == (2 + 1) * 7  # Heun: 2N - 1
 
 

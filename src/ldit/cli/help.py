@@ -53,10 +53,17 @@ def _rows(cls: type[Any], default: Any, prefix: str, section: str) -> Iterator[R
             inner = prefix if entry.name == "config" else f"{prefix}{entry.name}."
             yield from _rows(type(value), value, inner, inner.rstrip("."))
             continue
-        if not entry.init or entry.name == "kind":
+        if _has_no_flag(hint, value):
             continue
         group = section or entry.metadata.get(GROUP) or _declared_in(cls, entry.name)
         yield _row(entry, hint, value, prefix, group, docs.get(entry.name, ""))
+
+
+def _has_no_flag(hint: Any, value: Any) -> bool:
+    """A section's kind, which has one value; a section that is absent."""
+    if typing.get_origin(hint) is Literal:
+        return len(typing.get_args(hint)) == 1
+    return value is None and any(map(is_dataclass, typing.get_args(hint)))
 
 
 def _row(entry: "Field[Any]", hint: Any, value: Any, prefix: str, group: str, doc: str) -> Row:
