@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,24 @@ def test_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert str(weights) in text and "wget" not in text and "capabilities" in text
+
+
+COMPLETE = """source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _tyro_ldit; printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def test_the_shell_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands, themes, recipes and flags, by the script that bash would source."""
+    assert main(["--tyro-print-completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+
+    def offered(*words: str) -> list[str]:
+        command = ["bash", "-c", COMPLETE, "bash", str(tmp_path / "script"), "ldit", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert offered("sam") == ["sample"]
+    assert {"train", "sample"} <= set(offered("bench", ""))
+    assert set(RECIPES) <= set(offered("train", ""))
+    assert set(offered("train", "tiny-cpu", "--train.l")) == {"--train.lr", "--train.log-every"}
+    assert "--guidance" in offered("sample", "--gui") and "--reference" in offered("evaluate", "--ref")

@@ -30,7 +30,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
     try:
         with contextlib.redirect_stderr(printed):
             values = tyro.cli(
-                _for_tyro(cls),
+                for_tyro(cls),
                 prog=prog,
                 args=arguments,
                 default=tyro.MISSING_NONPROP if default is None else default,
@@ -44,7 +44,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
     return values if isinstance(values, cls) else cls(**vars(values))
 
 
-def _for_tyro(cls: type[Any]) -> type[Any]:
+def for_tyro(cls: type[Any]) -> type[Any]:
     """The class, or where its fields have metadata one that says the same in tyro's words."""
     import tyro
 

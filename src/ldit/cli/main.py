@@ -41,6 +41,8 @@ def dispatch(name: str, arguments: list[str]) -> int:
 
         print(__version__)
         return 0
+    if name == "--tyro-print-completion":
+        return int(_imported("ldit.cli.completion:print_completion")(arguments))
     if name in PLANNED:
         raise LditError(f"ldit {name} is not built yet")
     rows = rows_of(name)
