@@ -301,7 +301,7 @@ def test_signals_stop_it_between_steps(
         patch.setattr(BlockSampler, "_block", block)
         assert main(command) == 128 + number and told == [True]
     error = capsys.readouterr().err
-    assert f"what stands of {out} is kept" in error and "Traceback" not in error
+    assert f"what is finished of {out} is kept" in error and "Traceback" not in error
     assert not list(tmp_path.rglob(".work-*"))
     assert main(command) == 0 and contents(out) == whole[kind]
     assert capsys.readouterr().out.splitlines() == [str(out)]

@@ -115,7 +115,7 @@ def _default_words(value: Any) -> str:
 
 
 def metavar_of(hint: Any) -> str:
-    """N, X, TEXT, PATH, {a,b} or several of them; what None may stand for is not said."""
+    """N, X, TEXT, PATH, {a,b} or several of them; None is left out: the text says what it stands for."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return metavar_of(parts[0])
@@ -147,7 +147,7 @@ def heading(cls: type[Any]) -> str:
 
 def docstrings(cls: type[Any]) -> dict[str, str]:
     """The string below each field of a dataclass and of those it inherits from, as one line."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not is_dataclass(base):
             continue
@@ -156,8 +156,8 @@ def docstrings(cls: type[Any]) -> dict[str, str]:
         for field, text in zip(body.body, body.body[1:], strict=False):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                    found[name] = " ".join(doc.split())
-    return found
+                    texts[name] = " ".join(doc.split())
+    return texts
 
 
 def help_text(cls: type[Any], prog: str, description: str | None = None, default: Any = None) -> str:

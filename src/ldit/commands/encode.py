@@ -95,6 +95,7 @@ def make_cache(request: EncodeRequest) -> bool:
     """
     with stopped_by_signals():
         launch = launched()
+        # Open everything and check it, before anything is written.
         source, heldout = open_data(
             request.path, request.image_size, request.heldout, request.max_per_class, decoding=_decoding(request)
         )
@@ -105,14 +106,16 @@ def make_cache(request: EncodeRequest) -> bool:
         codec = open_autoencoder(request, device)
         kept = None if heldout is None else _record(request, heldout, training=False)
         making = Making(request.out, _describe(request, codec, source, heldout), kept)
+        # Begin, or find what an earlier start left.
         if not making.begin():
-            logger.info("%s is whole: nothing is left to do", request.out)
+            logger.info("%s is complete: nothing is left to do", request.out)
             return True
         sets = [source] if heldout is None else [source, heldout]
         total = sum(part.job.source.pictures for part in making.parts)
         progress = Progress(total, making.images_done, launch.rank == 0, "images")
         skip = request.bad == "skip"
         encoder = Encoder(codec, device, request.batch_size, request.workers, skip, request.timeout, progress.begun)
+        # Shards of this process that are missing, each written when it is complete.
         try:
             for part, number in making.shards()[launch.rank :: launch.size]:
                 if making.whole():
@@ -124,17 +127,18 @@ def make_cache(request: EncodeRequest) -> bool:
         finally:
             encoder.close()
             progress.close()
-        whole = making.finish()
-        if whole and launch.rank == 0:
+        # Whoever finds every shard there writes the manifest.
+        is_complete = making.finish()
+        if is_complete and launch.rank == 0:
             _say(request.out)
-        if not whole:
+        if not is_complete:
             if launch.size == 1:
                 raise RunError(
                     f"{request.out}: a shard was lost while others were made; the same command makes it again"
                 )
             done = making.images_done()
             logger.info("process %d of %d is done; %d of %d images are encoded", launch.rank, launch.size, done, total)
-        return whole
+        return is_complete
 
 
 def open_autoencoder(request: EncodeRequest, device: torch.device) -> Codec:

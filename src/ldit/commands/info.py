@@ -61,8 +61,8 @@ def describe(
 
 
 def _other(folder: Path, source: str | Path, verify: bool, of_pt: dict[str, Any]) -> dict[str, Any] | None:
-    """What is said of a folder that is known, but holds no model; None for others. `of_pt`: what
-    is given for DiT .pt files alone, by the words that say so."""
+    """The report on a known folder that holds no diffusion model; None for others. `of_pt`: what is given for DiT .pt
+    files alone, by the words of the error."""
     for what, known, report_of in (
         ("an autoencoder", _is_codec, _codec),
         ("an autoencoder", holds_autoencoder, _autoencoder),
@@ -129,7 +129,7 @@ def _classifier(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _step(folder: Path, spec: AnySpec, own: dict[str, Any], verify: bool) -> dict[str, Any]:
-    """What is said of a step of any run that trains no diffusion model, around what is its `own`."""
+    """The report on a step of a run that trains no diffusion model, around what is its `own`."""
     if verify and (folder / manifest.NAME).exists():
         manifest.verify(folder)
     entries = weight_shapes(folder, ema=True)

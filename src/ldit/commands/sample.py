@@ -138,8 +138,7 @@ def _check_targets(request: SampleRequest) -> None:
 
 
 def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner, published: bool) -> SamplingRequest:
-    """What is asked of the sampler. Images to start from are one for all or one a label, whose images all start from
-    it."""
+    """The request of the sampler alone. Images to start from are one for all, or one for all images of a label."""
     changes: dict[str, Any] = {"class_labels": _labels(request, spec, conditioner)}
     if request.init_image is not None and len(request.init_image) > 1:
         changes["init_image"] = [image for image in request.init_image for _ in range(request.per_class)]
@@ -149,7 +148,7 @@ def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner,
 
 
 def _labels(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner) -> list[int | str]:
-    """The labels asked for; else every class of a small set, the original's eight of ImageNet, or the first sixteen."""
+    """The labels of the request; else every class of few, the original's eight of ImageNet, or the first sixteen."""
     if not conditioner.is_unconditional and request.num is not None:
         raise RequestError(
             f"num {request.num}: this model has classes; --out DIR or FILE.npz makes a set of so many images, "
@@ -204,7 +203,7 @@ def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec
 
 
 def _save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """PNGs carry their settings in the text chunk "ldit"; the file appears whole."""
+    """PNGs carry their settings in the text chunk "ldit"; the file is written beside and renamed."""
     info = PngInfo()
     info.add_text("ldit", json.dumps(settings))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

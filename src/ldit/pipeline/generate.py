@@ -159,7 +159,7 @@ class Generator:
         return any(let_go)
 
     def _placed(self, pipe: LoadedModel, network: Any) -> Network:
-        """The network with the positions that were asked for."""
+        """The network with the positions of the request."""
         settings, model = self.request.settings, pipe.spec.model
         rows, columns = (side // model.patch_size for side in self.request.shape[1:])
         process = build_process(pipe.spec.process)

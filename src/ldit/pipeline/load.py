@@ -242,7 +242,7 @@ def load_model(
 
 
 def open_guide(request: ModelRequest) -> Source | None:
-    """The weaker model of a request. `heads` and `process` are for files that do not tell theirs, so they are given to
+    """The weaker model of a request. `heads` and `process` are for files that do not name theirs, so they are given to
     a guide only where it is such a file."""
     if request.guide is None:
         return None

@@ -29,8 +29,8 @@ SETTINGS = (
 )  # fmt: skip
 """Fields of a request that replace those of the spec's sampling section as they are."""
 STRENGTH = 0.6
-"""Noise time that an image to start from is brought to, where none is asked for: SDEdit's compromise between keeping
-the image and mending it."""
+"""Noise time that an image to start from is brought to, by default: SDEdit's compromise between keeping the
+image and correcting it."""
 MOST_PIXELS = 1 << 16
 """Of a side: far more than memory holds, and few enough to be counted."""
 

@@ -111,16 +111,16 @@ def describe(
 
 def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:
     """The content of samples.json when every image stands."""
-    found = {**description, "complete": True}
-    return found if labels.rule is None else {**found, "labels": list(labels.of(range(description["num"])))}
+    content = {**description, "complete": True}
+    return content if labels.rule is None else {**content, "labels": list(labels.of(range(description["num"])))}
 
 
 def compare(out: Path, begun: Any, job: dict[str, Any]) -> dict[str, Any]:
     """What a set was begun as, without how it ended. RequestError when it is not `job`, with the first key that differs
     and both values; what a source is called is nobody's concern."""
     if not isinstance(begun, dict) or begun.get("format") != FORMAT:
-        found = begun.get("format") if isinstance(begun, dict) else begun
-        raise RequestError(f"--out {out}: its description is of format {brief(found)}, expected {FORMAT}")
+        version = begun.get("format") if isinstance(begun, dict) else begun
+        raise RequestError(f"--out {out}: its description is of format {brief(version)}, expected {FORMAT}")
     old, new = (flattened({key: value for key, value in one.items() if key not in _ENDING}) for one in (begun, job))
     for key in [*new, *sorted(old.keys() - new.keys())]:
         passed = any(f"{key}.".startswith(f"{name}.") for name in _PASSED_OVER)

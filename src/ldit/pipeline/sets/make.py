@@ -128,7 +128,7 @@ class BlockSampler:
 
 
 class SampleSet:
-    """A set that is asked for: checked, and described, before weights are read. Image k of `num` has the request's
+    """A requested set: checked and described before weights are read. Image k of `num` has the request's
     seed + k; blocks of `batch_size` images are sampled together."""
 
     def __init__(self, request: ModelRequest, num: int) -> None:
@@ -156,13 +156,13 @@ class SampleSet:
 
     def sampler(self) -> BlockSampler:
         """Reads the weights."""
-        asked = self.request
-        root, inference = asked.local_diffusers_model_root, inference_options(asked)
-        pipe = load_source(self.source, self.device, self.dtype, asked.ema, root, asked.offload, inference)
+        request = self.request
+        root, inference = request.local_diffusers_model_root, inference_options(request)
+        pipe = load_source(self.source, self.device, self.dtype, request.ema, root, request.offload, inference)
         guide = None
         if self.guide is not None:
-            guide = load_source(self.guide, self.device, self.dtype, asked.ema, None, asked.offload, inference)
-        return BlockSampler(pipe, self.resolved, self.labels, self.num, asked.batch_size, guide)
+            guide = load_source(self.guide, self.device, self.dtype, request.ema, None, request.offload, inference)
+        return BlockSampler(pipe, self.resolved, self.labels, self.num, request.batch_size, guide)
 
 
 def make_set(request: ModelRequest, num: int, out: Path) -> bool:
@@ -175,37 +175,37 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
         launch = launched()
         with report_once(RequestError):
             check_place(out)
-            asked = SampleSet(request, num)
-            files = (ArrayWriter if out.suffix == ".npz" else FolderWriter)(out, asked.description, asked.labels)
+            planned = SampleSet(request, num)
+            files = (ArrayWriter if out.suffix == ".npz" else FolderWriter)(out, planned.description, planned.labels)
             begun = files.begin()
         if not begun:
             logger.info("%s is complete: nothing is left to do", out)
             return True
-        whole = False
+        is_complete = False
         try:
             for _ in range(2):  # again where a block that stood turned out to be damaged
-                _make(asked, files, launch.rank, launch.size)
-                whole = files.finish()
-                if whole:
+                _make(planned, files, launch.rank, launch.size)
+                is_complete = files.finish()
+                if is_complete:
                     break
         finally:
             files.close()
-        if not whole:
+        if not is_complete:
             if launch.size == 1:
                 raise RunError(f"{out}: a block was lost while others were made; the same command makes it again")
             made = (launch.rank, launch.size, files.done(), num)
             logger.info("process %d of %d is done; %d of %d images stand", *made)
-        return whole
+        return is_complete
 
 
-def _make(asked: SampleSet, files: SetFiles, rank: int, size: int) -> None:
+def _make(planned: SampleSet, files: SetFiles, rank: int, size: int) -> None:
     """What is missing of this process's blocks."""
     missing = (number for number in range(rank, len(files.blocks), size) if not files.stands(number))
     first = next(missing, None)
     if first is None:
         return
-    sampler = asked.sampler()
-    progress = Progress(asked.num, files.done, rank == 0, "images")
+    sampler = planned.sampler()
+    progress = Progress(planned.num, files.done, rank == 0, "images")
 
     def numbers() -> Iterator[int]:
         yield first
@@ -214,7 +214,7 @@ def _make(asked: SampleSet, files: SetFiles, rank: int, size: int) -> None:
     try:
         with closing(sampler.blocks(numbers())) as blocks:  # type: ignore[type-var]
             for block in blocks:
-                files.write(block.rows.start // asked.request.batch_size, block)
+                files.write(block.rows.start // planned.request.batch_size, block)
                 progress.advance(len(block.rows))
     finally:
         progress.close()
