@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ldit.bench import train_step as bench
-from ldit.bench.train_step import Job, bench_train
+from ldit.bench.train_step import bench_train
 from ldit.cli.main import main
+from ldit.config.requests.bench import BenchTrainRequest
 from ldit.errors import ConfigError
 from ldit.precision import COMPUTE, products
 
@@ -60,7 +61,7 @@ def test_products_are_rounded_within_the_block_alone(precision: str, before: str
 def test_everything_is_measured_in_the_precision(precision: Any, before: str, seen: list[tuple[str, str]]) -> None:
     """The ceiling as well as the rungs; products that the CPU emulates have none to be measured."""
     within = "high" if precision == "tf32" else before
-    report = bench_train(Job("tiny", precision=precision, device="cpu"))
+    report = bench_train(BenchTrainRequest("tiny", precision=precision, device="cpu"))
     expected = [("cpu", within), ("original", within), ("fused", within), ("compiled", within)]
     assert seen == expected[precision == "fp16" :]
     assert torch.get_float32_matmul_precision() == before and report["precision"] == precision
@@ -72,14 +73,14 @@ def test_a_measurement_that_fails_leaves_no_precision_behind(before: str, monkey
 
     monkeypatch.setattr(bench, "matrix_ceiling", fail)
     with pytest.raises(RuntimeError, match="no"):
-        bench_train(Job("tiny", precision="tf32", device="cpu"))
+        bench_train(BenchTrainRequest("tiny", precision="tf32", device="cpu"))
     assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.mark.parametrize("precision", COMPUTE)
 def test_emulated_products_are_no_ceiling(precision: Any, seen: list[tuple[str, str]]) -> None:
     """CPUs have none in fp16; of all others the share is rate x FLOPs / ceiling."""
-    report = bench_train(Job("tiny", precision=precision, rungs=("fused",), device="cpu"))
+    report = bench_train(BenchTrainRequest("tiny", precision=precision, rungs=("fused",), device="cpu"))
     (rung,) = report["rungs"]
     assert rung["tflops"] == 2.0 * report["train_flops_per_image"] / 1e12
     assert ("of_ceiling" in rung) == (precision != "fp16")

@@ -28,7 +28,7 @@ from commands.encoding import (
     write_images,
 )
 
-from ldit.cli import encode as cli
+from ldit.cli.main import dispatch
 from ldit.commands import encode as flow
 from ldit.data.formats.image_folder import ImageFolder
 from ldit.data.latent_cache.reader import open_cache, open_latents
@@ -239,7 +239,7 @@ def test_a_signal_ends_it_cleanly(
         patch.setattr(ShardWriter, "add", add)
         patch.setattr(flow, "open_autoencoder", lambda job, device: FakeCodec())
         options = ["--image-size", "8", "--shard-size", "4", "--batch-size", "3", "--workers", "2", "--device", "cpu"]
-        assert cli.run([str(source), "--out", str(out), *options]) == code
+        assert dispatch("encode", [str(source), "--out", str(out), *options]) == code
     assert seen == [True] and [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
     assert contents(out).keys() == {"encode.json", "heldout/", "shard-00000.json", "shard-00000.safetensors"}
     assert run(job(source, out)) and contents(out) == alone

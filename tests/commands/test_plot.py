@@ -14,7 +14,8 @@ from ldit.cli.main import main
 from ldit.commands import curves
 from ldit.commands.chart import COLOURS, FONT, Axis, linear_ticks, log_ticks, tick_labels
 from ldit.commands.curves import Curve, Panel, draw
-from ldit.commands.plot import PlotJob, plot, read_metrics, smoothed
+from ldit.commands.plot import plot, read_metrics, smoothed
+from ldit.config.requests.plot import PlotRequest
 from ldit.errors import RequestError, SourceError
 
 BLUE, RED = (ImageColor.getrgb(colour) for colour in COLOURS[:2])
@@ -155,7 +156,7 @@ def test_dashes_tell_the_eighth_run_from_the_first() -> None:
 )
 def test_any_values_can_be_drawn(values: list[float], log_y: bool, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [{"step": i, "loss": value} for i, value in enumerate(values)])
-    assert Image.open(plot(PlotJob((run,), tmp_path / "a.png", log_y=log_y))).size[0] > 900
+    assert Image.open(plot(PlotRequest((run,), tmp_path / "a.png", log_y=log_y))).size[0] > 900
 
 
 def test_the_legend_wraps_and_shortens() -> None:
@@ -221,7 +222,7 @@ def test_null_and_non_finite_are_gaps_absent_is_none(tmp_path: Path) -> None:
     assert metrics.names() == ["loss", "lr", "logit/0", "logit/1"]
 
 
-def captured(monkeypatch: pytest.MonkeyPatch, job: PlotJob) -> tuple[list[Panel], list[str]]:
+def captured(monkeypatch: pytest.MonkeyPatch, job: PlotRequest) -> tuple[list[Panel], list[str]]:
     taken: list[Any] = []
 
     def keep(panels: list[Panel], runs: list[str], *_: Any) -> Image.Image:
@@ -243,14 +244,14 @@ def test_horizontal_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("images", [7200, 14400, 21600, 28800]),
         ("hours", [0.5, 1.0, 1.5, 1.75]),
     ):
-        panels, _ = captured(monkeypatch, PlotJob((run,), tmp_path / "a.png", ("loss",), x))  # type: ignore[arg-type]
+        panels, _ = captured(monkeypatch, PlotRequest((run,), tmp_path / "a.png", ("loss",), x))  # type: ignore[arg-type]
         assert panels[0].curves[0].x.tolist() == pytest.approx(expected)
 
 
 def test_what_is_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"step": i, "loss": value, "lr": value} for i, value in enumerate((1.0, 100.0, 1.0, -1.0))]
     run = make_run(tmp_path / "run", records)
-    job = PlotJob((run,), tmp_path / "a.png", smooth=0.5, log_y=True)
+    job = PlotRequest((run,), tmp_path / "a.png", smooth=0.5, log_y=True)
     panels, _ = captured(monkeypatch, job)
     assert panels[0].curves[0].smooth[:3].tolist() == pytest.approx([1, 100, 1]), "few values are drawn as they are"
     monkeypatch.setattr("ldit.commands.plot.FEW", 0)
@@ -265,7 +266,7 @@ def test_names_in_the_legend_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sources = [make_run(tmp_path / name, ramp(range(3))) for name in ("a/run", "b/run", "c")]
     (tmp_path / "kept.jsonl").write_text('{"step": 1, "loss": 1}\n')
     sources += [tmp_path / "c" / "metrics.jsonl", tmp_path / "kept.jsonl"]
-    _, names = captured(monkeypatch, PlotJob(tuple(sources), tmp_path / "a.png"))
+    _, names = captured(monkeypatch, PlotRequest(tuple(sources), tmp_path / "a.png"))
     assert names == [str(sources[0]), str(sources[1]), str(sources[2]), str(sources[3]), "kept"]
 
 
@@ -328,5 +329,5 @@ def test_a_sealed_folder_is_left_alone(tmp_path: Path) -> None:
     (step / "manifest.json").write_text('{"format": 1, "files": {}, "sha256": ""}')
     for out in (step / "a.png", step / "state" / "a.png"):
         with pytest.raises(RequestError, match=r"step-00000100 is sealed"):
-            plot(PlotJob((run,), out))
+            plot(PlotRequest((run,), out))
     assert sorted(path.name for path in step.rglob("*")) == ["manifest.json", "state"]

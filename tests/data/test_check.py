@@ -15,7 +15,7 @@ import pytest
 from commands.encoding import KEPT, TRAIN, encode, job, pictures
 from PIL import Image
 
-from ldit.cli.data import run
+from ldit.cli.main import dispatch
 from ldit.data.check import hashes
 from ldit.data.check.scan import Reading, scan_folder
 from ldit.data.images.decoding import Decoding
@@ -48,14 +48,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
-    assert run(["check", *map(str, arguments), "--json"]) == code
+    assert dispatch("data", ["check", *map(str, arguments), "--json"]) == code
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert said["sound"] is (code == 0)
     return said
 
 
 def lines(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[str]:
-    assert run(["check", *map(str, arguments)]) == code
+    assert dispatch("data", ["check", *map(str, arguments)]) == code
     said = capsys.readouterr().out.splitlines()
     assert len(said) <= 40
     return said
@@ -231,7 +231,7 @@ def test_files_that_no_run_reads_are_counted(folder: Path, capsys: pytest.Captur
 def test_lists_that_are_none(folder: Path, tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "list").write_text(text)
     with pytest.raises(DataError, match=part):
-        run(["check", str(folder), "--against", str(tmp_path / "list")])
+        dispatch("data", ["check", str(folder), "--against", str(tmp_path / "list")])
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
@@ -256,12 +256,12 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
     before = (folder / "cat" / "1.png").read_bytes()
     for arguments, kind, part in cases:
         with pytest.raises(kind, match=part) as caught:
-            run(["check", *map(str, arguments)])
+            dispatch("data", ["check", *map(str, arguments)])
         assert caught.value.code == 2
     assert (folder / "cat" / "1.png").read_bytes() == before
     for arguments in ([], ["other", "x"], ["check"], ["check", "a", "--colour"]):
         with pytest.raises(ConfigError):
-            run(arguments)
+            dispatch("data", arguments)
 
 
 def test_loose_images_and_background(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +282,7 @@ def test_idx_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = report(capsys, tmp_path)
     assert (said["kind"], said["total"], said["classes"]) == ("a set of IDX files", 8, {"0": 5, "1": 3})
     with pytest.raises(RequestError, match="--write: lists of hashes are of folders of images"):
-        run(["check", str(tmp_path), "--write", str(tmp_path / "x")])
+        dispatch("data", ["check", str(tmp_path), "--write", str(tmp_path / "x")])
 
 
 def test_tars(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ldit.cli.data import run
+from ldit.cli.main import dispatch
 from ldit.data.check import scan as check
 from ldit.data.check.scan import MOST_HUNG, Reading, compare, scan_folder
 from ldit.data.images.decoding import Decoding, Facts
@@ -62,7 +62,7 @@ def test_listed_images_too(folder: Path, hanging: set[str], capsys: pytest.Captu
         for path in sorted((folder / "a").iterdir()):
             archive.add(path, path.name)
     hanging.add("05.png")
-    assert run(["check", str(folder / "0.tar"), "--json", "--timeout", str(PATIENCE)]) == 1
+    assert dispatch("data", ["check", str(folder / "0.tar"), "--json", "--timeout", str(PATIENCE)]) == 1
     report = json.loads(capsys.readouterr().out)
     (bad,) = report["bad"]
     assert bad["file"] == "0.tar/05.png" and "has been at it for" in bad["reason"] and report["total"] == COUNT
@@ -90,7 +90,7 @@ def test_the_process_ends(folder: Path, interrupted: bool) -> None:
     code = (
         # A shell's background jobs ignore SIGINT, and so do their children.
         "import signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ldit.cli.main import main\nfrom ldit.data import check\n"
+        "from ldit.cli.main import main\nfrom ldit.data.check import scan as check\n"
         "def hang(source, decoding):\n"
         "    print('hangs', file=sys.stderr, flush=True)\n    threading.Event().wait()\n"
         "check.examine = hang\nsys.exit(main(sys.argv[1:]))"

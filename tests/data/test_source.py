@@ -12,7 +12,7 @@ import pytest
 from commands.encoding import encode, job, write_images
 from PIL import Image
 
-from ldit.cli.data import run as check
+from ldit.cli.main import dispatch
 from ldit.config.sections import DataConfig
 from ldit.data import source
 from ldit.data.formats.image_folder import ImageFolder, LooseImages
@@ -91,7 +91,7 @@ def test_archives_beside_images_are_refused(root: Path, tmp_path: Path) -> None:
     said = "holds the archive old.tar and the image {}: which are the training images"
     refused(make(root, "cat/1.png", "old.tar"), said.format("cat/1.png"))
     with pytest.raises(DataError, match=said.format("cat/1.png")):
-        check(["check", str(root)])
+        dispatch("data", ["check", str(root)])
     refused(make(tmp_path / "loose", "1.png", "old.tar"), said.format("1.png"))
     data, _ = open_data(str(make(tmp_path / "logs", "logs/run.txt", ".cache/1.png", "old.tar")), 8)
     assert isinstance(data, TarImages) and len(data) == 2
@@ -149,6 +149,6 @@ def test_caches_that_are_not_whole_or_damaged(
             open_run_data(DataConfig(str(folder), 8))
         with pytest.raises(DataError, match=f"{folder} is a latent cache, images are needed here"):
             open_data(str(folder), 8)
-        assert check(["check", str(folder), "--json"]) == 1
+        assert dispatch("data", ["check", str(folder), "--json"]) == 1
         report = json.loads(capsys.readouterr().out)
         assert report["kind"] == "a latent cache" and f"{folder} {said}" in report["problems"][0]

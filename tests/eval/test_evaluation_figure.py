@@ -11,9 +11,10 @@ from PIL import Image, ImageColor
 from runs import ALONE
 
 from ldit.commands.chart import COLOURS
+from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import EvaluationError, RequestError
 from ldit.eval import evaluate as flow
-from ldit.eval.evaluate import ExtractorJob, measured, save_statistics
+from ldit.eval.evaluate import measured, save_statistics
 from ldit.eval.metrics.components import Cloud, cloud, principal_components
 from ldit.eval.plot import LEFT, REFERENCE, SAMPLES, SIDE, WIDE, draw
 
@@ -98,7 +99,7 @@ def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
     out, orange = tmp_path / "f.png", []
-    save_statistics(str(tmp_path / "b"), tmp_path / "b.npz", None, None, ExtractorJob(), 4)
+    save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     for reference in ("b", "b.npz"):
         measured(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
         with Image.open(out) as image:
@@ -112,7 +113,7 @@ def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Mean and covariance are all that principal components need."""
     monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
-    save_statistics(str(tmp_path / "b"), tmp_path / "b.npz", None, None, ExtractorJob(), 4)
+    save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     found = [
         measured(job(tmp_path / "a", tmp_path / name, components=3, metrics=("fd",)), Inceptive(), ALONE)
         for name in ("b", "b.npz")

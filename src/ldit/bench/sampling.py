@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldit.bench.train_step import RECIPES, matrix_ceiling
 from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import diffusion_recipe
+from ldit.config.requests.bench import BenchSampleRequest
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.process import Level, Process
 from ldit.errors import ConfigError
@@ -28,26 +29,6 @@ from ldit.train.telemetry import peak_memory
 from ldit.version import __version__
 
 COLUMNS = "batch  evaluations  ms/evaluation  images/s  of ceiling  peak GB"
-
-
-@dataclass(frozen=True)
-class SampleJob:
-    """What to measure: a size of RECIPES, images a batch, and how they are sampled; guidance 1 = no guided rows. The
-    switches are those of `ldit.sampling.fast.prepare.InferenceOptions`."""
-
-    size: str = "600m"
-    batch: tuple[int, ...] = (1, 8)
-    steps: int = 20
-    solver: str = "unipc2"
-    guidance: float = 4.0
-    dtype: str | None = None
-    packed: bool | None = None
-    int8: bool = False
-    compiled: bool = False
-    graph: bool = False
-    host_modulation: bool = False
-    rounds: int = 3
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +73,7 @@ class Chain:
         return x, guided, time.perf_counter() - began
 
 
-def bench_sample(job: SampleJob) -> dict[str, Any]:
+def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
     """Measure every batch size: evaluations, milliseconds each, images/s (median and spread of rounds), share of the
     matrix ceiling (of the FLOPs that `needed_flops` counts), peak memory. Returns the report; ConfigError or
     RequestError names a flag that cannot be served."""
@@ -107,7 +88,7 @@ def bench_sample(job: SampleJob) -> dict[str, Any]:
     build_grid(DDPM(), str(job.steps))
     dtype, inference = (
         DTYPES[word],
-        InferenceOptions(job.packed, job.int8, job.compiled, job.graph, job.host_modulation),
+        InferenceOptions(None, job.int8, job.compile, job.graphs, job.host_modulation),
     )
     check_options(config, inference, device)
     # CPUs emulate fp16 products: no ceiling for a network that is not made of them alone.
@@ -167,7 +148,7 @@ def needed_flops(
 
 @torch.no_grad()
 def _batch(
-    job: SampleJob,
+    job: BenchSampleRequest,
     config: ClassModelConfig,
     network: Network | nn.Module,
     count: int,

@@ -9,7 +9,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ldit.config.recipes.registry import diffusion_recipe
+from ldit.config.requests.bench import RUNGS, BenchTrainRequest
 from ldit.config.run import RunConfig
-from ldit.config.sections import Precision, Recompute
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError
@@ -38,24 +38,7 @@ from ldit.train.telemetry import peak_flops, peak_memory
 from ldit.version import __version__
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}
-RUNGS = ("original", "fused", "compiled")
 AGREEMENT = 2e-2  # relative, of the first loss: bf16 in another order
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to measure: a size of RECIPES, the batch of a step, in micro-batches of `micro`."""
-
-    size: str = "600m"
-    batch: int = 64
-    micro: int | None = None
-    precision: Precision = "bf16"
-    rungs: tuple[str, ...] = RUNGS
-    steps: int = 5
-    rounds: int = 3
-    recompute: Recompute = "none"
-    ema: bool = True
-    device: str | None = None
 
 
 def check_report(file: Path) -> None:
@@ -65,7 +48,7 @@ def check_report(file: Path) -> None:
         raise ConfigError(f"--json: no folder {file.absolute().parent}")
 
 
-def bench_train(job: Job) -> dict[str, Any]:
+def bench_train(job: BenchTrainRequest) -> dict[str, Any]:
     """Measure every rung: images/s (median and spread of rounds), FLOP/s, MFU and share of the measured matrix ceiling,
     peak memory. Returns the report.
 
@@ -82,7 +65,7 @@ def bench_train(job: Job) -> dict[str, Any]:
         return _ladder(job, device)
 
 
-def _ladder(job: Job, device: torch.device) -> dict[str, Any]:
+def _ladder(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     config = _config(job)
     flops = 3.0 * forward_flops(config.model, config.model.input_size, config.model.input_size)
     # CPUs emulate fp16 products: no ceiling for a network that is not made of them alone.
@@ -141,7 +124,7 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def _config(job: Job) -> RunConfig:
+def _config(job: BenchTrainRequest) -> RunConfig:
     config = diffusion_recipe(RECIPES[job.size])
     train = replace(
         config.train, batch_size=job.batch, micro_batch_size=job.micro, precision=job.precision, grad_clip=2.0
@@ -149,7 +132,7 @@ def _config(job: Job) -> RunConfig:
     return replace(config, train=train, parallel=replace(config.parallel, recompute=job.recompute))
 
 
-def _measure(name: str, config: RunConfig, job: Job, device: torch.device) -> dict[str, Any]:
+def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     if name == "compiled":
         config = replace(config, parallel=replace(config.parallel, compile=True))
     if device.type == "cuda":

@@ -27,6 +27,14 @@ class TrainRequest:
         return self.experiment.config
 
 
+@dataclass
+class _Out:
+    """Flags beside those of the configuration."""
+
+    out: Path
+    """Run directory; rerun the same command to resume it."""
+
+
 def parse_arguments(arguments: list[str]) -> TrainRequest:
     """RECIPE and flags of a command line; ConfigError when they do not fit. A user's FILE.py is run for its recipe."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -35,14 +43,11 @@ def parse_arguments(arguments: list[str]) -> TrainRequest:
     experiment = find_experiment(name or SHOWN)
     flags, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
     kind = type(experiment.config)
-    form = make_dataclass("TrainFlags", [("out", _OUT), ("config", Annotated[kind, tyro.conf.arg(name="")])])
+    form = make_dataclass("TrainFlags", [("config", Annotated[kind, tyro.conf.arg(name="")])], bases=(_Out,))
     # A run directory is its own --out.
     out: Any = Path(name) if name is not None and is_run_directory(name) else tyro.MISSING
     parsed: Any = parse(form, flags, prog, _description(name), form(out, experiment.config))
     return TrainRequest(parsed.out, replace(experiment, config=parsed.config))
-
-
-_OUT = Annotated[Path, tyro.conf.arg(help="Run directory; the same command again resumes it.")]
 
 
 def run(arguments: list[str]) -> int:

@@ -1,16 +1,17 @@
-"""Curves of runs from their metrics.jsonl: reads, decides what is drawn, writes one PNG. Imports no torch."""
+"""`ldit plot`: curves of runs from their metrics.jsonl as one PNG. Imports no torch."""
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldit.commands.curves import Curve, Panel, draw
+from ldit.config.requests.plot import PlotRequest, XAxis
 from ldit.errors import RequestError, SourceError
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.storage.names import METRICS
@@ -20,21 +21,6 @@ DEFAULT_KEYS = ("loss", "eps_mse", "grad_norm", "lr", "images_per_second")
 EXACT = ("lr",)  # without noise, so a mean would only round its corners
 FEW = 20  # values of one key, such as held-out losses, that are drawn as they are
 NEGLIGIBLE = 1e-3  # weight below which a neighbour does not count
-XAxis = Literal["step", "images", "hours"]
-
-
-@dataclass(frozen=True)
-class PlotJob:
-    """What `ldit plot` draws."""
-
-    sources: tuple[Path, ...]
-    """Runs, or metrics.jsonl files."""
-    out: Path
-    keys: tuple[str, ...] = ()
-    """One panel each; empty = those of DEFAULT_KEYS that any run has."""
-    x: XAxis = "step"
-    smooth: float = 0.7
-    log_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,23 +35,29 @@ class Metrics:
         return list(dict.fromkeys(name for line in self.values for name in line))
 
 
-def plot(job: PlotJob) -> Path:
-    """Write the PNG of `job` and return its path. SourceError or RequestError when there is nothing to draw."""
-    if not job.sources:
+def run(request: PlotRequest) -> int:
+    """`ldit plot`."""
+    print(plot(request))
+    return 0
+
+
+def plot(job: PlotRequest) -> Path:
+    """Write the PNG and return its path. SourceError or RequestError when there is nothing to draw."""
+    if not job.runs:
         raise RequestError("ldit plot needs a run (a directory or a metrics.jsonl file)")
     if job.out.suffix.lower() != ".png":
         raise RequestError(f"--out: expected a name that ends in .png, got {job.out}")
     if not 0 <= job.smooth < 1:
         raise RequestError(f"--smooth: must be in [0, 1), got {job.smooth}")
     check_not_in_checkpoint(job.out)
-    runs = [read_metrics(_metrics_file(source)) for source in job.sources]
+    runs = [read_metrics(_metrics_file(source)) for source in job.runs]
     keys = _keys(runs, job.keys)
     axes = [_positions(run, job.x) for run in runs]
     panels = [
         Panel(key, tuple(_curve(i, axes[i], run, key, job) for i, run in enumerate(runs) if key in run.names()))
         for key in keys
     ]
-    draw(panels, _run_names(job.sources), job.x, job.log_y).save(job.out, "PNG")
+    draw(panels, _run_names(job.runs), job.x, job.log_y).save(job.out, "PNG")
     return job.out
 
 
@@ -180,7 +172,7 @@ def _batch_size(path: Path, axis: XAxis) -> int:
     return size
 
 
-def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: PlotJob) -> Curve:
+def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: PlotRequest) -> Curve:
     """One key of one run; lines that do not log the key are no gaps. On a log axis values up to 0 are gaps and the
     mean is that of the logarithms, as drawn. Few values are not averaged."""
     at = [i for i, line in enumerate(run.values) if key in line]

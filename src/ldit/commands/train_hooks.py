@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from ldit.codecs.open import Codec
 from ldit.codecs.pixels import labelled_grid
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.errors import CodecError
 from ldit.log import logger
 from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.load import Pipeline
-from ldit.pipeline.request import Request, check_request
+from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.precision import COMPUTE
 from ldit.train.hooks import eager, save_grid
 from ldit.train.state import TrainState
@@ -47,17 +48,18 @@ def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
     return hooks
 
 
-def grid_request(task: DiffusionTask) -> Request:
+def grid_request(task: DiffusionTask) -> ResolvedRequest:
     """The request of the sample grids: the first classes, unguided where the model has no null class."""
     conditioner = task.conditioner
     if conditioner.is_unconditional:
-        return check_request(task.spec, num=6 * SAMPLES_PER_CLASS)
+        return check_request(task.spec, SamplingRequest(num=6 * SAMPLES_PER_CLASS))
     labels = [label for label in range(min(conditioner.count, MOST_CLASSES)) for _ in range(SAMPLES_PER_CLASS)]
-    return check_request(task.spec, labels, guidance=1.0 if conditioner.null is None else None)
+    guidance = 1.0 if conditioner.null is None else None
+    return check_request(task.spec, SamplingRequest(class_labels=labels, guidance=guidance))
 
 
 def sample_hook(
-    task: DiffusionTask, request: Request, codec: Codec, context: HookContext
+    task: DiffusionTask, request: ResolvedRequest, codec: Codec, context: HookContext
 ) -> Callable[[TrainState], None]:
     """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
 

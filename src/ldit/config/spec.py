@@ -162,9 +162,9 @@ class ModelSpec(dict[str, Any]):
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        names = self.class_names
-        if names is not None and not isinstance(self.model, TextModelConfig) and len(names) != self.model.num_classes:
-            raise ConfigError(f"conditioner.names: {len(names)} names for {self.model.num_classes} classes")
+        names, model = self.class_names, self.model
+        if names is not None and not isinstance(model, TextModelConfig) and len(names) != model.num_classes:
+            raise ConfigError(f"conditioner.names: {len(names)} names for {model.num_classes} classes")
         if isinstance(self.codec, AutoencoderConfig):
             for key, value in (("scale", self.codec.scale), ("shift", self.codec.shift)):
                 if isinstance(value, tuple) and len(value) != self.model.in_channels:

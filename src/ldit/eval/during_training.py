@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldit.checkpoint.run import Best, best_step, write_best
+from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.open import Codec
 from ldit.codecs.pixels import to_uint8
 from ldit.config.run import RunConfig
@@ -25,7 +26,7 @@ from ldit.eval.report import too_few
 from ldit.log import logger
 from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.load import Pipeline
-from ldit.pipeline.request import Request
+from ldit.pipeline.request import ResolvedRequest
 from ldit.pipeline.sets.job import Labels, cost, cut
 from ldit.pipeline.sets.stream import ImageStream, TrainingStream
 from ldit.precision import COMPUTE
@@ -42,7 +43,7 @@ _Images = Statistics | ImageStream | TrainingStream
 
 
 def evaluation_hook(
-    config: RunConfig, spec: ModelSpec, request: Request, codec: Codec, out: Path, around: HookContext
+    config: RunConfig, spec: ModelSpec, request: ResolvedRequest, codec: Codec, out: Path, around: HookContext
 ) -> Callable[[TrainState], dict[str, Any]]:
     """The Fréchet distance of `eval.num` images under its name ("fid", "fd_…"), and "best": true where it is the
     lowest of the run, with RUN/best.json to say so. `request` says how images are sampled.
@@ -116,10 +117,16 @@ class _Made:
     tensor-parallel neighbours make alike, counts once."""
 
     def __init__(
-        self, pipe: Pipeline, request: Request, num: int, size: int, around: HookContext, mark: Callable[[], None]
+        self,
+        pipe: Pipeline,
+        request: ResolvedRequest,
+        num: int,
+        size: int,
+        around: HookContext,
+        mark: Callable[[], None],
     ) -> None:
         self.pipe, self.request, self.world, self.mark, self.size = pipe, request, around.world, mark, size
-        count = getattr(pipe.spec.model, "num_classes", 0)
+        count = build_conditioner(pipe.spec).count
         self.labels = Labels("balanced" if count else None, tuple(range(max(count, 1))), 0)
         self.ranges, self.sound = cut(num, size), True
 

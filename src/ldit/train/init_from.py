@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldit.checkpoint.open import Source
-from ldit.codecs.conditioners import build_conditioner
+from ldit.config.model import TextModelConfig
 from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
 from ldit.log import logger
@@ -58,7 +58,7 @@ def start_from(source: Source, ema: bool, spec: ModelSpec, state: TrainState) ->
     Every rank calls it and fills its own part. What is taken, and differences that shapes do not show, are logged."""
     weights, report = state.weights, StartReport()
     shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
-    null, source_null = (build_conditioner(one).null for one in (spec, source.spec))
+    null, source_null = (_null(one) for one in (spec, source.spec))
     tensors = source.tensors(ema)
     names, source_names = spec.class_names, source.spec.class_names
     for start in starting_weights(tensors, shapes, names, source_names, null, source_null, report):
@@ -67,6 +67,11 @@ def start_from(source: Source, ema: bool, spec: ModelSpec, state: TrainState) ->
     state.averages.start(weights.masters)
     logger.info("starts from %s: %s", source.path, report.line())
     _warn_of_differences(source.spec, spec)
+
+
+def _null(spec: ModelSpec) -> int | None:
+    """The row of the null class; text models have none."""
+    return None if isinstance(spec.model, TextModelConfig) else spec.model.null_class
 
 
 def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldit.config.sections import DataConfig
+from ldit.config.requests.data import CheckRequest
 from ldit.data.check import hashes
 from ldit.data.check.scan import Difference, Reading, Report, Size, compare, scan_folder, scan_set
 from ldit.data.images.decoding import Decoding
@@ -28,27 +28,10 @@ _OTHERS = {  # kinds that are no folder of images
 
 
 @dataclass(frozen=True)
-class CheckJob:
-    """What `ldit data check` looks at."""
-
-    path: str
-    image_size: int | None = None
-    exif: bool = False
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_pixels: int = Decoding.max_pixels
-    workers: int = 2
-    timeout: float = DataConfig.timeout
-    write: Path | None = None
-    """File for the list of hashes."""
-    against: Path | None = None
-    """List of hashes to compare with."""
-
-
-@dataclass(frozen=True)
 class Result:
     """What was found, and how it differs from a list of hashes where one was given."""
 
-    job: CheckJob
+    job: CheckRequest
     report: Report
     difference: Difference | None = None
 
@@ -57,7 +40,7 @@ class Result:
         return self.report.sound and not self.difference
 
 
-def check_data(job: CheckJob) -> Result:
+def check_data(job: CheckRequest) -> Result:
     """Look at every image of `job.path`; an image at which a thread hangs is bad, and the others go on.
 
     RequestError or DataError when there is nothing to look at, or nobody can say what. RunError when too many hang.
@@ -81,15 +64,15 @@ def check_data(job: CheckJob) -> Result:
     return Result(job, report, None if listed is None else compare(root, report, listed, _reading(job)))
 
 
-def _decoding(job: CheckJob) -> Decoding:
+def _decoding(job: CheckRequest) -> Decoding:
     return Decoding(job.exif, job.background, job.max_pixels)
 
 
-def _reading(job: CheckJob, bar: tqdm | None = None) -> Reading:
+def _reading(job: CheckRequest, bar: tqdm | None = None) -> Reading:
     return Reading(job.workers, job.timeout, None if bar is None else bar.update)
 
 
-def _check_job(job: CheckJob) -> None:
+def _check_job(job: CheckRequest) -> None:
     for flag, value in (("image-size", job.image_size), ("max-pixels", job.max_pixels), ("workers", job.workers)):
         if value is not None and value < 1:
             raise RequestError(f"--{flag}: must be at least 1, got {value}")
@@ -113,7 +96,7 @@ def _check_target(target: Path) -> None:
             raise RequestError(f"--write: {target} is there and is no list of hashes; choose another name") from None
 
 
-def _check_other(job: CheckJob, root: Path, kind: str) -> Report:
+def _check_other(job: CheckRequest, root: Path, kind: str) -> Report:
     """The report of what is no folder of images. What a run would refuse at its start is a problem, the first one."""
     try:
         if kind == _OTHERS["cache"]:
