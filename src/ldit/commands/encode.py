@@ -1,11 +1,10 @@
 """Images through an autoencoder into a latent cache: resumable, and on any number of processes that need not meet.
 
-Each process takes shards rank, rank + world, …; they say nothing to each other but by the files
-(`ldit.data.latent_cache.writer`). A shard's bytes depend on the images of its range alone: batches never cross
-shards and
-always hold the same images.
+The processes know each other by the files only (`ldit.storage.shared_job`). A shard's bytes depend on the images of its
+range alone: batches never cross shards and always hold the same images.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,12 +28,12 @@ from ldit.data.latent_cache.description import (
     SourceRecord,
 )
 from ldit.data.latent_cache.encoder import Codec, Encoder
-from ldit.data.latent_cache.job import check_place
+from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
-from ldit.data.latent_cache.writer import Making
+from ldit.data.latent_cache.writer import CacheJob
 from ldit.data.samples import Samples
 from ldit.data.source import open_data
-from ldit.errors import ConfigError, DataError, RunError
+from ldit.errors import ConfigError, DataError
 from ldit.log import logger
 from ldit.parallel.world import launched
 from ldit.pipeline.load import process_device
@@ -82,7 +81,7 @@ class EncodeJob:
 
 
 def encode(job: EncodeJob) -> bool:
-    """Make this process's shards of the cache; True when it is whole afterwards, False when others are at work still.
+    """Make this process's shards of the cache; True when it is complete then, False when others are still at work.
 
     Stopped after a signal (`ldit.storage.signals`), a second one exits at once. DataError names an image that cannot be
     read or whose latents are not finite, unless such are skipped; RequestError an --out that is something else's or
@@ -91,41 +90,37 @@ def encode(job: EncodeJob) -> bool:
     with stopped_by_signals():
         launch = launched()
         source, heldout = open_data(job.path, job.image_size, job.heldout, job.max_per_class, decoding=job.decoding)
-        check_place(job.out, source.root)
+        check_cache_dir(job.out, source.root)
         if source.shape != (3, job.image_size, job.image_size):
             raise DataError(f"{source.root} does not hold images: nothing to encode")
         device = process_device(job.device)
         codec = open_autoencoder(job, device)
         kept = None if heldout is None else _record(job, heldout, training=False)
-        making = Making(job.out, _describe(job, codec, source, heldout), kept)
-        if not making.begin():
-            logger.info("%s is whole: nothing is left to do", job.out)
+        cache = CacheJob(job.out, _describe(job, codec, source, heldout), kept)
+        if not cache.begin():
+            logger.info("%s is complete: nothing is left to do", job.out)
             return True
-        sets = [source] if heldout is None else [source, heldout]
-        total = sum(part.job.source.pictures for part in making.parts)
-        progress = Progress(total, making.images_done, launch.rank == 0, "images")
-        skip = job.bad == "skip"
-        encoder = Encoder(codec, device, job.batch_size, job.workers, skip, job.timeout, progress.begun)
-        try:
-            for part, number in making.shards()[launch.rank :: launch.size]:
-                if making.whole():
-                    break
-                if not making.stands(part, number):
-                    samples = sets[making.parts.index(part)]
-                    making.write(part, number, *encoder.shard(samples, part, part.ranges[number]))
-                    progress.advance(len(part.ranges[number]))
-        finally:
-            encoder.close()
-            progress.close()
-        whole = making.finish()
-        if whole and launch.rank == 0:
+        samples = {cache.parts[0].folder: source} | ({} if heldout is None else {cache.parts[1].folder: heldout})
+        total = sum(map(len, cache.blocks))
+
+        def make(numbers: Iterator[int]) -> None:
+            """Encode and write the shards of these blocks."""
+            progress = Progress(total, cache.count_done, launch.rank == 0, "images")
+            skip = job.bad == "skip"
+            encoder = Encoder(codec, device, job.batch_size, job.workers, skip, job.timeout, progress.begun)
+            try:
+                for number in numbers:
+                    part, rows = cache.shard(number)[0], cache.blocks[number]
+                    cache.write(number, encoder.shard(samples[part.folder], part, rows))
+                    progress.advance(len(rows))
+            finally:
+                encoder.close()
+                progress.close()
+
+        complete = cache.make_share(launch.rank, launch.size, make)
+        if complete and launch.rank == 0:
             _say(job.out)
-        if not whole:
-            if launch.size == 1:
-                raise RunError(f"{job.out}: a shard was lost while others were made; the same command makes it again")
-            done = making.images_done()
-            logger.info("process %d of %d is done; %d of %d images are encoded", launch.rank, launch.size, done, total)
-        return whole
+        return complete
 
 
 def open_autoencoder(job: EncodeJob, device: torch.device) -> Codec:

@@ -26,10 +26,11 @@ from ldit.log import logger
 from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.load import Pipeline
 from ldit.pipeline.request import Request
-from ldit.pipeline.sets.job import Labels, cost, cut
+from ldit.pipeline.sets.job import Labels, cost
 from ldit.pipeline.sets.stream import ImageStream, TrainingStream
 from ldit.precision import COMPUTE
 from ldit.sampling.fast.oom import out_of_memory
+from ldit.storage.shared_job import cut
 from ldit.train.hooks import eager
 from ldit.train.step import TrainState
 from ldit.train.tasks.subject import Surroundings

@@ -1,7 +1,6 @@
 """What a set of images is: how many, of which labels, from which weights, sampled how. It says nothing of machines,
 so that any of them makes the same set, or finds that it would make another."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,6 @@ from ldit.commands.sample import ImageJob
 from ldit.config.labels import resolve_label
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
-from ldit.data.latent_cache.description import brief
-from ldit.data.latent_cache.job import flattened
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.pipeline.load import codec_roots
@@ -27,11 +24,11 @@ from ldit.pipeline.request import Request
 from ldit.rng import uniform
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
+from ldit.storage.shared_job import brief
 
 FORMAT = 1
 Rule = Literal["balanced", "random"]
-_PASSED_OVER = ("source", "guide.source", "class_names", "training")  # names, and what the weights imply
-_ENDING = {"complete", "labels"}  # what is known in the end
+ENDING = ("complete", "labels")  # what is known in the end
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Labels:
         return tuple(self.choices[k % count] for k in rows)
 
 
-def dealt(job: SetJob, spec: ModelSpec) -> Labels:
+def assign_labels(job: SetJob, spec: ModelSpec) -> Labels:
     """The labels of a set; RequestError for a class that the model does not have, and for a rule without classes."""
     count = getattr(spec.model, "num_classes", 0)
     if not count:
@@ -141,21 +138,11 @@ def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:
     return found if labels.rule is None else {**found, "labels": list(labels.of(range(description["num"])))}
 
 
-def compare(out: Path, begun: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What a set was begun as, without how it ended. RequestError when it is not `job`, with the first key that differs
-    and both values; what a source is called is nobody's concern."""
-    if not isinstance(begun, dict) or begun.get("format") != FORMAT:
-        found = begun.get("format") if isinstance(begun, dict) else begun
-        raise RequestError(f"--out {out}: its description is of format {brief(found)}, expected {FORMAT}")
-    old, new = (flattened({key: value for key, value in one.items() if key not in _ENDING}) for one in (begun, job))
-    for key in [*new, *sorted(old.keys() - new.keys())]:
-        passed = any(f"{key}.".startswith(f"{name}.") for name in _PASSED_OVER)
-        if not passed and old.get(key) != new.get(key):
-            raise RequestError(
-                f"--out {out}: made with {key} {brief(old.get(key))}, this command has {brief(new.get(key))}; "
-                "choose another name or give the same command"
-            )
-    return {**{key: value for key, value in begun.items() if key not in _ENDING}, "complete": False}
+def check_format(out: Path, begun: Any) -> None:
+    """RequestError for a description that another version wrote."""
+    version = begun.get("format") if isinstance(begun, dict) else begun
+    if not isinstance(begun, dict) or version != FORMAT:
+        raise RequestError(f"--out {out}: its description is of format {brief(version)}, expected {FORMAT}")
 
 
 def cost(request: Request, spec: ModelSpec, weak: bool) -> tuple[int, int]:
@@ -197,8 +184,3 @@ def _codec(job: ImageJob, source: Source) -> dict[str, Any]:
 def _name(source: str) -> str:
     """The last part of a path or a name: where it lies is the machine's."""
     return Path(source).name or source
-
-
-def cut(num: int, size: int) -> Sequence[range]:
-    """Images 0 … num-1 in blocks of `size`, the last one shorter."""
-    return [range(first, min(first + size, num)) for first in range(0, num, size)]
