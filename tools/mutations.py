@@ -157,10 +157,11 @@ MUTANTS = [
     # sets of pictures
     Mutant("pipeline/sets/job.py", "self.choices[k % count]", "self.choices[k * count // 23]", SETS),
     Mutant("pipeline/sets/job.py", 'uniform(self.seed, "label", id=k)', 'uniform(0, "label", id=k)', SETS),
-    Mutant("pipeline/sets/job.py", "if not passed and old.get(key) != new.get(key)", "if False", SETS),
-    Mutant("pipeline/sets/folder.py", "and not held_by_other(path)", "", SETS),
+    Mutant("storage/shared_job.py", "if not may_differ and old.get(key) != new.get(key)", "if False", SETS),
+    Mutant("storage/shared_job.py", "and not held_by_other(path)", "", SETS),
+    Mutant("storage/shared_job.py", "range(rank, len(self.blocks), size)", "range(0, len(self.blocks), 1)", SETS),
     Mutant("pipeline/sets/array.py", "if hashlib.sha256(data).hexdigest() !=", "if path.name ==", SETS),
-    Mutant("pipeline/sets/array.py", "if begun.get(CRC) != _crc(self.out):", "if False:", SETS),
+    Mutant("pipeline/sets/array.py", "if final.get(CRC) != _crc(self.out):", "if False:", SETS),
     # data at scale
     Mutant("train/step.py", 'torch.where(sound, values, -1 if name == "time" else 0)', "values", TRAIN),
     Mutant("train/step.py", "len(micro) - len(micro.faults)", "len(micro)", TRAIN),

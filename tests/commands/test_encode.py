@@ -115,7 +115,7 @@ def test_it_goes_on_where_it_failed(source: Path, tmp_path: Path, run: Callable[
     out = tmp_path / "out"
     with pytest.raises(RuntimeError, match="injected"):
         run(job(source, out), Failing())
-    assert not list(out.rglob("*.tmp-*"))
+    assert not list(out.rglob(".work-*"))
     again = FakeCodec()
     standing = len(list(out.rglob("shard-*.json")))
     assert run(job(source, out), again) and contents(out) == contents(tmp_path / "alone")

@@ -1,11 +1,11 @@
 """`ldit encode`: images to a latent cache, resumable, on any number of processes.
 
-Each process takes shards rank, rank + world, … Processes meet through the files alone
-(`ldit.data.latent_cache.writer`). A shard's bytes depend on the images of its range alone: batches never cross shards
-and always hold the same images.
+Processes meet through the files alone (`ldit.storage.shared_job`). A shard's bytes depend on the images of its range
+alone: batches never cross shards and always hold the same images.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -29,12 +29,12 @@ from ldit.data.latent_cache.description import (
     SourceRecord,
 )
 from ldit.data.latent_cache.encoder import Codec, Encoder
-from ldit.data.latent_cache.job import check_place
+from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
-from ldit.data.latent_cache.writer import Making
+from ldit.data.latent_cache.writer import CacheJob
 from ldit.data.samples import Samples
 from ldit.data.source import open_data
-from ldit.errors import ConfigError, DataError, RunError
+from ldit.errors import ConfigError, DataError
 from ldit.log import logger, setup
 from ldit.parallel.world import launched
 from ldit.pipeline.load import process_device
@@ -86,8 +86,7 @@ def run(request: EncodeRequest) -> int:
 
 
 def make_cache(request: EncodeRequest) -> bool:
-    """Make this process's shards of the cache; True when it is complete afterwards, False when other processes are at
-    work still.
+    """Make this process's shards of the cache; True when it is complete then, False when others are still at work.
 
     Stopped after a signal (`ldit.storage.signals`), a second one exits at once. DataError names an image that cannot be
     read or whose latents are not finite, unless such are skipped; RequestError an --out that is something else's or
@@ -99,46 +98,39 @@ def make_cache(request: EncodeRequest) -> bool:
         source, heldout = open_data(
             request.path, request.image_size, request.heldout, request.max_per_class, decoding=_decoding(request)
         )
-        check_place(request.out, source.root)
+        check_cache_dir(request.out, source.root)
         if source.shape != (3, request.image_size, request.image_size):
             raise DataError(f"{source.root} does not hold images: nothing to encode")
         device = process_device(request.device)
         codec = open_autoencoder(request, device)
         kept = None if heldout is None else _record(request, heldout, training=False)
-        making = Making(request.out, _describe(request, codec, source, heldout), kept)
+        cache = CacheJob(request.out, _describe(request, codec, source, heldout), kept)
         # Begin, or find what an earlier start left.
-        if not making.begin():
+        if not cache.begin():
             logger.info("%s is complete: nothing is left to do", request.out)
             return True
-        sets = [source] if heldout is None else [source, heldout]
-        total = sum(part.job.source.pictures for part in making.parts)
-        progress = Progress(total, making.images_done, launch.rank == 0, "images")
-        skip = request.bad == "skip"
-        encoder = Encoder(codec, device, request.batch_size, request.workers, skip, request.timeout, progress.begun)
-        # Shards of this process that are missing, each written when it is complete.
-        try:
-            for part, number in making.shards()[launch.rank :: launch.size]:
-                if making.whole():
-                    break
-                if not making.stands(part, number):
-                    samples = sets[making.parts.index(part)]
-                    making.write(part, number, *encoder.shard(samples, part, part.ranges[number]))
-                    progress.advance(len(part.ranges[number]))
-        finally:
-            encoder.close()
-            progress.close()
-        # Whoever finds every shard there writes the manifest.
-        is_complete = making.finish()
-        if is_complete and launch.rank == 0:
+        samples = {cache.parts[0].folder: source} | ({} if heldout is None else {cache.parts[1].folder: heldout})
+        total = sum(map(len, cache.blocks))
+
+        def make(numbers: Iterator[int]) -> None:
+            """Encode and write the shards of these blocks."""
+            progress = Progress(total, cache.count_done, launch.rank == 0, "images")
+            skip = request.bad == "skip"
+            encoder = Encoder(codec, device, request.batch_size, request.workers, skip, request.timeout, progress.begun)
+            try:
+                for number in numbers:
+                    part, rows = cache.shard(number)[0], cache.blocks[number]
+                    cache.write(number, encoder.shard(samples[part.folder], part, rows))
+                    progress.advance(len(rows))
+            finally:
+                encoder.close()
+                progress.close()
+
+        # This process's shards that are missing; whoever finds every shard there writes the manifest.
+        complete = cache.make_share(launch.rank, launch.size, make)
+        if complete and launch.rank == 0:
             _say(request.out)
-        if not is_complete:
-            if launch.size == 1:
-                raise RunError(
-                    f"{request.out}: a shard was lost while others were made; the same command makes it again"
-                )
-            done = making.images_done()
-            logger.info("process %d of %d is done; %d of %d images are encoded", launch.rank, launch.size, done, total)
-        return is_complete
+        return complete
 
 
 def open_autoencoder(request: EncodeRequest, device: torch.device) -> Codec:

@@ -27,10 +27,11 @@ from ldit.log import logger
 from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.load import Pipeline
 from ldit.pipeline.request import ResolvedRequest
-from ldit.pipeline.sets.job import Labels, cost, cut
+from ldit.pipeline.sets.job import Labels, cost
 from ldit.pipeline.sets.stream import ImageStream, TrainingStream
 from ldit.precision import COMPUTE
 from ldit.sampling.fast.oom import out_of_memory
+from ldit.storage.shared_job import cut
 from ldit.train.hooks import eager
 from ldit.train.state import TrainState
 from ldit.train.tasks.task import HookContext

@@ -15,6 +15,7 @@ from ldit.config.sections import DataConfig
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.storage import manifest
+from ldit.storage.shared_job import WORK, brief
 
 VERSION = 1
 KEY = "cache"  # of the manifest
@@ -37,8 +38,8 @@ def is_shard(name: str) -> bool:
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether a file is one by which `ldit encode` goes on, and that goes when a cache is whole."""
-    return _BOOKKEEPING.fullmatch(name) is not None
+    """Whether a file or folder is one by which `ldit encode` continues, and that goes when a cache is complete."""
+    return name.startswith(WORK) or _BOOKKEEPING.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,6 @@ class CacheDescription:
             wanted = to_dict(getattr(config, key, ours))
             if ours != wanted:
                 raise DataError(f"data.{key}: {show(wanted)}, {where} was made with {show(ours)} (ldit encode)")
-
-
-def brief(value: Any) -> str:
-    """A value for a message; of a fingerprint the first twelve digits."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return value[:12]
-    return value if isinstance(value, str) and len(value) < 80 else show(value)
 
 
 def is_cache(root: Path) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldit.config.spec import AutoencoderConfig
-from ldit.data.latent_cache.job import Part
+from ldit.data.latent_cache.job import EncodedShard, Part
 from ldit.data.samples import Samples
 from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, RunError
@@ -64,9 +64,9 @@ class Encoder:
             self.computers.shutdown(cancel_futures=True)
             torch.set_num_threads(self.cores)
 
-    def shard(self, samples: Samples, part: Part, rows: range) -> tuple[Tensor, Tensor, Tensor, list[tuple[str, str]]]:
-        """mean and logvar (N, 2, C, h, w), label (N), and the images that were skipped, with reasons. DataError names
-        the first bad image, unless those are skipped; RunError one that takes too long."""
+    def shard(self, samples: Samples, part: Part, rows: range) -> EncodedShard:
+        """The latents of these images. DataError names the first bad image, unless those are skipped; RunError one
+        that takes too long."""
         shape, dtype = part.job.shape, DTYPES[part.job.dtype]
         moments = [torch.empty(len(rows), *shape, dtype=dtype) for _ in range(2)]
         label = torch.empty(len(rows), dtype=torch.int64)
@@ -94,7 +94,7 @@ class Encoder:
             label[place] = torch.tensor(batch.labels)[kept]
             count = place.stop
             self.said(len(batch.rows))
-        return moments[0][:count], moments[1][:count], label[:count], skipped
+        return EncodedShard(moments[0][:count], moments[1][:count], label[:count], skipped)
 
     def _batches(self, samples: Samples, rows: range) -> Iterator["_Reading"]:
         cuts = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]

@@ -1,7 +1,6 @@
 """What a set of images is: how many, of which labels, from which weights, sampled how. It says nothing of machines,
 so that any of them makes the same set, or finds that it would make another."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from ldit.codecs.open import codec_folder
 from ldit.config.requests.sampling import ModelRequest, Rule
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
-from ldit.data.latent_cache.description import brief
-from ldit.data.latent_cache.job import flattened
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.pipeline.loaded import codec_roots
@@ -27,10 +24,10 @@ from ldit.pipeline.request import ResolvedRequest
 from ldit.rng import uniform
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
+from ldit.storage.shared_job import brief
 
 FORMAT = 1
-_PASSED_OVER = ("source", "guide.source", "class_names", "training")  # names, and what the weights imply
-_ENDING = {"complete", "labels"}  # what is known in the end
+ENDING = ("complete", "labels")  # what is known in the end
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Labels:
         return tuple(self.choices[k % count] for k in rows)
 
 
-def dealt(request: ModelRequest, conditioner: Conditioner) -> Labels:
+def assign_labels(request: ModelRequest, conditioner: Conditioner) -> Labels:
     """The labels of a set; RequestError for a class that the model does not have, and for a rule without classes."""
     if conditioner.is_unconditional:
         if request.class_labels or request.labels is not None:
@@ -115,21 +112,11 @@ def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:
     return content if labels.rule is None else {**content, "labels": list(labels.of(range(description["num"])))}
 
 
-def compare(out: Path, begun: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What a set was begun as, without how it ended. RequestError when it is not `job`, with the first key that differs
-    and both values; what a source is called is nobody's concern."""
-    if not isinstance(begun, dict) or begun.get("format") != FORMAT:
-        version = begun.get("format") if isinstance(begun, dict) else begun
+def check_format(out: Path, begun: Any) -> None:
+    """RequestError for a description that another version wrote."""
+    version = begun.get("format") if isinstance(begun, dict) else begun
+    if not isinstance(begun, dict) or version != FORMAT:
         raise RequestError(f"--out {out}: its description is of format {brief(version)}, expected {FORMAT}")
-    old, new = (flattened({key: value for key, value in one.items() if key not in _ENDING}) for one in (begun, job))
-    for key in [*new, *sorted(old.keys() - new.keys())]:
-        passed = any(f"{key}.".startswith(f"{name}.") for name in _PASSED_OVER)
-        if not passed and old.get(key) != new.get(key):
-            raise RequestError(
-                f"--out {out}: made with {key} {brief(old.get(key))}, this command has {brief(new.get(key))}; "
-                "choose another name or give the same command"
-            )
-    return {**{key: value for key, value in begun.items() if key not in _ENDING}, "complete": False}
 
 
 def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, int]:
@@ -171,8 +158,3 @@ def _codec(request: ModelRequest, source: Source) -> dict[str, Any]:
 def _name(source: str) -> str:
     """The last part of a path or a name: where it lies is the machine's."""
     return Path(source).name or source
-
-
-def cut(num: int, size: int) -> Sequence[range]:
-    """Images 0 … num-1 in blocks of `size`, the last one shorter."""
-    return [range(first, min(first + size, num)) for first in range(0, num, size)]

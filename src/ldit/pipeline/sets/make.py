@@ -1,10 +1,9 @@
 """Many images of one model: `ldit sample --num N --out DIR | FILE.npz`, resumable, on any number of processes.
 
-A set is cut into blocks of `batch_size` consecutive images, which are sampled together whoever samples them; process
-r of n takes blocks r, r + n, …, and they say nothing to each other but by the files (`ldit.pipeline.sets.folder`).
-So the
-set is the same at any number of processes and after any number of deaths. On a GPU that holds as far as its kernels
-give the same numbers again, and where memory runs out a block is sampled in parts, which changes rounding.
+A set is cut into blocks of `batch_size` consecutive images, which are sampled together whoever samples them; the
+processes know each other by the files only (`ldit.storage.shared_job`). So the set is the same at any number of
+processes and after any number of kills. On a GPU that holds as far as its kernels give the same numbers again, and
+where memory runs out a block is sampled in parts, which changes rounding.
 """
 
 import threading
@@ -32,11 +31,12 @@ from ldit.pipeline.load import Pipeline, inference_options, load_source, open_gu
 from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.array import ArrayWriter
-from ldit.pipeline.sets.folder import Block, FolderWriter, SetFiles
-from ldit.pipeline.sets.job import Labels, cut, dealt, describe
+from ldit.pipeline.sets.folder import Block, FolderWriter
+from ldit.pipeline.sets.job import Labels, assign_labels, describe
 from ldit.sampling.fast.offload import is_offloaded
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.storage.progress import Progress
+from ldit.storage.shared_job import cut
 from ldit.storage.signals import stopped_by_signals
 
 
@@ -141,7 +141,7 @@ class SampleSet:
         self.guide = open_guide(request)
         spec = self.source.spec
         # What is the same for every block: all but labels and seeds.
-        self.labels = dealt(request, build_conditioner(spec))
+        self.labels = assign_labels(request, build_conditioner(spec))
         self.ranges = cut(num, request.batch_size)
         first = self.ranges[0]
         block = request.sampling(
@@ -167,61 +167,40 @@ class SampleSet:
 
 def make_set(request: ModelRequest, num: int, out: Path) -> bool:
     """Make this process's blocks of a set, a folder of PNGs or, where `out` ends in .npz, an array; True when the set
-    is complete afterwards, False when others are at work still.
+    is complete afterwards, False when others are still at work.
 
     Stopped after a signal (`ldit.storage.signals`); RequestError where `out` holds something else or another set.
     """
     with stopped_by_signals():
         launch = launched()
+        # Every process finds the same errors in the command: the main process alone reports them.
         with report_once(RequestError):
-            check_place(out)
-            planned = SampleSet(request, num)
-            files = (ArrayWriter if out.suffix == ".npz" else FolderWriter)(out, planned.description, planned.labels)
-            begun = files.begin()
-        if not begun:
+            check_set_dir(out)
+            sample_set = SampleSet(request, num)
+            writer = ArrayWriter if out.suffix == ".npz" else FolderWriter
+            files = writer(out, sample_set.description, sample_set.labels)
+            has_work = files.begin()
+        if not has_work:
             logger.info("%s is complete: nothing is left to do", out)
             return True
-        is_complete = False
-        try:
-            for _ in range(2):  # again where a block that stood turned out to be damaged
-                _make(planned, files, launch.rank, launch.size)
-                is_complete = files.finish()
-                if is_complete:
-                    break
-        finally:
-            files.close()
-        if not is_complete:
-            if launch.size == 1:
-                raise RunError(f"{out}: a block was lost while others were made; the same command makes it again")
-            made = (launch.rank, launch.size, files.done(), num)
-            logger.info("process %d of %d is done; %d of %d images stand", *made)
-        return is_complete
+
+        def make(numbers: Iterator[int]) -> None:
+            """Sample and write these blocks; weights are read only where there is one to make."""
+            sampler = sample_set.sampler()
+            progress = Progress(num, files.count_done, launch.rank == 0, "images")
+            try:
+                with closing(sampler.blocks(numbers)) as blocks:  # type: ignore[type-var]
+                    for block in blocks:
+                        files.write(block.rows.start // request.batch_size, block)
+                        progress.advance(len(block.rows))
+            finally:
+                progress.close()
+            logger.info("%s evaluations, %s guided rows", f"{sampler.evaluations:,}", f"{sampler.guided_rows:,}")
+
+        return files.make_share(launch.rank, launch.size, make)
 
 
-def _make(planned: SampleSet, files: SetFiles, rank: int, size: int) -> None:
-    """What is missing of this process's blocks."""
-    missing = (number for number in range(rank, len(files.blocks), size) if not files.stands(number))
-    first = next(missing, None)
-    if first is None:
-        return
-    sampler = planned.sampler()
-    progress = Progress(planned.num, files.done, rank == 0, "images")
-
-    def numbers() -> Iterator[int]:
-        yield first
-        yield from missing
-
-    try:
-        with closing(sampler.blocks(numbers())) as blocks:  # type: ignore[type-var]
-            for block in blocks:
-                files.write(block.rows.start // planned.request.batch_size, block)
-                progress.advance(len(block.rows))
-    finally:
-        progress.close()
-    logger.info("%s evaluations, %s guided rows", f"{sampler.evaluations:,}", f"{sampler.guided_rows:,}")
-
-
-def check_place(out: Path) -> None:
+def check_set_dir(out: Path) -> None:
     """RequestError where no set can be made."""
     check_not_in_checkpoint(out)
     if out.suffix == ".npz" and out.is_dir():
