@@ -33,7 +33,8 @@ from ldit.data.formats.image_folder import (
     read_list,
 )
 from ldit.data.formats.metadata import MetadataImages, has_metadata, other_metadata, read_metadata
-from ldit.data.formats.tars import PACKED, TarImages, has_tars, read_tars
+from ldit.data.formats.tar_index import PACKED, has_tars, read_tars
+from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding
 from ldit.data.images.image_set import ImageSet
 from ldit.data.latent_cache.description import is_cache, is_shard

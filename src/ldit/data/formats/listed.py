@@ -33,6 +33,18 @@ class ByteStrings:
         self._all += string
         self._ends.append(len(self._all))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The strings as "text" and "ends", for a file."""
+        return {"text": np.frombuffer(self._all, np.uint8), "ends": np.frombuffer(self._ends, np.int64)}
+
+    @classmethod
+    def of(cls, text: np.ndarray, ends: np.ndarray) -> "ByteStrings":
+        """Those of `arrays`."""
+        strings = cls()
+        strings._all += text.tobytes()
+        strings._ends.frombytes(ends.astype(np.int64).tobytes())
+        return strings
+
 
 class ListedImages(ImageSet):
     """Images cut to `size` x `size` uint8 RGB, with a label each; `labels` (N,) int32 are those of all that are

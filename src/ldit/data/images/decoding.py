@@ -36,7 +36,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -282,7 +282,7 @@ def _orientation(image: Image.Image) -> int:
         raise
     except Exception:
         return 1
-    return int(stated) if stated in range(1, 9) else 1
+    return next((turn for turn in range(1, 9) if turn == stated), 1)
 
 
 def _animated(image: ImageFile.ImageFile) -> bool:
