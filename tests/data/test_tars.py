@@ -19,10 +19,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import END, PNG, header, long_name, member, pax, png, record
 
+from ldit.config.sections import DataConfig
 from ldit.data.formats import tar_index, tars
 from ldit.data.formats.tar_index import has_tars, kept_index, read_tars
 from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding
+from ldit.data.source import keep_index, open_run_data
 from ldit.errors import DataError, RunError
 
 PLAIN = Decoding()
@@ -383,3 +385,24 @@ def test_where_there_are_tars(tmp_path: Path) -> None:
         open_tars(tmp_path / "none.tar")
     (tmp_path / "A.TAR").touch()
     assert has_tars(tmp_path) and has_tars(tmp_path / "A.TAR")
+
+
+def test_a_run_keeps_the_index_and_its_next_start_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a set whose labels a run does not use; nothing is kept of sets without an index."""
+    root, run = tmp_path / "set", tmp_path / "run"
+    root.mkdir(), run.mkdir()
+    pack(root / "a.tar", samples(4))
+    (root / "heldout.txt").write_text("0003\n")
+    config = DataConfig(str(root), 4)
+    first, _ = open_run_data(config, 0, index_dir=run)
+    assert os.listdir(run) == []
+    keep_index(first, run)
+    assert os.listdir(run) == [kept_index(root, run).name]
+    monkeypatch.setattr(tar_index, "members", lambda *_: pytest.fail("an archive's headers were read"))
+    train, heldout = open_run_data(config, 2, index_dir=run)
+    assert heldout is not None and (len(train), len(heldout), train.names) == (3, 1, ("0", "1"))
+    (root / "a.tar").rename(tmp_path / "a.tar")
+    (root / "0.png").write_bytes(PNG)
+    (root / "heldout.txt").unlink()
+    keep_index(open_run_data(config, 0, index_dir=run)[0], run)
+    assert len(os.listdir(run)) == 1

@@ -1,8 +1,7 @@
-"""`ldit data check PATH [--json] [--write FILE] [--against FILE]`."""
+"""`ldit data check PATH [--json]`."""
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -31,10 +30,6 @@ class CheckArguments:
     """Seconds that a thread may be at one image, as data.timeout; one that takes longer is bad."""
     json: bool = False
     """One JSON object with everything found."""
-    write: Path | None = None
-    """File for a list of hashes, as sha256sum writes it, with paths below PATH."""
-    against: Path | None = None
-    """Such a list: say which images are changed, missing, new or unreadable."""
 
 
 def run(arguments: list[str]) -> int:
@@ -47,7 +42,7 @@ def run(arguments: list[str]) -> int:
     result = check_data(
         CheckJob(
             args.path, args.image_size, args.exif, args.background, args.max_pixels, args.workers,
-            args.timeout, args.write, args.against,
+            args.timeout,
         )
     )  # fmt: skip
     if args.json:

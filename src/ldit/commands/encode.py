@@ -29,11 +29,11 @@ from ldit.data.latent_cache.description import (
     SourceRecord,
 )
 from ldit.data.latent_cache.encoder import Codec, Encoder
-from ldit.data.latent_cache.job import check_place
+from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
 from ldit.data.latent_cache.writer import Making
 from ldit.data.samples import Samples
-from ldit.data.source import open_data
+from ldit.data.source import keep_index, open_data
 from ldit.errors import ConfigError, DataError, RunError
 from ldit.log import logger
 from ldit.parallel.world import launched
@@ -90,8 +90,10 @@ def encode(job: EncodeJob) -> bool:
     """
     with stopped_by_signals():
         launch = launched()
-        source, heldout = open_data(job.path, job.image_size, job.heldout, job.max_per_class, decoding=job.decoding)
-        check_place(job.out, source.root)
+        source, heldout = open_data(
+            job.path, job.image_size, job.heldout, job.max_per_class, job.decoding, index_dir=job.out
+        )
+        check_cache_dir(job.out, source.root)
         if source.shape != (3, job.image_size, job.image_size):
             raise DataError(f"{source.root} does not hold images: nothing to encode")
         device = process_device(job.device)
@@ -101,6 +103,8 @@ def encode(job: EncodeJob) -> bool:
         if not making.begin():
             logger.info("%s is whole: nothing is left to do", job.out)
             return True
+        if launch.rank == 0:
+            keep_index(source, job.out)
         sets = [source] if heldout is None else [source, heldout]
         total = sum(part.job.source.pictures for part in making.parts)
         progress = Progress(total, making.images_done, launch.rank == 0, "images")

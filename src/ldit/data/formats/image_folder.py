@@ -141,22 +141,6 @@ class LooseImages(_ImageFiles):
         self._finish()
 
 
-def read_list(path: Path) -> list[str]:
-    """Relative paths, one a line, in UTF-8; a byte order mark, blank lines and lines that start with # are passed over.
-    DataError when the file is missing, unreadable or in another encoding, whose names would match nothing."""
-    try:
-        if not path.is_file():
-            raise DataError(f"no held-out list {path}")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"held-out list {path}, line {line}: not UTF-8 text") from None
-    except OSError as error:
-        raise DataError(f"cannot read held-out list {path}: {error.strerror}") from None
-    lines = (line.strip() for line in text.split("\n"))  # splitlines would cut names at U+0085 and its like
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the class folders in byte order; DataError: there are none, or two differ in case or Unicode form
     alone."""

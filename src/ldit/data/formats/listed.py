@@ -68,7 +68,7 @@ class ListedImages(ImageSet):
     def _source(self, at: int) -> Path | BinaryIO:
         """Listed image `at`, to be decoded. Safe from several threads."""
 
-    def _calls(self, at: int) -> tuple[str, ...]:
+    def _aliases(self, at: int) -> tuple[str, ...]:
         """What the held-out lists may call image `at`."""
         return (self._name(at),)
 
@@ -92,8 +92,8 @@ class ListedImages(ImageSet):
         """Path of image `index` below `root`."""
         return self._name(int(self._chosen[index]))
 
-    def calls(self, index: int) -> tuple[str, ...]:
-        return self._calls(int(self._chosen[index]))
+    def aliases(self, index: int) -> tuple[str, ...]:
+        return self._aliases(int(self._chosen[index]))
 
     def source(self, index: int) -> Path | BinaryIO:
         """The file of image `index`, as it lies there. RunError when its archive cannot be read."""
@@ -124,8 +124,8 @@ class ListedImages(ImageSet):
         self._chosen = self._capped(chosen, most) if most else chosen
 
     def _fits(self, at: int, left_out: frozenset[str], kept: frozenset[str] | None) -> bool:
-        calls = self._calls(at)
-        return left_out.isdisjoint(calls) and (kept is None or not kept.isdisjoint(calls))
+        aliases = self._aliases(at)
+        return left_out.isdisjoint(aliases) and (kept is None or not kept.isdisjoint(aliases))
 
     def _capped(self, chosen: np.ndarray, most: int) -> np.ndarray:
         labels = self._labels[chosen]

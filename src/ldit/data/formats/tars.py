@@ -60,7 +60,7 @@ class TarImages(ListedImages):
     def _path(self, at: int) -> Path:
         return self.index.tars[self.index.shards[at]] / shown(self.index.members[at])
 
-    def _calls(self, at: int) -> tuple[str, ...]:
+    def _aliases(self, at: int) -> tuple[str, ...]:
         key, _ = split_name(self.index.members[at])
         return self._name(at), shown(key)
 

@@ -40,7 +40,7 @@ class ImageSet(ABC):
         """The class of image `index`."""
         return self[index][1]
 
-    def calls(self, index: int) -> tuple[str, ...]:
+    def aliases(self, index: int) -> tuple[str, ...]:
         """What a held-out list may call image `index`."""
         return (self.where(index),)
 

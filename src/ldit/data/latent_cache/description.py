@@ -22,7 +22,9 @@ HELDOUT = "heldout"
 CROP = "adm-center"
 FLIPS = ("plain", "flipped")
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
-_BOOKKEEPING = re.compile(r"(encode|shard-\d{5,})\.json(\.tmp-.+)?|(shard-\d{5,}\.safetensors|manifest\.json)\.tmp-.+")
+_BOOKKEEPING = re.compile(
+    r"((encode|shard-\d{5,})\.json|tar-index-[0-9a-f]{12}\.npz)(\.tmp-.+)?|(shard-\d{5,}\.safetensors|manifest\.json)\.tmp-.+"
+)
 _MOST_VALUES = 1 << 28  # of one sample
 RESULTS = ("skipped", "shards")
 """The fields of a description that are known in the end only; the others are the job."""

@@ -44,7 +44,7 @@ class Part:
         return rows * (values * (2 if self.job.dtype == "bf16" else 4) + 8) + _HEADER
 
 
-def check_place(out: Path, source: Path) -> None:
+def check_cache_dir(out: Path, source: Path) -> None:
     """RequestError or SourceError when no cache can be made in `out`, which need not exist, of images in `source`."""
     if out.exists() and not out.is_dir():
         raise SourceError(f"{out} is a file, not a cache's folder")
