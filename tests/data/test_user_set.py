@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldit.config.sections import DataConfig
 from ldit.data.images.decoding import Decoding
 from ldit.data.images.transforms import center_crop
 from ldit.data.loader import Loader, load_batch
 from ldit.data.order import EpochOrder
-from ldit.data.source import open_run_data
-from ldit.data.user_set import UserSet
+from ldit.data.samples import fit_classes
+from ldit.data.user_set import UserSet, open_user_set
 from ldit.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 14, 20, 3), dtype=np.uint8)
@@ -62,15 +61,12 @@ def test_images_of_any_mode_become_rgb_by_the_rules_of_files() -> None:
 
 
 def test_a_run_opens_it() -> None:
-    config = DataConfig("nowhere", 8)
-    data, heldout = open_run_data(config, 2, data=Mine())
-    assert heldout is None and data.names == ("cat", "dog") and len(data.fingerprint()) == 64
-    assert data.fingerprint() == open_run_data(config, 0, data=Mine())[0].fingerprint()
+    data = fit_classes(open_user_set(Mine(), 8), 2)
+    assert data.names == ("cat", "dog") and len(data.fingerprint()) == 64
+    assert data.fingerprint() == fit_classes(open_user_set(Mine(), 8), 0).fingerprint()
     assert data.fingerprint() != UserSet(Mine(fingerprint=lambda: "mine-2"), 8).fingerprint()
     with pytest.raises(DataError, match=r"Mine has 2 classes, the model has num_classes 3"):
-        open_run_data(config, 3, data=Mine())
-    with pytest.raises(DataError, match=r"data\.heldout and data\.max_per_class cannot be used"):
-        open_run_data(DataConfig("nowhere", 8, heldout="list.txt"), 2, data=Mine())
+        fit_classes(open_user_set(Mine(), 8), 3)
     alone = UserSet(Mine(names=(), read=lambda index: (PIXELS[index], None)), 8)
     assert alone.names == () and alone[3][1] == 0
 

@@ -11,7 +11,7 @@ from ldit.config.classifier import ClassifierRun
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
 from ldit.data.samples import Samples
-from ldit.data.source import keep_index, open_run_data
+from ldit.data.source import open_run_data
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
 from ldit.parallel.watchdog import Watchdog
@@ -53,14 +53,13 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
     d = config.data
     classes = config.model.num_classes if isinstance(config, RunConfig) else None
     share = (world.rank, world.size)
-    data, heldout = world.run_on_all(lambda: open_run_data(d, classes, share, out))
+    data, heldout = world.run_on_all(lambda: open_run_data(d, classes, share))
     subject = _subject(config, out, data, world)
     record = world.from_rank0(lambda: {"pictures": len(data), "sha256": data.fingerprint(), **subject.record()})
     spec = subject.task.spec
     world.from_rank0(lambda: check_place(out))
     world.from_rank0(lambda: stack.enter_context(run_lock(out)))
     world.from_rank0(lambda: clean(out))
-    world.from_rank0(lambda: keep_index(data, out))
     resume = step_to_resume(config, spec, out, record, world)
     _say(config, subject, data, world)
     state = new_state(config, subject.task, world)

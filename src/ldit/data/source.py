@@ -28,7 +28,6 @@ from ldit.data.latent_cache.description import is_cache
 from ldit.data.latent_cache.job import JOB
 from ldit.data.latent_cache.reader import LatentSamples, open_cache
 from ldit.data.samples import Samples, Unlabelled, fit_classes
-from ldit.data.user_set import UserData, UserSet
 from ldit.errors import DataError
 from ldit.storage.manifest import NAME as MANIFEST
 
@@ -60,38 +59,29 @@ def open_run_data(
     num_classes: int | None = None,
     share: tuple[int, int] = (0, 1),
     index_dir: Path | None = None,
-    data: UserData | None = None,
 ) -> tuple[Samples, Samples | None]:
-    """(training, held-out or None) of a run: of `data`, a data set object of the user's, or else of `config.path`.
+    """(training, held-out or None) of a run. `num_classes`, where given, is the model's: 0 takes the labels away, any
+    other must be the set's. Of a latent cache this process verifies the i-th of n shares, `share` (i, n). `index_dir`
+    is where `keep_index` may have kept an index.
 
-    `num_classes`, where given, is the model's: 0 takes the labels away, any other must be the set's. Of a latent cache
-    this process verifies the i-th of n shares, `share` (i, n). `index_dir` is where `keep_index` may have kept an
-    index. DataError names what is missing, damaged or does not fit.
+    DataError names what is missing, damaged or does not fit.
     """
-    train, heldout = _open_run_data(config, share, index_dir, data)
-    if num_classes is None:
-        return train, heldout
-    return fit_classes(train, num_classes), None if heldout is None else fit_classes(heldout, num_classes)
-
-
-def _open_run_data(
-    config: DataConfig, share: tuple[int, int], index_dir: Path | None, data: UserData | None
-) -> tuple[Samples, Samples | None]:
-    """With the classes of the set."""
-    if data is not None:
-        if config.heldout or config.max_per_class:
-            raise DataError("data.heldout and data.max_per_class cannot be used with a data set object")
-        return UserSet(data, config.image_size, decoding_of(config)), None
     root = data_root(config.path)
+    train: Samples
+    heldout: Samples | None
     if kind_of(root) == "cache":
         if config.heldout:
             raise DataError(f"data.heldout: {root} is a latent cache; give it to ldit encode")
-        train, kept = open_whole_cache(root, config.verify, share)
-        train.cache.check_run(root, config)
-        return train, None if config.heldout == "" else kept
-    return open_data(
-        config.path, config.image_size, config.heldout, config.max_per_class, decoding_of(config), index_dir
-    )
+        cached, heldout = open_whole_cache(root, config.verify, share)
+        cached.cache.check_run(root, config)
+        train, heldout = cached, None if config.heldout == "" else heldout
+    else:
+        train, heldout = open_data(
+            config.path, config.image_size, config.heldout, config.max_per_class, decoding_of(config), index_dir
+        )
+    if num_classes is None:
+        return train, heldout
+    return fit_classes(train, num_classes), None if heldout is None else fit_classes(heldout, num_classes)
 
 
 def keep_index(data: Samples, folder: Path) -> None:

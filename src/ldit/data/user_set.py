@@ -37,6 +37,11 @@ class UserData(Protocol):
         ...
 
 
+def open_user_set(data: Any, size: int, decoding: Decoding = Decoding()) -> ImageSet:  # noqa: B008
+    """`data` as the loader reads it, images cut to `size`; DataError names what it lacks."""
+    return UserSet(data, size, decoding)
+
+
 class UserSet(ImageSet):
     """The images of `data`, cut to `size` x `size` by ADM's centre crop.
 
