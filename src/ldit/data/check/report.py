@@ -34,7 +34,7 @@ class CheckJob:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of what was asked."""
+    """A job and what was found."""
 
     job: CheckJob
     report: Report
@@ -51,9 +51,9 @@ def check_data(job: CheckJob) -> Result:
     """
     _check_job(job)
     root = data_root(job.path)
-    found = format_of(root)
-    if found.kind not in ("folders", "loose"):
-        return Result(job, _check_other(job, root, found))
+    form = format_of(root)
+    if form.kind not in ("folders", "loose"):
+        return Result(job, _check_other(job, root, form))
     with tqdm(unit="image", disable=None, leave=False) as bar:
         return Result(job, scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar)))
 
@@ -76,11 +76,11 @@ def _check_job(job: CheckJob) -> None:
         raise RequestError(f"--background: three numbers from 0 to 255, got {' '.join(map(str, job.background))}")
 
 
-def _check_other(job: CheckJob, root: Path, found: Format) -> Report:
+def _check_other(job: CheckJob, root: Path, form: Format) -> Report:
     """The report of what is not a folder of images. What a run would refuse at its start is a problem."""
-    kind = found.title
+    kind = form.title
     try:
-        if found.kind == "cache":
+        if form.kind == "cache":
             train, heldout = open_whole_cache(root)
             return Report(kind, len(train) + (0 if heldout is None else len(heldout)))
         opened = open_data(str(root), job.image_size or _SIZE, decoding=_decoding(job))
@@ -139,7 +139,7 @@ def as_text(result: Result) -> list[str]:
 
 
 def _beside(report: Report) -> Iterator[str]:
-    """Files that no run reads; a file's kind is told by its name alone."""
+    """Files that no run reads; a file's kind is taken from its name alone."""
     if report.beside:
         yield f"{report.beside} images beside the class folders"
     if report.others:

@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found. Names are paths below the folder, or what the set calls its images."""
+    """What was found. Names are paths below the folder, or the set's names for its images."""
 
     kind: str
     total: int = 0

@@ -1,7 +1,7 @@
 """Folders of image files: class folders (class index = place of the folder's name in byte order), or loose files.
 
-A class folder may be a link; folders below it that are links are passed over, and so is every name led by a dot, which
-programs use for what people are not to see (.cache, .thumbnails, ._1.png).
+A class folder may be a link; folders below it that are links are ignored, and so are hidden files (.cache, .thumbnails,
+._1.png).
 """
 
 import hashlib
@@ -158,8 +158,8 @@ def folders_in(root: Path) -> tuple[str, ...]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Relative names of the images below `folder`, in byte order; folders that are links are passed over. DataError
-    names a folder that cannot be listed: its images would be missing unseen."""
+    """Relative names of the images below `folder`, in byte order; folders that are links are ignored. DataError
+    names a folder that cannot be listed: its images would be missing silently."""
     return sorted(filter(is_image, files_in(folder)), key=os.fsencode)
 
 
@@ -182,10 +182,10 @@ def _below(folder: str, prefix: str, deep: bool) -> Iterator[str]:
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What lies in a folder, names led by a dot passed over; DataError when it cannot be listed."""
+    """The entries of a folder but for hidden ones; DataError when it cannot be listed."""
     try:
-        with os.scandir(str(folder)) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(str(folder)) as listing:
+            return [entry for entry in listing if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"cannot list folder {folder}: {error.strerror}") from None
 
@@ -194,7 +194,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """Also for a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a link to itself
         return False
 
 

@@ -1,4 +1,4 @@
-"""What sets whose images are listed somewhere have in common: which are used, how one is read, the fingerprint."""
+"""ListedImages: what sets of listed image files share, such as held-out lists, caps and the fingerprint."""
 
 import hashlib
 from abc import abstractmethod
@@ -58,11 +58,11 @@ class ListedImages(ImageSet):
 
     @abstractmethod
     def _name(self, at: int) -> str:
-        """What listed image `at` is called: its path below `root`."""
+        """The name of listed image `at`: its path below `root`."""
 
     @abstractmethod
     def _path(self, at: int) -> Path:
-        """The same for messages, from where the program stands."""
+        """The same for messages, from the working directory."""
 
     @abstractmethod
     def _source(self, at: int) -> Path | BinaryIO:
@@ -73,7 +73,7 @@ class ListedImages(ImageSet):
         return (self._name(at),)
 
     def _bytes(self, at: int) -> int | None:
-        """Size of image `at` as it lies there, where that is known."""
+        """Bytes of the file of image `at`, where they are known."""
         return None
 
     def __len__(self) -> int:
@@ -96,14 +96,14 @@ class ListedImages(ImageSet):
         return self._aliases(int(self._chosen[index]))
 
     def source(self, index: int) -> Path | BinaryIO:
-        """The file of image `index`, as it lies there. RunError when its archive cannot be read."""
+        """The file of image `index`. RunError when its archive cannot be read."""
         return self._source(int(self._chosen[index]))
 
     def label(self, index: int) -> int:
         return int(self._labels[self._chosen[index]])
 
     def fingerprint(self) -> str:
-        """sha256 of a line for each image, in order: path, class, and size in bytes where the list tells it."""
+        """sha256 of a line for each image, in order: path, class, and size in bytes where it is known."""
         digest = hashlib.sha256()
         for at in self._chosen.tolist():
             size = self._bytes(at)

@@ -27,7 +27,7 @@ from ldit.log import logger
 
 @dataclass(frozen=True)
 class Opening:
-    """A set to be opened: where it lies, and how a run wants it."""
+    """A set to be opened: its folder and a run's settings for it."""
 
     root: Path
     size: int
@@ -42,7 +42,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Contents:
-    """What lies in a data path, by names alone."""
+    """The contents of a data path, by names alone."""
 
     root: Path
     names: frozenset[str]
@@ -76,8 +76,8 @@ class Format:
 
 
 def format_of(root: Path) -> Format:
-    """The kind of a data path: a tar archive, or a folder by the first row of the table that recognises it. What else
-    lies in it and could be taken for images is named in the log. DataError for a folder that cannot be looked into."""
+    """The kind of a data path: a tar archive, or a folder by the first row of the table that recognises it. Other files
+    that could be taken for images are named in the log. DataError for a folder that cannot be looked into."""
     if not root.is_dir():
         return TARS
     listing = entries(root)

@@ -128,12 +128,14 @@ def read_tars(root: Path, index_dir: Path | None = None) -> TarIndex:
         kept = _kept(root, index_dir, tars, _key(root, tars, tuple(map(_version, tars))))
         if kept is not None:
             return kept
-    found = _Found()
+    builder = _Builder()
     for path in tars:
-        found.take(Archive(path))
-    labels, names = found.table.finish(root, _names_folder(root), lambda at: found.where(tars, at))
-    offsets, sizes, shards = (np.frombuffer(a, a.typecode).copy() for a in (found.offsets, found.sizes, found.shards))
-    return TarIndex(tars, tuple(found.versions), names, found.members, offsets, sizes, shards, labels)
+        builder.take(Archive(path))
+    labels, names = builder.table.finish(root, _names_folder(root), lambda at: builder.where(tars, at))
+    offsets, sizes, shards = (
+        np.frombuffer(a, a.typecode).copy() for a in (builder.offsets, builder.sizes, builder.shards)
+    )
+    return TarIndex(tars, tuple(builder.versions), names, builder.members, offsets, sizes, shards, labels)
 
 
 def _names_folder(root: Path) -> Path:
@@ -142,7 +144,7 @@ def _names_folder(root: Path) -> Path:
 
 
 @dataclass
-class _Found:
+class _Builder:
     """The index while it is made."""
 
     versions: list[tuple[int, int]] = field(default_factory=list)
@@ -168,9 +170,9 @@ class _Shard:
     """The samples of one archive. Its dictionaries hold nothing that Python's garbage collector would walk through,
     which doubles the time for a million samples."""
 
-    def __init__(self, found: _Found, archive: Archive) -> None:
-        self._found, self._archive = found, archive
-        self._images: dict[bytes, int] = {}  # places in `found` by key, as all of these
+    def __init__(self, builder: _Builder, archive: Archive) -> None:
+        self._builder, self._archive = builder, archive
+        self._images: dict[bytes, int] = {}  # places in the builder by key
         self._labels: dict[bytes, dict[bytes, Label | ValueError | None]] = {b"cls": {}, b"json": {}}
         self._dotted: dict[bytes, bytes] = {}  # images whose key ends at an earlier dot
 
@@ -191,8 +193,8 @@ class _Shard:
     def finish(self) -> None:
         """Give each image its label; refuse images and labels that would be lost silently."""
         for key in self._images:
-            self._found.table.add(self._label(key))
-            self._found.shards.append(len(self._found.versions))
+            self._builder.table.add(self._label(key))
+            self._builder.shards.append(len(self._builder.versions))
         for key, name in self._dotted.items():
             if key not in self._images:
                 ends = f"a sample's name ends at the first dot, and {shown(key)!r} has no image"
@@ -202,16 +204,16 @@ class _Shard:
                 raise self._archive.refusal(key + b".cls", "is the label of no image")
 
     def _take_image(self, key: bytes, member: Member) -> None:
-        found = self._found
-        place = self._images.setdefault(key, len(found.members))
-        if place != len(found.members):
-            other = shown(found.members[place])
+        builder = self._builder
+        place = self._images.setdefault(key, len(builder.members))
+        if place != len(builder.members):
+            other = shown(builder.members[place])
             raise self._archive.refusal(member.name, f"is a second image of its sample, after {other!r}")
         if member.size > MOST_BYTES:
             raise self._archive.refusal(member.name, f"has {member.size} bytes; images go to {MOST_BYTES}")
-        found.members.append(member.name)
-        found.offsets.append(member.offset)
-        found.sizes.append(member.size)
+        builder.members.append(member.name)
+        builder.offsets.append(member.offset)
+        builder.sizes.append(member.size)
 
     def _label(self, key: bytes) -> Label | None:
         """That of a sample. What is wrong with a .json is of no interest beside a .cls."""
@@ -235,7 +237,7 @@ def _is_tar(name: str) -> bool:
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:
     """(key, ending in small letters): the path up to the first dot of its last component, and what follows.
-    The ending is empty for a name without a dot, or led by one."""
+    The ending is empty for a hidden name or one without a dot."""
     base = name.rfind(b"/") + 1
     dot = name.find(b".", base)
     return (name[:dot], name[dot + 1 :].lower()) if dot > base else (name, b"")

@@ -68,7 +68,7 @@ class TarImages(ListedImages):
         return int(self.index.sizes[at])
 
     def _source(self, at: int) -> io.BytesIO:
-        """In memory. RunError where the archive cannot be read or is not what it was: no fault of one image."""
+        """In memory. RunError where the archive cannot be read or has changed, which is not one image's fault."""
         size = int(self.index.sizes[at])
         try:
             data = self._open.get(int(self.index.shards[at])).read(int(self.index.offsets[at]), size)
@@ -90,7 +90,7 @@ class _InMemory(io.BytesIO):
 
 
 class _OpenArchives:
-    """Archives, opened when first asked for; the `MOST_OPEN` used last stay open."""
+    """Archives, opened at first use; the `MOST_OPEN` used last stay open."""
 
     def __init__(self, index: TarIndex) -> None:
         self._index = index

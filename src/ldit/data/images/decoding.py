@@ -24,11 +24,11 @@ only.
 Size rules are checked on the header, before anything is decoded: more than `max_pixels` pixels, or a long side of more
 than 64 short sides, is bad. Files go to 256 MiB, headers to 8 MiB. Images are decoded whole: truncated ones never pass.
 Memory is the file and two copies of 4 bytes a pixel at most (WebP: four, most of them in its library). Pillow is used
-as it is, so its own limit for GIF and TIFF (`Image.MAX_IMAGE_PIXELS`) holds beside ours. Not refused: a JPEG whose
-EXIF block goes over several segments and has thousands of tags that each name all of it; Pillow copies out every tag.
+as it is, so its own limit for GIF and TIFF (`Image.MAX_IMAGE_PIXELS`) applies too. Not refused: a JPEG whose EXIF
+block spans several segments and has thousands of tags that each name all of it; Pillow copies out every tag.
 
 BadImage is for what a file holds, or for no file of that name. What the machine cannot do for now (no answer of the
-network, no memory, no file descriptor left, no permission) is RunError, which no policy for bad images skips.
+network, no memory, no file descriptor left, no permission) is RunError, whatever the policy for bad images.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What `ldit encode` is to make: the job of its processes, and whether a folder is the place for it."""
+"""The job of `ldit encode`: what is made in which shards, and whether a folder may hold it."""
 
 import os
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def check_cache_dir(out: Path, source: Path) -> None:
     if out.resolve().is_relative_to(source.resolve()):
         raise RequestError(f"--out {out}: lies inside {source}, whose images it is made of")
     names = sorted(os.listdir(out)) if out.is_dir() else []
-    if is_cache(out):  # others may have made it whole meanwhile
+    if is_cache(out):  # another process may have finished it meanwhile
         return
     for name in names:
         begun = JOB in names and (is_shard(name) or name == HELDOUT)
@@ -68,12 +68,12 @@ def check_cache_dir(out: Path, source: Path) -> None:
 
 
 def job_of(description: CacheDescription) -> dict[str, Any]:
-    """A description without what is known in the end only."""
+    """A description without what is known at the end only."""
     return {key: value for key, value in to_dict(description).items() if key not in RESULTS}
 
 
 def compare(out: Path, begun: CacheDescription | Any, job: CacheDescription) -> None:
-    """RequestError when the cache in `out` was begun as another job; where the codec lies is nobody's concern."""
+    """RequestError when the cache in `out` was begun as another job; the codec's path may differ."""
     old = flattened(job_of(begun) if isinstance(begun, CacheDescription) else begun)
     new = flattened(job_of(job))
     for key in [*new, *sorted(old.keys() - new.keys())]:
@@ -86,7 +86,7 @@ def compare(out: Path, begun: CacheDescription | Any, job: CacheDescription) -> 
 
 
 def flattened(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, keys joined by points."""
+    """Nested objects as one, keys joined by dots."""
     if not isinstance(data, dict):
         return {prefix.removesuffix("."): data}
     flat: dict[str, Any] = {}
