@@ -33,7 +33,7 @@ from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
 from ldit.data.latent_cache.writer import CacheJob
 from ldit.data.samples import Samples
-from ldit.data.source import open_data
+from ldit.data.source import keep_index, open_data
 from ldit.errors import ConfigError, DataError
 from ldit.log import logger, setup
 from ldit.parallel.world import launched
@@ -96,7 +96,7 @@ def make_cache(request: EncodeRequest) -> bool:
         launch = launched()
         # Open everything and check it, before anything is written.
         source, heldout = open_data(
-            request.path, request.image_size, request.heldout, request.max_per_class, decoding=_decoding(request)
+            request.path, request.image_size, request.heldout, request.max_per_class, _decoding(request), request.out
         )
         check_cache_dir(request.out, source.root)
         if source.shape != (3, request.image_size, request.image_size):
@@ -109,6 +109,8 @@ def make_cache(request: EncodeRequest) -> bool:
         if not cache.begin():
             logger.info("%s is complete: nothing is left to do", request.out)
             return True
+        if launch.rank == 0:
+            keep_index(source, request.out)
         samples = {cache.parts[0].folder: source} | ({} if heldout is None else {cache.parts[1].folder: heldout})
         total = sum(map(len, cache.blocks))
 

@@ -27,7 +27,7 @@ from ldit.config.recipes.registry import find_experiment
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
 from ldit.data.samples import Samples, fit_classes
-from ldit.data.source import open_run_data
+from ldit.data.source import decoding_of, keep_index, open_run_data
 from ldit.data.user_set import open_user_set
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
@@ -81,7 +81,7 @@ def train(config: str | BaseRun | Experiment, out: str | Path, data: Any = None)
         if not world.is_main:
             silence_other_ranks()
         # Each phase is agreed upon by all ranks: if one fails, every rank raises before the next begins.
-        prepared = world.run_on_all(lambda: _prepare(experiment, world))
+        prepared = world.run_on_all(lambda: _prepare(experiment, out, world))
         claim = world.from_rank0(lambda: _claim(prepared, out, stack))
         resume = latest_valid_step(out, world) if claim["steps"] else None
         state = world.run_on_all(lambda: _build(prepared, out, claim, resume, world))
@@ -107,24 +107,24 @@ class _Prepared:
     task: Task
 
 
-def _prepare(experiment: Experiment, world: World) -> _Prepared:
+def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     """Phase 1, on every rank, without side effects: open data and codec, and check all that can be checked."""
     config = experiment.config
     _check_shares(config, world)
-    data, heldout = _open_data(experiment, world)
+    data, heldout = _open_data(experiment, out, world)
     task = TASKS[type(config)](config, experiment, data, world.device)
     check_sampling(task)
     return _Prepared(config, data, heldout, task)
 
 
-def _open_data(experiment: Experiment, world: World) -> tuple[Samples, Samples | None]:
+def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples, Samples | None]:
     """(training, held-out or None): the user's own data set, or what data.path names."""
     config = experiment.config
     classes = config.model.num_classes if isinstance(config, RunConfig) else None
     if experiment.data is None:
         # Of a latent cache each rank verifies its share of the shards.
-        return open_run_data(config.data, classes, (world.rank, world.size))
-    samples = open_user_set(experiment.data, config.data.image_size)
+        return open_run_data(config.data, classes, (world.rank, world.size), out)
+    samples = open_user_set(experiment.data, config.data.image_size, decoding_of(config.data))
     return samples if classes is None else fit_classes(samples, classes), None
 
 
@@ -133,6 +133,7 @@ def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
     check_place(out)
     stack.enter_context(run_lock(out))
     clean(out)  # leftovers of a run that was killed
+    keep_index(prepared.data, out)  # of tar archives, so that the next start reads none
     # What identifies the training set; it is committed with every step and compared at a resume.
     data = prepared.data
     record = {"pictures": len(data), "sha256": data.fingerprint(), **prepared.task.record()}

@@ -96,7 +96,7 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
     if old != new:
         raise DataError(
-            f"the training images are not those of {folder}: {old.get('images')} there, "
+            f"the training images are not those of {folder}: {old.get('pictures')} there, "
             f"{new['pictures']} now, or other names"
         )
 

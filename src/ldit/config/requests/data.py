@@ -1,7 +1,6 @@
 """The request of `ldit data check`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ldit.config.requests.fields import flag
 from ldit.config.sections import DataConfig
@@ -27,7 +26,3 @@ class CheckRequest:
     """Seconds that a thread may spend on one image, as data.timeout; one that takes longer is bad."""
     json: bool = False
     """One JSON object with everything found."""
-    write: Path | None = None
-    """File for a list of hashes, as sha256sum writes it, with paths below PATH."""
-    against: Path | None = None
-    """Such a list: report which images are changed, missing, new or unreadable."""

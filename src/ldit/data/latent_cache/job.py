@@ -1,4 +1,4 @@
-"""What `ldit encode` makes: the caches in the making, and whether a folder may become one."""
+"""The job of `ldit encode`: what is made in which shards, and whether a folder may hold it."""
 
 import os
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def check_cache_dir(out: Path, source: Path) -> None:
         raise RequestError(f"--out {out}: lies inside {source}, whose images it is made of")
     # Not over other files. Names are listed first: another process may complete the cache at this moment.
     names = sorted(os.listdir(out)) if out.is_dir() else []
-    if is_cache(out):
+    if is_cache(out):  # another process may have finished it meanwhile
         return
     for name in names:
         begun = JOB in names and (is_shard(name) or name == HELDOUT)
@@ -88,5 +88,5 @@ def check_cache_dir(out: Path, source: Path) -> None:
 
 
 def job_of(description: CacheDescription) -> dict[str, Any]:
-    """A description without what is known in the end only."""
+    """A description without what is known at the end only."""
     return {key: value for key, value in to_dict(description).items() if key not in RESULTS}
