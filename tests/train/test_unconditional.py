@@ -126,9 +126,9 @@ def test_images(process: Any) -> None:
     ],
 )
 def test_requests_that_cannot_be_served(arguments: dict[str, Any], said: str) -> None:
+    given = {name: value for name, value in arguments.items() if name != "initial_noise"}
+    noise = arguments.get("initial_noise")
     with pytest.raises(RequestError, match=said):
-        noise = arguments.get("initial_noise")
-        given = {name: value for name, value in arguments.items() if name != "initial_noise"}
         check_request(spec(), SamplingRequest(**given), initial_noise=noise)
 
 
