@@ -107,7 +107,8 @@ def place(tmp_path: Path) -> Path:
     stubs = {
         "torchrun": "import json, sys\nprint(json.dumps(sys.argv[1:]))\n",
         "python": f"import sys\nsys.path.insert(0, {str(ROOT / 'src')!r})\n"
-        f"from ldit.eval.extractors import inception_weights\ninception_weights.SHA256 = {digest!r}\nassert sys.argv[1] == '-c'\nexec(sys.argv[2])\n",
+        "from ldit.eval.extractors import inception_weights\n"
+        f"inception_weights.SHA256 = {digest!r}\nassert sys.argv[1] == '-c'\nexec(sys.argv[2])\n",
     }
     (tmp_path / "bin").mkdir()
     for name, text in stubs.items():
