@@ -173,6 +173,7 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
     """
     with stopped_by_signals():
         launch = launched()
+        # Check everything, and begin the set or find what an earlier start left.
         with report_once(RequestError):
             check_place(out)
             planned = SampleSet(request, num)
@@ -181,9 +182,10 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
         if not begun:
             logger.info("%s is complete: nothing is left to do", out)
             return True
+        # Make this process's blocks; whoever finds all of them there finishes the set.
         is_complete = False
         try:
-            for _ in range(2):  # again where a block that stood turned out to be damaged
+            for _ in range(2):  # again where a finished block turned out to be damaged
                 _make(planned, files, launch.rank, launch.size)
                 is_complete = files.finish()
                 if is_complete:
