@@ -370,8 +370,8 @@ def test_blocks_and_what_they_cost(tmp_path: Path, make: Callable[..., Pipeline]
     sampler = asked.sampler()
     blocks = list(sampler.blocks(range(1, BLOCKS, 2)))
     assert [block.rows for block in blocks] == [range(4, 8), range(12, 16), range(20, 22)]
-    assert all(block.pictures.shape == (len(block.rows), 3, 8, 8) for block in blocks)
-    assert all(block.pictures.dtype == torch.uint8 and block.pictures.device.type == "cpu" for block in blocks)
+    assert all(block.images.shape == (len(block.rows), 3, 8, 8) for block in blocks)
+    assert all(block.images.dtype == torch.uint8 and block.images.device.type == "cpu" for block in blocks)
     assert [label for block in blocks for label in block.labels] == [k % 4 for block in blocks for k in block.rows]
     assert sampler.evaluations == 3 * asked.description["evaluations"] > 0
     assert sampler.guided_rows == (4 + 4 + 2) * asked.description["guided_evaluations"]
