@@ -44,6 +44,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import ldit
+from ldit.codecs.conditioners import build_conditioner
 from ldit.data.images.image_set import ImageSet
 from ldit.data.source import open_data
 from ldit.errors import LditError, RequestError
@@ -129,7 +130,7 @@ def heldout_accuracy(network: EmojiClassifier, heldout: tuple[Tensor, Tensor], n
 def sample(args: argparse.Namespace, names: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """(uint8 (N, 3, 64, 64), labels (N,), how they were made); image k has label k mod 9 and seed k."""
     pipe = load(args.model)
-    count = getattr(pipe.spec.model, "num_classes", 0)
+    count = build_conditioner(pipe.spec).count
     if count != len(names) or (pipe.spec.class_names or tuple(names)) != tuple(names):
         raise RequestError(f"{args.model}: not a model of the emoji64 classes ({', '.join(names)})")
     labels = [k % count for k in range(args.num)]

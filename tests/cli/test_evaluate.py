@@ -106,7 +106,8 @@ def place(tmp_path: Path) -> Path:
     digest = hashlib.sha256(b"sound").hexdigest()
     stubs = {
         "torchrun": "import json, sys\nprint(json.dumps(sys.argv[1:]))\n",
-        "python": f"import sys\nsys.path.insert(0, {str(ROOT / 'src')!r})\nfrom ldit.eval import inception_weights\n"
+        "python": f"import sys\nsys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "from ldit.eval.extractors import inception_weights\n"
         f"inception_weights.SHA256 = {digest!r}\nassert sys.argv[1] == '-c'\nexec(sys.argv[2])\n",
     }
     (tmp_path / "bin").mkdir()

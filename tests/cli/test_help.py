@@ -11,6 +11,7 @@ from ldit.cli.commands import NAMES, PLANNED
 from ldit.cli.main import main
 
 LIMIT = 0.5  # seconds, the contract's
+LIMITS = {"": 0.15, "sample": 0.35}  # our own
 
 
 def run(code: str) -> tuple[float, str]:
@@ -50,7 +51,7 @@ def test_help_is_quick_and_torch_free(command: str) -> None:
     )
     attempts = [run(code) for _ in range(3)]
     assert all(out.rstrip().endswith("free") for _, out in attempts)
-    assert min(seconds for seconds, _ in attempts) <= LIMIT
+    assert min(seconds for seconds, _ in attempts) <= LIMITS.get(command, LIMIT)
 
 
 def test_help_names_everything() -> None:

@@ -140,6 +140,8 @@ def test_an_existing_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["launch", "--help"]) == 0 and main(["launch"]) == 2
+    with pytest.raises(SystemExit):
+        main(["launch", "--help"])
+    assert main(["launch"]) == 2
     out, err = capsys.readouterr()
     assert out.startswith("usage: ldit launch slurm") and "needs a theme: slurm" in err

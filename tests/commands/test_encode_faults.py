@@ -139,7 +139,7 @@ def test_two_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         out, ended = tmp_path / f"out{attempt}", []
         monkeypatch.setattr(flow, "open_autoencoder", lambda job, device: FakeCodec(pause=0.002))
         threads = [
-            threading.Thread(target=lambda out=out, ended=ended: ended.append(flow.encode(job(source, out))))  # type: ignore[misc]
+            threading.Thread(target=lambda out=out, ended=ended: ended.append(flow.make_cache(job(source, out))))  # type: ignore[misc]
             for _ in range(3)
         ]
         for thread in threads:

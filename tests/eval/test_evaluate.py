@@ -16,7 +16,7 @@ from pipeline.sets import job as set_job
 from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
 from ldit.errors import EvaluationError, LditError
 from ldit.eval import evaluate as flow
-from ldit.eval.evaluate import save_statistics
+from ldit.eval.evaluate import check_evaluation, save_statistics
 from ldit.eval.metrics.kernel import kernel_distance
 from ldit.eval.metrics.neighbours import precision_recall
 from ldit.eval.reference import read_statistics
@@ -117,7 +117,7 @@ def test_images_of_a_model_are_those_of_its_set(place: Path, tmp_path: Path, mon
     asked = set_job(source, 22, options=options)
     for out in (tmp_path / "set", tmp_path / "set.npz"):
         made(monkeypatch, asked, out)
-    made_now = found(job(source, place / "b", 4, num=22, options=options))
+    made_now = found(job(source, place / "b", 4, num=22, **options))
     for out in (tmp_path / "set", tmp_path / "set.npz"):
         read = found(job(out, place / "b", 4))
         assert [read[n] for n in read["figures"]] == [made_now[n] for n in made_now["figures"]]
@@ -161,8 +161,8 @@ def test_components_and_their_interval(place: Path) -> None:
         ({"num": 3, "metrics": ("pr",)}, r"metrics: pr needs at least 4 images, got 3"),
         ({"labels": "random"}, r"exist already: labels does nothing"),
         ({"class_labels": ("1",)}, r"exist already: class_labels does nothing"),
-        ({"options": {"seed": 0, "guidance": 3.0}}, r"exist already: guidance does nothing"),
-        ({"options": {"seed": 4}}, r"exist already: seed does nothing"),
+        ({"seed": 0, "guidance": 3.0}, r"exist already: guidance does nothing"),
+        ({"seed": 4}, r"exist already: seed does nothing"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_image_is_read(place: Path, changes: dict[str, Any], words: str) -> None:
@@ -203,7 +203,7 @@ def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
 )
 def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(LditError, match=words):
-        job("a", "b", **changes)
+        check_evaluation(job("a", "b", **changes))
 
 
 def test_the_inception_score_alone_needs_no_reference(place: Path) -> None:

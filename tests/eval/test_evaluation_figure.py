@@ -14,7 +14,7 @@ from ldit.commands.chart import COLOURS
 from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import EvaluationError, RequestError
 from ldit.eval import evaluate as flow
-from ldit.eval.evaluate import measured, save_statistics
+from ldit.eval.evaluate import check_evaluation, measured, save_statistics
 from ldit.eval.metrics.components import Cloud, cloud, principal_components
 from ldit.eval.plot import LEFT, REFERENCE, SAMPLES, SIDE, WIDE, draw
 
@@ -123,7 +123,7 @@ def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_where_a_figure_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"figure: expected a name that ends in \.png, got .*f\.jpg"):
-        job("a", "b", figure=tmp_path / "f.jpg")
+        check_evaluation(job("a", "b", figure=tmp_path / "f.jpg"))
     with pytest.raises(RequestError, match=r"no folder .*gone to write f\.png into"):
         measured(job("a", "b", figure=tmp_path / "gone" / "f.png"), Stub(), ALONE)
 

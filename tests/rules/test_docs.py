@@ -10,7 +10,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from ldit.cli import main as cli
-from ldit.cli.commands import NAMES
+from ldit.cli.commands import NAMES, rows_of
 from ldit.cli.original import sample as original_sample
 from ldit.cli.original import train as original_train
 
@@ -60,9 +60,9 @@ def flags(text: str) -> set[str]:
 def help_of(program: str, capsys: pytest.CaptureFixture[str]) -> str:
     if program == "torchrun":
         return get_args_parser().format_help()
-    words = [program, "slurm"] if program == "launch" else [program]
-    with suppress(SystemExit):
-        SCRIPTS[program](["--help"]) if program in SCRIPTS else cli.main([*words, "--help"])
+    for words in [row.name.split() for row in rows_of(program)] or [[]]:
+        with suppress(SystemExit):
+            SCRIPTS[program](["--help"]) if program in SCRIPTS else cli.main([*words, "--help"])
     return capsys.readouterr().out
 
 

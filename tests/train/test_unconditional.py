@@ -81,8 +81,8 @@ def test_numbers_of_images() -> None:
     assert request.labels == (0, 0, 0) and request.seeds == (5, 6, 7)
     assert check_request(spec(), SamplingRequest(seeds=[4, 9])).labels == (0, 0)
     assert check_request(spec(), SamplingRequest(class_labels=[], num=2)).seeds == (0, 1)
-    given = {"num": 2, "initial_noise": torch.zeros(2, 3, 8, 8)}
-    assert check_request(spec(conditioner=None), SamplingRequest(class_labels=None, **given)).labels == (0, 0)  # type: ignore[arg-type]
+    noise = torch.zeros(2, 3, 8, 8)
+    assert check_request(spec(conditioner=None), SamplingRequest(num=2), initial_noise=noise).labels == (0, 0)
 
 
 def test_guidance_is_one_whatever_the_recipe_says() -> None:
@@ -126,8 +126,10 @@ def test_images(process: Any) -> None:
     ],
 )
 def test_requests_that_cannot_be_served(arguments: dict[str, Any], said: str) -> None:
+    given = {name: value for name, value in arguments.items() if name != "initial_noise"}
+    noise = arguments.get("initial_noise")
     with pytest.raises(RequestError, match=said):
-        check_request(spec(), SamplingRequest(**arguments))
+        check_request(spec(), SamplingRequest(**given), initial_noise=noise)
 
 
 @pytest.mark.parametrize("labels", [None, [1], [0, 1]])

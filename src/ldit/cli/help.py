@@ -140,9 +140,9 @@ def _declared_in(cls: type[Any], name: str) -> str:
 
 
 def heading(cls: type[Any]) -> str:
-    """The first words of a class's docstring, up to a colon."""
-    first = (cls.__doc__ or "").strip().split("\n")[0]
-    return first.partition(":")[0] if ":" in first else "Options"
+    """The first words of a class's docstring, up to a colon, where they are a heading."""
+    first = (cls.__doc__ or "").partition(":")[0]
+    return first if first.split(" (")[0] in HEADINGS else HEADINGS[0]
 
 
 def docstrings(cls: type[Any]) -> dict[str, str]:
@@ -152,10 +152,9 @@ def docstrings(cls: type[Any]) -> dict[str, str]:
         if not is_dataclass(base):
             continue
         try:
-            source = inspect.getsource(base)
-        except OSError:  # a class made at run time has none
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except OSError:  # made at run time: there is no source to read
             continue
-        body = ast.parse(textwrap.dedent(source)).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, text in zip(body.body, body.body[1:], strict=False):
             match field, text:
@@ -171,6 +170,8 @@ def help_text(cls: type[Any], prog: str, description: str | None = None, default
     first = [row.metavar for row in listed if row.is_first]
     needed = [f"{row.flags[0]} {row.metavar}" for row in listed if row.required and not row.is_first]
     blocks = [" ".join(["usage:", prog, *first, *needed, "[flags]"])]
+    if description is None and heading(cls) == HEADINGS[0]:
+        description = " ".join((cls.__doc__ or "").removeprefix(f"{HEADINGS[0]}: ").split())
     if description:
         blocks.append("\n".join(_filled(paragraph, width, "") for paragraph in description.splitlines()))
     sections = _section_texts(default)

@@ -53,6 +53,8 @@ def dispatch(name: str, arguments: list[str]) -> int:
     # A command with themes: the first argument names one.
     themes = {row.name.removeprefix(f"{name} "): row for row in rows}
     theme = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if theme is None and len(rows) == 1 and {"-h", "--help"} & set(arguments):
+        return _run(rows[0], arguments)
     if theme is None and {"-h", "--help"} & set(arguments):
         print("\n".join([f"usage: ldit {name} {'|'.join(themes)} …\n", *(f"  {r.name:<14}{r.line}" for r in rows)]))
         return 0

@@ -47,6 +47,7 @@ def convert(
             if given is not None:
                 raise SourceError(f"{source} is an autoencoder; {words} of a DiT .pt")
         return _convert_autoencoder(Path(source), out, to, dtype)
+    # Refuse what cannot be written, from the header alone.
     opened = open_source(source, heads, process=process)
     _check_out(out)
     if ema_only and not opened.has_ema():
@@ -61,6 +62,7 @@ def convert(
         return _write_pt(opened, out, raw, ema)
     if to == "original":
         check_original(opened.spec)
+    # Write into a temporary folder that is renamed at the end, so that `out` is complete or absent.
     codec = _codec_to_copy(opened, out) if to == "ldit" else None
     with committed(out) as folder:
         weights = opened.tensors(ema=not raw)

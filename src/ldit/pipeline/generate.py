@@ -172,10 +172,13 @@ class Generator:
         if counts.stopped:
             return
         steps = len(self.request.levels) - 1
+        # The guided network and the noisiest state, (b, C, h, w).
         predict, x = self._guided(rows), self._initial(rows)
+        # Tell inference copies which pairs of time and label will come, so that they compute conditioning once.
         for network, second in zip(self._prepared, (False, True), strict=False):
             if network is not None:
                 network.plan(predict.asked(self.request.levels[:-1], second))
+        # Walk the solver; every step is a chance to look, to show a preview and to stop.
         for step in self._steps(predict, x, rows):
             x = step.x
             bar.update()
@@ -186,6 +189,7 @@ class Generator:
             if self.cancelled():
                 counts.stopped = True
                 break
+        # Decode what reached its end.
         if not counts.stopped:
             yield from self._images(rows, x)
             counts.images += len(rows)

@@ -196,6 +196,7 @@ def load_source(
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
 ) -> Pipeline:
     """`load` for a source that is open already."""
+    # Settle device and dtype, and check what they allow, before weights are read.
     device = torch.device(device) if device is not None else default_device()
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -204,7 +205,8 @@ def load_source(
             raise RequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         dtype = DTYPES[dtype]
     if inference is not None:
-        _check_switches(inference, source.spec, device, dtype, offload)
+        _check_inference(inference, source.spec, device, dtype, offload)
+    # Read the weights; what does not fit is an error that names a way out.
     try:
         if offload:  # as the files have them, so that they need no memory of their own
             model = blocks.offload(load_model(source, "cpu", None, ema), device, dtype)
@@ -219,7 +221,7 @@ def load_source(
     return Pipeline(model, source.spec, source.path, root, inference=inference)
 
 
-def _check_switches(
+def _check_inference(
     inference: InferenceOptions, spec: ModelSpec, device: torch.device, dtype: torch.dtype, offload: bool
 ) -> None:
     """RequestError for what cannot be had; before weights are read."""

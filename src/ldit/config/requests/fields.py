@@ -9,8 +9,11 @@ T = TypeVar("T")
 
 ALIASES, POSITIONAL, TYPE, GROUP, METAVAR = "aliases", "positional", "type", "group", "metavar"
 """Keys of a field's metadata."""
-HEADINGS = ("What", "Sampler", "Guidance", "Size", "Set", "Metrics", "Features", "Autoencoder", "Decoding", "Files")
-"""Headings of help in their order; others follow."""
+HEADINGS = (
+    "Options", "What", "Sampler", "Guidance", "Size", "Set", "Metrics", "Features", "Autoencoder", "Decoding", "Files",
+    "Checkpoint", "Machine",
+)  # fmt: skip
+"""Headings of help in their order: the first word of the docstring of a class. Sections of a configuration follow."""
 
 
 def flag(

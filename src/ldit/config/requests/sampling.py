@@ -18,8 +18,8 @@ class Images:
     """What: labels and seed."""
 
     class_labels: Any = field(default=(), metadata=flag(command_line=tuple[str, ...]))
-    """Class numbers or names. Default: every class, of ImageNet the original's eight. A set is shared out among
-    these; default every class."""
+    """Class numbers or names. Default: every class; in a grid of ImageNet the original's eight, of other large sets
+    the first sixteen."""
     seed: int = 0
     """Image k uses seed + k."""
 

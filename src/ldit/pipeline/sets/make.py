@@ -173,7 +173,8 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
     """
     with stopped_by_signals():
         launch = launched()
-        # Every process finds the same errors in the command: the main process alone reports them.
+        # Check everything, and begin the set or find what an earlier start left. Every process finds the same errors in
+        # the command: the main process alone reports them.
         with report_once(RequestError):
             check_set_dir(out)
             sample_set = SampleSet(request, num)
