@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from ldit.checkpoint.export import read_any_spec
-from ldit.checkpoint.run import check_place, clean, drop_after, quarantine_newer, run_lock
+from ldit.checkpoint.run import check_run_dir, clean, drop_after, quarantine_newer, run_lock
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.run import BaseRun, RunConfig
@@ -57,7 +57,7 @@ def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
     subject = _subject(config, out, data, world)
     record = world.from_rank0(lambda: {"pictures": len(data), "sha256": data.fingerprint(), **subject.record()})
     spec = subject.task.spec
-    world.from_rank0(lambda: check_place(out))
+    world.from_rank0(lambda: check_run_dir(out))
     world.from_rank0(lambda: stack.enter_context(run_lock(out)))
     world.from_rank0(lambda: clean(out))
     resume = step_to_resume(config, spec, out, record, world)

@@ -1,4 +1,4 @@
-"""The only place that opens .pt and .pth files: weights-only, with argparse.Namespace as the one allowed class."""
+"""The one place that opens .pt and .pth files: weights only, with argparse.Namespace as the one class allowed."""
 
 import argparse
 import contextlib
