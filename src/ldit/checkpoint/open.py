@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ldit.checkpoint import export
 from ldit.checkpoint.layouts import diffusers_dit, dit_pt, original
-from ldit.checkpoint.run import committed_steps, run_kind
+from ldit.checkpoint.run import committed_steps, open_step, run_kind
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.classifier import CLASSIFIER
 from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
-from ldit.log import logger
 from ldit.precision import dtype_word
 from ldit.storage import manifest
 from ldit.storage.hub import MODEL_FILES, from_hub, is_hub_id
@@ -135,22 +134,19 @@ def _open_run(run: Path, ema: bool) -> Source:
     kind = run_kind(run)
     if kind in (AUTOENCODER, CLASSIFIER):
         raise export.no_model(run, kind)
-    steps = committed_steps(run)
-    if not steps:
+    if not committed_steps(run):
         others = sorted(
             path for path in (run / "checkpoints").iterdir() if path.is_dir() and original.is_original(path)
         )
         if others:
             raise SourceError(f"{run} is a results folder of the original; name one of its checkpoints: {others[-1]}")
         raise SourceError(f"{run} has no committed step yet")
-    for step, folder in steps:
-        try:
-            manifest.read(folder)  # in a run, a step without one is not committed
-            export.verify_export(folder, ema)
-            return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
-        except SourceError as error:
-            logger.warning("step %d is skipped: %s", step, error)
-    raise SourceError(f"{run}: every committed step is damaged")
+
+    def opened(folder: Path) -> Source:
+        export.verify_export(folder, ema)
+        return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
+
+    return open_step(run, opened)
 
 
 def _locate(source: str | Path) -> Path:

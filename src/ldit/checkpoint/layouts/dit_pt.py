@@ -25,7 +25,7 @@ from ldit.config.spec import (
 )
 from ldit.errors import ConfigError, SourceError
 from ldit.log import logger
-from ldit.storage.pickled import load_pickled
+from ldit.storage.pickled import as_state, load_pickled
 
 ProcessName = Literal["ddpm", "flow"]
 DIT = DDPMConfig()
@@ -63,12 +63,9 @@ def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tenso
         raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
     left = data.get("args")
     settings = vars(left) if isinstance(left, argparse.Namespace) else left if isinstance(left, dict) else {}
-    states = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    held = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    states = {key: as_state(state, f"{path}: {key}") for key, state in held.items()}
     for key, state in states.items():
-        if not isinstance(state, dict) or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-        ):
-            raise SourceError(f"{path}: {key} is not a state dict of tensors")
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
             raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
     return states, settings
