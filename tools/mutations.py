@@ -102,7 +102,7 @@ MUTANTS = [
     Mutant("checkpoint/save.py", "one.abort()", "pass", CHECKPOINT),
     Mutant("checkpoint/save.py", "if free < needed:", "if False:", CHECKPOINT),
     Mutant("storage/shards.py", "os.fsync(self._file.fileno())", "pass", CHECKPOINT),
-    Mutant("storage/shards.py", "if found != shape:", "if False:", CHECKPOINT),
+    Mutant("storage/shards.py", "if stored != shape:", "if False:", CHECKPOINT),
     Mutant("storage/atomic.py", "            os.rename(old, final)\n        raise", "            pass\n        raise", CHECKPOINT),
     Mutant("checkpoint/run.py", "for number, old in steps[keep:]", "for number, old in steps[keep + 1 :]", CHECKPOINT),
     Mutant("checkpoint/run.py", "keep_every and number % keep_every == 0", "keep_every and number % keep_every == 1", CHECKPOINT),

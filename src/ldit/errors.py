@@ -1,10 +1,10 @@
-"""Errors that the user can fix. Each message is one line that names the file, key or number at fault."""
+"""Errors the user can fix: each message is one line that names the file, key or number at fault."""
 
-_LIMIT = 1000  # characters: file names and values come from outside
+_LIMIT = 1000  # characters: file names and values from outside may be long
 
 
 class LditError(Exception):
-    """Base of all of them; the command line prints the message alone and exits with `code`."""
+    """Base of all of them. The command line prints the message alone and exits with `code`."""
 
     code = 2
     said_elsewhere = False
@@ -32,11 +32,11 @@ class RequestError(LditError):
 
 
 class CodecError(LditError):
-    """The codec that turns latents into images was not found, or is not what the model needs."""
+    """The codec that turns latents into images is not found, or cannot be used."""
 
 
 class EvaluationError(LditError):
-    """Images, statistics or an extractor that no metric can be computed from."""
+    """Images, statistics or an extractor from which no metric can be computed."""
 
 
 class RunError(LditError):

@@ -1,4 +1,4 @@
-"""What a run says: lines on stderr."""
+"""Logging: plain lines on stderr."""
 
 import logging
 import sys
@@ -17,5 +17,5 @@ def setup() -> None:
 
 
 def silence_other_ranks() -> None:
-    """For processes beside the first: what all do alike is said by that one, warnings too."""
+    """For every process but the main one: only errors are logged, as all would log the same lines."""
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Words for dtypes, the same in every flag, file and report."""
+"""Names of dtypes, the same in every flag, file and report, and when fp32 products are rounded to TF32."""
 
 import threading
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What activations are computed in, by precision policy; tf32 is fp32 whose products are rounded inside.
+# The dtype of activations, by precision policy; tf32 is fp32 whose products are rounded inside.
 COMPUTE = {**DTYPES, "tf32": torch.float32}
 
 _WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16"}
 
 
 def dtype_word(name: str) -> str:
-    """torch's or safetensors' name of a dtype as our word; others stay as they are."""
+    """The name of a dtype in torch or safetensors as our name; others stay as they are."""
     return _WORDS.get(name, name)
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Within the block fp32 products are rounded to tf32 where the device has it, if that is the precision policy."""
+    """With precision "tf32", fp32 products within the block are rounded to tf32 where the device has it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
     try:
@@ -30,7 +30,7 @@ def products(precision: str) -> Iterator[None]:
 
 
 class _Unrounded:
-    """What was set before the first thread came in is set again when the last one leaves."""
+    """The settings from before the first thread came in are restored when the last one leaves."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -56,5 +56,5 @@ class _Unrounded:
 
 
 unrounded = _Unrounded()
-"""Within `with unrounded():` fp32 is fp32: neither products nor convolutions, for which it is cuDNN's default, are
-rounded to tf32. The settings are the process's: other threads compute so meanwhile."""
+"""Within `with unrounded():` fp32 is fp32: neither products nor convolutions (for which it is cuDNN's default) are
+rounded to tf32. The settings are global to the process: other threads compute so too meanwhile."""

@@ -1,4 +1,4 @@
-"""The one place for seeding. Every random number is a function of (seed, stream, step, id), drawn on the CPU in fp32.
+"""Seeding: every random number is a function of (seed, stream, step, id), drawn on the CPU in fp32.
 
 So resume, world size and batch size change nothing. The rule never changes.
 """

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always; TensorBoard and Weights & Biases, each imported only when asked for."""
+"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases when asked for."""
 
 import json
 import os
@@ -25,10 +25,10 @@ class Tracker(Protocol):
         """Pass on every number of `record` at its "step"; numbers that are not finite are passed on as they are."""
 
     def cut(self, step: int) -> None:
-        """The run went back to `step` and goes on from there in another way."""
+        """The run went back to `step` and continues from there differently."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Write what is left."""
 
 
 def check_packages(config: TrackConfig) -> None:
@@ -41,23 +41,23 @@ def check_packages(config: TrackConfig) -> None:
 
 
 def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committed_step: int = 0) -> list[Tracker]:
-    """The trackers of a run that goes on after `committed_step` (0 = from the start); for the main process alone.
+    """The trackers of a run that continues after `committed_step` (0 = from the start); for the main process alone.
 
-    What an earlier process wrote of later steps is dropped (metrics.jsonl, TensorBoard) or kept in place of what would
-    be sent again (W&B), so no line is drawn twice. `run_config` is the content of RUN/config.json. ConfigError when a
+    What an earlier process wrote of later steps is dropped (metrics.jsonl, TensorBoard), or kept in place of what would
+    be sent again (W&B), so no step is there twice. `run_config` is the content of RUN/config.json. ConfigError when a
     package is missing or W&B cannot start.
     """
-    found: list[Tracker] = [MetricsFile(run / METRICS, committed_step)]
+    used: list[Tracker] = [MetricsFile(run / METRICS, committed_step)]
     if config.tensorboard:
-        found.append(TensorBoard(run / TENSORBOARD, committed_step))
+        used.append(TensorBoard(run / TENSORBOARD, committed_step))
     if config.wandb:
-        found.append(Wandb(config.wandb, run, run_config))
-    return found
+        used.append(Wandb(config.wandb, run, run_config))
+    return used
 
 
 class Trackers:
-    """All trackers of a run as one. What goes wrong in one, a full disk or a service that is away, is a warning: no
-    reason to end the run, nor to keep the others from their records."""
+    """All trackers of a run as one. An error of one (a full disk, a service that does not answer) is a warning: it
+    neither ends the run nor keeps the others from their records."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers
@@ -82,7 +82,7 @@ class Trackers:
 
 def numbers(record: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
     """(name, number or null) of a record without its step; a list or object gives name/0, name/1, … or name/key. Text
-    and integers beyond a double's range are left out."""
+    is left out."""
     for key, value in record.items():
         if key != "step":
             yield from _flat(key, value)
@@ -98,10 +98,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, float | None]]:
     elif value is None:
         yield name, None
     elif isinstance(value, (int, float)):
-        try:
-            yield name, float(value)
-        except OverflowError:
-            return
+        yield name, float(value)
 
 
 def _known(record: dict[str, Any]) -> dict[str, float]:
@@ -121,15 +118,15 @@ class MetricsFile:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         for line in lines:
             if not _is_record(line, step):
-                break  # of a later step, or the line the run died in
+                break  # of a later step, or the line during which the run was killed
             kept.append(line + "\n")
         with replaced(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line, whole or not at all, and push it to the disk: a committed step does not lack its log."""
+        """Append one line, whole or not at all, and fsync: a committed step has its log."""
         line = json.dumps(record).encode() + b"\n"
-        with self.path.open("ab", buffering=0) as file:  # a buffer would bring its rest at the end, whatever happened
+        with self.path.open("ab", buffering=0) as file:  # a buffer would write its rest at the end, even after an error
             before = file.tell()
             try:
                 while line:
@@ -174,10 +171,10 @@ class TensorBoard:
 
 
 class Wandb:
-    """A W&B run in `project` with the id that the run's own folder stores, so that a resumed run goes on there.
+    """A W&B run in `project`, whose id the run directory stores, so that a resumed run continues there.
 
-    The service takes no step twice. Those that a resumed run repeats are the same numbers; those after a rollback are
-    others, and W&B keeps the first. WANDB_MODE and its other variables are honoured by the package itself.
+    The service takes no step twice. The steps that a resumed run repeats have the same numbers. Those after a rollback
+    have others, and W&B keeps the first. The package itself honours WANDB_MODE and its other variables.
     """
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
@@ -194,14 +191,14 @@ class Wandb:
         self._run.log(_known(record), step=record["step"])
 
     def cut(self, step: int) -> None:
-        logger.warning("W&B keeps what it was sent of steps after %d; metrics.jsonl has the new ones", step)
+        logger.warning("W&B keeps the records of steps after %d that it has; metrics.jsonl has the new ones", step)
 
     def close(self) -> None:
         self._run.finish()
 
 
 def _wandb_id(run: Path) -> str:
-    """The id in RUN/wandb.json, made at first."""
+    """The id in RUN/wandb.json, which is made at the first start."""
     path = run / WANDB
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["id"]

@@ -112,7 +112,7 @@ def written_by_four(folder: Path, stem: str, tensors: dict[str, Tensor]) -> None
         assert fault is None
         for name, record in records.items():
             assert record.size == (folder / name).stat().st_size
-    save._index(folder, stem, entries, 4)
+    save._write_index(folder, stem, entries, 4)
 
 
 @pytest.mark.parametrize(("shard_size", "files"), [(1 << 30, 1), (40_000, 2), (1, 4)])

@@ -179,7 +179,7 @@ def test_commands(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (report["kind"], report["weights"], report["verified"]) == ("diffusers", ["raw"], True)
     assert main([*command, "--process", "flow", "--latents-out", str(tmp_path / "x.pt")]) == 2
-    assert "says itself" in capsys.readouterr().err
+    assert "states its process itself" in capsys.readouterr().err
 
 
 def test_our_layout_keeps_its_numbers_and_codec(saved: Path, tmp_path: Path, fault: Fault) -> None:

@@ -37,8 +37,8 @@ def refused(run: Path) -> str:
     with pytest.raises(RunError) as caught:
         steps.save(run, 2, keep=1)
     message = str(caught.value)
-    assert len(message.splitlines()) == 1 and message.startswith(f"{step_folder(run, 2)} was not saved: "), message
-    assert "checkpoints before it are intact" in message
+    assert len(message.splitlines()) == 1 and message.startswith(f"{step_folder(run, 2)} was not written: "), message
+    assert "earlier checkpoints are intact" in message
     return message
 
 

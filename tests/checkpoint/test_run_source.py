@@ -80,7 +80,7 @@ def test_a_run_without_a_true_step_is_no_source(save: Save, run: Path, fault: Ca
     (run / "checkpoints").mkdir(parents=True)
     assert str(run) in fault(open_source, run)
     damage.bit(save(1), "ema.safetensors")
-    assert "damaged" in fault(open_source, run)
+    assert "has no valid step" in fault(open_source, run)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "config.json"])

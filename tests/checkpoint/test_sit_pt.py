@@ -100,7 +100,7 @@ def test_paths_and_predictions_that_are_not_built(
 
 
 def test_folders_say_it_themselves(tmp_path: Path, fault: Fault) -> None:
-    assert "says itself" in fault(open_source, "emoji64-class-xs", None, True, "flow")
+    assert "states its process itself" in fault(open_source, "emoji64-class-xs", None, True, "flow")
 
 
 def test_one_euler_step_by_hand(tmp_path: Path, raw: dict[str, Tensor]) -> None:
@@ -163,4 +163,4 @@ def test_info_and_convert_take_the_flag(
     for command in (["info", str(tmp_path / "out")], ["convert", str(tmp_path / "out"), str(tmp_path / "z")]):
         assert main([*command, "--process", "flow"]) == 2
         error = capsys.readouterr().err
-        assert "says itself what it was trained as" in error and error.count("\n") == 1
+        assert "states its process itself" in error and error.count("\n") == 1

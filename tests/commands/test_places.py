@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from folders import make_folder, over
 
-from ldit.checkpoint.run import check_place, step_folder
+from ldit.checkpoint.run import check_run_dir, step_folder
 from ldit.cli.main import main
 from ldit.commands.train import run as train
 from ldit.errors import LditError, RequestError, SourceError
@@ -94,10 +94,10 @@ def without(run: Path, place: Path, name: str) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path, Path], object], str, type[LditError]]] = {
-    "file": (lambda run, place: place.write_text("mine"), "place is a file, not a run's folder", SourceError),
+    "file": (lambda run, place: place.write_text("mine"), "place is a file, not a run directory", SourceError),
     "export": (lambda run, place: main(["convert", str(run), str(place)]), "place is sealed by its", RequestError),
-    "foreign": (lambda run, place: foreign(run, place, '{"model_type": "bert"}'), "is something else's", SourceError),
-    "list": (lambda run, place: foreign(run, place, "[1]"), "is something else's", SourceError),
+    "foreign": (lambda run, place: foreign(run, place, '{"model_type": "bert"}'), "is of something else", SourceError),
+    "list": (lambda run, place: foreign(run, place, "[1]"), "is of something else", SourceError),
     "no-json": (lambda run, place: foreign(run, place, "{"), "place/config.json", SourceError),
     "samples": (lambda run, place: without(run, place, "samples"), "place/samples is a file", SourceError),
     "checkpoints": (lambda run, place: without(run, place, "checkpoints"), "place/checkpoints is a file", SourceError),
@@ -127,7 +127,7 @@ def test_places_where_a_run_can_live(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "config.json", begun)
     for place in (run, tmp_path / "empty", notes, begun, tmp_path / "missing" / "below"):
         before = (tree(run), tree(tmp_path))
-        check_place(place)
+        check_run_dir(place)
         assert (tree(run), tree(tmp_path)) == before
 
 

@@ -25,7 +25,7 @@ from ldit.config.sections import EMAConfig, OptimConfig, ParallelConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
 from ldit.errors import LditError, RunError, SourceError
-from ldit.parallel.exchange import collect, spread
+from ldit.parallel.exchange import gather_whole, scatter_parts
 from ldit.parallel.layout import Layout, view
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import REPLICATE, SHARD, TP, World, world_of
@@ -320,14 +320,14 @@ def exchange(folder: Path, cut: str) -> Any:
         chosen += [None] * (len(model_group) - len(chosen))
         full = [None if x is None else _numbers(x, first + i) for i, x in enumerate(chosen)]
         parts = [_mine(x, f, model_group.here) for x, f in zip(chosen, full, strict=True)]
-        whole = collect(parts, chosen, model_group)
+        whole = gather_whole(parts, chosen, model_group)
         own = full[model_group.me]
         if (whole is None) != (own is None) or (own is not None and not torch.equal(own, whole)):
-            wrong.append(f"collect {first + model_group.me}")
-        back = spread(None if own is None else own.clone(), chosen, model_group, torch.empty(0))
+            wrong.append(f"gather {first + model_group.me}")
+        back = scatter_parts(None if own is None else own.clone(), chosen, model_group, torch.empty(0))
         for i, (layout, value, part) in enumerate(zip(chosen, full, back, strict=True)):
             sound = part is None if layout is None else torch.equal(part, view(value, layout.part(*model_group.here)))
-            wrong += [] if sound else [f"spread {first + i}"]
+            wrong += [] if sound else [f"scatter {first + i}"]
     return w.gather(wrong)
 
 

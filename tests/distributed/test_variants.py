@@ -188,7 +188,7 @@ def test_a_save_that_fails_on_one_process_ends_the_run_on_all(
     """RunError on every process at the next step, nothing half committed, the checkpoint before intact."""
     for kind, said, step in results[processes][f"failing-save:{where}"]:
         assert (kind, step) == ("RunError", 5)
-        assert "step-00000004 was not saved: injected" in said
+        assert "step-00000004 was not written: injected" in said
     checkpoints = folder / f"fail-{where}" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000002"]
     manifest.verify(checkpoints / "step-00000002")
@@ -220,7 +220,7 @@ def test_processes_hear_of_each_others_faults(processes: int, results: dict[int,
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_whole_tensors_go_round(processes: int, results: dict[int, dict[str, Any]]) -> None:
-    """collect and spread with uneven layouts, over shards, tensor-parallel cuts and both, and in each replica."""
+    """Uneven layouts, over shards, tensor-parallel cuts and both, and in each replica."""
     rounds = {name: wrong for name, wrong in results[processes].items() if name.startswith("exchange:")}
     assert len(rounds) == {2: 2, 4: 4}[processes]
     for name, wrong in rounds.items():

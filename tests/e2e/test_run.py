@@ -288,6 +288,6 @@ def test_a_damaged_newest_step_falls_back_loudly(undisturbed: Path, tmp_path: Pa
     data[-1] ^= 1
     weights.write_bytes(data)
     report = ldit("info", run)
-    assert "step-00000035" in report.stdout and "step 40 is passed over" in report.stderr
+    assert "step-00000035" in report.stdout and "step 40 is skipped" in report.stderr
     ldit(*TRAIN, "--out", run)  # resumes from 35 and makes 40 again
     assert_same_run(undisturbed, run)

@@ -128,5 +128,5 @@ def test_damage_is_said_in_one_line(run: Path, tmp_path: Path) -> None:
         open_classifier(step, CPU)
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints").mkdir()
-    with pytest.raises(EvaluationError, match="has no committed step that is sound"):
+    with pytest.raises(EvaluationError, match="has no valid step"):
         open_classifier(copy, CPU)

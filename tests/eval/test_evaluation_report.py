@@ -94,7 +94,7 @@ def test_a_set_in_the_order_of_its_classes_has_no_inception_score(
 
 
 def test_lines_without_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SAY_EVERY", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     with said() as lines:
         found(job(place / "a", place / "b", 10))
     told = [line.split("  ")[0] for line in lines]

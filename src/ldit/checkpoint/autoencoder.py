@@ -1,4 +1,4 @@
-"""Autoencoders trained here, read, and written in diffusers' layout, which codecs are opened from."""
+"""Autoencoders trained here: opened, and written in the layout of diffusers, from which codecs are opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class AutoencoderSource:
-    """A committed step of an autoencoder's run, true to its manifest in what `tensors` reads."""
+    """A committed step of an autoencoder's run; what `tensors` reads matches the manifest."""
 
     path: Path
     spec: AutoencoderSpec
@@ -37,7 +37,7 @@ def holds_autoencoder(path: Path) -> bool:
 
 
 def open_autoencoder(path: Path) -> AutoencoderSource:
-    """The newest true step of a run, or the step named; SourceError when it is damaged."""
+    """The latest valid step of a run, or the step named; SourceError when it is damaged."""
     return open_step(path, _opened)
 
 

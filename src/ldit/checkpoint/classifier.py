@@ -1,4 +1,4 @@
-"""Classifiers trained here, read."""
+"""Classifiers trained here, opened."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ldit.storage.tensors import NamedTensors
 
 @dataclass(frozen=True)
 class ClassifierSource:
-    """A committed step of a classifier's run, true to its manifest in what `tensors` reads: the EMA weights."""
+    """A committed step of a classifier's run; what `tensors` reads, the EMA weights, matches the manifest."""
 
     path: Path
     spec: ClassifierSpec
@@ -36,7 +36,7 @@ def holds_classifier(path: Path) -> bool:
 
 
 def open_classifier_step(path: Path) -> ClassifierSource:
-    """The newest true step of a run, or the step named; SourceError when it is damaged or of something else."""
+    """The latest valid step of a run, or the step named; SourceError when it is damaged or of something else."""
     return open_step(path, _opened)
 
 

@@ -1,5 +1,7 @@
-"""Our layout: config.json + model.safetensors (or shards with an index) + ema.safetensors when kept apart; codec/ where
-the codec was given by path."""
+"""Our layout: config.json, model.safetensors (or shards with an index), and ema.safetensors when kept apart.
+
+codec/ is there where the codec was given by path.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +34,7 @@ def write_export(
     ema: NamedTensors | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the files into an existing folder (see `commit.committed`)."""
+    """Write the files into an existing folder (see `atomic.committed`)."""
     write_json(folder / CONFIG, spec.to_json())
     write_safetensors(folder / f"{MODEL}.safetensors", weights, dtype)
     if ema is not None:
@@ -57,7 +59,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def no_model(folder: Path, kind: str) -> SourceError:
-    """What to say where a model is wanted and a run or step of an autoencoder or a classifier is named."""
+    """The error for a run or step of an autoencoder or a classifier where a model is expected."""
     if kind == AUTOENCODER:
         return SourceError(
             f"{folder} is an autoencoder, which makes no images by itself "

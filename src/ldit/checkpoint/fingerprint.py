@@ -1,4 +1,4 @@
-"""What tells one model's weights from another's: the sha256 of the files that hold them."""
+"""Fingerprints of weights: the sha256 of the files that hold them."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sniff a source: what it is, its spec, and its weights when asked for."""
+"""Opening a model source: what it is, its spec, and its weights when asked for."""
 
 import re
 from collections.abc import Iterator
@@ -10,16 +10,12 @@ from torch import Tensor
 
 from ldit.checkpoint import export
 from ldit.checkpoint.layouts import diffusers_dit, dit_pt, original
-from ldit.checkpoint.run import (
-    committed_steps,
-    run_kind,
-)
+from ldit.checkpoint.run import committed_steps, open_step, run_kind
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.classifier import CLASSIFIER
 from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
-from ldit.log import logger
 from ldit.precision import dtype_word
 from ldit.storage import manifest
 from ldit.storage.hub import MODEL_FILES, from_hub, is_hub_id
@@ -31,7 +27,7 @@ Kind = Literal["ldit", "original", "dit-pt", "diffusers"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model source, opened but not loaded."""
+    """A model source: recognised and described, its weights not read."""
 
     kind: Kind
     path: Path
@@ -44,7 +40,7 @@ class Source:
     def tensors(self, ema: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first."""
         if self.kind == "original":
-            yield from original.read_weights(self.path, ema, bool(getattr(self.spec.model, "qk_norm", False)), check)
+            yield from original.read_weights(self.path, ema, self.spec.model, check)
         elif self.kind == "dit-pt":
             yield from dit_pt.read_state(self.path, ema, check).items()
         elif self.kind == "diffusers":
@@ -89,14 +85,14 @@ def open_source(
     source: str | Path, heads: int | None = None, ema: bool = True, process: dit_pt.ProcessName | None = None
 ) -> Source:
     """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes, `process`
-    for those that do not tell theirs; `ema` says which weights must be sound for a run's step to count."""
+    for those that do not say theirs; `ema` says which weights of a run's step must match the manifest."""
     path = _locate(source)
+    # Files: DiT checkpoints only.
     if path.is_file():
         return _open_pt(path, heads, process)
     if process is not None:
-        raise SourceError(
-            f"{path} says itself what it was trained as; process {process!r} is for DiT and SiT .pt files"
-        )
+        raise SourceError(f"{path} states its process itself; process {process!r} is for DiT and SiT .pt files")
+    # Folders, told by the files in them.
     if is_run(path):
         return _open_run(path, ema)
     if original.is_original(path):
@@ -134,29 +130,27 @@ def _open_original(path: Path) -> Source:
 
 
 def _open_run(run: Path, ema: bool) -> Source:
-    """The newest committed step whose weights asked for are true to the manifest; falls back loudly."""
+    """The latest step whose weights match the manifest; a damaged one is skipped with a warning."""
     kind = run_kind(run)
     if kind in (AUTOENCODER, CLASSIFIER):
         raise export.no_model(run, kind)
-    steps = committed_steps(run)
-    if not steps:
+    if not committed_steps(run):
         others = sorted(
             path for path in (run / "checkpoints").iterdir() if path.is_dir() and original.is_original(path)
         )
         if others:
             raise SourceError(f"{run} is a results folder of the original; name one of its checkpoints: {others[-1]}")
         raise SourceError(f"{run} has no committed step yet")
-    for step, folder in steps:
-        try:
-            manifest.read(folder)  # in a run, a step without one is not committed
-            export.verify_export(folder, ema)
-            return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
-        except SourceError as error:
-            logger.warning("step %d is passed over: %s", step, error)
-    raise SourceError(f"{run}: every committed step is damaged")
+
+    def opened(folder: Path) -> Source:
+        export.verify_export(folder, ema)
+        return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
+
+    return open_step(run, opened)
 
 
 def _locate(source: str | Path) -> Path:
+    """The file or folder of a source: a path, else a bundled model's name, else an id of the Hub."""
     text = str(source)
     bundled = ASSETS / "models" / text
     try:

@@ -1,4 +1,4 @@
-"""A run's directory: its lock, its committed steps, the training state behind each."""
+"""The run directory: whether it can be used, its lock, its committed steps, its best step."""
 
 import errno
 import fcntl
@@ -13,10 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ldit.checkpoint.export import (
-    CONFIG,
-    is_export,
-)
+from ldit.checkpoint.export import CONFIG, is_export
 from ldit.config.run import RUN_FORMAT, model_kind
 from ldit.errors import SourceError
 from ldit.log import logger
@@ -24,28 +21,25 @@ from ldit.parallel.world import World
 from ldit.storage import manifest
 from ldit.storage.atomic import make_folder, read_json, remove_leftovers, write_json_atomic
 from ldit.storage.manifest import check_not_in_checkpoint
-from ldit.storage.names import BEST, CHECKPOINTS, METRICS, RUN_CONFIG, SAMPLES, SKIPPED, SNAPSHOTS, is_run
+from ldit.storage.names import BEST, CHECKPOINTS, RUN_CONFIG, SAMPLES, SNAPSHOTS, is_run
 
 _STEP = re.compile(r"step-(\d{8,})$")
 _T = TypeVar("_T")
 
 
-def check_place(run: Path) -> None:
-    """SourceError or RequestError when a run cannot live in `run`, which need not exist: nothing else that stands there
-    is changed."""
+def check_run_dir(run: Path) -> None:
+    """SourceError or RequestError when `run`, which need not exist, cannot become a run directory: nothing of others
+    that lies there may be changed."""
     if run.exists() and not run.is_dir():
-        raise SourceError(f"{run} is a file, not a run's folder")
+        raise SourceError(f"{run} is a file, not a run directory")
     check_not_in_checkpoint(run)
     for name in (CHECKPOINTS, SNAPSHOTS, SAMPLES):
         if (run / name).exists() and not (run / name).is_dir():
             raise SourceError(f"{run / name} is a file, where a run has a folder")
-    for name in (RUN_CONFIG, METRICS, SKIPPED, BEST):
-        if (run / name).is_dir():
-            raise SourceError(f"{run / name} is a folder, where a run has a file")
     if (run / RUN_CONFIG).exists():
         config = read_json(run / RUN_CONFIG)
         if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
-            raise SourceError(f"{run} is not a run's folder: its {RUN_CONFIG} is something else's")
+            raise SourceError(f"{run} is not a run directory: its {RUN_CONFIG} is of something else")
 
 
 def run_kind(run: Path) -> str | None:
@@ -61,8 +55,8 @@ def holds(path: Path, kind: str) -> bool:
 
 
 def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
-    """`opened` of the step named, or of a run's newest step of which it raises no SourceError; others are passed over
-    loudly."""
+    """`opened` of the step named, or of a run's latest step for which it raises no SourceError; others are skipped with
+    a warning."""
     if not is_run(path):
         return opened(path)
     for step, folder in committed_steps(path):
@@ -70,13 +64,13 @@ def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
             manifest.read(folder)  # in a run, a step without one is not committed
             return opened(folder)
         except SourceError as error:
-            logger.warning("step %d is passed over: %s", step, error)
-    raise SourceError(f"{path} has no committed step that is sound")
+            logger.warning("step %d is skipped: %s", step, error)
+    raise SourceError(f"{path} has no valid step")
 
 
 def quarantine_newer(run: Path, step: int) -> None:
-    """Rename steps newer than `step`, which the run falls back behind because they are damaged: nothing is lost, and
-    they count no longer."""
+    """Rename the damaged steps newer than `step`, from which the run continues: nothing is deleted, and they count no
+    longer."""
     for number, folder in committed_steps(run):
         if number > step:
             aside, again = folder.with_name(f"{folder.name}.damaged"), 1
@@ -84,12 +78,13 @@ def quarantine_newer(run: Path, step: int) -> None:
                 again += 1
                 aside = folder.with_name(f"{folder.name}.damaged-{again}")
             os.rename(folder, aside)
-            logger.warning("damaged step %d is set aside as %s", number, aside)
+            logger.warning("damaged step %d is renamed to %s", number, aside)
 
 
 def drop_after(run: Path, step: int) -> None:
-    """Forget what came after `step`, where the run goes on: snapshots of averages and the best step may be of a branch
-    that it leaves, and are made again if not. The best step is then the one before it that still is there."""
+    """Forget what came after `step`, from which the run continues: EMA snapshots and the best step may be of a branch
+    that it leaves, and are made again if not. The best step is then the last one before that is still there."""
+    # The best step falls back to one that stays.
     best, committed = best_step(run), {number for number, _ in committed_steps(run)}
     if best is not None and not (best.step <= step and best.step in committed):
         earlier = [pair for pair in best.before if pair[0] <= step and pair[0] in committed]
@@ -97,6 +92,7 @@ def drop_after(run: Path, step: int) -> None:
             write_best(run, Best(*earlier[-1], best.conditions, tuple(earlier[:-1])))
         else:
             (run / BEST).unlink()
+    # Snapshots of later steps go too.
     for path in (run / SNAPSHOTS).iterdir() if (run / SNAPSHOTS).is_dir() else ():
         if (found := _STEP.match(path.name)) and int(found[1]) > step:
             _remove(path)
@@ -114,7 +110,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def committed_steps(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every committed step, newest first; committed = renamed into place, so only the name counts."""
+    """(step, folder) of every committed step, latest first; committed = renamed into place, so only the name counts."""
     if not is_run(run):
         return []
     found = [(int(m[1]), path) for path in (run / CHECKPOINTS).iterdir() if (m := _STEP.match(path.name))]
@@ -122,7 +118,7 @@ def committed_steps(run: Path) -> list[tuple[int, Path]]:
 
 
 def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path] | None:
-    """The newest step all of whose files match its manifest; damaged ones are passed over loudly. With several
+    """The latest step all of whose files match its manifest; damaged ones are skipped with a warning. With several
     processes each checks its share of the files, and all call this together."""
     world = world or World(torch.device("cpu"))
     for step in world.from_rank0(lambda: [number for number, _ in committed_steps(run)]):
@@ -131,13 +127,13 @@ def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path]
             world.run_on_all(lambda folder=folder: manifest.verify(folder, share=(world.rank, world.size)))  # type: ignore[misc]
             return step, folder
         except SourceError as error:
-            logger.warning("step %d is damaged and passed over: %s", step, error)
+            logger.warning("step %d is damaged and skipped: %s", step, error)
     return None
 
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """One training process a directory; the kernel frees the lock when its holder dies."""
+    """Hold the lock of a run directory, so that one job trains there; the kernel frees it when its holder dies."""
     make_folder(run)
     with (run / ".lock").open("a") as file:
         try:
@@ -145,7 +141,9 @@ def run_lock(run: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise SourceError(f"{run} is in use by another training process") from None
-            logger.warning("%s: this file system has no locks (%s); see that one run writes here", run, error.strerror)
+            logger.warning(
+                "%s: this file system has no locks (%s); make sure that only one job writes here", run, error.strerror
+            )
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -153,8 +151,8 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 class Best(NamedTuple):
-    """The step with the lowest value that was measured along the way, and what was measured how; before it, the steps
-    that were the best in their time, and their values, oldest first."""
+    """The step with the lowest value measured during training, and what was measured how; `before` are the steps that
+    were the best at their time, with their values, oldest first."""
 
     step: int
     value: float
@@ -167,9 +165,9 @@ def best_step(run: Path) -> Best | None:
     if not (run / BEST).exists():
         return None
     try:
-        found = read_json(run / BEST)
-        best = Best(int(found["step"]), float(found["value"]), dict(found["of"]))
-        return best._replace(before=tuple((int(step), float(value)) for step, value in found.get("before", ())))
+        data = read_json(run / BEST)
+        best = Best(int(data["step"]), float(data["value"]), dict(data["of"]))
+        return best._replace(before=tuple((int(step), float(value)) for step, value in data.get("before", ())))
     except (SourceError, KeyError, TypeError, ValueError, OverflowError):
         logger.warning("%s cannot be read: the best step is not known", run / BEST)
         return None
@@ -177,13 +175,13 @@ def best_step(run: Path) -> Best | None:
 
 def write_best(run: Path, best: Best) -> None:
     """RUN/best.json."""
-    said = {"step": best.step, "value": best.value, "of": best.conditions, "before": best.before}
-    write_json_atomic(run / BEST, said)
+    data = {"step": best.step, "value": best.value, "of": best.conditions, "before": best.before}
+    write_json_atomic(run / BEST, data)
 
 
 def retire(run: Path, keep: int, keep_every: int) -> None:
-    """Remove committed steps beyond the newest `keep` (0 = none), but not those that `keep_every` divides, nor the best
-    one: where it is not committed yet, the one before it under the same conditions."""
+    """Remove committed steps beyond the latest `keep` (0 = remove none), but not those that `keep_every` divides, nor
+    the best one; where that is not committed yet, not the best one before it under the same conditions."""
     committed, best = committed_steps(run), best_step(run)
     chain = [] if best is None else [*(step for step, _ in best.before), best.step]
     kept = max(set(chain) & {number for number, _ in committed}, default=None)

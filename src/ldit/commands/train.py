@@ -11,7 +11,7 @@ import torch
 
 from ldit.checkpoint.export import read_any_spec
 from ldit.checkpoint.run import (
-    check_place,
+    check_run_dir,
     clean,
     committed_steps,
     drop_after,
@@ -130,7 +130,7 @@ def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples
 
 def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
     """Phase 2, on the main process: make the run directory this run's own, and see what is in it."""
-    check_place(out)
+    check_run_dir(out)
     stack.enter_context(run_lock(out))
     clean(out)  # leftovers of a run that was killed
     keep_index(prepared.data, out)  # of tar archives, so that the next start reads none

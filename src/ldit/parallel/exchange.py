@@ -1,5 +1,7 @@
-"""Whole tensors out of the parts of a group, and back: each process gets one, so that work on whole tensors (Muon's
-iterations, writing files) is shared and none holds more than its own."""
+"""Whole tensors gathered from the parts that a group holds, and scattered back: one tensor for each process.
+
+So work on whole tensors (Muon's iterations, writing files) is shared, and no process holds more than one at a time.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from ldit.parallel.layout import Layout, view
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """The processes that hold one whole model among them: (shard, tp) of each, and which of them this one is."""
+    """The processes that together hold one whole model: (shard, tp) of each, and which of them this one is."""
 
     members: tuple[tuple[int, int], ...] = ((0, 0),)
     me: int = 0
@@ -24,14 +26,18 @@ class ModelGroup:
 
     @property
     def here(self) -> tuple[int, int]:
+        """(shard, tp) of this process."""
         return self.members[self.me]
 
 
-def collect(parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], model_group: ModelGroup) -> Tensor | None:
+def gather_whole(
+    parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], model_group: ModelGroup
+) -> Tensor | None:
     """Member j gets tensor j whole. `parts[j]` is this process's part of it, `layouts[j]` its layout; None = nothing
     for j, the same on all. All of one dtype and device. One all-to-all."""
     if len(model_group) == 1:
         return parts[0]
+    # Send to member j this process's part of tensor j, flat; of equal copies only one is sent.
     outgoing = [
         part.reshape(-1) if part is not None and layout is not None and layout.sent_by(*model_group.here) else None
         for part, layout in zip(parts, layouts, strict=True)
@@ -41,6 +47,7 @@ def collect(parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], mo
     received = _all_to_all(outgoing, sizes, next(part for part in parts if part is not None), model_group)
     if own is None:
         return None
+    # Put each member's part where it belongs in this process's own tensor.
     whole = received.new_empty(own.shape)
     for member, piece in zip(model_group.members, received.split(sizes), strict=True):
         if own.sent_by(*member) and piece.numel():
@@ -48,10 +55,11 @@ def collect(parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], mo
     return whole
 
 
-def spread(
+def scatter_parts(
     whole: Tensor | None, layouts: Sequence[Layout | None], model_group: ModelGroup, like: Tensor
 ) -> list[Tensor | None]:
-    """The reverse of `collect`: member j gives everyone its part of tensor j. Returns this process's part of each."""
+    """The reverse of `gather_whole`: member j, which holds tensor j whole, gives every process its part. Returns this
+    process's part of each tensor."""
     if len(model_group) == 1:
         return [whole]
     own = layouts[model_group.me]
@@ -71,6 +79,7 @@ def _count(layout: Layout, shard: int, tp: int) -> int:
 
 
 def _all_to_all(outgoing: Sequence[Tensor | None], sizes: list[int], like: Tensor, model_group: ModelGroup) -> Tensor:
+    """What the others sent to this process, `sizes` numbers from each, flat; `outgoing[j]` goes to member j."""
     flat = [part for part in outgoing if part is not None]
     sent = torch.cat(flat) if flat else like.new_empty(0)
     received = like.new_empty(sum(sizes))

@@ -1,4 +1,4 @@
-"""Which part of a full tensor a process holds. Pure arithmetic: any process can work out any other's part."""
+"""Which part of a full tensor each process holds: arithmetic alone, so any process knows every other's part."""
 
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ class Layout:
     def part(self, shard: int = 0, tp: int = 0) -> Part:
         """What the process at these two indices holds, as slices of the full tensor."""
         bounds = [(0, size) for size in self.shape]
+        # First the cut of tensor parallelism, then FSDP's along axis 0 of what is left.
         if self.tp_axis is not None:
             size = self.shape[self.tp_axis] // self.tp
             bounds[self.tp_axis] = (tp * size, (tp + 1) * size)
@@ -39,7 +40,7 @@ class Layout:
         return self.tp if self.tp_axis is None else 1
 
     def sent_by(self, shard: int, tp: int) -> bool:
-        """Whether this process speaks for its part: of equal copies the first does."""
+        """Whether the process at these indices sends its part: of equal copies the first one does."""
         return self.tp_axis is not None or tp == 0
 
 

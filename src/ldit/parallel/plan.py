@@ -1,6 +1,8 @@
-"""Parallelism, applied from outside to a network on the meta device, always in this order: tensor parallelism →
-recomputation → compilation → FSDP2. (fp8 matrix products will come between the first two, where the layers are
-already cut and not yet wrapped.)"""
+"""Parallelism, applied to a network from outside: tensor parallelism, activation checkpointing, compilation, FSDP2.
+
+Always in this order, on the meta device. (fp8 matrix products will come between the first two, where the layers are
+already cut and not yet wrapped.)
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +20,7 @@ from ldit.parallel.tensor import cut_layers
 from ldit.parallel.world import REPLICATE, SHARD, World
 
 _OPS = torch.ops.aten
-# Selective recomputation keeps what is dear to make again: matrix products and attention.
+# "selective" saves the expensive operations, matmuls and attention, and recomputes the rest.
 _KEPT = frozenset(
     {
         _OPS.mm.default,
@@ -40,15 +42,19 @@ def parallelise(
     A network without `layers`, as an autoencoder, is one unit; it is not cut over a tensor-parallel group.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    # Tensor parallelism: each process keeps its part of every matrix.
     group = world.tp_group
     axes = cut_layers(model, group) if isinstance(model, DiT) and group is not None else {}
     blocks: list[nn.Module] = list(model.layers) if isinstance(model, DiT) else []
+    # Activation checkpointing, block by block.
     if config.recompute != "none":
         for block in blocks:
             block.forward = _recomputed(block.forward, config.recompute)
+    # Compilation, of one block at a time: all blocks share one graph, which compiles in seconds.
     if config.compile:
         for block in blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
+    # FSDP2, around everything before.
     sharded = world.data_parts > 1
     if sharded:
         _shard(model, blocks, config, world, compute, reduce)

@@ -1,4 +1,4 @@
-"""Tensor parallelism: every layer's matrices cut over the processes of a group (Shoeybi et al. 2019), from outside.
+"""Tensor parallelism: the matrices of every layer cut over the processes of a group (Shoeybi et al. 2019).
 
 | parameter                                             | cut along                    | forward        | backward     |
 |-------------------------------------------------------|------------------------------|----------------|--------------|
@@ -35,7 +35,7 @@ def _sum(x: Tensor, group: Group) -> Tensor:
 
 
 class _Enter(torch.autograd.Function):
-    """A whole tensor goes into cut layers: its gradient is the sum of what each process finds."""
+    """Forward: the whole tensor, into cut layers. Backward: the sum of the gradients that each process computes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -48,7 +48,7 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """Partial results become a whole one, on which every process goes on alike."""
+    """Forward: the sum of the partial results, the same on every process. Backward: the gradient, unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -60,7 +60,7 @@ class _Leave(torch.autograd.Function):
 
 
 class _Share(torch.autograd.Function):
-    """A sum over processes that each of them uses in a way of its own: the gradient is summed too."""
+    """Forward: a sum over processes. Backward: also a sum, as each process uses the result in a way of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -73,7 +73,8 @@ class _Share(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Parts of the last axis, joined; every process goes on alike, so each keeps its own part of the gradient."""
+    """Forward: the parts of the last axis joined, the same on every process. Backward: this process's own part of the
+    gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -88,9 +89,9 @@ class _Gather(torch.autograd.Function):
 
 
 class ShardedLayerNorm(nn.Module):
-    """LayerNorm over the full projected width of which this process holds a part: mean and variance of all of it.
+    """LayerNorm over the full projected width, of which this process holds a part: mean and variance are of all of it.
 
-    In fp32, the variance about the mean of the whole: two small sums, and no difference of large squares.
+    In fp32, the variance about the mean of all parts: two small sums, and no difference of large squares.
     """
 
     def __init__(self, whole: nn.LayerNorm, group: Group) -> None:
@@ -140,9 +141,11 @@ def cut_layers(model: DiT, group: Group) -> dict[str, int]:
 
 
 def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
+    # This process has its share of the heads.
     attention = block.attention
     attention.heads //= parts
     attention.kv_heads //= parts
+    # Which parameters are cut along which axis (the table above), and the cut.
     axes = {}
     for name, module in list(block.named_modules()):
         if name in _ROWS or name in _COLUMNS:
@@ -156,6 +159,7 @@ def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
     for name, axis in axes.items():
         _shrink(block, name, axis, parts)
     _swap_norms(attention, group)
+    # Communication, as hooks: sums where tensors enter and leave cut layers, a gather behind adaLN.
     attention.register_forward_pre_hook(_entering(group))
     block.feed_forward.register_forward_pre_hook(_entering(group))
     for linear in (attention.wo, block.feed_forward.w2):

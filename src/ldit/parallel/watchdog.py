@@ -1,4 +1,4 @@
-"""A run in which one process stalls would wait for ever: this ends it and says who, where and since when."""
+"""A watchdog that ends a run in which one process stalls, and says which one and where."""
 
 import json
 import os
@@ -13,22 +13,22 @@ from typing import Any
 from ldit.parallel.world import World
 
 EXIT = 1
-LISTEN = 3.0  # seconds in which a process that lives lets hear of itself
+LISTEN = 3.0  # seconds within which a living process sends a sign
 _COLLECTIVES = os.path.join("torch", "distributed")
 
 
 class Watchdog:
-    """The run marks its progress; a thread ends the process when marks stay out for `timeout` seconds.
+    """The run marks its progress; a thread ends the process when no mark comes for `timeout` seconds.
 
-    Every process publishes its mark each second or so, so that the one left behind can be named: the lowest count of
-    marks, or of equals the one that is not waiting for others.
+    Every process publishes its mark each second or so, so that the one behind can be named: the one with the lowest
+    count of marks, or of equals the one that is not waiting for others.
     """
 
     def __init__(self, world: World, timeout: float) -> None:
         self.world, self.timeout = world, timeout
         self.interval = min(1.0, timeout / 10)
-        self._mark: tuple[int, str] = (0, "start")
-        self._beat = 0
+        self._mark: tuple[int, str] = (0, "start")  # how many marks, and what comes next
+        self._beat = 0  # signs of life sent
         self._main = threading.main_thread().ident
         self._done = threading.Event()
 
@@ -38,7 +38,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while the block runs; a single process has nobody to wait for and is not watched."""
+        """Watch while the block runs. A single process waits for nobody and is not watched."""
         if self.world.size == 1:
             yield
             return
@@ -55,20 +55,22 @@ class Watchdog:
         seen, since = self._mark, time.monotonic()
         while not self._done.wait(self.interval):
             try:
-                self._say(store)
-            except Exception:  # the store died with the first process; collectives will fail by themselves
+                self._publish(store)
+            except Exception:  # the store died with the main process; collectives will fail by themselves
                 store = None
             if self._mark != seen:
                 seen, since = self._mark, time.monotonic()
             elif time.monotonic() - since > self.timeout:
                 self._end(store)
 
-    def _say(self, store: Any) -> None:
+    def _publish(self, store: Any) -> None:
+        """This process's mark, where its main thread is, and a sign of life."""
         if store is not None:
             self._beat += 1
             store.set(f"mark/{self.world.rank}", json.dumps([*self._mark, *self._where(), self._beat]))
 
-    def _heard(self, store: Any) -> dict[int, list[Any]]:
+    def _published(self, store: Any) -> dict[int, list[Any]]:
+        """What each process published last: [marks, next, where, whether it waits for others, signs of life]."""
         names = {rank: f"mark/{rank}" for rank in range(self.world.size)}
         return {rank: json.loads(store.get(name)) for rank, name in names.items() if store.check([name])}
 
@@ -76,25 +78,27 @@ class Watchdog:
         line = f"process {self.world.rank}: no progress for {self.timeout:g} s"
         try:
             if store is None:
-                raise ConnectionError("the first process is gone")
-            before = self._heard(store)
+                raise ConnectionError("the main process is gone")
+            # Listen for some seconds: a process that sends no sign meanwhile is frozen or gone.
+            before = self._published(store)
             for _ in range(int(LISTEN / self.interval) + 1):
                 time.sleep(self.interval)
-                self._say(store)
-            line += f"; {self._verdict(before, self._heard(store))}"
+                self._publish(store)
+            line += f"; {self._verdict(before, self._published(store))}"
         except Exception as error:
             line += f" (the others cannot be asked: {error or type(error).__name__})"
         print(f"ldit: {line}", file=sys.stderr, flush=True)
         os._exit(EXIT)
 
     def _verdict(self, before: dict[int, list[Any]], now: dict[int, list[Any]]) -> str:
-        """Who is behind. A process whose watchdog has fallen silent is frozen or gone."""
+        """Which process holds up the others."""
         silent = [rank for rank in range(self.world.size) if before.get(rank) == now.get(rank)]
         if silent:
             return f"process {', '.join(map(str, silent))} stalls and does not answer"
-        # By what was heard first: by now some may have begun to end.
+        # Those with the fewest marks, by what they published first: by now some may have begun to end.
         least = min(entry[0] for entry in before.values())
         behind = {rank: entry for rank, entry in before.items() if entry[0] == least}
+        # Of these the ones that do not wait for others, if that tells them apart.
         busy = {rank: entry for rank, entry in behind.items() if not entry[3]}
         guilty = busy if 0 < len(busy) < len(behind) else behind
         return "; ".join(f"process {rank} stalls in {entry[1]!r} at {entry[2]}" for rank, entry in guilty.items())

@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, how they share the work, what they say to each other."""
+"""The processes of a run: rank and size, process groups, and how they agree."""
 
 import json
 import os
@@ -24,20 +24,18 @@ from ldit.parallel.exchange import ModelGroup
 
 T = TypeVar("T")
 TP, SHARD, REPLICATE = "tp", "shard", "replicate"
-UNHEARD = 10.0  # seconds after which a process says its failure itself
-# Collectives give up a little after the watchdog, which can say who stalls.
-GRACE = 10.0
+UNHEARD = 10.0  # seconds after which a process logs its failure itself, as the others do not answer
+GRACE = 10.0  # seconds by which collectives outlast the watchdog, which can say who stalls
 MEETING = timedelta(hours=1)
-"""Within which all processes must have started, however long they may work apart afterwards."""
+"""Within which all processes must have started."""
 
 
 @dataclass(frozen=True)
 class World:
     """`size` processes as replicate x shard x tp, tensor-parallel neighbours next to each other.
 
-    `model_group` joins the shard x tp processes that hold one whole model among them; `control` is a CPU group for
-    small
-    messages; `saving` and `saving_model_group` are CPU groups for the thread that writes checkpoints.
+    `model_group` joins the shard x tp processes that together hold one whole model. `control` is a CPU group for small
+    messages. `saving` and `saving_model_group` are CPU groups for the thread that writes checkpoints.
     """
 
     device: torch.device
@@ -55,15 +53,17 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
     @property
     def tp_index(self) -> int:
+        """Place in the tensor-parallel group."""
         return self.rank % self.tp
 
     @property
     def replica(self) -> int:
+        """Which copy of the model this process holds a part of."""
         return self.rank // (self.tp * self.shard)
 
     @property
@@ -73,6 +73,7 @@ class World:
 
     @property
     def data_part(self) -> int:
+        """Which of the `data_parts` shares of a batch this process sees."""
         return self.rank // self.tp
 
     @property
@@ -83,6 +84,7 @@ class World:
         """The JSON-able `value` of every process, on every process, in rank order."""
         if self.size == 1:
             return [value]
+        # As bytes of JSON, padded to the longest: tensors are what every backend can gather, and nothing is unpickled.
         group = group or self.control
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -95,12 +97,13 @@ class World:
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
     def run_on_all(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """`work()` on every process; what one process cannot do, none has done: its exception is raised on all, as its
-        own on that one, as a LditError of the same words on the others.
+        """`work()` on every process. If one rank fails, every rank raises: the one that failed its own exception, the
+        others a LditError with the same message.
 
-        Of several the first is raised on all, but damage (SourceError) only where nobody reports worse: a caller that
-        passes over damaged files must do so on every process or on none.
+        Of several failures all raise the first rank's, but a SourceError only if there is no other kind: a caller that
+        skips damaged files must do so on every process or on none.
         """
+        # Do the work, and tell all the others how it went.
         result, failure = None, None
         try:
             result = work()
@@ -110,31 +113,32 @@ class World:
         faults = [(rank, kind, text) for rank, (kind, text) in enumerate(reports) if kind]
         if not faults:
             return result  # type: ignore[return-value]
+        # All choose the same failure, and raise it.
         rank, kind, text = next((f for f in faults if f[1] != SourceError.__name__), faults[0])
         if rank == self.rank and failure is not None:
             raise failure
         known: type[LditError] | None = getattr(errors, kind, None)
-        heard = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
-        heard.said_elsewhere = True
-        raise heard from failure
+        reported = known(text) if known is not None else errors.RunError(f"process {rank}: {text}")
+        reported.said_elsewhere = True
+        raise reported from failure
 
     def _reported(self, failure: Exception | None, group: dist.ProcessGroup | None) -> list[tuple[str, str]]:
-        """(class, words) of every process's failure. Others may take long until they hear of ours, or never do: then it
-        is said here, or raised."""
+        """(class, message) of every process's failure. The others may take long until they ask, or never do: then this
+        process logs its failure, or raises it."""
         if failure is None or self.size == 1:
             return self.gather(["" if failure is None else type(failure).__name__, str(failure or "")], group)
-        said = threading.Timer(UNHEARD, logger.error, ("process %d waits for the others: %s", self.rank, failure))
-        said.daemon = True
-        said.start()
+        timer = threading.Timer(UNHEARD, logger.error, ("process %d waits for the others: %s", self.rank, failure))
+        timer.daemon = True
+        timer.start()
         try:
             return self.gather([type(failure).__name__, str(failure)], group)
-        except RuntimeError:  # the group's: nobody came
+        except RuntimeError:  # of the group: nobody answered
             raise failure from None
         finally:
-            said.cancel()
+            timer.cancel()
 
     def alarm(self, subject: str) -> None:
-        """Let the others know, wherever they are, that this process cannot go on with something they do together."""
+        """Tell the others, without waiting for them, that this process cannot continue what they do together."""
         if self.store is not None:
             self.store.set(f"alarm {subject}", b"1")
 
@@ -143,19 +147,19 @@ class World:
         return self.store is not None and bool(self.store.check([f"alarm {subject}"]))
 
     def calm(self, subject: str) -> None:
-        """Take an alarm back, so that the same work can be tried again; all call it together, once all have heard."""
+        """Take an alarm back, so that the same work can be tried again; all call it together, once all know of it."""
         if self.store is not None:
             self.from_rank0(lambda: self.store.delete_key(f"alarm {subject}"))
 
     def from_rank0(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """`work()` on the first process alone; every process gets its JSON-able result, or its error."""
+        """`work()` on rank 0 alone. Every process gets its result, which must be JSON-able, or raises its error."""
         result = self.run_on_all(lambda: work() if self.is_main else None, group)
         return self.gather(result, group)[0]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher told this process."""
+    """What the launcher says of this process."""
 
     rank: int = 0
     size: int = 1
@@ -166,9 +170,11 @@ class Launch:
 def launched() -> Launch:
     """Rank and size from torchrun's variables, or from srun's; a single process without either."""
     env = os.environ
+    # torchrun
     if "RANK" in env and "WORLD_SIZE" in env:
         size, local = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE"))
         return Launch(_number("RANK"), size, _number("LOCAL_RANK", 0), max(size // max(local, 1), 1))
+    # srun: torch is told by the variables that torchrun would set.
     if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         size, rank = _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_PROCID")
         env.setdefault("MASTER_ADDR", _first_host())
@@ -195,10 +201,10 @@ def _first_host() -> str:
     if not any(c in nodes for c in "[,"):
         return nodes or "127.0.0.1"
     try:
-        said = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         raise ConfigError(f"cannot find the first host of {nodes!r}: set MASTER_ADDR") from None
-    return said.stdout.split()[0]
+    return listed.stdout.split()[0]
 
 
 def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
@@ -216,7 +222,8 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
 
 @contextmanager
 def report_once(kind: type[LditError] = LditError) -> Iterator[None]:
-    """Errors that every process finds by itself, such as a mistake in the command: the first alone says them."""
+    """Errors that every process finds by itself, such as a mistake in the command: the main process alone prints
+    them."""
     try:
         yield
     except kind as error:
@@ -228,6 +235,7 @@ def report_once(kind: type[LditError] = LditError) -> Iterator[None]:
 def joined(config: ParallelConfig) -> Iterator[World]:
     """The world of this run; a single process needs no launcher and makes no process group."""
     launch = launched()
+    # The command first: does the number of processes fit it?
     with report_once():
         shape(config, launch.size)
     limit = timedelta(seconds=config.timeout + GRACE)
@@ -238,16 +246,17 @@ def joined(config: ParallelConfig) -> Iterator[World]:
     if launch.size == 1:
         yield World(device)
         return
+    # Meet the others at a store, then make the process group.
     meeting = min(limit, MEETING)
     store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=meeting))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield world_of(config, device, PrefixStore("ldit", store.clone()))
-    dist.destroy_process_group()  # only on the way out of a sound run: after a fault it could wait for the dead
+    dist.destroy_process_group()  # only after a good run: after a failure it could wait for dead processes
 
 
 def world_of(config: ParallelConfig, device: torch.device, store: Any = None) -> World:
-    """The world of a process group that stands already."""
+    """The world of a process group that exists already."""
     rank, size = dist.get_rank(), dist.get_world_size()
     replicate, shard, tp = shape(config, size)
     limit = timedelta(seconds=config.timeout + GRACE)
@@ -267,10 +276,10 @@ def world_of(config: ParallelConfig, device: torch.device, store: Any = None) ->
 
 
 def _model_group(rank: int, shard: int, tp: int, replicate: int, backend: str, limit: timedelta) -> ModelGroup:
-    whole = shard * tp
+    """The group of this process; every process makes the groups of all replicas, as torch demands."""
+    size = shard * tp
     groups = [
-        dist.new_group(list(range(r * whole, (r + 1) * whole)), timeout=limit, backend=backend)
-        for r in range(replicate)
+        dist.new_group(list(range(r * size, (r + 1) * size)), timeout=limit, backend=backend) for r in range(replicate)
     ]
     members = tuple((s, t) for s in range(shard) for t in range(tp))
-    return ModelGroup(members, rank % whole, groups[rank // whole])
+    return ModelGroup(members, rank % size, groups[rank // size])

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: write beside, manifest, fsync, rename, fsync the parent."""
+"""Atomic files and folders: written under a temporary name, fsynced, then renamed; a folder gets a manifest too."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)$")  # the names writt
 
 
 def fsync(path: Path) -> None:
-    """Push a file or folder to the disk."""
+    """Make sure that a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def fsync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each new name pushed to the disk."""
+    """Make a folder and those above it, each fsynced."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yields the name of a temporary file beside `path`, which replaces it whole on success."""
+    """Yields the name of a temporary file beside `path`, which replaces `path` on success."""
     temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
@@ -63,13 +63,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_json_atomic(path: Path, data: Any) -> None:
-    """Replace a single JSON file whole."""
+    """Replace a JSON file, so that a reader sees the old content or the new one."""
     with replaced(path) as temporary:
         write_json(temporary, data)
 
 
 class Commit:
-    """A folder that becomes `final` or is removed. What several processes write into `folder` one of them commits."""
+    """A temporary folder that becomes `final` or is removed. Several processes may write into it; one commits it."""
 
     def __init__(self, final: Path) -> None:
         make_folder(final.parent)
@@ -78,8 +78,8 @@ class Commit:
         self.folder.mkdir()
 
     def finish(self, known: Mapping[str, manifest.Record] | None = None) -> None:
-        """Manifest, sync, rename; an existing `final` is moved aside, and removed after the new one stands. Files in
-        `known` are on the disk already, with these sizes and digests."""
+        """Write the manifest, fsync, rename. An existing `final` is moved aside, and removed when the new one is in its
+        place. Files in `known` are on the disk already, with these sizes and digests."""
         write_json(self.folder / manifest.NAME, manifest.build(self.folder, known))
         for path in [*self.folder.rglob("*"), self.folder]:
             if path.relative_to(self.folder).as_posix() not in (known or {}):
@@ -104,8 +104,8 @@ def committed(final: Path) -> Iterator[Path]:
 
 
 def _replace(new: Path, final: Path) -> None:
-    """Rename `new` to `final`. What stood there is moved aside first and comes back if the second rename fails, or at
-    the next `remove_leftovers` if the process dies between the two."""
+    """Rename `new` to `final`. An old `final` is moved aside first. It comes back if the second rename fails, or at the
+    next `remove_leftovers` if the process dies between the two."""
     old = final.with_name(f"{final.name}{_ASIDE}{uuid.uuid4().hex[:8]}")
     if final.exists():
         os.rename(final, old)

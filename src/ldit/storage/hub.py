@@ -1,4 +1,4 @@
-"""Folders of the Hub, by id: downloaded, or found in the local cache."""
+"""Folders of the Hugging Face Hub, by id: downloaded, or found in the local cache."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?$")
 
 def is_hub_id(text: str) -> bool:
     """Whether `text` is written as org/name[/sub/folder]."""
-    return bool(_ID.match(text)) and not text.startswith((".", "/"))
+    return bool(_ID.match(text)) and not text.startswith((".", "/")) and ".." not in text.split("/")
 
 
 def from_hub(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
@@ -24,8 +24,6 @@ def from_hub(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     org, name, *rest = text.split("/", 2)
-    if ".." in text.split("/"):
-        raise SourceError(f"{text!r} is not the name of a folder on the Hub")
     folder = rest[0] if rest else ""
     patterns = [f"{folder}/{file}" for file in files] if folder else list(files)
     try:

@@ -1,4 +1,4 @@
-"""Locks on folders and files among processes that know each other by those alone; the kernel frees a dead holder's."""
+"""File locks that tell a running process from a dead one: the kernel frees a lock when its holder dies."""
 
 import errno
 import fcntl
@@ -10,8 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock, waiting for it; False where the file system has none. FileNotFoundError when the folder
-    is not there, or was removed while it was waited for."""
+    """Wait for the folder's lock and hold it; yields False on a file system without locks, where nothing is held.
+    FileNotFoundError when the folder is not there, or was removed while this process waited."""
     descriptor = _opened(folder)
     try:
         try:
@@ -27,8 +27,8 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def hold(path: Path) -> int:
-    """A descriptor that holds the lock of a folder or file until it is closed, or its process ends; nothing is waited
-    for."""
+    """A descriptor that holds the lock of a folder or file until it is closed or its process ends. Does not wait: the
+    caller has just made the folder or file."""
     descriptor = _opened(path)
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,7 +36,7 @@ def hold(path: Path) -> int:
 
 
 def held_by_other(path: Path) -> bool:
-    """Whether a living process holds the lock of a folder or file; one on a file system without locks may."""
+    """Whether a living process holds the lock of a folder or file. True on a file system without locks: one may."""
     try:
         descriptor = _opened(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""manifest.json: size and sha256 of every file of a folder, and the sha256 of its own canonical body."""
+"""manifest.json: size and sha256 of every file of a folder, and a checksum of the manifest itself."""
 
 import errno
 import hashlib
@@ -23,10 +23,7 @@ class Record(NamedTuple):
 
 def check_not_in_checkpoint(target: Path) -> None:
     """RequestError when `target` lies in a folder with a manifest, where one file more or other counts as damage."""
-    try:
-        path = target.resolve()
-    except (OSError, RuntimeError):
-        raise RequestError(f"{target} cannot be written: its links lead in a circle") from None
+    path = target.resolve()
     sealed = next((folder for folder in (path, *path.parents) if _seals(folder / NAME)), None)
     if sealed is not None:
         raise RequestError(f"{target} cannot be written: {sealed} is sealed by its {NAME}, choose a name outside")
@@ -74,8 +71,6 @@ def build(
 def sealed(files: Mapping[str, Record], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The manifest of `files`. `extra` are further keys beside "format" and "files": JSON-able, and covered by the
     manifest's own checksum."""
-    if extra and extra.keys() & {"format", "files", "sha256"}:
-        raise ValueError(f"{sorted(extra)}: a key of the manifest itself")
     body = {"format": FORMAT, "files": {name: record._asdict() for name, record in files.items()}, **(extra or {})}
     return {**body, "sha256": _body_digest(body)}
 
@@ -107,8 +102,7 @@ def read_body(folder: Path, name: str = NAME) -> dict[str, Any]:
         raise SourceError(f"{path} is damaged: its own checksum does not match")
     if not isinstance(files, dict) or not all(_sound_entry(name, entry) for name, entry in files.items()):
         raise SourceError(f"{path} is damaged: it lists what is not a file below it")
-    whole: dict[str, Any] = data
-    return whole
+    return dict(data)
 
 
 def _sound_entry(name: str, entry: Any) -> bool:
@@ -123,7 +117,7 @@ def _sound_entry(name: str, entry: Any) -> bool:
     )
 
 
-# What a network or a busy machine answers; no sign of damage, as EIO of a failing disk is.
+# What a network or a busy machine answers, which says nothing of the file; EIO of a failing disk is damage.
 _PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
@@ -145,18 +139,20 @@ def _shared(names: Iterable[str], files: dict[str, dict[str, Any]], index: int, 
 
 
 def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
-    """Check `names` (default: every listed file, and that no other exists) against the manifest; of these the i-th of n
-    shares, about equal in bytes, with `share` (i, n).
+    """Compare `names` (default: every listed file, and that no other exists) with the manifest. With `share` (i, n)
+    only the i-th of n shares of them, about equal in bytes.
 
     SourceError names the first file that is missing, extra, of another size or of another content; RunError one that
     cannot be read for now, which says nothing about what it holds.
     """
     files = read(folder)
+    # Without names: every file that is listed, and no other may be there.
     if names is None:
         present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {NAME}
         for extra in sorted(present - files.keys()):
             raise SourceError(f"{folder / extra} is not in the manifest")
         names = files
+    # The size first: a truncated file need not be read.
     for name in _shared(names, files, *share):
         path, entry = folder / name, files.get(name)
         if entry is None:

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-CHECKPOINTS = "checkpoints"
-SNAPSHOTS = "snapshots"
-SAMPLES = "samples"
-RUN_CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-SKIPPED = "skipped.jsonl"
-BEST = "best.json"
-STATE = "state"  # of a step: what only a run that goes on needs
-OPTIMIZER = f"{STATE}/optimizer"
-TRAINER = f"{STATE}/trainer.json"
+RUN_CONFIG = "config.json"  # the resolved configuration
+METRICS = "metrics.jsonl"  # an object a logged step
+SKIPPED = "skipped.jsonl"  # images that could not be read
+BEST = "best.json"  # the step with the best evaluation
+CHECKPOINTS = "checkpoints"  # step-00000100/: an export, state/ and manifest.json
+SNAPSHOTS = "snapshots"  # step-00000100/: EMA weights, from which others are reconstructed
+SAMPLES = "samples"  # images drawn during training
+# Within a step:
+STATE = "state"  # what only training that resumes needs
+OPTIMIZER = f"{STATE}/optimizer"  # stem of the optimizer's tensors
+TRAINER = f"{STATE}/trainer.json"  # counters, loader position, random states
 
 
 def is_run(folder: Path) -> bool:

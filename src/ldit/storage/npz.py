@@ -1,4 +1,4 @@
-"""Arrays in .npz files from anywhere: nothing is unpickled, and nothing is allocated that a file merely claims.
+"""Reading and writing .npz files: nothing is unpickled, and nothing is allocated that a file merely claims.
 
 An .npz is a zip of .npy members: a header of dtype and shape, then the numbers. What the header says must be the
 size of the member, the size of the member must fit its packed size, and that the file.
@@ -175,8 +175,6 @@ class Images:
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """uint8 (at most size, H, W, 3) in order, of the images start to stop; memory is that of one batch."""
         stop = self._count if stop is None else min(stop, self._count)
-        if size < 1 or start < 0:
-            raise ValueError(f"batches of {size} images from {start} on")
         if start >= stop:
             return
         one, path = math.prod(self.shape), self.member.path

@@ -1,4 +1,4 @@
-"""The only place that opens .pt and .pth files: weights-only, with argparse.Namespace as the one allowed class."""
+"""The one place that opens .pt and .pth files: weights only, with argparse.Namespace as the one class allowed."""
 
 import argparse
 import contextlib
@@ -52,13 +52,17 @@ def load_pickled(path: Path, check: bool = True) -> Any:
 
 def open_state(path: Path, check: bool = True) -> dict[str, Tensor]:
     """A bare state dict, memory-mapped; `check` as in `load_pickled`."""
-    state = load_pickled(path, check)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise SourceError(f"{path} is not a state dict of tensors")
-    for name, tensor in state.items():
+    return as_state(load_pickled(path, check), str(path))
+
+
+def as_state(data: Any, where: str) -> dict[str, Tensor]:
+    """`data`, read from `where`, as a state dict; SourceError when it is none, or claims numbers that are not there."""
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
+        raise SourceError(f"{where} is not a state dict of tensors")
+    for name, tensor in data.items():
         if tensor.layout == torch.strided and tensor.untyped_storage().nbytes() < tensor.nbytes:
-            raise SourceError(f"{path}: {name} claims more numbers than the file holds")
-    return state
+            raise SourceError(f"{where}: {name} claims more numbers than the file holds")
+    return data
 
 
 def check_archive(path: Path, contents: bool = True) -> None:

@@ -1,6 +1,6 @@
-"""Sets of named tensors as safetensors: STEM.safetensors, or shards with an index as the Hub's tools write them.
+"""Sets of named tensors: STEM.safetensors, or shards with an index, as the tools of the Hub write them.
 
-A shard is written as a stream, tensor by tensor, and hashed on the way: no second copy in memory, no second reading.
+A file is written as a stream, tensor by tensor, and hashed on the way: no second copy in memory, no second reading.
 """
 
 import hashlib
@@ -47,11 +47,7 @@ class ShardWriter:
         self.path, self.record = path, Record(0, "")
         self._waiting = list(entries)
         self._digest, self._size = hashlib.sha256(), 0
-        for name, dtype, _ in entries:
-            if dtype not in _WORDS:
-                raise ValueError(f"{name}: {dtype} is not written")
-        if len({name for name, _, _ in entries}) < len(entries):
-            raise ValueError(f"{path}: a name is announced twice")
+        # The header: where each tensor's bytes will lie.
         header: dict[str, Any] = {}
         offset = 0
         for name, dtype, shape in entries:
@@ -85,7 +81,7 @@ class ShardWriter:
         self.close(kind is None)
 
     def close(self, whole: bool = True) -> None:
-        """Push the file to the disk and make its record, or, not `whole`, let it go as it is."""
+        """Fsync the file and make its record; not `whole`, only close it."""
         try:
             if not whole:
                 return
@@ -172,9 +168,9 @@ class PartReader:
         file = self._where[name]
         try:
             entry = self._open[file].get_slice(name)
-            found = tuple(entry.get_shape())
-            if found != shape:
-                raise SourceError(f"{self.folder / file}: {name} has shape {found}, the run needs {shape}")
+            stored = tuple(entry.get_shape())
+            if stored != shape:
+                raise SourceError(f"{self.folder / file}: {name} has shape {stored}, the run needs {shape}")
             if not part:
                 return self._open[file].get_tensor(name)
             if any(s.start == s.stop for s in part):

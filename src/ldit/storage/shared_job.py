@@ -1,4 +1,4 @@
-"""The protocol by which processes make something together in a shared folder, where any may be killed at any time.
+"""The protocol by which processes share a folder: any may be killed, and the same command continues to the same bytes.
 
 A job is a list of blocks: fixed ranges of its items. What a block holds depends on its range alone, never on who makes
 it. The processes know each other by the files only, so they may start and end when they like, on several machines.

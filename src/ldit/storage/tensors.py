@@ -1,4 +1,4 @@
-"""Named tensors from files to a network, without a second copy in memory."""
+"""Named tensors: read from safetensors into a network without a second copy in memory, and written."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,26 +50,26 @@ def assign(
 
     SourceError names missing and unknown entries and wrong shapes.
     """
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     seen: set[str] = set()
     extra: list[str] = []
     for name, tensor in tensors:
-        if name not in wanted:
+        if name not in shapes:
             extra.append(name)
             continue
         if name in seen:
             raise SourceError(f"{where}: {name} is there twice")
         if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
             raise SourceError(f"{where}: {name} is a {tensor.dtype} tensor, expected plain floating-point numbers")
-        if tuple(tensor.shape) != wanted[name]:
-            raise SourceError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model needs {wanted[name]}")
+        if tuple(tensor.shape) != shapes[name]:
+            raise SourceError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model needs {shapes[name]}")
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
         old = getattr(owner, leaf)
         value = tensor.to(device=device, dtype=dtype)
         setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
         seen.add(name)
-    missing = [name for name in wanted if name not in seen]
+    missing = [name for name in shapes if name not in seen]
     if missing or extra:
         problems = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("unknown", extra)) if names]
         raise SourceError(f"{where}: {'; '.join(problems)}")

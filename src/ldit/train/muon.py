@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldit.parallel.exchange import ModelGroup, collect, spread
+from ldit.parallel.exchange import ModelGroup, gather_whole, scatter_parts
 from ldit.parallel.layout import Layout
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -57,10 +57,10 @@ class Muon:
             updates = [self._momentum(i, sound) for i in indices]
             missing = len(self.model_group) - len(indices)
             layouts: list[Layout | None] = [*(self.layouts[i] for i in indices), *[None] * missing]
-            whole = collect([*updates, *[None] * missing], layouts, self.model_group)
+            whole = gather_whole([*updates, *[None] * missing], layouts, self.model_group)
             if whole is not None:
                 whole = orthogonalised(whole, self.dtype).to(updates[0].dtype)
-            parts = spread(whole, layouts, self.model_group, updates[0])
+            parts = scatter_parts(whole, layouts, self.model_group, updates[0])
             for i, part in zip(indices, parts, strict=False):
                 assert part is not None
                 self._apply(i, part, lr, sound)

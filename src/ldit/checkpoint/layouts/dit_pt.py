@@ -1,5 +1,7 @@
-"""facebookresearch/DiT checkpoints: a bare state dict, or {model, ema, opt, args} as its train.py writes them. SiT's
-have the same names and shapes, so that the process is told by `args`, else by the file's name."""
+"""Checkpoints of facebookresearch/DiT and SiT: a bare state dict, or {model, ema, opt, args} as train.py writes them.
+
+Both have the same names and shapes, so `args` tells the process, else the file's name.
+"""
 
 import argparse
 import math
@@ -23,9 +25,11 @@ from ldit.config.spec import (
 )
 from ldit.errors import ConfigError, SourceError
 from ldit.log import logger
-from ldit.storage.pickled import load_pickled
+from ldit.storage.pickled import as_state, load_pickled
 
 ProcessName = Literal["ddpm", "flow"]
+DIT = DDPMConfig()
+"""DiT (Peebles and Xie 2023)."""
 SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
 """SiT (Ma et al. 2024): velocity of the straight path from noise at 0 to data at 1, t given as it is."""
 
@@ -59,22 +63,19 @@ def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tenso
         raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
     left = data.get("args")
     settings = vars(left) if isinstance(left, argparse.Namespace) else left if isinstance(left, dict) else {}
-    states = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    held = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    states = {key: as_state(state, f"{path}: {key}") for key, state in held.items()}
     for key, state in states.items():
-        if not isinstance(state, dict) or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-        ):
-            raise SourceError(f"{path}: {key} is not a state dict of tensors")
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
             raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
     return states, settings
 
 
-def process_of(path: Path, settings: Mapping[str, Any], wanted: ProcessName | None = None) -> ProcessConfig:
-    """What the file was trained as: as `wanted`, as its settings say, as its name says (SiT…), else DDPM; the log says
+def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | None = None) -> ProcessConfig:
+    """What the file was trained as: as `given`, as its settings say, as its name says (SiT…), else DDPM; the log says
     which. SourceError for a path or prediction of SiT's train.py that is not built."""
-    if wanted is not None:
-        return SIT if wanted == "flow" else DDPMConfig()
+    if given is not None:
+        return SIT if given == "flow" else DIT
     stated = {key: settings[key] for key in _LEARNT if key in settings}
     for key, value in stated.items():
         if value != _LEARNT[key]:
@@ -82,14 +83,14 @@ def process_of(path: Path, settings: Mapping[str, Any], wanted: ProcessName | No
     model = settings.get("model")
     if stated or model is not None:
         sit = bool(stated) or str(model).startswith("SiT")
-        told = "its settings"
+        reason = "its settings"
     else:
-        sit, told = path.name.lower().startswith("sit"), "its name"
+        sit, reason = path.name.lower().startswith("sit"), "its name"
         if not sit:
-            told = "neither settings nor name speak of SiT"
+            reason = "neither settings nor name speak of SiT"
     words = "SiT (flow, data at time 1)" if sit else "DiT (ddpm)"
-    logger.info("%s is taken for a %s: %s; --process ddpm|flow says otherwise", path.name, words, told)
-    return SIT if sit else DDPMConfig()
+    logger.info("%s is taken for a %s: %s; --process ddpm|flow says otherwise", path.name, words, reason)
+    return SIT if sit else DIT
 
 
 def check_dit_pt(spec: ModelSpec) -> None:
@@ -100,7 +101,7 @@ def check_dit_pt(spec: ModelSpec) -> None:
     problems = []
     if model.variant != "original":
         problems.append(f"variant {model.variant!r}")
-    if not isinstance(spec.process, DDPMConfig):
+    if spec.process != DIT:
         problems.append(f"process {spec.process.kind!r}")
     if spec.codec not in [AutoencoderConfig(name) for name in _VAES.values()]:
         problems.append(f"a codec other than {' and '.join(_VAES.values())} as published")
@@ -138,8 +139,9 @@ def spec_from_shapes(
     process: ProcessConfig | None = None,
     codec: AutoencoderConfig | None = None,
 ) -> ModelSpec:
-    """The spec read off the shapes; heads come from the S/B/L/XL table unless given, the process is DDPM and the codec
-    that of the published weights if not."""
+    """The spec read off the shapes; unless given, heads come from the S/B/L/XL table, the process is DDPM and the codec
+    that of the published weights."""
+    # What the shapes say. A file of another network has other names.
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
@@ -152,6 +154,7 @@ def spec_from_shapes(
         raise SourceError(f"{path} is not a DiT checkpoint: {error}") from None
     if blocks != {str(i) for i in range(depth)}:
         raise SourceError(f"{path}: its blocks are not numbered 0 to {depth - 1}")
+    # What they do not say: the number of heads.
     heads = heads or ORIGINAL_DIT_HEADS.get((width, depth))
     if heads is None:
         raise SourceError(
@@ -175,4 +178,4 @@ def spec_from_shapes(
     except (ConfigError, ZeroDivisionError) as error:
         raise SourceError(f"{path}: {error}") from None
     names = imagenet_names() if model.num_classes == 1000 else None
-    return ModelSpec(model, process or DDPMConfig(), codec or codec_of({}), ClassConditionerConfig(names))
+    return ModelSpec(model, process or DIT, codec or codec_of({}), ClassConditionerConfig(names))

@@ -1,4 +1,4 @@
-"""The original's folders: consolidated[_ema].MM-of-NN.pth beside model_args.pth, read and written."""
+"""The original's folders, read and written: consolidated[_ema].MM-of-NN.pth beside model_args.pth."""
 
 import argparse
 import re
@@ -30,6 +30,8 @@ from ldit.storage.tensors import NamedTensors
 ARGS = "model_args.pth"
 _SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.pth$")
 _FACTOR = 8
+PROCESS = DDPMConfig()
+"""What the layout does not say: its models are trained so, all of them."""
 _BACKBONE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier", "norm_eps")
 _SHARED = (*_BACKBONE, "patch_size", "in_channels", "learn_sigma")
 
@@ -64,7 +66,7 @@ def kept(folder: Path) -> tuple[str, ...]:
 
 def shard_files(folder: Path, ema: bool) -> list[Path]:
     """The weight files in rank order; SourceError names what is missing."""
-    found = {}
+    found = {}  # (rank, size) -> file
     for path in folder.glob("consolidated*.pth"):
         match = _SHARD.match(path.name)
         if match and bool(match[1]) == ema:
@@ -73,6 +75,7 @@ def shard_files(folder: Path, ema: bool) -> list[Path]:
     if not found:
         hint = "; ema=False takes the raw weights" if ema else ""
         raise SourceError(f"{folder} has no {word}.00-of-01.pth{hint}")
+    # Of files of several launches, those of the largest one.
     size = max(total for _, total in found)
     ranks = sorted(rank for rank, total in found if total == size)
     missing = next((i for i, rank in enumerate(ranks) if i != rank), len(ranks))
@@ -98,6 +101,7 @@ def read_spec(folder: Path, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
 
 
 def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
+    # The network: a named size, with what the Namespace says beside it, or all numbers from the Namespace.
     name = getattr(args, "model", None)
     fields: dict[str, Any] = {key: getattr(args, key) for key in _SHARED if hasattr(args, key)}
     if isinstance(name, str) and name in PRESETS:
@@ -106,6 +110,7 @@ def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> Model
         known = ", ".join(key for key in PRESETS if key.startswith("DiT_"))
         raise ConfigError(f"model: unknown name {show(name)} (known: {known})")
     fields["qk_norm"] = _setting(args, "qk_norm", bool, False)
+    # A text model is told by its caption projection, which the Namespace does not mention.
     vae = _setting(args, "vae", Literal["ema", "mse"], "ema")
     projection = shapes.get("cap_embedder.1.weight")
     if projection is None:
@@ -115,7 +120,7 @@ def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> Model
     step = getattr(args, "step", None)
     training = {"step": step} if isinstance(step, int) else None
     codec = AutoencoderConfig(f"stabilityai/sd-vae-ft-{vae}")
-    return ModelSpec(model, DDPMConfig(), codec, conditioner, None, training)
+    return ModelSpec(model, PROCESS, codec, conditioner, None, training)
 
 
 def _setting(args: argparse.Namespace, name: str, kind: Any, default: Any) -> Any:
@@ -162,33 +167,29 @@ def training_step(folder: Path) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def read_weights(folder: Path, ema: bool, qk_norm: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Entries of the whole model, model-parallel shards joined."""
+def read_weights(folder: Path, ema: bool, model: ModelConfig, check: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Entries of the whole model, model-parallel parts joined; `check` as in `load_pickled`."""
     files = shard_files(folder, ema)
-    if len(files) > 1 and qk_norm:
+    if len(files) > 1 and isinstance(model, (ClassModelConfig, TextModelConfig)) and model.qk_norm:
         raise SourceError(
             f"{folder}: {len(files)} model-parallel parts with q/k norm: each part normalised its own heads only, "
             "so no single model computes the same"
         )
     parts = [open_state(path, check) for path in files]
+    for path, part in zip(files, parts, strict=True):
+        if odd := part.keys() ^ parts[0].keys():
+            raise SourceError(f"{path}: {min(odd)} is not in every part of the model")
     for name in parts[0]:
-        missing = [path for path, part in zip(files, parts, strict=True) if name not in part]
-        if missing:
-            raise SourceError(f"{missing[0]} lacks {name}")
         try:
             yield name, _join(name, [part[name] for part in parts])
         except (RuntimeError, IndexError) as error:
             raise SourceError(f"{folder}: the parts of {name} do not fit together: {error}") from None
-    for path, part in zip(files, parts, strict=True):
-        if extra := part.keys() - parts[0].keys():
-            raise SourceError(f"{path} holds {min(extra)}, which {files[0].name} lacks")
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:
+    """The whole tensor, put together as fairscale split it."""
     if len(parts) == 1:
         return parts[0]
-    if any(part.ndim != parts[0].ndim for part in parts):
-        raise RuntimeError("different numbers of axes")
     if any(word in name for word in _ROWS):
         return torch.cat(parts, dim=0)
     return torch.cat(parts, dim=1) if name.endswith(_COLUMNS) else parts[0]
@@ -197,7 +198,7 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
 def write_original(
     folder: Path, spec: ModelSpec, weights: NamedTensors, ema: NamedTensors | None, step: int | None
 ) -> None:
-    """Write the folder's files, fp32; SourceError where the original has no such model."""
+    """Write the folder's files, fp32; SourceError where the original's layout cannot hold the model."""
     args = _namespace(spec)
     for word, tensors in (("consolidated", weights), ("consolidated_ema", ema)):
         if tensors is not None:
@@ -213,6 +214,7 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
     check_original(spec)
     model = spec.model
     assert isinstance(model, (ClassModelConfig, TextModelConfig))
+    # A named size says its width, depth and heads, and only what differs from the defaults is kept beside it.
     sizes = {name: size for name, size in PRESETS.items() if name.startswith("DiT_")}
     own = {"dim": model.dim, "n_layers": model.n_layers, "n_heads": model.n_heads}
     name = next((name for name, size in sizes.items() if size == own), "DiT_Llama")
@@ -253,7 +255,7 @@ def check_original(spec: ModelSpec) -> None:
         problems.append("cond_channels")
     if isinstance(model, ClassModelConfig) and not model.num_classes:
         problems.append("no classes")
-    if not isinstance(spec.process, DDPMConfig):
+    if spec.process != PROCESS:
         problems.append(f"process {spec.process.kind!r}")
     if not isinstance(spec.codec, AutoencoderConfig):
         problems.append(f"codec {spec.codec.kind!r}")
