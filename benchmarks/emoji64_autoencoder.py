@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.codec import open_codec
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.latents import scaled
-from ldit.codecs.open import codec_folder, open_codec
+from ldit.codecs.open import codec_folder
 from ldit.codecs.pixels import labelled_grid, to_uint8
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.source import open_data

@@ -38,7 +38,8 @@ from ldit.diffusion import DDPM
 from ldit.diffusion.build import build_process
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.rng import normal
-from ldit.sampling.fast.prepare import InferenceOptions, prepare
+from ldit.sampling.fast.options import InferenceOptions
+from ldit.sampling.fast.prepare import prepare
 from ldit.sampling.grids import build_grid
 
 SIZES: dict[str, ClassModelConfig] = {

@@ -18,7 +18,8 @@ from ldit.diffusion import DDPM
 from ldit.errors import RequestError
 from ldit.nn.build import forward_flops
 from ldit.rng import normal
-from ldit.sampling.fast.prepare import InferenceOptions, prepare
+from ldit.sampling.fast.options import InferenceOptions
+from ldit.sampling.fast.prepare import prepare
 from ldit.sampling.grids import build_grid
 
 CPU = torch.device("cpu")

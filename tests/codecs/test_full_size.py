@@ -28,7 +28,7 @@ def anonymous():
     return int(next(l for l in lines if l.startswith("RssAnon")).split()[1]) * 1024
 import torch
 import ldit.codecs.kl_network
-from ldit.codecs.open import open_codec
+from ldit.codecs.codec import open_codec
 from ldit.config.spec import AutoencoderConfig
 dtype = getattr(torch, sys.argv[2])
 torch.zeros(1).sum()

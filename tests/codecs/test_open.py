@@ -12,7 +12,8 @@ import torch
 
 from ldit.codecs import open as opening
 from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.open import check_codec, codec_folder, find_codec, open_codec, whole_name
+from ldit.codecs.codec import check_codec, open_codec
+from ldit.codecs.open import codec_folder, find_codec, whole_name
 from ldit.codecs.pixels import PixelCodec
 from ldit.config.spec import AutoencoderConfig, PixelCodecConfig
 from ldit.errors import CodecError
@@ -188,7 +189,7 @@ def test_channels_of_the_model(saved: Path, tmp_path: Path, edit: Callable[..., 
 
 LAZY = """
 import sys, ldit
-from ldit.codecs.open import check_codec, open_codec
+from ldit.codecs.codec import check_codec, open_codec
 from ldit.config.spec import AutoencoderConfig, PixelCodecConfig
 import ldit.commands.sample, ldit.cli.main
 open_codec(PixelCodecConfig())

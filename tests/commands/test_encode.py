@@ -169,7 +169,7 @@ def test_the_command_with_a_real_autoencoder(
     source: Path, tmp_path: Path, autoencoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exactly what the codec gives for each image alone on one core; the folder's scale and shift are recorded."""
-    from ldit.codecs.open import open_codec
+    from ldit.codecs.codec import open_codec
     from ldit.config.spec import AutoencoderConfig
 
     options = [str(source), "--codec", "tiny/vae", "--local-diffusers-model-root", str(autoencoder.parents[1]),

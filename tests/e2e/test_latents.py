@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldit.cli.main import main
-from ldit.codecs.open import open_codec
+from ldit.codecs.codec import open_codec
 from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.sections import DataConfig
 from ldit.config.spec import AutoencoderConfig

@@ -12,7 +12,8 @@ from ldit.config.model import ClassModelConfig
 from ldit.nn.dit import DiT
 from ldit.nn.kernels import attention_kernels
 from ldit.sampling.fast.graphs import Graphs
-from ldit.sampling.fast.prepare import InferenceOptions, Prepared, prepare
+from ldit.sampling.fast.options import InferenceOptions
+from ldit.sampling.fast.prepare import Prepared, prepare
 
 pytestmark = pytest.mark.gpu
 TIMES, LABELS = (17.0, 3.5, 999.0), (4, 0, 5)

@@ -9,7 +9,7 @@ from ldit.config.model import ClassModelConfig
 from ldit.config.spec import ClassConditionerConfig, DDPMConfig, FlowConfig, ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.nn.build import build_model
 from ldit.pipeline.load import Pipeline
-from ldit.sampling.fast.prepare import InferenceOptions
+from ldit.sampling.fast.options import InferenceOptions
 
 MODEL = ClassModelConfig(
     dim=32, n_layers=1, n_heads=2, multiple_of=16, input_size=8, in_channels=3, num_classes=4, qk_norm=True

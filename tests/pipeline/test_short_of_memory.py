@@ -16,8 +16,7 @@ from ldit.pipeline import load as pipeline
 from ldit.pipeline import loaded
 from ldit.pipeline.generate import Done, Preview, Sample
 from ldit.pipeline.load import Pipeline
-from ldit.sampling.fast.offload import is_offloaded
-from ldit.sampling.fast.prepare import InferenceOptions
+from ldit.sampling.fast.options import InferenceOptions, is_offloaded
 from ldit.storage.tensors import write_safetensors
 
 NAME = "emoji64-class-xs"

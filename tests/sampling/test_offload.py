@@ -23,7 +23,8 @@ from ldit.nn.build import build_model, parameter_shapes
 from ldit.nn.conditioning import TextCondition
 from ldit.pipeline.load import load_model
 from ldit.sampling.fast import offload as module
-from ldit.sampling.fast.offload import is_offloaded, offload
+from ldit.sampling.fast.offload import offload
+from ldit.sampling.fast.options import is_offloaded
 from ldit.storage.shards import ShardWriter, shard_name, write_index
 from ldit.storage.tensors import assign
 

@@ -16,8 +16,9 @@ from ldit.nn.build import build_model
 from ldit.nn.dit import DiT
 from ldit.nn.rope import GridScale
 from ldit.sampling.fast.conditioning_cache import Modulations
+from ldit.sampling.fast.options import InferenceOptions
 from ldit.sampling.fast.packed import joined
-from ldit.sampling.fast.prepare import InferenceOptions, Prepared, prepare
+from ldit.sampling.fast.prepare import Prepared, prepare
 from ldit.sampling.fast.quantised import Int8Linear
 
 # Two sums of the same fp32 numbers in another order, through two blocks: a few roundings of 1.2e-7.

@@ -17,6 +17,7 @@ from ldit.cli.train import parse_arguments
 from ldit.commands.convert import convert
 from ldit.commands.train import run as train
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
+from ldit.config.experiment import Experiment
 from ldit.config.kinds import run_from_json, spec_from_json
 from ldit.config.recipes.registry import recipe
 from ldit.data.source import open_data
@@ -151,7 +152,7 @@ def test_latents_are_refused() -> None:
         root, names, cache = "cache", NAMES, object()
 
     with pytest.raises(DataError, match="cache holds latents, a classifier is trained on images"):
-        open_classifier(classifier_run(Path("cache")), Latents())  # type: ignore[arg-type]
+        open_classifier(Experiment(config=classifier_run(Path("cache"))), Latents(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_weights_are_those_of_the_training_images(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_weights_are_those_of_the_training_images(tmp_path: Path) -> None:
     data, _ = open_data(str(root), SIDE, "")
     for balanced, expected in ((True, [26 / 36, 26 / 36, 26 / 6]), (False, [1.0] * 3)):
         config = classifier_run(root, {"objective.balanced": balanced, "data.heldout": ""})
-        task = open_classifier(config, data)
+        task = open_classifier(Experiment(config=config), data, torch.device("cpu"))
         assert task.weights.tolist() == pytest.approx(expected)
 
 

@@ -21,7 +21,8 @@ from ldit.nn.build import build_model, forward_flops, parameter_count
 from ldit.precision import DTYPES
 from ldit.rng import normal
 from ldit.sampling.denoiser import build_denoiser
-from ldit.sampling.fast.prepare import InferenceOptions, Prepared, check_options, prepare
+from ldit.sampling.fast.options import InferenceOptions
+from ldit.sampling.fast.prepare import Prepared, check_options, prepare
 from ldit.sampling.grids import build_grid
 from ldit.sampling.guidance import Guided, Network
 from ldit.sampling.solvers import find_solver

@@ -4,51 +4,19 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
 from ldit.codecs.kl_config import CONFIG, MAX_BYTES, read_kl_config
 from ldit.codecs.kl_weights import PICKLED, STEM, read_tensors
-from ldit.codecs.pixels import PixelCodec
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import is_autoencoder
-from ldit.config.spec import AutoencoderConfig, CodecConfig, PixelCodecConfig
 from ldit.errors import CodecError, SourceError
 from ldit.storage.atomic import read_json
 from ldit.storage.hub import from_hub, is_hub_id
 from ldit.storage.names import CHECKPOINTS
 from ldit.storage.tensors import write_safetensors
 
-Codec = PixelCodec | AutoencoderCodec
-
 _SUB = "vae"  # the sub-folder of a diffusers pipeline's codec
 _FILES = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}-*-of-*.safetensors")
 _HELP = "--local_diffusers_model_root ROOT names a folder that holds it; --latents-out FILE samples latents without it"
-
-
-def open_codec(
-    config: CodecConfig,
-    roots: Sequence[Path] = (),
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    channels: int | None = None,
-) -> Codec:
-    """The codec of `config`: of a local folder (see `find_codec`), else of the Hub.
-
-    CodecError says where was looked, or what in the folder is wrong; `channels` is the number of latent channels that
-    it must have.
-    """
-    if isinstance(config, PixelCodecConfig):
-        return PixelCodec()
-    folder = codec_folder(config.name, roots)
-    check_folder(config, folder, channels)
-    return AutoencoderCodec(config, folder, device, dtype)
-
-
-def check_codec(config: CodecConfig, roots: Sequence[Path] = (), channels: int | None = None) -> None:
-    """CodecError where `open_codec` would find no codec or none that fits; no weights are read."""
-    if isinstance(config, AutoencoderConfig):
-        check_folder(config, codec_folder(config.name, roots), channels)
 
 
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:

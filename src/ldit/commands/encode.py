@@ -12,8 +12,9 @@ from typing import Literal, TypedDict, Unpack
 import torch
 
 from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.codec import open_codec
 from ldit.codecs.kl_config import read_kl_config
-from ldit.codecs.open import codec_folder, open_codec
+from ldit.codecs.open import codec_folder
 from ldit.config.requests.encode import EncodeRequest
 from ldit.config.requests.fields import from_keywords
 from ldit.config.serial import to_dict

@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldit.checkpoint.open import open_source
+from ldit.codecs.codec import check_codec
 from ldit.codecs.conditioners import Conditioner, build_conditioner
-from ldit.codecs.open import check_codec
 from ldit.codecs.pixels import labelled_grid, published_grid
 from ldit.config.assets import imagenet_names
 from ldit.config.requests.sampling import SampleRequest, SamplingRequest

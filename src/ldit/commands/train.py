@@ -1,13 +1,11 @@
 """`ldit train`: from a configuration to weights, in four phases: prepare, claim, build, run."""
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ldit.checkpoint.export import read_any_spec
 from ldit.checkpoint.run import (
@@ -28,7 +26,6 @@ from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
 from ldit.data.samples import Samples, fit_classes
 from ldit.data.source import decoding_of, keep_index, open_run_data
-from ldit.data.user_set import open_user_set
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
 from ldit.parallel.watchdog import Watchdog
@@ -43,18 +40,16 @@ from ldit.train.resume import check_same_run
 from ldit.train.skipped import SkippedLog
 from ldit.train.state import TrainState
 from ldit.train.step import new_state
-from ldit.train.tasks.autoencoder import open_autoencoder
-from ldit.train.tasks.classifier import open_classifier
-from ldit.train.tasks.diffusion import open_diffusion
 from ldit.train.tasks.task import HookContext, Task
 from ldit.train.telemetry import peak_flops
 from ldit.train.trainer import Trainer
 
-# What each kind of run trains. A new kind of trainable is one entry here.
-TASKS: dict[type[BaseRun], Callable[[Any, Experiment, Samples, torch.device], Task]] = {
-    RunConfig: lambda config, own, data, device: open_diffusion(config, data, device, own.objective, own.network),
-    AutoencoderRun: lambda config, own, data, device: open_autoencoder(config, data),
-    ClassifierRun: lambda config, own, data, device: open_classifier(config, data),
+# What each kind of run trains: "module:function", called as function(experiment, data, device) -> Task, and imported
+# when a run asks for it. A new kind of trainable is one entry here.
+TASKS: dict[type[BaseRun], str] = {
+    RunConfig: "ldit.train.tasks.diffusion:open_diffusion",
+    AutoencoderRun: "ldit.train.tasks.autoencoder:open_autoencoder",
+    ClassifierRun: "ldit.train.tasks.classifier:open_classifier",
 }
 
 
@@ -112,7 +107,8 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     config = experiment.config
     _check_shares(config, world)
     data, heldout = _open_data(experiment, out, world)
-    task = TASKS[type(config)](config, experiment, data, world.device)
+    module, _, function = TASKS[type(config)].partition(":")
+    task = getattr(import_module(module), function)(experiment, data, world.device)
     check_sampling(task)
     return _Prepared(config, data, heldout, task)
 
@@ -124,6 +120,8 @@ def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples
     if experiment.data is None:
         # Of a latent cache each rank verifies its share of the shards.
         return open_run_data(config.data, classes, (world.rank, world.size), out)
+    from ldit.data.user_set import open_user_set
+
     samples = open_user_set(experiment.data, config.data.image_size, decoding_of(config.data))
     return samples if classes is None else fit_classes(samples, classes), None
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ldit.checkpoint.run import Best, best_step, write_best
+from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import build_conditioner
-from ldit.codecs.open import Codec
 from ldit.codecs.pixels import to_uint8
 from ldit.config.run import RunConfig
 from ldit.config.serial import to_dict

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ldit.config.model import ModelConfig, OriginalDiTConfig, TextModelConfig
-from ldit.nn import dit_original as baseline
 from ldit.nn.conditioning import FEATURES
 from ldit.nn.dit import DiT
 
@@ -17,7 +16,9 @@ def build_model(config: ModelConfig, device: torch.device | str | None = None) -
         if isinstance(config, OriginalDiTConfig):
             arguments = asdict(config)
             del arguments["kind"]
-            return baseline.DiT(**arguments)
+            from ldit.nn.dit_original import OriginalDiT  # the yardstick, and SiT's network
+
+            return OriginalDiT(**arguments)
         return DiT(config)
 
 

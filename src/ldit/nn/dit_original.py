@@ -79,7 +79,7 @@ class _PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class DiT(nn.Module):
+class OriginalDiT(nn.Module):
     """`model(x, t, y)`: x (B, C, H, W), t (B,) as the sinusoids take it, y (B,) labels -> (B, C or 2C, H, W).
 
     Sizes other than `input_size` get a position table of their own grid, computed as the stored one or as `grid` says.

@@ -19,9 +19,8 @@ from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.request import ResolvedRequest, as_int
 from ldit.rng import normal
 from ldit.sampling.denoiser import build_denoiser
-from ldit.sampling.fast.offload import is_offloaded
 from ldit.sampling.fast.oom import in_batches
-from ldit.sampling.fast.prepare import Prepared
+from ldit.sampling.fast.options import InferenceCopy, is_offloaded
 from ldit.sampling.guidance import Guided, Network
 from ldit.sampling.resolution import positioned
 from ldit.sampling.step import Step
@@ -110,7 +109,7 @@ class Generator:
 
     @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
     def events(self) -> Iterator[Event]:
-        """Previews, images, and Done last. Iterators of one pipeline may run side by side: see `Prepared.apart`."""
+        """Previews, images, and Done last. Iterators of one pipeline may run side by side (`InferenceCopy.apart`)."""
         started, counts = time.perf_counter(), _Counts()
         self._ready()
         total, steps = len(self.request.labels), len(self.request.levels) - 1
@@ -138,22 +137,22 @@ class Generator:
     def _ready(self) -> None:
         """The networks of this request."""
         self._networks: list[Network] = []
-        self._prepared: list[Prepared | None] = []
-        # Prepared networks look conditioning up on the host, and need not wait for the device.
+        self._copies: list[InferenceCopy | None] = []
+        # Inference copies look conditioning up on the host, and need not wait for the device.
         self._home = self.pipe.device
         for pipe in (self.pipe, self.guide):
             if pipe is None:
                 continue
             network = pipe.network
-            if isinstance(network, Prepared):
+            if isinstance(network, InferenceCopy):
                 network = network.apart()
                 self._home = torch.device("cpu") if pipe is self.pipe else self._home
-            self._prepared.append(network if isinstance(network, Prepared) else None)
+            self._copies.append(network if isinstance(network, InferenceCopy) else None)
             self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
 
     def _release(self) -> bool:
         """CUDA graphs hold the memory of all their activations: this request goes on without."""
-        let_go = [network.release() for network in self._prepared if network is not None]
+        let_go = [network.release() for network in self._copies if network is not None]
         if any(let_go):
             logger.warning("out of memory: without CUDA graphs from here on")
         return any(let_go)
@@ -175,7 +174,7 @@ class Generator:
         # The guided network and the noisiest state, (b, C, h, w).
         predict, x = self._guided(rows), self._initial(rows)
         # Tell inference copies which pairs of time and label will come, so that they compute conditioning once.
-        for network, second in zip(self._prepared, (False, True), strict=False):
+        for network, second in zip(self._copies, (False, True), strict=False):
             if network is not None:
                 network.plan(predict.asked(self.request.levels[:-1], second))
         # Walk the solver; every step is a chance to look, to show a preview and to stop.
@@ -250,7 +249,7 @@ def _weak(network: Any, dtype: torch.dtype) -> Network:
     """A guide's network, which may have a dtype of its own, and want its conditioning on the device."""
 
     def call(x: Tensor, time: Tensor, cond: Tensor, **more: Any) -> Tensor:
-        home = time.device if isinstance(network, Prepared) else x.device
+        home = time.device if isinstance(network, InferenceCopy) else x.device
         return network(x.to(dtype), time.to(home), cond.to(home), **more)
 
     return call

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldit.codecs.open import Codec
+from ldit.codecs.codec import Codec
 from ldit.codecs.pixels import from_pil
 from ldit.data.images.decoding import BadImage, Decoding, open_image, to_rgb
 from ldit.data.images.transforms import center_crop

@@ -25,7 +25,8 @@ from ldit.pipeline.request import check_request
 from ldit.precision import DTYPES
 from ldit.sampling.fast import offload as blocks
 from ldit.sampling.fast.oom import out_of_memory
-from ldit.sampling.fast.prepare import InferenceOptions, check_options
+from ldit.sampling.fast.options import InferenceOptions, is_offloaded
+from ldit.sampling.fast.prepare import check_options
 from ldit.storage.tensors import assign
 
 OutputType = Literal["pil", "tensor", "latent"]
@@ -49,7 +50,7 @@ class Pipeline(LoadedModel):
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
         """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it. A guide given by name is
         loaded anew when it is next needed. RequestError where the blocks are on the host: load the model again."""
-        if blocks.is_offloaded(self.model):
+        if is_offloaded(self.model):
             raise RequestError("a model loaded with offload stays on its device and in its dtype; load it again")
         self.model.to(*args, **kwargs)
         self._network = self._guide = None
@@ -148,7 +149,7 @@ class Pipeline(LoadedModel):
         """The weights of a guide on this model's device, which are kept until another is named."""
         with self._opening:
             if self._guide is None or self._guide[0] != name:
-                offload = blocks.is_offloaded(self.model)
+                offload = is_offloaded(self.model)
                 guide = load_source(source, self.device, self.dtype, offload=offload, inference=self.inference)
                 self._guide = (name, guide)
             return self._guide[1]

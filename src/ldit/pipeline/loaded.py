@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldit.codecs.open import Codec, open_codec
+from ldit.codecs.codec import Codec, open_codec
 from ldit.config.spec import ModelSpec
-from ldit.sampling.fast import offload as blocks
-from ldit.sampling.fast.prepare import InferenceOptions, Prepared, prepare
+from ldit.sampling.fast.options import InferenceCopy, InferenceOptions, is_offloaded
 
 
 class LoadedModel:
@@ -47,10 +46,12 @@ class LoadedModel:
     def network(self) -> Any:
         """What sampling calls: the inference copy, made when first needed and again once the weights have moved, or the
         network itself where there are no `inference` options or its blocks are on the host."""
-        if self.inference is None or blocks.is_offloaded(self.model):
+        if self.inference is None or is_offloaded(self.model):
             return self.model
         with self._opening:
-            if self._network is None or (isinstance(self._network, Prepared) and not self._network.current()):
+            if self._network is None or (isinstance(self._network, InferenceCopy) and not self._network.current()):
+                from ldit.sampling.fast.prepare import prepare  # training samples with the network itself
+
                 self._network = prepare(self.model, self.inference)
             return self._network
 

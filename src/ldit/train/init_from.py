@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.open import Source
+from ldit.checkpoint.open import open_source
 from ldit.config.model import TextModelConfig
 from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
@@ -52,11 +52,11 @@ class StartReport:
         return "; ".join(parts)
 
 
-def start_from(source: Source, ema: bool, spec: ModelSpec, state: TrainState) -> None:
-    """Put into a fresh `state` the weights of `source` that fit a network of `spec`; averages begin as the result.
+def start_from(name: str, ema: bool, spec: ModelSpec, state: TrainState) -> None:
+    """Put into a fresh `state` the weights of source `name` that fit a network of `spec`; averages begin as the result.
 
     Every rank calls it and fills its own part. What is taken, and differences that shapes do not show, are logged."""
-    weights, report = state.weights, StartReport()
+    source, weights, report = open_source(name, ema=ema), state.weights, StartReport()
     shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
     null, source_null = (_null(one) for one in (spec, source.spec))
     tensors = source.tensors(ema)
@@ -65,7 +65,7 @@ def start_from(source: Source, ema: bool, spec: ModelSpec, state: TrainState) ->
         weights.put(start.name, start.value, start.rows)
     weights.sync_to_model()
     state.averages.start(weights.masters)
-    logger.info("starts from %s: %s", source.path, report.line())
+    logger.info("starts from %s: %s", name, report.line())
     _warn_of_differences(source.spec, spec)
 
 

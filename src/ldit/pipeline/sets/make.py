@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ldit.checkpoint.open import open_source
+from ldit.codecs.codec import check_codec
 from ldit.codecs.conditioners import build_conditioner
-from ldit.codecs.open import check_codec
 from ldit.codecs.pixels import to_uint8
 from ldit.config.requests.sampling import ModelRequest
 from ldit.errors import RequestError, RunError
@@ -33,7 +33,7 @@ from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.array import ArrayWriter
 from ldit.pipeline.sets.folder import Block, FolderWriter
 from ldit.pipeline.sets.job import Labels, assign_labels, describe
-from ldit.sampling.fast.offload import is_offloaded
+from ldit.sampling.fast.options import is_offloaded
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.storage.progress import Progress
 from ldit.storage.shared_job import cut

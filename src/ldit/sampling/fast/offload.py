@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ldit.errors import RequestError
+from ldit.sampling.fast.options import OFFLOADED
 
 _ALIGNED = 64  # values: every parameter in a buffer begins at a multiple of at least 128 bytes
 _PORTABLE = 1  # locked for every CUDA device, cudaHostRegisterPortable
-_MARK = "_blocks_on_host"
 
 
 def offload(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
@@ -44,13 +44,8 @@ def offload(model: nn.Module, device: torch.device | str, dtype: torch.dtype) ->
         loans = {module: loan for module, loan in loans.items() if any(t.dtype != dtype for t in loan.host)}
     if loans:
         _install(model, loans, _lender(list(loans.values()), device, dtype))
-    setattr(model, _MARK, True)
+    setattr(model, OFFLOADED, True)
     return model
-
-
-def is_offloaded(model: nn.Module) -> bool:
-    """Whether `offload` changed it: it cannot be moved, converted or copied any more."""
-    return getattr(model, _MARK, False)
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:

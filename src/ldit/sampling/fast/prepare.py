@@ -4,7 +4,6 @@ import copy
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ldit.nn.rope import GridScale
 from ldit.nn.tables import Tables
 from ldit.sampling.fast.conditioning_cache import Modulations, Pair
 from ldit.sampling.fast.graphs import Graphs
+from ldit.sampling.fast.options import InferenceCopy, InferenceOptions
 from ldit.sampling.fast.packed import packed_block, shell
 from ldit.sampling.fast.quantised import Int8Linear
 
@@ -26,20 +26,6 @@ _MOST_TABLES = 32
 _MOST_COMPILED = 64  # torch counts those of all blocks in the process together, and goes on without compiling beyond
 _CHOOSING = threading.Lock()
 """Held while attention kernels are chosen for a call: the choice is the process's, and a call sets and resets it."""
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """What is done to the blocks. `packed`: q, k, v in one product and w1, w3 in one; None: on a GPU, which saves
-    launches; on a CPU the strided halves cost more than the larger products gain. `int8`: the products of attention
-    and FFN in 8 bits, CPU and fp32 alone. `compiled`: torch.compile, block by block. `graph`: an evaluation is a CUDA
-    graph, on a GPU alone. `host_modulation`: the adaLN weights live on the host."""
-
-    packed: bool | None = None
-    int8: bool = False
-    compiled: bool = False
-    graph: bool = False
-    host_modulation: bool = False
 
 
 def prepare(model: nn.Module, inference: InferenceOptions | None = None) -> "Prepared | nn.Module":
@@ -68,7 +54,7 @@ def check_options(config: Any, inference: InferenceOptions, device: torch.device
         raise RequestError(f"graph: CUDA graphs need a GPU, got {device}")
 
 
-class Prepared:
+class Prepared(InferenceCopy):
     """See `prepare`. Call `plan` before the first step of a batch; who shares it with others takes `apart` first."""
 
     def __init__(self, model: DiT, inference: InferenceOptions) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ldit.codecs.pixels import labelled_grid, to_pil, to_uint8
 from ldit.config.autoencoder import AutoencoderRun, AutoencoderSpec, LatentStatistics
+from ldit.config.experiment import Experiment
 from ldit.config.kinds import AnySpec
 from ldit.data.batch import Batch
 from ldit.data.loader import load_batch
@@ -126,8 +127,10 @@ class AutoencoderTask:
         return [Hook(heldout.every, run), pairs]
 
 
-def open_autoencoder(config: AutoencoderRun, data: Samples) -> AutoencoderTask:
+def open_autoencoder(experiment: Experiment, data: Samples, device: torch.device) -> AutoencoderTask:
     """The task of a run on `data`; DataError for latents."""
+    config = experiment.config
+    assert isinstance(config, AutoencoderRun)
     if data.cache is not None:
         raise DataError(f"data.path: {data.root} holds latents, an autoencoder is trained on images")
     return AutoencoderTask(config, AutoencoderSpec(config.model))

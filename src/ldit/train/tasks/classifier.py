@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldit.config.classifier import ClassifierRun, ClassifierSpec
+from ldit.config.experiment import Experiment
 from ldit.config.kinds import AnySpec
 from ldit.data.batch import Batch
 from ldit.data.images.image_set import ImageSet
@@ -90,8 +91,10 @@ class ClassifierTask:
         return [Hook(heldout.every, heldout_hook(self, context.heldout, heldout.num, context))]
 
 
-def open_classifier(config: ClassifierRun, data: Samples) -> ClassifierTask:
+def open_classifier(experiment: Experiment, data: Samples, device: torch.device) -> ClassifierTask:
     """The task of a run on `data`; DataError when the data has no images or no classes."""
+    config = experiment.config
+    assert isinstance(config, ClassifierRun)
     if not isinstance(data, ImageSet):
         raise DataError(f"data.path: {data.root} holds latents, a classifier is trained on images")
     if len(data.names) < 2:

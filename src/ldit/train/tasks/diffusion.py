@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldit.checkpoint.open import open_source
+from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import build_conditioner
-from ldit.codecs.open import Codec, whole_name
+from ldit.config.experiment import Experiment
 from ldit.config.kinds import AnySpec
 from ldit.config.model import ClassModelConfig
 from ldit.config.run import RunConfig
@@ -23,7 +23,6 @@ from ldit.nn.build import build_model, forward_flops
 from ldit.nn.dit import init_parameter
 from ldit.rng import generator, normal, uniform
 from ldit.train.hooks import attention_hook, heldout_hook
-from ldit.train.init_from import start_from
 from ldit.train.state import TrainState
 from ldit.train.step import fill_fresh
 from ldit.train.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device
@@ -83,7 +82,9 @@ class DiffusionTask:
         fill_fresh(state, self)
         train = self.config.train
         if train.init_from:
-            start_from(open_source(train.init_from, ema=train.init_ema), train.init_ema, self.spec, state)
+            from ldit.train.init_from import start_from
+
+            start_from(train.init_from, train.init_ema, self.spec, state)
 
     def resumed(self, spec: AnySpec) -> None:
         """The configuration holds everything."""
@@ -144,20 +145,22 @@ class DiffusionTask:
         return hooks
 
 
-def open_diffusion(
-    config: RunConfig, data: Samples, device: torch.device, process: Process | None, network: NetworkBuilder | None
-) -> DiffusionTask:
+def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) -> DiffusionTask:
     """The task of a run on `data`. ConfigError, DataError or CodecError when codec, data and model do not fit."""
+    config, network = experiment.config, experiment.network
+    assert isinstance(config, RunConfig)
     inputs, codec = open_inputs(config, data, device)
     training: dict[str, Any] | None = None
     if network is not None:  # who opens a step must know that the package cannot build its network
         training = {"network": f"{network.__module__}.{network.__qualname__}"}
-    return DiffusionTask(config, model_spec(config, data, training), inputs, process, network, codec)
+    return DiffusionTask(config, model_spec(config, data, training), inputs, experiment.objective, network, codec)
 
 
 def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None = None) -> ModelSpec:
     """The spec of the run's steps. A codec's folder is named by its whole path, for steps are opened from anywhere."""
     codec, names = config.codec, data.names or None
     if isinstance(codec, AutoencoderConfig):
+        from ldit.codecs.open import whole_name
+
         codec = replace(codec, name=whole_name(codec.name))
     return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling, training)

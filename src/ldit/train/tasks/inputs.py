@@ -6,10 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldit.codecs.autoencoder import AutoencoderCodec
+from ldit.codecs.codec import Autoencoder, Codec, open_autoencoder, open_codec
 from ldit.codecs.latents import draw, scaled
-from ldit.codecs.open import Codec, find_codec, open_codec
-from ldit.codecs.pixels import PixelCodec
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.batch import Batch
@@ -57,7 +55,7 @@ class CachedInputs:
 class EncodedInputs(CachedInputs):
     """The batch holds images, which are encoded now."""
 
-    def __init__(self, codec: AutoencoderCodec, seed: int) -> None:
+    def __init__(self, codec: Autoencoder, seed: int) -> None:
         super().__init__(codec.config, seed)
         self.codec = codec
 
@@ -66,53 +64,53 @@ class EncodedInputs(CachedInputs):
 
 
 def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple[Inputs, Codec | None]:
-    """How samples of `data` become latents of the run's codec, and the codec on this rank's device. ConfigError,
-    DataError or CodecError when codec, data and model do not fit."""
-    codec = _codec(config, data, device)
-    if data.cache is not None:
-        assert isinstance(config.codec, AutoencoderConfig)
-        return CachedInputs(config.codec, config.train.seed), codec
-    if isinstance(codec, AutoencoderCodec):
-        return EncodedInputs(codec, config.train.seed), codec
-    return PlainInputs(), codec
-
-
-def _codec(config: RunConfig, data: Samples, device: torch.device) -> Codec | None:
-    """The codec on this process's device. Cached latents do without one, but not with another than made them."""
+    """How samples of `data` become latents of the run's codec, and the codec on this rank's device. Cached latents do
+    without one, but not with another than made them. ConfigError, DataError or CodecError when codec, data and model do
+    not fit."""
     if not isinstance(config.codec, AutoencoderConfig):
         if data.cache is not None:
             raise ConfigError(f"data.path: {data.root} holds latents, this model takes pixels (codec.kind)")
-        return open_codec(config.codec)
-    dtype = DTYPES[config.data.codec_precision]
-    try:
-        codec = open_codec(config.codec, (), device, dtype, config.model.in_channels)
-    except CodecError:
-        if data.cache is None or find_codec(config.codec.name) is not None:
-            raise  # one that is there and broken is no absent one
-        codec = None
-    assert not isinstance(codec, PixelCodec)
+        return PlainInputs(), open_codec(config.codec)
+    codec = _autoencoder(config, config.codec, data, device)
     if data.cache is not None:
-        _check_cache(config, data.root, data.cache, codec)
-    return codec
+        _check_cache(config, config.codec, data.root, data.cache, codec)
+        return CachedInputs(config.codec, config.train.seed), codec
+    assert codec is not None
+    return EncodedInputs(codec, config.train.seed), codec
 
 
-def _check_cache(config: RunConfig, root: Path, cache: CacheDescription, codec: Codec | None) -> None:
+def _autoencoder(
+    config: RunConfig, codec: AutoencoderConfig, data: Samples, device: torch.device
+) -> Autoencoder | None:
+    """None where cached latents do without it. One that is there and broken is an error still."""
+    from ldit.codecs.open import find_codec
+
+    try:
+        return open_autoencoder(codec, (), device, DTYPES[config.data.codec_precision], config.model.in_channels)
+    except CodecError:
+        if data.cache is None or find_codec(codec.name) is not None:
+            raise
+        return None
+
+
+def _check_cache(
+    config: RunConfig, codec: AutoencoderConfig, root: Path, cache: CacheDescription, autoencoder: Autoencoder | None
+) -> None:
     """ConfigError or DataError where the run's codec is not the cache's. Without the codec its name must do."""
-    assert isinstance(config.codec, AutoencoderConfig)
     record = cache.codec
-    for key, theirs, ours in (
-        ("codec.factor", record.factor, config.codec.factor),
+    for key, cached, configured in (
+        ("codec.factor", record.factor, codec.factor),
         ("model.in_channels", record.channels, config.model.in_channels),
     ):
-        if theirs != ours:
-            raise ConfigError(f"{key}: {ours}, the latents of {root} have {theirs}")
-    fingerprint = codec.fingerprint() if isinstance(codec, AutoencoderCodec) else None
+        if cached != configured:
+            raise ConfigError(f"{key}: {configured}, the latents of {root} have {cached}")
+    fingerprint = None if autoencoder is None else autoencoder.fingerprint()
     if fingerprint is None:
-        if Path(record.name).name != Path(config.codec.name).name:
-            raise ConfigError(f"codec.name: {config.codec.name} is not found, and {root} was made with {record.name}")
-        logger.warning("the autoencoder %s is not found: %s is known by that name alone", config.codec.name, root)
+        if Path(record.name).name != Path(codec.name).name:
+            raise ConfigError(f"codec.name: {codec.name} was not found, and {root} was made with {record.name}")
+        logger.warning("the autoencoder %s was not found: %s is known by that name alone", codec.name, root)
         for name in ("scale", "shift"):
-            used, own = getattr(config.codec, name), getattr(record, name)
+            used, own = getattr(codec, name), getattr(record, name)
             if used != own:
                 logger.warning("codec.%s: %s, that of the autoencoder of %s was %s", name, used, root, own)
     cache.check(root, fingerprint, config.data.image_size, CROP)

@@ -1,0 +1,79 @@
+"""Codec: latents to images and back, and how the one of a configuration is opened; autoencoders are imported then."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldit.codecs.pixels import PixelCodec
+from ldit.config.spec import AutoencoderConfig, CodecConfig
+
+
+class Codec(Protocol):
+    """What turns latents into images and back."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), scaled as the network takes them."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W) in about [-1, 1]."""
+        ...
+
+
+class Autoencoder(Codec, Protocol):
+    """A codec with a posterior, as `ldit.codecs.autoencoder.AutoencoderCodec`."""
+
+    config: AutoencoderConfig
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, C, h, w) fp32 of raw latents."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the weights and of the configuration that they are used with."""
+        ...
+
+
+def open_codec(
+    config: CodecConfig,
+    roots: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels: int | None = None,
+) -> Codec:
+    """The codec of `config`: of a local folder (`ldit.codecs.open.find_codec`), else of the Hub.
+
+    CodecError says where was looked, or what in the folder is wrong; `channels` is the number of latent channels that
+    it must have.
+    """
+    if isinstance(config, AutoencoderConfig):
+        return open_autoencoder(config, roots, device, dtype, channels)
+    return PixelCodec()
+
+
+def open_autoencoder(
+    config: AutoencoderConfig,
+    roots: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels: int | None = None,
+) -> Autoencoder:
+    """As `open_codec`."""
+    from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
+    from ldit.codecs.open import codec_folder
+
+    folder = codec_folder(config.name, roots)
+    check_folder(config, folder, channels)
+    return AutoencoderCodec(config, folder, device, dtype)
+
+
+def check_codec(config: CodecConfig, roots: Sequence[Path] = (), channels: int | None = None) -> None:
+    """CodecError where `open_codec` would find no codec or none that fits; no weights are read."""
+    if isinstance(config, AutoencoderConfig):
+        from ldit.codecs.autoencoder import check_folder
+        from ldit.codecs.open import codec_folder
+
+        check_folder(config, codec_folder(config.name, roots), channels)
