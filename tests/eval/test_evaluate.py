@@ -198,7 +198,7 @@ def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
         ({"image_size": 0}, "image_size: must be at least 1, got 0"),
         ({"batch": 0}, "batch_size: must be at least 1, got 0"),
         ({"resamples": 5}, "say how many"),
-        ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png, got x\.jpg"),
+        ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png or \.svg, got x\.jpg"),
     ],
 )
 def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str) -> None:

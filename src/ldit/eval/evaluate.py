@@ -100,8 +100,8 @@ class EvaluateJob:
                 raise EvaluationError(f"{name}: must be at least {lowest}, got {value}")
         if self.resamples and not self.components:
             raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
-        if self.figure is not None and self.figure.suffix.lower() != ".png":
-            raise EvaluationError(f"figure: expected a name that ends in .png, got {self.figure}")
+        if self.figure is not None and self.figure.suffix.lower() not in (".png", ".svg"):
+            raise EvaluationError(f"figure: expected a name that ends in .png or .svg, got {self.figure}")
 
 
 def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> dict[str, Any]:
