@@ -25,8 +25,8 @@ class BenchArguments:
     """Images in one pass; default the batch."""
     precision: Precision = "bf16"
     """Precision policy."""
-    rungs: tuple[Literal["original", "fused", "compiled"], ...] = ("original", "fused", "compiled")
-    """Rungs of the ladder."""
+    variants: tuple[Literal["original", "fused", "compiled"], ...] = ("original", "fused", "compiled")
+    """Forms of the step: as the original takes it, ours, ours with compiled blocks."""
     steps: int = 5
     """Steps in a round."""
     rounds: int = 3
@@ -104,7 +104,7 @@ def _train(parsed: BenchArguments) -> dict[str, Any]:
 
     return bench_train(
         Job(
-            parsed.size, parsed.batch, parsed.micro, parsed.precision, parsed.rungs, parsed.steps, parsed.rounds,
+            parsed.size, parsed.batch, parsed.micro, parsed.precision, parsed.variants, parsed.steps, parsed.rounds,
             parsed.recompute, parsed.ema, parsed.device,
         )
     )  # fmt: skip
