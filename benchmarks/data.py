@@ -41,8 +41,8 @@ from ldit.precision import DTYPES
 from ldit.rng import generator
 from ldit.storage.tensors import write_safetensors
 from ldit.train.step import fill_fresh, new_state, train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 from ldit.train.tasks.inputs import CachedInputs, EncodedInputs, Inputs
-from ldit.train.tasks.task import DiffusionTask
 
 NETWORKS = {"s": "S", "b": "B", "tiny": "XS"}
 WIDTHS = {"s": (128, 256, 512, 512), "b": (128, 256, 512, 512), "tiny": (32, 32, 32, 32)}

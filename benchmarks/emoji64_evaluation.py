@@ -32,8 +32,8 @@ from emoji64_quality import real_images
 from matplotlib.figure import Figure
 
 import ldit
-from ldit.commands.sample import ImageJob
-from ldit.eval.evaluate import EvaluateJob, measured
+from ldit.config.requests.evaluate import EvaluateRequest
+from ldit.eval.evaluate import measured
 from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.features import Extractor, Features
 from ldit.figure import COLOURS, new_figure, style, write_figure
@@ -50,17 +50,16 @@ def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
     labels = real_images()[1][1].tolist()
     random = np.random.default_rng(0)
     np.savez(place / "noise.npz", random.integers(0, 256, (len(labels), SIDE, SIDE, 3), dtype=np.uint8))
-    sources = {
-        "held-out images": ImageJob(HELDOUT, batch_size=BLOCK),
-        "bundled model": ImageJob(MODEL, labels=tuple(map(str, labels)), batch_size=BLOCK),
-        "noise": ImageJob(str(place / "noise.npz"), batch_size=BLOCK),
+    sources: dict[str, dict[str, Any]] = {
+        "held-out images": {"source": HELDOUT},
+        "bundled model": {"source": MODEL, "class_labels": tuple(map(str, labels)), "num": len(labels)},
+        "noise": {"source": str(place / "noise.npz")},
     }
+    settings: dict[str, Any] = {"batch_size": BLOCK, "components": args.components, "bootstrap": args.resamples}
     name = f"{extractor.metric}_{args.components}"
     rows = []
     for what, images in sources.items():
-        num = len(labels) if what == "bundled model" else None
-        job = EvaluateJob(images, TRAINING, num, components=args.components, resamples=args.resamples)
-        report = measured(job, extractor, ALONE)
+        report = measured(EvaluateRequest(reference=TRAINING, **images, **settings), extractor, ALONE)
         found = {key: report[key] for key in KEPT}
         rows.append({"pictures": what, "fd": report[name], "fd_interval": report[f"{name}_interval"], **found})
         print(f"{what}: {rows[-1]}", file=sys.stderr)
@@ -87,7 +86,7 @@ def speed(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
 
     alone()
     raw = [alone() for _ in range(ROUNDS)]
-    job = EvaluateJob(ImageJob(str(place / "pictures.npz"), batch_size=BLOCK), TRAINING)
+    job = EvaluateRequest(source=str(place / "pictures.npz"), reference=TRAINING, batch_size=BLOCK)
     timed = Timed(extractor)
     began = time.perf_counter()
     report = measured(job, timed, ALONE)

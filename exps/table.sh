@@ -63,7 +63,7 @@ done
 python -c "
 import sys
 from ldit.cli.main import guard
-from ldit.eval.inception_weights import check_weights, find_weights
+from ldit.eval.extractors.inception_weights import check_weights, find_weights
 sys.exit(guard(lambda: check_weights(find_weights()) and 0))"
 mkdir -p "$out"
 for ((k = 0; k < ${#todo[@]}; k += 4)); do

@@ -1,4 +1,4 @@
-"""Faults a user can mend. Each message is one line that names the file, key or number at fault."""
+"""Errors that the user can fix. Each message is one line that names the file, key or number at fault."""
 
 _LIMIT = 1000  # characters: file names and values come from outside
 
@@ -32,11 +32,11 @@ class RequestError(LditError):
 
 
 class CodecError(LditError):
-    """The codec that turns latents into images is not at hand."""
+    """The codec that turns latents into images was not found, or is not what the model needs."""
 
 
 class EvaluationError(LditError):
-    """Images, statistics or an extractor that no figure can be computed from."""
+    """Images, statistics or an extractor that no metric can be computed from."""
 
 
 class RunError(LditError):

@@ -11,8 +11,9 @@ import torch
 
 from ldit.bench import ceiling
 from ldit.bench import train_step as bench
-from ldit.bench.train_step import Job, bench_train
+from ldit.bench.train_step import bench_train
 from ldit.cli.main import main
+from ldit.config.requests.bench import BenchTrainRequest
 from ldit.errors import ConfigError
 from ldit.precision import COMPUTE, products
 
@@ -62,7 +63,7 @@ def test_products_are_rounded_within_the_block_alone(precision: str, before: str
 def test_everything_is_measured_in_the_precision(precision: Any, before: str, seen: list[tuple[str, str]]) -> None:
     """The ceiling as well as the variants."""
     within = "high" if precision == "tf32" else before
-    report = bench_train(Job("tiny", precision=precision, device="cpu"))
+    report = bench_train(BenchTrainRequest("tiny", precision=precision, device="cpu"))
     expected = [("cpu", within), ("original", within), ("fused", within), ("compiled", within)]
     assert seen == expected
     assert torch.get_float32_matmul_precision() == before and report["precision"] == precision
@@ -74,18 +75,18 @@ def test_a_measurement_that_fails_leaves_no_precision_behind(before: str, monkey
 
     monkeypatch.setattr(bench, "matrix_ceiling", fail)
     with pytest.raises(RuntimeError, match="no"):
-        bench_train(Job("tiny", precision="tf32", device="cpu"))
+        bench_train(BenchTrainRequest("tiny", precision="tf32", device="cpu"))
     assert torch.get_float32_matmul_precision() == before
 
 
 def test_rates_are_put_in_relation(seen: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rate x FLOPs / ceiling, and nothing where the device has none."""
-    report = bench_train(Job("tiny", variants=("fused",), device="cpu"))
+    report = bench_train(BenchTrainRequest("tiny", variants=("fused",), device="cpu"))
     (row,) = report["variants"]
     assert row["tflops"] == 2.0 * report["train_flops_per_image"] / 1e12
     assert math.isclose(row["of_ceiling"], row["tflops"]) and row["agrees"] and "mfu" not in row
     monkeypatch.setattr(bench, "matrix_ceiling", lambda device, dtype: None)
-    report = bench_train(Job("tiny", variants=("fused",), device="cpu"))
+    report = bench_train(BenchTrainRequest("tiny", variants=("fused",), device="cpu"))
     assert report["ceiling_flops"] is None and "of_ceiling" not in report["variants"][0]
 
 

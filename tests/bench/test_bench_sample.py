@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from ldit.bench import sampling as bench_sample
-from ldit.bench.sampling import Chain, SampleJob, needed_flops, random_network
+from ldit.bench.sampling import Chain, needed_flops, random_network
 from ldit.bench.train_step import RECIPES
 from ldit.cli.main import main
 from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import diffusion_recipe
+from ldit.config.requests.bench import BenchSampleRequest
 from ldit.diffusion import DDPM
 from ldit.errors import RequestError
 from ldit.nn.build import forward_flops
@@ -27,7 +28,7 @@ def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heun's last of 3 steps needs one evaluation. Every row counts with its FLOPs, but its conditioning once for each
     time and label, the null class among them: of 3 times that are not shared with other rows."""
     monkeypatch.setattr(bench_sample, "matrix_ceiling", lambda *_: 1e12)
-    report = bench_sample.bench_sample(SampleJob("tiny", (1, 2), 3, "heun", rounds=1, device="cpu"))
+    report = bench_sample.bench_sample(BenchSampleRequest("tiny", (1, 2), 3, "heun", rounds=1, device="cpu"))
     assert [row["batch"] for row in report["rows"]] == [1, 2]
     for row in report["rows"]:
         assert (row["evaluations"], row["guided_rows"]) == (5, 5 * row["batch"])
@@ -39,7 +40,7 @@ def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
         ahead = 2 * (adaln + config.cond_dim * (256 + config.cond_dim))
         assert row["flops"] == rows * (report["forward_flops_per_row"] - ahead) + pairs * ahead
         assert row["of_ceiling"] == pytest.approx(row["flops"] / seconds / 1e12) and row["peak_bytes"] > 0
-    unguided = bench_sample.bench_sample(SampleJob("tiny", (1,), 2, "ddim", 1.0, rounds=1, device="cpu"))
+    unguided = bench_sample.bench_sample(BenchSampleRequest("tiny", (1,), 2, "ddim", 1.0, rounds=1, device="cpu"))
     assert unguided["rows"][0]["guided_rows"] == 0 and unguided["dtype"] == "fp32"
 
 
@@ -97,7 +98,7 @@ def test_mistakes_are_one_line(
 def test_switches_are_checked_before_the_ceiling_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_sample, "matrix_ceiling", lambda *_: pytest.fail("measured"))
     with pytest.raises(RequestError, match="graph: CUDA graphs need a GPU"):
-        bench_sample.bench_sample(SampleJob("tiny", graph=True, device="cpu"))
+        bench_sample.bench_sample(BenchSampleRequest("tiny", graphs=True, device="cpu"))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

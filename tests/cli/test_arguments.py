@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pipeline.models import tiny, tiny_flow
 
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.errors import RequestError
 from ldit.pipeline.load import Pipeline, process_device
 from ldit.pipeline.request import MOST_PIXELS, check_request
@@ -83,7 +84,7 @@ def test_those_of_iterators_too(arguments: dict[str, Any], said: str) -> None:
 def test_num_of_a_model_without_classes() -> None:
     pipe = tiny(sampling=tiny().spec.sampling_defaults)
     with pytest.raises(RequestError, match="num"):
-        check_request(pipe.spec, num=2.0)  # type: ignore[arg-type]
+        check_request(pipe.spec, SamplingRequest(num=2.0))  # type: ignore[arg-type]
 
 
 def test_numbers_of_every_kind() -> None:
@@ -92,12 +93,14 @@ def test_numbers_of_every_kind() -> None:
         warnings.simplefilter("error")
         request = check_request(
             spec,
-            np.array([1, 2]),
-            seeds=torch.tensor([4, 2**40]),  # type: ignore[arg-type]
-            height=np.int64(16),  # type: ignore[arg-type]
-            width=torch.tensor(8),  # type: ignore[arg-type]
-            guidance=np.float32(1.5),  # type: ignore[arg-type]
-            steps=np.int32(3),  # type: ignore[arg-type]
+            SamplingRequest(
+                class_labels=np.array([1, 2]),
+                seeds=torch.tensor([4, 2**40]),
+                height=np.int64(16),
+                width=torch.tensor(8),
+                guidance=np.float32(1.5),
+                steps=np.int32(3),
+            ),
         )
     assert request.labels == (1, 2) and request.seeds == (4, 2**40) and request.shape == (3, 16, 8)
     assert request.settings.guidance == 1.5 and len(request.levels) == 4
@@ -107,13 +110,13 @@ def test_numbers_of_every_kind() -> None:
 @pytest.mark.parametrize("given", [[1, 0.5], (1.0, 0.5), np.array([1, 0.5]), torch.tensor([1, 0.5]), "1,0.5"])
 @pytest.mark.parametrize("make", [tiny, tiny_flow])
 def test_a_grid_in_a_list(make: Callable[[], Pipeline], given: Any) -> None:
-    request = check_request(make().spec, [0], grid=given)
+    request = check_request(make().spec, SamplingRequest(class_labels=[0], grid=given))
     assert request.settings.grid == "1,0.5" and [level.noise_time for level in request.levels] == [1.0, 0.5, 0.0]
 
 
 def test_a_grid_in_a_list_is_not_rounded() -> None:
     times = [1, 1 / 3, 1e-2, 1.5e-5]
-    request = check_request(tiny_flow().spec, [0], grid=times)
+    request = check_request(tiny_flow().spec, SamplingRequest(class_labels=[0], grid=times))
     assert [level.noise_time for level in request.levels] == [*times, 0.0]
 
 

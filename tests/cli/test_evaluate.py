@@ -12,10 +12,10 @@ from pipeline.sets import exported
 from torch.distributed.run import get_args_parser
 
 from ldit.cli.arguments import parse
-from ldit.cli.evaluate import EvaluateArguments
 from ldit.cli.main import main
-from ldit.cli.sample import SampleArguments
 from ldit.cli.train import parse_arguments
+from ldit.config.requests.evaluate import EvaluateRequest
+from ldit.config.requests.sampling import SampleRequest
 from ldit.config.run import RunConfig
 from ldit.config.sections import EvalConfig
 from ldit.eval import evaluate as flow
@@ -134,11 +134,11 @@ def test_the_script_of_the_table(rows: tuple[str, ...], place: Path) -> None:
     assert (code, said) == (0, []) and len(commands) == 2 * len(rows)
     for name, sample, evaluate in zip(rows, commands[::2], commands[1::2], strict=True):
         assert (sample[0], evaluate[0]) == ("sample", "evaluate")
-        asked = parse(SampleArguments, sample[1:], "ldit sample")
-        assert (asked.num, asked.labels, asked.steps, asked.solver) == (50000, "random", "250", "ddpm")
+        asked = parse(SampleRequest, sample[1:], "ldit sample")
+        assert (asked.num, asked.labels, asked.steps, asked.solver) == (50000, "random", 250, "ddpm")
         assert asked.guidance == (1.0 if "unguided" in name else 1.4)
-        assert (asked.ckpt == "/my model") == (name == "3b-512")
-        measured = parse(EvaluateArguments, evaluate[1:], "ldit evaluate")
+        assert (asked.source == "/my model") == (name == "3b-512")
+        measured = parse(EvaluateRequest, evaluate[1:], "ldit evaluate")
         assert measured.source == str(asked.out) == str(place / f"out/{name}.npz")
         assert measured.reference == str(place / "my references" / REFERENCES["512" in name])
         assert measured.json == place / f"out/{name}.json"
@@ -181,7 +181,7 @@ def test_the_table_goes_on(place: Path) -> None:
     (place / "out/dit-512.json").touch()
     (place / "my references" / REFERENCES[1]).unlink()
     code, commands, said = table(place)
-    made = [Path(parse(EvaluateArguments, one[1:], "ldit evaluate").source).stem for one in commands[1::2]]
+    made = [Path(parse(EvaluateRequest, one[1:], "ldit evaluate").source).stem for one in commands[1::2]]
     assert code == 0 and made == ["7b-256", "7b-256-unguided", "dit-256", "dit-256-unguided"]
     ends = ["3b-256 stands: ", "3b-512 is passed over: L_DIT_3B_512 ", "dit-512 stands: "]
     assert len(said) == 3 and all(end in line for end, line in zip(ends, said, strict=True))

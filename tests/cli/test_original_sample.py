@@ -19,8 +19,8 @@ ITS_OWN = {
 def test_no_default_of_the_checkpoint_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key of a sampling section is stated; the guided channels are the three of its published grid."""
     jobs: list[Any] = []
-    monkeypatch.setattr(images, "make_images", lambda job, *files: jobs.append(job) or [])
+    monkeypatch.setattr(images, "make_images", lambda job, published: jobs.append((job, published)) or [])
     assert original_sample.run(["--ckpt", str(tmp_path)]) == 0
-    (job,) = jobs
-    assert {key: job.options[key] for key in ITS_OWN} == ITS_OWN and job.published
+    ((job, published),) = jobs
+    assert {key: getattr(job, key) for key in ITS_OWN} == ITS_OWN and published
     assert {field.name for field in fields(SamplingConfig)} == {*ITS_OWN, "guidance_channels"}

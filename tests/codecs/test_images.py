@@ -112,7 +112,7 @@ def test_faults_of_the_codec_come_before_weights_are_read(
     command = ["sample", "--ckpt", str(model), "--local-diffusers-model-root", str(root), "--steps", "2"]
     assert main([*command, "--device", "cpu", "--image-save-path", str(tmp_path / "x.png")]) == 2
     said = {
-        "absent": f"the autoencoder '{VAE}' is not at hand",
+        "absent": f"the autoencoder '{VAE}' was not found",
         "no weights": "has neither",
         "other factor": "a latent pixel is 4 pixels wide, the model's codec.factor is 8",
         "other channels": "latents of 8 channels, the model's have 4",
@@ -125,5 +125,5 @@ def test_latents_need_no_codec(model: Path, tmp_path: Path, offline: Path, capsy
     out = tmp_path / "latents.npy"
     assert main(["sample", "--ckpt", str(model), "--steps", "1", "--device", "cpu", "--latents-out", str(out)]) == 0
     assert np.load(out).shape == (3, 4, 4, 4)
-    with pytest.raises(CodecError, match="not at hand"):
+    with pytest.raises(CodecError, match="was not found"):
         _ = ldit.load(model, "cpu").codec

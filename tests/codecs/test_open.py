@@ -86,7 +86,7 @@ def test_whole_names(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("name", ["", "x\0y", "a" * 5000, "~nobody/x", "../../../x", "-"])
 def test_no_names(name: str, here: Path, offline: Path) -> None:
     assert find_codec(name, [here]) is None
-    with pytest.raises(CodecError, match="is not at hand"):
+    with pytest.raises(CodecError, match="was not found"):
         open_codec(AutoencoderConfig(name), [here])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldit.commands import encode as flow
-from ldit.commands.encode import EncodeJob
+from ldit.config.requests.encode import EncodeRequest
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import LditError
 
@@ -62,14 +62,14 @@ def write_images(root: Path) -> dict[str, np.ndarray]:
     return made
 
 
-def job(source: Path, out: Path, **options: Any) -> EncodeJob:
+def job(source: Path, out: Path, **options: Any) -> EncodeRequest:
     """Shards of four images, batches of three."""
     common: dict[str, Any] = {"image_size": SIZE, "shard_size": 4, "batch_size": 3, "workers": 0, "device": "cpu"}
-    return EncodeJob(str(source), out, **{**common, **options})
+    return EncodeRequest(str(source), out, **{**common, **options})
 
 
 def encode(
-    monkeypatch: pytest.MonkeyPatch, one: EncodeJob, codec: FakeCodec | None = None, rank: int = 0, world: int = 1
+    monkeypatch: pytest.MonkeyPatch, one: EncodeRequest, codec: FakeCodec | None = None, rank: int = 0, world: int = 1
 ) -> bool:
     """Run one process's part of a job with a fake codec."""
     with monkeypatch.context() as patch:
@@ -77,10 +77,10 @@ def encode(
         if world > 1:
             patch.setenv("RANK", str(rank))
             patch.setenv("WORLD_SIZE", str(world))
-        return flow.encode(one)
+        return flow.make_cache(one)
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, one: EncodeJob, codec: FakeCodec | None = None) -> str:
+def refused(monkeypatch: pytest.MonkeyPatch, one: EncodeRequest, codec: FakeCodec | None = None) -> str:
     """The one line by which a job is refused."""
     with pytest.raises(LditError) as caught:
         encode(monkeypatch, one, codec)

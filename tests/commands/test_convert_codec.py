@@ -14,7 +14,7 @@ from ldit.cli.main import main
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_config import read_kl_config
 from ldit.commands.convert import convert
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.assets import ASSETS
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import CodecError

@@ -9,7 +9,7 @@ from smallrun import begin, small
 from ldit.checkpoint.open import Source, open_source
 from ldit.cli.main import main
 from ldit.config.spec import AutoencoderConfig
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.saver import Staging
 
 
@@ -28,7 +28,7 @@ def run_with(codec: AutoencoderConfig, tmp_path: Path) -> Path:
             for value in values:
                 value.copy_(torch.randn(value.shape, generator=drawn))
     state.step = state.updates = 7
-    state_io.save_work(tmp_path / "run", state, task.spec, Staging())()
+    checkpointing.save_work(tmp_path / "run", state, task.spec, Staging())()
     return tmp_path / "run"
 
 

@@ -12,7 +12,7 @@ import pytest
 from folders import make_folder, make_idx, over
 from PIL import Image
 
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.errors import ConfigError, DataError
 
 Make = Callable[[Path], Any]

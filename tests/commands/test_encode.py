@@ -24,7 +24,7 @@ from commands.encoding import (
 from PIL import Image
 from smallrun import one_thread
 
-from ldit.cli import encode as cli
+from ldit.cli.main import dispatch
 from ldit.data.latent_cache.reader import open_cache, open_latents
 from ldit.data.source import open_data
 from ldit.storage import manifest
@@ -115,7 +115,7 @@ def test_it_goes_on_where_it_failed(source: Path, tmp_path: Path, run: Callable[
     out = tmp_path / "out"
     with pytest.raises(RuntimeError, match="injected"):
         run(job(source, out), Failing())
-    assert not list(out.rglob("*.tmp-*"))
+    assert not list(out.rglob(".work-*"))
     again = FakeCodec()
     standing = len(list(out.rglob("shard-*.json")))
     assert run(job(source, out), again) and contents(out) == contents(tmp_path / "alone")
@@ -176,7 +176,7 @@ def test_the_command_with_a_real_autoencoder(
                "--image-size", "8", "--shard-size", "4", "--batch-size", "4", "--dtype", "fp32",
                "--device", "cpu"]  # fmt: skip
     out = tmp_path / "out"
-    assert cli.run([*options, "--out", str(out)]) == 0
+    assert dispatch("encode", [*options, "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     latents = open_latents(out)
     codec = open_codec(AutoencoderConfig(name=str(autoencoder), scale=0.7, shift=0.1, factor=2))
@@ -206,7 +206,7 @@ def test_latents_do_not_depend_on_the_number_of_cores(tmp_path: Path, threads: i
             torch.set_num_threads(number)
             out = tmp_path / f"out{number}"
             options = ["--codec", "emoji64-vae", "--image-size", "128", "--batch-size", batch, "--device", "cpu"]
-            assert cli.run([str(tmp_path / "set"), "--out", str(out), "--dtype", "fp32", *options]) == 0
+            assert dispatch("encode", [str(tmp_path / "set"), "--out", str(out), "--dtype", "fp32", *options]) == 0
             assert torch.get_num_threads() == number
             made.append(contents(out))
     finally:

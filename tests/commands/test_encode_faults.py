@@ -28,11 +28,11 @@ from commands.encoding import (
     write_images,
 )
 
-from ldit.cli import encode as cli
+from ldit.cli.main import dispatch
 from ldit.commands import encode as flow
 from ldit.data.formats.image_folder import ImageFolder
 from ldit.data.latent_cache.reader import open_cache, open_latents
-from ldit.data.latent_cache.writer import Making
+from ldit.data.latent_cache.writer import CacheJob
 from ldit.data.source import open_data
 from ldit.errors import RunError
 
@@ -155,16 +155,17 @@ def test_who_comes_late_leaves_the_cache_alone(
     """A process that writes a shard while another finishes: its shard, whose bits may differ, does not replace the one
     that is sealed, and it leaves nothing behind."""
     alone = whole(source, tmp_path / "alone", run)
-    out, publish = tmp_path / "out", Making._publish
+    out, publish = tmp_path / "out", CacheJob._publish
 
-    def late(self: Making, part: Any, number: int, temporary: Path, standing: Any) -> None:
+    def late(self: CacheJob, part: Any, shard: int, half: Path, sidecar: Any) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(Making, "_publish", publish)
+            patch.setattr(CacheJob, "_publish", publish)
             assert encode(patch, job(source, out))
-        temporary.write_bytes(b"other bits")
-        publish(self, part, number, temporary, standing)
+        half.parent.mkdir()  # which the one that finished removed
+        half.write_bytes(b"other bits")
+        publish(self, part, shard, half, sidecar)
 
-    monkeypatch.setattr(Making, "_publish", late)
+    monkeypatch.setattr(CacheJob, "_publish", late)
     assert run(job(source, out)) and contents(out) == alone
 
 
@@ -172,13 +173,19 @@ def test_a_living_writers_file_is_not_swept(source: Path, tmp_path: Path, run: C
     """A process that begins removes the remains of the dead, not what another is writing."""
     out = tmp_path / "out"
     assert not run(job(source, out), rank=0, world=2)
-    dead = out / "shard-00001.safetensors.tmp-0123abcd"
+    dead = out / ".work-0123abcd/shard-00001.safetensors"
+    dead.parent.mkdir()
     dead.write_bytes(b"half")
-    beside = Making(out, open_job(out), None)
-    with beside._temporary(out / "shard-00001.safetensors") as living:
-        assert run(job(source, out), rank=0, world=3) is False
-        assert living.exists() and not dead.exists()
-    assert not living.exists()
+    (out / "shard-00001.safetensors.tmp-0123abcd").write_bytes(b"half")  # as older versions left it
+    beside = CacheJob(out, open_job(out), None)
+    beside.description = json.loads((out / "encode.json").read_text())["cache"]
+    assert beside.begin()
+    (half := beside._half("shard-00001.safetensors")).write_bytes(b"half")
+    assert run(job(source, out), rank=0, world=3) is False
+    assert half.exists() and not dead.exists()
+    beside.close()
+    assert not half.exists() and not list(out.glob(".work-*"))
+    assert run(job(source, out)) and not list(out.glob("*.tmp-*"))
 
 
 def open_job(out: Path) -> Any:
@@ -197,7 +204,7 @@ def test_a_full_disk_says_what_is_needed(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(room, 500)))
         said = refused(patch, job(source, out))
-    assert "shard-00001.safetensors was not written: no space left: it needs 800 bytes" in said
+    assert "shard-00001.safetensors was not written: no space left: it needs about 800 bytes" in said
     assert "500 are free" in said and (out / "shard-00000.json").exists()
     assert run(job(source, out)) and contents(out) == alone
 
@@ -215,7 +222,7 @@ def test_a_disk_that_refuses_costs_one_shard(
         patch.setattr(ShardWriter, "add", add)
         with pytest.raises(RunError, match=rf"shard-00000.*{os.strerror(fault)}"):
             run(job(source, tmp_path / "out"))
-    assert contents(tmp_path / "out").keys() == {"encode.json", "heldout/"}
+    assert contents(tmp_path / "out").keys() == {"encode.json"}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -239,9 +246,9 @@ def test_a_signal_ends_it_cleanly(
         patch.setattr(ShardWriter, "add", add)
         patch.setattr(flow, "open_autoencoder", lambda job, device: FakeCodec())
         options = ["--image-size", "8", "--shard-size", "4", "--batch-size", "3", "--workers", "2", "--device", "cpu"]
-        assert cli.run([str(source), "--out", str(out), *options]) == code
+        assert dispatch("encode", [str(source), "--out", str(out), *options]) == code
     assert seen == [True] and [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
-    assert contents(out).keys() == {"encode.json", "heldout/", "shard-00000.json", "shard-00000.safetensors"}
+    assert contents(out).keys() == {"encode.json", "shard-00000.json", "shard-00000.safetensors"}
     assert run(job(source, out)) and contents(out) == alone
 
 

@@ -26,7 +26,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"precision": "bf16"}, "precision fp32, this command has bf16"),
     ({"shard_size": 5}, "shard_size 4, this command has 5"),
     ({"exif": True}, "source.decoding.exif False, this command has True"),
-    ({"heldout": ""}, "source.images 10, this command has 13"),
+    ({"heldout": ""}, "source.pictures 10, this command has 13"),
 ]
 
 
@@ -157,4 +157,4 @@ def test_a_cache_made_whole_by_another_at_that_moment(
         return found
 
     monkeypatch.setattr(cache_job, "is_cache", looking)
-    cache_job.check_place(out, source)
+    cache_job.check_cache_dir(out, source)

@@ -9,7 +9,7 @@ import pytest
 
 from ldit.cli.main import main
 from ldit.commands.convert import convert
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, TrainConfig
 from ldit.errors import SourceError

@@ -9,7 +9,7 @@ from folders import make_folder, over
 
 from ldit.checkpoint.run import check_place, step_folder
 from ldit.cli.main import main
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.errors import LditError, RequestError, SourceError
 
 SAMPLE = ("sample", "--ckpt", "RUN", "--class-labels", "0", "--steps", "1")

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ldit.cli.main import main
-from ldit.commands.plot import Curve, Panel, PlotJob, draw, plot, read_metrics, smoothed
+from ldit.commands.plot import Curve, Panel, draw, plot, read_metrics, smoothed
+from ldit.config.requests.plot import PlotRequest
 from ldit.errors import RequestError, SourceError
 from ldit.figure import COLOURS
 
@@ -122,7 +123,7 @@ def test_counts_have_units(x_label: str, expected: str) -> None:
 )
 def test_any_values_can_be_drawn(values: list[float], log_y: bool, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [{"step": i, "loss": value} for i, value in enumerate(values)])
-    assert Image.open(plot(PlotJob((run,), tmp_path / "a.png", log_y=log_y))).size[0] > 900
+    assert Image.open(plot(PlotRequest((run,), tmp_path / "a.png", log_y=log_y))).size[0] > 900
 
 
 def test_no_text_is_cut_off_or_lies_on_other_text() -> None:
@@ -187,8 +188,8 @@ def test_what_a_run_does_not_log_is_one_line(tmp_path: Path) -> None:
     """Of keys that were asked for; the others are drawn."""
     a, b = make_run(tmp_path / "a", ramp(range(3))), make_run(tmp_path / "b", [{"step": 1, "loss": 1}])
     with said() as lines:
-        plot(PlotJob((a, b), tmp_path / "f.png", ("loss", "lr", "images_per_second")))
-        plot(PlotJob((a, b), tmp_path / "f.png"))
+        plot(PlotRequest((a, b), tmp_path / "f.png", ("loss", "lr", "images_per_second")))
+        plot(PlotRequest((a, b), tmp_path / "f.png"))
     assert lines == ["not logged, so not drawn: b: lr, b: images_per_second"]
 
 
@@ -208,11 +209,12 @@ def test_other_plots_of_the_process_stay_as_they_are(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from ldit.commands.plot import PlotJob, plot
+from ldit.commands.plot import plot
+from ldit.config.requests.plot import PlotRequest
 assert "matplotlib" not in sys.modules and "torch" not in sys.modules
 import matplotlib
 before = dict(matplotlib.rcParams.copy())
-plot(PlotJob((Path({str(run)!r}),), Path({str(tmp_path / "f.png")!r})))
+plot(PlotRequest((Path({str(run)!r}),), Path({str(tmp_path / "f.png")!r})))
 assert dict(matplotlib.rcParams.copy()) == before and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -239,7 +241,7 @@ def test_null_and_non_finite_are_gaps_absent_is_none(tmp_path: Path) -> None:
     assert metrics.names() == ["loss", "lr", "logit/0", "logit/1"]
 
 
-def captured(monkeypatch: pytest.MonkeyPatch, job: PlotJob) -> tuple[list[Panel], list[str]]:
+def captured(monkeypatch: pytest.MonkeyPatch, job: PlotRequest) -> tuple[list[Panel], list[str]]:
     taken: list[Any] = []
 
     def keep(panels: list[Panel], runs: list[str], *_: Any) -> Figure:
@@ -261,14 +263,14 @@ def test_horizontal_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("images", [7200, 14400, 21600, 28800]),
         ("hours", [0.5, 1.0, 1.5, 1.75]),
     ):
-        panels, _ = captured(monkeypatch, PlotJob((run,), tmp_path / "a.png", ("loss",), x))  # type: ignore[arg-type]
+        panels, _ = captured(monkeypatch, PlotRequest((run,), tmp_path / "a.png", ("loss",), x))  # type: ignore[arg-type]
         assert panels[0].curves[0].x.tolist() == pytest.approx(expected)
 
 
 def test_what_is_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"step": i, "loss": value, "lr": value} for i, value in enumerate((1.0, 100.0, 1.0, -1.0))]
     run = make_run(tmp_path / "run", records)
-    job = PlotJob((run,), tmp_path / "a.png", smooth=0.5, log_y=True)
+    job = PlotRequest((run,), tmp_path / "a.png", smooth=0.5, log_y=True)
     panels, _ = captured(monkeypatch, job)
     assert panels[0].curves[0].smooth[:3].tolist() == pytest.approx([1, 100, 1]), "few values are drawn as they are"
     monkeypatch.setattr("ldit.commands.plot.FEW", 0)
@@ -283,7 +285,7 @@ def test_names_in_the_legend_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sources = [make_run(tmp_path / name, ramp(range(3))) for name in ("a/run", "b/run", "c")]
     (tmp_path / "kept.jsonl").write_text('{"step": 1, "loss": 1}\n')
     sources += [tmp_path / "c" / "metrics.jsonl", tmp_path / "kept.jsonl"]
-    _, names = captured(monkeypatch, PlotJob(tuple(sources), tmp_path / "a.png"))
+    _, names = captured(monkeypatch, PlotRequest(tuple(sources), tmp_path / "a.png"))
     assert names == [str(sources[0]), str(sources[1]), str(sources[2]), str(sources[3]), "kept"]
 
 
@@ -346,5 +348,5 @@ def test_a_sealed_folder_is_left_alone(tmp_path: Path) -> None:
     (step / "manifest.json").write_text('{"format": 1, "files": {}, "sha256": ""}')
     for out in (step / "a.png", step / "state" / "a.png"):
         with pytest.raises(RequestError, match=r"step-00000100 is sealed"):
-            plot(PlotJob((run,), out))
+            plot(PlotRequest((run,), out))
     assert sorted(path.name for path in step.rglob("*")) == ["manifest.json", "state"]

@@ -7,8 +7,7 @@ import forkserver
 import torch
 from torch import Tensor
 
-from ldit.cli import encode as command
-from ldit.cli.main import guard
+from ldit.cli.main import dispatch, guard
 from ldit.commands import encode as flow
 from ldit.config.spec import AutoencoderConfig
 
@@ -31,8 +30,8 @@ class SlowCodec:
 
 
 def encode(argv: list[str]) -> int:
-    flow.open_autoencoder = lambda job, device: SlowCodec()
-    return guard(lambda: command.run(argv))
+    flow.open_autoencoder = lambda request, device: SlowCodec()
+    return guard(lambda: dispatch("encode", argv))
 
 
 if __name__ == "__main__":

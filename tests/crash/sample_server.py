@@ -7,13 +7,12 @@ import forkserver
 import torch
 
 import ldit.pipeline.sets.make  # noqa: F401 (all that a process imports)
-from ldit.cli import sample as command
-from ldit.cli.main import guard
+from ldit.cli.main import dispatch, guard
 
 
 def sample(argv: list[str]) -> int:
     torch.set_num_threads(int(argv[0]))
-    return guard(lambda: command.run(argv[1:]))
+    return guard(lambda: dispatch("sample", argv[1:]))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_d7_signals_end_it_with_their_codes(
         hit = [one.send(number) for one in job.ranks]
         codes = job.wait()
     assert any(hit) and all(found == (code if sent else 0) for found, sent in zip(codes, hit, strict=True)), job.said()
-    assert not list(out.rglob("*.tmp-*")) and "Traceback" not in job.said()
+    assert not list(out.rglob(".work-*")) and "Traceback" not in job.said()
     with Job(encoder, argv(source, out), tmp_path / "said") as job:
         assert job.wait() == [0], job.said()
     assert contents(out) == undisturbed

@@ -123,9 +123,9 @@ def test_d5_a_hanging_thread_does_not_keep_the_process(tmp_path: Path) -> None:
             import numpy as np
             from ldit.cli.main import guard
             from ldit.data.loader import Loader
-            from ldit.data.images.image_set import PictureSet
+            from ldit.data.images.image_set import ImageSet
 
-            class Hanging(PictureSet):
+            class Hanging(ImageSet):
                 root, size, names, found = Path("slow-disk"), 2, (), 4
                 def __len__(self): return 4
                 def __getitem__(self, index):

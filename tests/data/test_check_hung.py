@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ldit.cli.data import run
+from ldit.cli.main import dispatch
 from ldit.data.check import scan as check
-from ldit.data.check.scan import MOST_HUNG, Reading, compare, scan_folder
+from ldit.data.check.scan import MOST_HUNG, Reading, scan_folder
 from ldit.data.images.decoding import Decoding, Facts
 from ldit.errors import RunError
 
@@ -62,7 +62,7 @@ def test_listed_images_too(folder: Path, hanging: set[str], capsys: pytest.Captu
         for path in sorted((folder / "a").iterdir()):
             archive.add(path, path.name)
     hanging.add("05.png")
-    assert run(["check", str(folder / "0.tar"), "--json", "--timeout", str(PATIENCE)]) == 1
+    assert dispatch("data", ["check", str(folder / "0.tar"), "--json", "--timeout", str(PATIENCE)]) == 1
     report = json.loads(capsys.readouterr().out)
     (bad,) = report["bad"]
     assert bad["file"] == "0.tar/05.png" and "has been at it for" in bad["reason"] and report["total"] == COUNT
@@ -76,21 +76,13 @@ def test_a_disk_that_hangs_ends_the_check(folder: Path, hanging: set[str], monke
         scan_folder(folder, Decoding(), reading=Reading(2, PATIENCE))
 
 
-def test_a_file_that_hangs_is_not_read_again_for_a_list(folder: Path, hanging: set[str]) -> None:
-    whole = scan_folder(folder, Decoding())
-    hanging.add("00.png")
-    report = scan_folder(folder, Decoding(), reading=Reading(2, PATIENCE))
-    difference = compare(folder, report, whole.digests)
-    assert difference.unreadable == ["a/00.png"] and not (difference.missing or difference.changed or difference.new)
-
-
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_process_ends(folder: Path, interrupted: bool) -> None:
     """By itself, and by SIGINT, though a thread is left behind."""
     code = (
         # A shell's background jobs ignore SIGINT, and so do their children.
         "import signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ldit.cli.main import main\nfrom ldit.data import check\n"
+        "from ldit.cli.main import main\nfrom ldit.data.check import scan as check\n"
         "def hang(source, decoding):\n"
         "    print('hangs', file=sys.stderr, flush=True)\n    threading.Event().wait()\n"
         "check.examine = hang\nsys.exit(main(sys.argv[1:]))"

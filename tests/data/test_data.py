@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ldit.config.sections import DataConfig
-from ldit.data.formats.image_folder import ImageFolder, read_list
+from ldit.data.formats.heldout import read_list
+from ldit.data.formats.image_folder import ImageFolder
 from ldit.data.formats.metadata import MetadataImages
 from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import to_rgb

@@ -16,7 +16,8 @@ from counts import count
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_tars
 
-from ldit.data.formats.tars import TarImages, read_tars
+from ldit.data.formats.tar_index import read_tars
+from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 

@@ -118,7 +118,7 @@ def test_names_beside_the_files(tmp_path: Path, name: str) -> None:
     assert open_data(str(write(tmp_path)), 28)[0].names == tuple(names)
     for text, said in (
         ("a\nb\n", "label 7 of image 0 for 2 classes"),
-        ("a\na\n", "stands there twice"),
+        ("a\na\n", "is there twice"),
         ("\n", "1 to 256"),
     ):
         (tmp_path / name).write_text(text)

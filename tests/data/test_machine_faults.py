@@ -125,34 +125,6 @@ def test_a_read_that_fails_at_any_place(kind: str, number: int) -> None:
     assert failed > len(places) // 2
 
 
-@pytest.mark.parametrize("packing", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
-def test_libtiff_reads_through_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str) -> None:
-    """It would read the descriptor itself, and call what the disk answers "decoder error -2"."""
-    path = tmp_path / "a.tiff"
-    Image.fromarray(NOISE).save(path, compression=packing)
-    expected = np.asarray(Image.open(path))
-    assert np.array_equal(np.asarray(open_image(path, Decoding())), expected)
-    whole = path.read_bytes()
-    with path.open("rb") as file:
-        source = Failing(whole, len(whole), errno.ESTALE)
-        source.fileno = file.fileno  # type: ignore[attr-defined]
-        monkeypatch.setattr(module, "judge", lambda *_: setattr(source, "at", -1))  # after the header
-        with pytest.raises(RunError, match="Stale file handle"):
-            open_image(cast(BinaryIO, source), Decoding())
-
-
-def test_a_read_that_fails_in_the_second_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damage there is of no interest; the machine's faults are."""
-    file = BytesIO()
-    first, second = Image.fromarray(NOISE), Image.fromarray(NOISE[::-1])
-    first.save(file, "GIF", save_all=True, append_images=[second])
-    source = Failing(file.getvalue(), len(file.getvalue()), errno.ESTALE)
-    assert examine(cast(BinaryIO, source), Decoding()).animated
-    monkeypatch.setattr(module, "_finish", lambda *_: setattr(source, "at", -1))
-    with pytest.raises(RunError, match="Stale file handle"):
-        examine(cast(BinaryIO, source), Decoding())
-
-
 def test_large_tiffs_of_little_image(tmp_path: Path) -> None:
     """What lies behind the first page is no part of the header, however long."""
     path = tmp_path / "a.tiff"
@@ -172,12 +144,18 @@ def test_no_memory_is_no_fault_of_the_image(folder: Path, monkeypatch: pytest.Mo
         skipping(ImageFolder(folder, 4))
 
 
-def test_a_decoder_without_memory() -> None:
+def test_a_decoder_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow's code for it (-9) comes as an OSError without number."""
     from PIL.ImageFile import _get_oserror
 
-    assert module._of_machine(_get_oserror(-9, encoder=False))
-    assert not any(module._of_machine(_get_oserror(code, encoder=False)) for code in (-1, -2, -3, -8))
+    file = BytesIO()
+    Image.fromarray(NOISE).save(file, "PNG")
+    for code, kind in ((-9, RunError), *((code, BadImage) for code in (-1, -2, -3, -8))):
+        monkeypatch.setattr(
+            module, "_finish", lambda *_, code=code: (_ for _ in ()).throw(_get_oserror(code, encoder=False))
+        )
+        with pytest.raises(kind):
+            open_image(file, Decoding())
 
 
 @contextmanager
@@ -255,7 +233,7 @@ def test_a_global_flag_of_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_the_bytes_say_is_bad_all_the_same(folder: Path) -> None:
-    """Offsets that no file can have are refused by the system, with a number, and are the file's fault."""
+    """Offsets that no file can have are the file's fault."""
     whole = BytesIO()
     Image.fromarray(NOISE).save(whole, "TIFF")
     for offset in (b"\xff" * 4, (1 << 31).to_bytes(4, "little")):
@@ -266,7 +244,7 @@ def test_what_the_bytes_say_is_bad_all_the_same(folder: Path) -> None:
     far = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, len(tags))
     far += b"".join(struct.pack("<HHQQ", tag, 16, 1, value) for tag, value in tags) + bytes(8)
     (folder / "a" / "2.png").write_bytes(far)
-    with pytest.raises(BadImage, match="Invalid argument"):
+    with pytest.raises(BadImage, match="truncated"):
         open_image(folder / "a" / "2.png", Decoding())
     (folder / "a" / "2.png").write_bytes(b"II+\0\x08\0\0\0" + (1 << 62).to_bytes(8, "little") + b"\0" * 64)
     (folder / "a" / "3.png").write_bytes(b"")

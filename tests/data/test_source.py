@@ -12,9 +12,9 @@ import pytest
 from commands.encoding import encode, job, write_images
 from PIL import Image
 
-from ldit.cli.data import run as check
+from ldit.cli.main import dispatch
 from ldit.config.sections import DataConfig
-from ldit.data import source
+from ldit.data.formats import table
 from ldit.data.formats.image_folder import ImageFolder, LooseImages
 from ldit.data.formats.tars import TarImages
 from ldit.data.source import data_root, kind_of, open_data, open_run_data
@@ -81,7 +81,7 @@ def test_homes_and_folders_that_nobody_may_enter(root: Path, monkeypatch: pytest
         with pytest.raises(DataError, match=r"cannot list folder .*set: Permission denied"):
             open_data(str(root), 8)
     with monkeypatch.context() as patch:
-        patch.setattr(source, "has_idx", refuse)
+        patch.setattr(table, "has_idx", refuse)
         with pytest.raises(DataError, match=r"cannot look into folder .*set: Permission denied"):
             open_data(str(root), 8)
 
@@ -91,7 +91,7 @@ def test_archives_beside_images_are_refused(root: Path, tmp_path: Path) -> None:
     said = "holds the archive old.tar and the image {}: which are the training images"
     refused(make(root, "cat/1.png", "old.tar"), said.format("cat/1.png"))
     with pytest.raises(DataError, match=said.format("cat/1.png")):
-        check(["check", str(root)])
+        dispatch("data", ["check", str(root)])
     refused(make(tmp_path / "loose", "1.png", "old.tar"), said.format("1.png"))
     data, _ = open_data(str(make(tmp_path / "logs", "logs/run.txt", ".cache/1.png", "old.tar")), 8)
     assert isinstance(data, TarImages) and len(data) == 2
@@ -135,7 +135,7 @@ def test_caches_that_are_not_whole_or_damaged(
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(begun / "encode.json", bare)  # before its first shard
-    faults = dict.fromkeys((begun, bare), "is a latent cache that is not whole: run ldit encode again")
+    faults = dict.fromkeys((begun, bare), "is a latent cache that is not finished: run ldit encode again")
     for number, text in enumerate((None, "{", "[]", '{"files": {}}')):
         damaged = tmp_path / str(number)
         shutil.copytree(cache, damaged)
@@ -149,6 +149,20 @@ def test_caches_that_are_not_whole_or_damaged(
             open_run_data(DataConfig(str(folder), 8))
         with pytest.raises(DataError, match=f"{folder} is a latent cache, images are needed here"):
             open_data(str(folder), 8)
-        assert check(["check", str(folder), "--json"]) == 1
+        assert dispatch("data", ["check", str(folder), "--json"]) == 1
         report = json.loads(capsys.readouterr().out)
         assert report["kind"] == "a latent cache" and f"{folder} {said}" in report["problems"][0]
+
+
+def test_the_index_of_archives_goes_when_a_cache_is_finished(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept beside the job of an unfinished cache only."""
+    make(root, "a.tar")
+    options = {"image_size": 8, "shard_size": 1}
+    assert not encode(monkeypatch, job(root, tmp_path / "cache", **options), world=2)
+    assert [name for name in os.listdir(tmp_path / "cache") if name.startswith("tar-index-")]
+    assert encode(monkeypatch, job(root, tmp_path / "cache", **options))
+    assert sorted(os.listdir(tmp_path / "cache")) == [
+        "manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"
+    ]  # fmt: skip

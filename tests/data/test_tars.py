@@ -19,10 +19,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import END, PNG, header, long_name, member, pax, png, record
 
-from ldit.data.formats import tars
-from ldit.data.formats.tar_members import pax_records
-from ldit.data.formats.tars import TarImages, has_tars, read_tars
+from ldit.config.sections import DataConfig
+from ldit.data.formats import tar_index, tars
+from ldit.data.formats.tar_index import has_tars, kept_index, read_tars
+from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding
+from ldit.data.source import keep_index, open_run_data
 from ldit.errors import DataError, RunError
 
 PLAIN = Decoding()
@@ -111,7 +113,7 @@ def test_headers_by_hand(tmp_path: Path) -> None:
         header(b"./", 0, b"5"),
         header(b"old/", 0, b"\0", magic=b""),
         member(b"old/1.png", kind=b"\0", magic=b""),
-        member(b"gnu/2.png", magic=b"ustar  \0", prefix=b"not a prefix"),
+        member(b"gnu/2.png", magic=b"ustar  \0"),
         member("3-ä.png".encode(), signed=True),
         member(b"4.png", kind=b"7"),
         header(b"5.png", big) + padded,
@@ -182,17 +184,6 @@ def test_nothing_is_lost_without_a_word(tmp_path: Path) -> None:
         pack(tmp_path / "a.tar", files)
         with pytest.raises(DataError, match=rf"a\.tar: member '{name}"):
             open_tars(tmp_path)
-
-
-def test_records_of_extended_headers() -> None:
-    """Lengths count themselves; values may hold spaces, equals signs and line ends; the last of a key counts."""
-    text = b"12 path=a b\n" + b"8 k=\n=\xff\n" + b"12 path=ccc\n" + b"5 e=\n"
-    assert pax_records(text) == {b"path": b"ccc", b"k": b"\n=\xff", b"e": b""}
-    assert pax_records(b"") == {}
-    bad = [b"path=x\n", b"999 path=x\n", b"9 path=x\nx", b"0 path=x\n", b"1 path=x\n", b"2 path=x\n", b"-9 path=x\n"]
-    for damaged in [*bad, b"9 path=xy", b"8 pathx\n", b"7 =abc\n", bytes(20), b"00000000010 a=bcdef\n", b" 9 path=x\n"]:
-        with pytest.raises(ValueError, match="record"):
-            pax_records(damaged)
 
 
 def test_lists_hold_paths_or_bare_keys(tmp_path: Path) -> None:
@@ -294,17 +285,14 @@ def test_an_archive_that_changes_is_noticed(tmp_path: Path) -> None:
         open_tars(tmp_path, index=data.index)[0]
 
 
-def test_an_archive_without_its_last_padding_is_truncated(tmp_path: Path) -> None:
-    """All of the member is there, which is what must not be denied; the end mark is not."""
+def test_an_archive_that_ends_too_early_is_truncated(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", [("a.cls", b"0"), ("a.png", PNG)])
     whole = path.read_bytes()
     end = whole.index(PNG) + len(PNG)
     assert end % 512
-    for cut in (end, end + 1):
+    for cut in (end, end + 1):  # within the padding
         path.write_bytes(whole[:cut])
-        with pytest.raises(
-            DataError, match=rf"member 'a\.png' is whole, but the archive ends at byte {cut}, before its"
-        ):
+        with pytest.raises(DataError, match=rf"^{path}: .*truncated.*unexpected end of data"):
             open_tars(tmp_path)
     path.write_bytes(whole[: end - 1])
     with pytest.raises(DataError, match=rf"claims {len(PNG)} bytes, but the archive ends {len(PNG) - 1} later"):
@@ -312,6 +300,66 @@ def test_an_archive_without_its_last_padding_is_truncated(tmp_path: Path) -> Non
     path.write_bytes(whole[: end + -end % 512])
     with pytest.raises(DataError, match="without an end mark"):
         open_tars(tmp_path)
+
+
+def test_a_kept_index_is_read_instead_of_the_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start reads no header: the same set, images, fingerprint. Nothing is written but into the folder."""
+    root, kept = tmp_path / "set", tmp_path / "run"
+    root.mkdir(), kept.mkdir()
+    pack(root / "a.tar", samples(3))
+    pack(root / "b.tar", samples(3, base=50))
+    (root / "classes.txt").write_text("cat\ndog")
+    before = sorted(os.listdir(root))
+    first = open_tars(root)
+    first.index.keep(root, kept)
+    assert sorted(os.listdir(root)) == before and os.listdir(kept) == [kept_index(root, kept).name]
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, "members", lambda *_: pytest.fail("an archive's headers were read"))
+        second = open_tars(root, index=read_tars(root, kept))
+    assert second.names == ("cat", "dog") and wheres(second) == wheres(first) and greys(second) == greys(first)
+    assert labels(second) == labels(first) and second.fingerprint() == first.fingerprint()
+    other = tmp_path / "other"
+    other.mkdir()
+    pack(other / "a.tar", samples(2))
+    assert len(read_tars(other, kept).members) == 2  # another set's index is not this one's
+
+
+@pytest.mark.parametrize("change", ["size", "time", "one more", "class names", "damaged", "truncated"])
+def test_a_kept_index_that_is_not_true_any_more(change: str, tmp_path: Path) -> None:
+    root, kept = tmp_path / "set", tmp_path / "run"
+    root.mkdir(), kept.mkdir()
+    path = pack(root / "a.tar", samples(3))
+    read_tars(root).keep(root, kept)
+    status, file = path.stat(), kept_index(root, kept)
+    match change:
+        case "size":
+            pack(path, samples(40))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        case "time":
+            path.write_bytes(path.read_bytes().replace(b"0002", b"0009"))  # breaks the header's checksum
+            os.utime(path, ns=(0, status.st_mtime_ns + 1))
+        case "one more":
+            pack(root / "b.tar", samples(2))
+        case "class names":
+            (root / "classes.txt").write_text("cat\ndog")
+        case "damaged":
+            file.write_bytes(b"x" * file.stat().st_size)
+        case "truncated":
+            os.truncate(file, file.stat().st_size // 2)
+    if change == "time":
+        with pytest.raises(DataError, match="no tar header"):
+            read_tars(root, kept)
+        return
+    index, fresh = read_tars(root, kept), read_tars(root)
+    assert index.names == fresh.names and len(index.members) == len(fresh.members) == len(index.labels)
+    index.keep(root, kept)
+    assert len(read_tars(root, kept).members) == len(fresh.members)
+
+
+def test_a_folder_that_takes_no_index_is_no_error(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", samples(2))
+    read_tars(path).keep(path, tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == ["a.tar"] and len(read_tars(path, tmp_path / "none").members) == 2
 
 
 def test_packed_archives_are_named(tmp_path: Path) -> None:
@@ -337,3 +385,24 @@ def test_where_there_are_tars(tmp_path: Path) -> None:
         open_tars(tmp_path / "none.tar")
     (tmp_path / "A.TAR").touch()
     assert has_tars(tmp_path) and has_tars(tmp_path / "A.TAR")
+
+
+def test_a_run_keeps_the_index_and_its_next_start_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a set whose labels a run does not use; nothing is kept of sets without an index."""
+    root, run = tmp_path / "set", tmp_path / "run"
+    root.mkdir(), run.mkdir()
+    pack(root / "a.tar", samples(4))
+    (root / "heldout.txt").write_text("0003\n")
+    config = DataConfig(str(root), 4)
+    first, _ = open_run_data(config, 0, index_dir=run)
+    assert os.listdir(run) == []
+    keep_index(first, run)
+    assert os.listdir(run) == [kept_index(root, run).name]
+    monkeypatch.setattr(tar_index, "members", lambda *_: pytest.fail("an archive's headers were read"))
+    train, heldout = open_run_data(config, 2, index_dir=run)
+    assert heldout is not None and (len(train), len(heldout), train.names) == (3, 1, ("0", "1"))
+    (root / "a.tar").rename(tmp_path / "a.tar")
+    (root / "0.png").write_bytes(PNG)
+    (root / "heldout.txt").unlink()
+    keep_index(open_run_data(config, 0, index_dir=run)[0], run)
+    assert len(os.listdir(run)) == 1

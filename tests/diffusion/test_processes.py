@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from ldit.config.sections import ObjectiveConfig
 from ldit.diffusion import DDPM, Flow
+from ldit.diffusion.flow import shifted
 from ldit.diffusion.schedule import respace
-from ldit.diffusion.times import logit_normal, shifted, uniform_index
 
 X0, NOISE = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)).split(2)
 
@@ -106,9 +107,15 @@ def test_errors_of_eps_agree_between_processes() -> None:
 
 
 def test_times() -> None:
-    u = torch.tensor([0.0, 0.5, 0.9999999])
-    assert uniform_index(u, 1000).tolist() == [0, 500, 999]
-    t = logit_normal(torch.tensor([0.0, 1.0]), mean=0.8, std=0.8)
-    assert t.tolist() == pytest.approx([1 / (1 + math.exp(-0.8)), 1 / (1 + math.exp(-1.6))], rel=1e-6)
-    assert shifted(torch.tensor(0.5), 3.0).item() == pytest.approx(0.75)
-    assert shifted(torch.tensor(0.3), 1.0).item() == pytest.approx(0.3)
+    """Indices cover 0 to 999; flow's times are sigmoid(mean + std·normal), then shifted."""
+    assert DDPM().times_at(torch.tensor([0.0, 0.5, 0.9999999])).tolist() == [0, 500, 999]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    drawn = DDPM().draw_times(generators, ObjectiveConfig())
+    expected = [int(torch.rand((), generator=torch.Generator().manual_seed(seed)) * 1000) for seed in range(3)]
+    assert drawn.tolist() == expected
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    normals = [torch.randn((1,), generator=torch.Generator().manual_seed(seed)).item() for seed in range(3)]
+    flat = [1 / (1 + math.exp(-(0.8 + 0.5 * z))) for z in normals]
+    t = Flow(shift=3.0).draw_times(generators, ObjectiveConfig(time_mean=0.8, time_std=0.5))
+    assert t.tolist() == pytest.approx([3 * u / (1 + 2 * u) for u in flat], rel=1e-6)
+    assert shifted(0.5, 3.0) == pytest.approx(0.75) and shifted(0.3, 1.0) == pytest.approx(0.3) and shifted(1, 7) == 1

@@ -30,9 +30,10 @@ from ldit.parallel.layout import Layout, view
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import REPLICATE, SHARD, TP, World, world_of
 from ldit.storage import shards as sets
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.saver import Staging
-from ldit.train.step import TrainState, train_step
+from ldit.train.state import TrainState
+from ldit.train.step import train_step
 from ldit.train.trainer import Trainer
 
 SAVED_STEPS = 3
@@ -103,7 +104,7 @@ def write(folder: Path, kind: str) -> Any:
     state, outcomes = after(config, SAVED_STEPS, world(tp=config.parallel.tp, replicate=config.parallel.replicate))
     _, task, loader = started(config, state.world)
     save.SHARD_BYTES = 1 << 14
-    state_io.save_work(folder / kind, state, task.spec, Staging(), {"pictures": 1})()
+    checkpointing.save_work(folder / kind, state, task.spec, Staging(), {"pictures": 1})()
     dump(state, folder / kind / f"written-{state.world.rank}.npz")
     assert not any(o.fault for o in outcomes)
     return [train_step(state, task, batch).values["loss"] for batch in loader.from_step(SAVED_STEPS, 2 * SAVED_STEPS)]
@@ -115,7 +116,7 @@ def read(folder: Path, kind: str) -> Any:
     size = dist.get_world_size() if dist.is_initialized() else 1
     config = replace(config, parallel=ParallelConfig(tp=min(config.parallel.tp, size)))
     state, task, loader = started(config, world(tp=config.parallel.tp))
-    state_io.restore(step_folder(folder / kind, SAVED_STEPS), state)
+    checkpointing.restore(step_folder(folder / kind, SAVED_STEPS), state)
     dump(state, folder / kind / f"read-by-{size}-{state.world.rank}.npz")
     return [train_step(state, task, batch).values["loss"] for batch in loader.from_step(SAVED_STEPS, 2 * SAVED_STEPS)]
 
@@ -226,19 +227,19 @@ def failing_restore(folder: Path, where: str) -> Any:
     state, task, loader = started(config, w)
     trainer = Trainer(config, task, state, loader.from_step, run, lambda record: None, Watchdog(w, LIMIT))
     longer = replace(config, train=replace(config.train, steps=4))
-    sound = state_io.restore
+    sound = checkpointing.restore
 
     def restore(step: Path, into: TrainState) -> None:
         if w.rank == w.size - 1:
             raise SourceError(f"{step.name} cannot be read")
         sound(step, into)
 
-    state_io.restore = restore
+    checkpointing.restore = restore
     try:
         with ExitStack() as stack:
             found = _met(lambda: trainer._roll_back("a") if where == "back" else flow._train(longer, run, w, stack))
     finally:
-        state_io.restore = sound
+        checkpointing.restore = sound
     return w.gather(found)
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldit.commands.sample import ImageJob
-from ldit.eval.evaluate import EvaluateJob, measured
+from ldit.config.requests.evaluate import EvaluateRequest
+from ldit.eval.evaluate import check_evaluation, measured
 from ldit.eval.features import Extractor, Features
 from ldit.parallel.world import World
 
@@ -64,14 +64,14 @@ def folder(root: Path, images: np.ndarray, names: tuple[str, ...] = ()) -> Path:
     return root
 
 
-def job(source: str | Path, reference: str | Path, batch: int = 5, **changes: Any) -> EvaluateJob:
-    own = {k: changes.pop(k) for k in ("options", "labels") if k in changes}
-    images = ImageJob(str(source), batch_size=batch, device="cpu", **own)
-    return EvaluateJob(images, str(reference), **changes)
+def job(source: str | Path, reference: str | Path, batch: int = 5, **changes: Any) -> EvaluateRequest:
+    given = {"batch_size": batch, "device": "cpu", **changes}
+    return EvaluateRequest(source=str(source), reference=str(reference), **given)
 
 
-def found(one: EvaluateJob, extractor: Extractor | None = None) -> dict[str, Any]:
+def found(one: EvaluateRequest, extractor: Extractor | None = None) -> dict[str, Any]:
     """The report of one process."""
+    check_evaluation(one)
     return measured(one, extractor or Stub(), World(torch.device("cpu")))
 
 

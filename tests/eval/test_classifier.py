@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.errors import EvaluationError
 from ldit.eval.extractors.classifier import ClassifierExtractor, open_classifier
 from ldit.eval.extractors.extractor import open_extractor

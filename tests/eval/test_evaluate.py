@@ -13,10 +13,10 @@ from folders import said
 from pipeline.sets import exported, made
 from pipeline.sets import job as set_job
 
-from ldit.commands.sample import ImageJob
+from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
 from ldit.errors import EvaluationError, LditError
 from ldit.eval import evaluate as flow
-from ldit.eval.evaluate import EvaluateJob, ExtractorJob, save_statistics
+from ldit.eval.evaluate import save_statistics
 from ldit.eval.metrics.kernel import kernel_distance
 from ldit.eval.metrics.neighbours import precision_recall
 from ldit.eval.reference import read_statistics
@@ -61,7 +61,7 @@ def test_inception_has_its_own(place: Path) -> None:
 
 def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
-    assert save_statistics(str(place / "b"), tmp_path / "b.npz", None, None, ExtractorJob(), 4) == 31
+    assert save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4)) == 31
     kept = read_statistics(tmp_path / "b.npz")
     assert (kept.count, kept.extractor, kept.fingerprint) == (31, "inception", "0" * 64)
     report = found(job(place / "a", tmp_path / "b.npz"), Inceptive())
@@ -141,7 +141,7 @@ def test_some_images_are_spread_over_a_folder(tmp_path: Path) -> None:
 
 
 def test_components_and_their_interval(place: Path) -> None:
-    one = job(place / "a", place / "b", components=2, resamples=40)
+    one = job(place / "a", place / "b", components=2, bootstrap=40)
     report = found(one)
     a, b = rows_of(noise(23, 0)), rows_of(noise(31, 1, low=40))
     axes = np.linalg.eigh(np.cov(b.T))[1][:, ::-1][:, :2]
@@ -159,10 +159,10 @@ def test_components_and_their_interval(place: Path) -> None:
         ({"num": 24}, r"holds 23 images, 24 are asked for"),
         ({"components": 7}, rf"components: 7 are too many for a reference that spans {WIDTH} at most"),
         ({"num": 3, "metrics": ("pr",)}, r"metrics: pr needs at least 4 images, got 3"),
-        ({"rule": "random"}, r"there already: labels does nothing"),
-        ({"labels": ("1",)}, r"there already: labels does nothing"),
-        ({"options": {"seed": 0, "guidance": 3.0}}, r"there already: guidance does nothing"),
-        ({"options": {"seed": 4}}, r"there already: seed does nothing"),
+        ({"labels": "random"}, r"exist already: labels does nothing"),
+        ({"class_labels": ("1",)}, r"exist already: class_labels does nothing"),
+        ({"options": {"seed": 0, "guidance": 3.0}}, r"exist already: guidance does nothing"),
+        ({"options": {"seed": 4}}, r"exist already: seed does nothing"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_image_is_read(place: Path, changes: dict[str, Any], words: str) -> None:
@@ -186,8 +186,8 @@ def test_too_small_a_reference_is_known_before_any_image_is_read(place: Path, tm
 
 def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
     for changes in ({"int8": True}, {"ema": False}, {"guide": "x"}, {"dtype": "bf16"}, {"offload": True}):
-        with pytest.raises(EvaluationError, match=f"there already: {next(iter(changes))} does nothing"):
-            found(EvaluateJob(ImageJob(str(place / "a"), **changes), str(place / "b")))
+        with pytest.raises(EvaluationError, match=f"exist already: {next(iter(changes))} does nothing"):
+            found(EvaluateRequest(source=str(place / "a"), reference=str(place / "b"), **changes))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
         ({"components": -1}, "components: must be at least 0, got -1"),
         ({"image_size": 0}, "image_size: must be at least 1, got 0"),
         ({"batch": 0}, "batch_size: must be at least 1, got 0"),
-        ({"resamples": 5}, "say how many"),
+        ({"bootstrap": 5}, "say how many"),
         ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png or \.svg, got x\.jpg"),
     ],
 )
@@ -290,7 +290,7 @@ def test_images_of_statistics_are_looked_at_where_figures_need_them(place: Path,
     """The bootstrap draws samples alone."""
     b = rows_of(noise(400, 2))
     np.savez(tmp_path / "adm.npz", mu=b.mean(0), sigma=np.cov(b.T), arr_0=noise(31, 1, low=40))
-    for changes, seen in (({"components": 2, "resamples": 3}, 23), ({"metrics": ("fd", "pr")}, 23 + 31)):
+    for changes, seen in (({"components": 2, "bootstrap": 3}, 23), ({"metrics": ("fd", "pr")}, 23 + 31)):
         extractor = Inceptive()
         found(job(place / "a", tmp_path / "adm.npz", **{"metrics": ("fd",), **changes}), extractor)
         assert extractor.seen == seen

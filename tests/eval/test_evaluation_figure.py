@@ -13,10 +13,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from runs import ALONE
 
+from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import EvaluationError, RequestError
 from ldit.eval import evaluate as flow
 from ldit.eval import outputs
-from ldit.eval.evaluate import ExtractorJob, measured, save_statistics
+from ldit.eval.evaluate import measured, save_statistics
 from ldit.eval.metrics.components import Cloud, cloud, principal_components
 from ldit.eval.plot import REFERENCE, SAMPLES, draw
 
@@ -116,7 +117,7 @@ def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.Monk
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
     drawn: list[Axes] = []
     monkeypatch.setattr(outputs, "draw", lambda *given: (drawn.append((figure := draw(*given)).axes[0]), figure)[1])
-    save_statistics(str(tmp_path / "b"), tmp_path / "b.npz", None, None, ExtractorJob(), 4)
+    save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     for reference, out in (("b", tmp_path / "f.png"), ("b.npz", tmp_path / "f.svg")):
         measured(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
         (tmp_path / f"x{out.suffix}").write_bytes(out.read_bytes().replace(b"ldit evaluate", b"ldit evaluatf"))
@@ -138,7 +139,7 @@ def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Mean and covariance are all that principal components need."""
     monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
-    save_statistics(str(tmp_path / "b"), tmp_path / "b.npz", None, None, ExtractorJob(), 4)
+    save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     found = [
         measured(job(tmp_path / "a", tmp_path / name, components=3, metrics=("fd",)), Inceptive(), ALONE)
         for name in ("b", "b.npz")

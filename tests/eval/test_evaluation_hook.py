@@ -13,7 +13,7 @@ from folders import make_folder, over, said
 from runs import ALONE
 
 from ldit.checkpoint.run import Best, best_step, committed_steps, drop_after, retire, write_best
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.errors import ConfigError, EvaluationError, RequestError
 from ldit.eval import during_training as evaluation_hook
 from ldit.eval import evaluate

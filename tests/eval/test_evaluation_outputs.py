@@ -12,10 +12,11 @@ from eval.evaluation import Inceptive, Stub, folder, found, job, noise
 from PIL import Image
 from runs import ALONE
 
+from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import RequestError
 from ldit.eval import evaluate as flow
 from ldit.eval import outputs as evaluation_outputs
-from ldit.eval.evaluate import ExtractorJob, measured, save_statistics
+from ldit.eval.evaluate import measured, save_statistics
 from ldit.eval.reference import read_statistics
 from ldit.storage import manifest
 
@@ -26,7 +27,7 @@ def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, t
     work = {
         "json": lambda: found(job(place / "a", place / "b", json=tmp_path / "r.json")),
         "figure": lambda: found(job(place / "a", place / "b", figure=tmp_path / "f.png")),
-        "stats": lambda: save_statistics(str(place / "b"), tmp_path / "s.npz", None, None, ExtractorJob(), 4),
+        "stats": lambda: save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "s.npz", batch_size=4)),
     }[what]
     with pytest.raises(RequestError, match="sealed by its"):
         work()
@@ -87,13 +88,13 @@ def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkey
     before = (tmp_path / "pictures.npz").read_bytes()
     for source, words in ((tmp_path / "pictures.npz", "is what is read"), (place / "b", "is no file of ldit stats")):
         with pytest.raises(RequestError, match=rf"pictures\.npz .*{words}"):
-            save_statistics(str(source), tmp_path / "pictures.npz", None, None, ExtractorJob(), 4)
+            save_statistics(StatsRequest(images=str(source), out=tmp_path / "pictures.npz", batch_size=4))
     assert (tmp_path / "pictures.npz").read_bytes() == before
     for name, count in (("a", 23), ("b", 31)):
-        save_statistics(str(place / name), tmp_path / "s.npz", None, None, ExtractorJob(), 4)
+        save_statistics(StatsRequest(images=str(place / name), out=tmp_path / "s.npz", batch_size=4))
         assert read_statistics(tmp_path / "s.npz").count == count
     with pytest.raises(RequestError, match=r"s\.npz is what is read"):
-        save_statistics(str(tmp_path / "s.npz"), tmp_path / "s.npz", None, None, ExtractorJob(), 4)
+        save_statistics(StatsRequest(images=str(tmp_path / "s.npz"), out=tmp_path / "s.npz", batch_size=4))
 
 
 def test_a_table_that_cannot_be_said_costs_no_file(place: Path, tmp_path: Path) -> None:

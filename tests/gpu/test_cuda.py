@@ -15,7 +15,7 @@ from ldit.diffusion import DDPM
 from ldit.nn.conditioning import TextCondition
 from ldit.parallel.world import World
 from ldit.pipeline.load import Pipeline
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.saver import Staging
 from ldit.train.step import train_step
 
@@ -77,10 +77,10 @@ def test_training_resumes(precision: str, kind: str, tmp_path: Path) -> None:
     batches = list(loader.from_step(0, 4))
     for batch in batches[:2]:
         train_step(state, task, batch)
-    state_io.save_work(tmp_path, state, task.spec, Staging())()
+    checkpointing.save_work(tmp_path, state, task.spec, Staging())()
     expected = [train_step(state, task, batch).values["loss"] for batch in batches[2:]]
     resumed, _, _ = started(config, CUDA)
-    state_io.restore(tmp_path / "checkpoints" / "step-00000002", resumed)
+    checkpointing.restore(tmp_path / "checkpoints" / "step-00000002", resumed)
     found = [train_step(resumed, task, batch).values["loss"] for batch in batches[2:]]
     assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 1e-2)
 

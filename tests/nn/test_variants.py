@@ -11,7 +11,7 @@ from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition
 from ldit.nn.dit import DiT
 from ldit.nn.rope import raster_table, rotate_complex, rotate_real
-from ldit.nn.tokens import patchify, rope_table, unpatchify
+from ldit.nn.tokens import rope_table
 
 TINY: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "multiple_of": 16}
 TOLERANCE = 3e-6  # fp32 against float64; times are small because the angles themselves are fp32 by definition
@@ -153,9 +153,8 @@ def test_precomputed_modulations_are_the_same() -> None:
     model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 6.0]), torch.tensor([0, 1])
     blocks, final = model.modulations(model.condition(t, y))
-    tokens = model.x_embedder(patchify(x, 2)).flatten(1, 2)
-    out = model.trunk(tokens, rope_table("raster", 4, 4, 8, tokens.device), blocks, final)
-    assert torch.equal(unpatchify(out.unflatten(1, (4, 4)), 2), model(x, t, y))
+    out = model.compute(x, model.positions(x), model.layers, blocks, final)
+    assert torch.equal(out, model(x, t, y))
 
 
 def test_real_and_complex_rotation_agree() -> None:

@@ -17,7 +17,6 @@ from ldit.nn.conditioning import TextCondition
 from ldit.pipeline.load import Pipeline
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
-from ldit.sampling.levels import ddpm_levels
 from ldit.sampling.solvers import find_solver
 
 CLASS = ["class_qknorm", "class_plain_gqa"]
@@ -52,7 +51,7 @@ def test_guided_forward(case: Golden) -> None:
 
 
 def _guided(case: Golden, x: Tensor, t: Tensor, cond: object, null: object) -> Tensor:
-    level = ddpm_levels("1000")[0]
+    level = DDPM().own_grid("1000")[0]
     predict = Guided(lambda x, _, c: case.model(x, torch.cat([t, t]), c), cond, null, 4.0, 3)
     return predict(x, level)
 
@@ -126,7 +125,7 @@ def test_text_chain() -> None:
     z, noises = doubled_noise(case.seed, tuple(case.io["sample10.z"].shape), 10)
     predict = Guided(case.model, case.cond[:1], case.cond[1:], 4.0, 3)
     denoise = build_denoiser(build_process(case.spec.process), predict)
-    *_, last = find_solver("ddpm")(denoise, z, ddpm_levels("10"), lambda i: noises[i])
+    *_, last = find_solver("ddpm")(denoise, z, DDPM().own_grid("10"), lambda i: noises[i])
     assert_close(last.x, case.io["sample10.ddpm_cfg4"])
 
 

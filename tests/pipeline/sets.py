@@ -8,9 +8,8 @@ import pytest
 from pipeline.models import tiny_flow
 
 from ldit.checkpoint.export import write_export
-from ldit.commands.sample import ImageJob
+from ldit.config.requests.sampling import SampleRequest
 from ldit.pipeline.load import Pipeline
-from ldit.pipeline.sets.job import SetJob
 from ldit.pipeline.sets.make import make_set
 
 NUM, BATCH = 22, 4
@@ -24,18 +23,19 @@ def exported(folder: Path, pipe: Pipeline | None = None) -> Path:
     return folder
 
 
-def job(source: Path, num: int = NUM, rule: Any = None, options: dict[str, Any] = OPTIONS, **changes: Any) -> SetJob:
-    images = {"batch_size": BATCH, "device": "cpu", **changes}
-    return SetJob(ImageJob(str(source), options=dict(options), **images), num, rule)
+def job(source: Path, num: int = NUM, options: dict[str, Any] = OPTIONS, **changes: Any) -> SampleRequest:
+    images = {"batch_size": BATCH, "device": "cpu", **options, **changes}
+    return SampleRequest(source=str(source), num=num, **images)
 
 
-def made(monkeypatch: pytest.MonkeyPatch, one: SetJob, out: Path, rank: int = 0, world: int = 1) -> bool:
+def made(monkeypatch: pytest.MonkeyPatch, one: SampleRequest, out: Path, rank: int = 0, world: int = 1) -> bool:
     """One process's part."""
     with monkeypatch.context() as patch:
         if world > 1:
             patch.setenv("RANK", str(rank))
             patch.setenv("WORLD_SIZE", str(world))
-        return make_set(one, out)
+        assert one.num is not None
+        return make_set(one, one.num, out)
 
 
 def contents(out: Path) -> dict[str, bytes]:

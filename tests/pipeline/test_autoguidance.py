@@ -53,11 +53,13 @@ def test_by_name_by_path_and_as_a_pipeline(tmp_path: Path) -> None:
     strong, weak = tiny_flow(0), tiny_flow(1)
     folder = saved(weak, tmp_path / "weak")
     expected = strong.sample_latents([1], guide=weak)
+    kept = []
     for guide in (folder, str(folder)):
         assert close(strong.sample_latents([1], guide=guide), expected)
-    assert len(strong._guides) == 1  # read once
+        kept.append(strong._guide)
+    assert kept[0] is not None and kept[0] is kept[1]  # read once
     strong.to(torch.bfloat16)
-    assert not strong._guides  # it would stay behind on the old device
+    assert strong._guide is None  # it would stay behind on the old device
     assert strong.sample_latents([1], guide=weak).isfinite().all()  # each network in its own dtype
     assert strong.sample_latents([1], guide=folder).isfinite().all()
 

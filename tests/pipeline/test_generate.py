@@ -9,6 +9,7 @@ import torch
 from pipeline.models import tiny_flow
 
 from ldit.config.model import ClassModelConfig
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.config.spec import (
     AutoencoderConfig,
     ClassConditionerConfig,
@@ -81,7 +82,7 @@ def test_the_noise_rule_never_changes() -> None:
 def test_every_step_and_seed_has_its_own_noise() -> None:
     drawn = [normal((100,), seed, "step", i) for seed in (0, 1) for i in (0, 1)]
     pipe = pipeline()
-    generator = Generator(pipe, check_request(pipe.spec, [0, 1], seed=0))
+    generator = Generator(pipe, check_request(pipe.spec, SamplingRequest(class_labels=[0, 1], seed=0)))
     rows = [generator._noise(i, range(2))[row].flatten() for row in (0, 1) for i in (0, 1)]
     for a in range(4):
         assert torch.equal(rows[a][:100], normal((3, 8, 8), a // 2, "step", a % 2).flatten()[:100])
@@ -116,7 +117,7 @@ def test_events() -> None:
     assert pictures[0].image is not None and pictures[0].image.size == (8, 8)
     done = events[-1]
     assert isinstance(done, Done)
-    assert (done.pictures, done.cancelled) == (3, False)
+    assert (done.images, done.cancelled) == (3, False)
     assert done.evaluations == 2 * (2 * 4 - 1) and done.guided_rows == (2 + 1) * 7  # Heun: 2N - 1
 
 
@@ -151,14 +152,14 @@ def test_the_callers_mode_stands_between_events() -> None:
 
 @pytest.mark.parametrize("labels", ["dog", 3, (3,), torch.tensor([3]), torch.tensor(3)])
 def test_ways_to_name_one_class(labels: Any) -> None:
-    assert check_request(pipeline().spec, labels).labels == (3,)
+    assert check_request(pipeline().spec, SamplingRequest(class_labels=labels)).labels == (3,)
 
 
 def test_a_class_named_like_a_number() -> None:
     pipe = pipeline(conditioner=ClassConditionerConfig(("3", "2", "1", "x")))
-    assert check_request(pipe.spec, ["3", 3, "0"]).labels == (0, 3, 0)
+    assert check_request(pipe.spec, SamplingRequest(class_labels=["3", 3, "0"])).labels == (0, 3, 0)
     with pytest.raises(RequestError, match="²"):
-        check_request(pipe.spec, ["²"])
+        check_request(pipe.spec, SamplingRequest(class_labels=["²"]))
 
 
 def test_the_spec_is_the_content_of_config_json() -> None:
@@ -281,12 +282,12 @@ def test_a_section_and_what_is_asked_for() -> None:
     """The section's eta is its own solver's; a list of noise times has its own number of steps."""
     section = SamplingConfig("ddim", 10, 1.0, grid="1,0.6,0.2", eta=0.5)
     spec = tiny_flow(sampling=section).spec
-    assert check_request(spec, [0]).settings.eta == 0.5
-    assert check_request(spec, [0], solver="heun").settings.eta == 0.0
-    assert len(check_request(spec, [0], steps=3).levels) == 4
+    assert check_request(spec, SamplingRequest(class_labels=[0])).settings.eta == 0.5
+    assert check_request(spec, SamplingRequest(class_labels=[0], solver="heun")).settings.eta == 0.0
+    assert len(check_request(spec, SamplingRequest(class_labels=[0], steps=3)).levels) == 4
     with pytest.raises(RequestError, match=r"steps 50: grid '1,0\.6,0\.2' has 3"):
-        check_request(spec, [0], steps=50)
-    assert len(check_request(spec, [0], steps=50, grid="uniform").levels) == 51
+        check_request(spec, SamplingRequest(class_labels=[0], steps=50))
+    assert len(check_request(spec, SamplingRequest(class_labels=[0], steps=50, grid="uniform")).levels) == 51
     for wrong in ((0, 0.5, 1), 3, "a"):
         with pytest.raises(RequestError, match="guidance_interval: expected two numbers, got"):
-            check_request(spec, [0], guidance_interval=wrong)  # type: ignore[arg-type]
+            check_request(spec, SamplingRequest(class_labels=[0], guidance_interval=wrong))  # type: ignore[arg-type]

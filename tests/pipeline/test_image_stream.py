@@ -95,7 +95,7 @@ def test_classes_and_names_where_they_are_known(whole: Path, tmp_path: Path) -> 
     for stream, classes, called in (
         (opened(whole / "set"), CLASSES, names),
         (opened(whole / "set.npz"), CLASSES, names),
-        (GeneratedStream(job(whole / "model", NUM)), CLASSES, names),
+        (GeneratedStream(job(whole / "model", NUM), NUM), CLASSES, names),
         (opened(folder(tmp_path / "classed", noise(6, 0), ("p", "q", "r"))), 3, ("p", "q", "r")),
         (opened(folder(tmp_path / "loose", noise(6, 0))), None, ()),
         (opened(tmp_path / "x.npz"), None, ()),
@@ -106,9 +106,9 @@ def test_classes_and_names_where_they_are_known(whole: Path, tmp_path: Path) -> 
 def test_classes_are_those_of_the_model_whichever_were_asked_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(whole / "model", 4, labels=("1", "3"))
+    asked = job(whole / "model", 4, class_labels=("1", "3"))
     made(monkeypatch, asked, tmp_path / "some")
-    for stream in (opened(tmp_path / "some"), GeneratedStream(asked)):
+    for stream in (opened(tmp_path / "some"), GeneratedStream(asked, 4)):
         assert (stream.classes, stream.labels, stream.about["classes"]) == (CLASSES, (1, 3, 1, 3), [1, 3])
 
 
@@ -118,7 +118,7 @@ def test_the_whole_description_is_what_figures_depend_on(whole: Path) -> None:
     for key in ("evaluations", "label_rule", "sampling", "guide", "int8", "compiled", "codec", "size", "classes",
                 "weights", "dtype"):  # fmt: skip
         assert key in description
-    assert GeneratedStream(job(whole / "model", NUM)).about == {**description, "count": NUM}
+    assert GeneratedStream(job(whole / "model", NUM), NUM).about == {**description, "count": NUM}
     height, width = description["size"]
     own = {
         "pictures": str(whole / "set"),

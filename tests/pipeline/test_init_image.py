@@ -15,15 +15,16 @@ from torch import Tensor
 from ldit.checkpoint.export import write_export
 from ldit.cli.main import main
 from ldit.codecs.pixels import from_pil, to_uint8
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.images.transforms import center_crop
+from ldit.diffusion import DDPM
 from ldit.errors import CodecError, RequestError
 from ldit.pipeline.generate import Done
 from ldit.pipeline.init_image import encoded
 from ldit.pipeline.load import Pipeline
 from ldit.pipeline.request import check_request
 from ldit.rng import normal
-from ldit.sampling.levels import ddpm_levels
 
 BOTH = pytest.mark.parametrize("make", [tiny, tiny_flow])
 
@@ -41,9 +42,11 @@ def test_pixels_there_and_back() -> None:
 def test_the_start_is_the_noised_image(make: Callable[[], Pipeline]) -> None:
     """alpha·z + sigma·noise at the first level no noisier than the strength; the noise is of the image's own seed."""
     pipe, one = make(), image()
-    request = check_request(pipe.spec, [1, 2], steps=10, init_image=one, strength=0.55, seed=7)
+    request = check_request(
+        pipe.spec, SamplingRequest(class_labels=[1, 2], steps=10, init_image=one, strength=0.55, seed=7)
+    )
     first = request.levels[0]
-    grid = check_request(pipe.spec, [1], steps=10).levels
+    grid = check_request(pipe.spec, SamplingRequest(class_labels=[1], steps=10)).levels
     assert first in grid and first.noise_time <= 0.55 < grid[grid.index(first) - 1].noise_time
     seen: list[Tensor] = []
     pipe.inference = None  # the network itself, whose hooks see every evaluation
@@ -69,7 +72,7 @@ def test_strength_1_of_a_flow_is_plain_sampling_bit_for_bit() -> None:
 
 def test_strength_1_of_ddpm_leaves_a_trace_of_the_image() -> None:
     """Its noisiest level has alpha 0.0064."""
-    pipe, level = tiny(), ddpm_levels("5")[0]
+    pipe, level = tiny(), DDPM().own_grid("5")[0]
     assert 0.006 < level.alpha < 0.0065
     seen: list[Tensor] = []
     pipe.inference = None  # the network itself, whose hooks see every evaluation
@@ -110,10 +113,10 @@ def test_one_for_all_or_one_each(make: Callable[[], Pipeline]) -> None:
 
 def test_images_are_cut_by_the_adm_rule() -> None:
     spec, large = tiny().spec, image(1, 50, 37)
-    request = check_request(spec, [0], init_image=large)
+    request = check_request(spec, SamplingRequest(class_labels=[0], init_image=large))
     assert request.init is not None and request.strength == 0.6
     assert np.array_equal(np.array(request.init[0]), np.array(center_crop(large, 8)))
-    wide = check_request(spec, [0], init_image=large, width=24, height=4)
+    wide = check_request(spec, SamplingRequest(class_labels=[0], init_image=large, width=24, height=4))
     assert wide.init is not None and wide.init[0].size == (24, 4)
 
 
@@ -129,7 +132,9 @@ def test_every_mode_and_file(tmp_path: Path) -> None:
     spec = tiny().spec
     image().save(tmp_path / "a.png")
     grey = image().convert("L")
-    request = check_request(spec, [0, 1, 2], init_image=[image(), tmp_path / "a.png", grey])
+    request = check_request(
+        spec, SamplingRequest(class_labels=[0, 1, 2], init_image=[image(), tmp_path / "a.png", grey])
+    )
     assert request.init is not None
     assert np.array_equal(np.array(request.init[0]), np.array(request.init[1]))
     assert request.init[2].mode == "RGB"
@@ -174,10 +179,10 @@ def test_a_image_that_memory_does_not_suffice_for(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("ldit.pipeline.init_image.center_crop", full)
     with pytest.raises(RequestError, match=said):
-        check_request(pipe.spec, [0], init_image=image(), height=8, width=24)
+        check_request(pipe.spec, SamplingRequest(class_labels=[0], init_image=image(), height=8, width=24))
     monkeypatch.setattr("ldit.pipeline.init_image.center_crop", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        check_request(pipe.spec, [0], init_image=image())
+        check_request(pipe.spec, SamplingRequest(class_labels=[0], init_image=image()))
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,9 @@ def test_a_full_disk_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(RunError, match="was not written: No space left on device: it needs about 768 bytes, "):
+        with pytest.raises(
+            RunError, match="was not written: No space left on device: it needs about 768 bytes \\(4,224 in all\\), "
+        ):
             made(monkeypatch, job(source), out)
     assert made(monkeypatch, job(source), out) and contents(out) == whole[kind]
 
@@ -301,7 +303,7 @@ def test_signals_stop_it_between_steps(
         patch.setattr(BlockSampler, "_block", block)
         assert main(command) == 128 + number and told == [True]
     error = capsys.readouterr().err
-    assert f"what stands of {out} is kept" in error and "Traceback" not in error
+    assert f"what is finished of {out} is kept" in error and "Traceback" not in error
     assert not list(tmp_path.rglob(".work-*"))
     assert main(command) == 0 and contents(out) == whole[kind]
     assert capsys.readouterr().out.splitlines() == [str(out)]
@@ -336,7 +338,7 @@ def test_balanced_labels_are_never_sorted() -> None:
 def test_labels_of_a_set(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Any, named: tuple[str, ...], wanted: Any
 ) -> None:
-    assert made(monkeypatch, job(source, 10, rule, labels=named), tmp_path / "set.npz")
+    assert made(monkeypatch, job(source, 10, labels=rule, class_labels=named), tmp_path / "set.npz")
     with np.load(tmp_path / "set.npz") as arrays:
         assert tuple(arrays["arr_1"]) == wanted
         assert np.array_equal(arrays["arr_0"], expected(load(source, "cpu"), list(wanted), list(range(5, 15))))
@@ -352,7 +354,7 @@ def test_models_without_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with np.load(tmp_path / "set.npz") as arrays:
         assert arrays.files == ["arr_0"] and len(np.unique(arrays["arr_0"].reshape(6, -1), axis=0)) == 6
     assert "labels" not in described(tmp_path / "set.npz")
-    for changes in ({"rule": "balanced"}, {"labels": ("1",)}):
+    for changes in ({"labels": "balanced"}, {"class_labels": ("1",)}):
         with pytest.raises(RequestError, match="this model has no classes"):
             made(monkeypatch, job(source, 6, **changes), tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -366,12 +368,12 @@ def test_models_without_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_blocks_and_what_they_cost(tmp_path: Path, make: Callable[..., Pipeline], interval: Any) -> None:
     """The description knows beforehand how many evaluations each image takes."""
     options = {**OPTIONS, **({} if interval is None else {"guidance_interval": interval})}
-    asked = SampleSet(job(exported(tmp_path / "model", make()), options=options))
+    asked = SampleSet(job(exported(tmp_path / "model", make()), options=options), NUM)
     sampler = asked.sampler()
     blocks = list(sampler.blocks(range(1, BLOCKS, 2)))
     assert [block.rows for block in blocks] == [range(4, 8), range(12, 16), range(20, 22)]
-    assert all(block.pictures.shape == (len(block.rows), 3, 8, 8) for block in blocks)
-    assert all(block.pictures.dtype == torch.uint8 and block.pictures.device.type == "cpu" for block in blocks)
+    assert all(block.images.shape == (len(block.rows), 3, 8, 8) for block in blocks)
+    assert all(block.images.dtype == torch.uint8 and block.images.device.type == "cpu" for block in blocks)
     assert [label for block in blocks for label in block.labels] == [k % 4 for block in blocks for k in block.rows]
     assert sampler.evaluations == 3 * asked.description["evaluations"] > 0
     assert sampler.guided_rows == (4 + 4 + 2) * asked.description["guided_evaluations"]
@@ -387,7 +389,7 @@ def test_closing_early_ends_what_runs(source: Path) -> None:
             asked_for.append(number)
             yield number
 
-    before, sampler = threading.active_count(), SampleSet(job(source)).sampler()
+    before, sampler = threading.active_count(), SampleSet(job(source), NUM).sampler()
     with closing(sampler.blocks(numbers())) as blocks:  # type: ignore[type-var]
         assert next(blocks).rows == range(4)
     assert threading.active_count() == before and len(asked_for) == torch.get_num_threads() + 1

@@ -32,8 +32,8 @@ class Parts:
     def path(self, number: int) -> Path:
         return self.files.place / f"block-{number:06d}.{number:064x}.npy"
 
-    def standing(self) -> list[int]:
-        return [number for number in range(300) if self.files.stands(number)]
+    def there(self) -> list[int]:
+        return [number for number in range(300) if self.files.has_block(number)]
 
     def write(self, number: int) -> None:
         block = Block(range(number, number + 1), torch.zeros(1, 3, 1, 1, dtype=torch.uint8), ())
@@ -45,7 +45,7 @@ def test_one_look_at_the_folder_serves_all_blocks(tmp_path: Path, monkeypatch: p
     parts = Parts(tmp_path / "set.npz", monkeypatch)
     for number in range(0, 300, 2):
         parts.path(number).touch()
-    assert parts.standing() == list(range(0, 300, 2)) and parts.looks == 1
+    assert parts.there() == list(range(0, 300, 2)) and parts.looks == 1
     for number in range(300):
         parts.path(number).touch()
     assert not parts.files.finish() and parts.looks == 2  # the first part is empty, and goes
@@ -56,19 +56,19 @@ def test_what_others_made_and_removed_is_seen(tmp_path: Path, monkeypatch: pytes
     """A part that was removed at once, a new one after two seconds; before one is put in its place at once."""
     parts = Parts(tmp_path / "set.npz", monkeypatch)
     parts.path(5).touch()
-    assert parts.standing() == [5]
+    assert parts.there() == [5]
     parts.path(7).touch()
     parts.clock += 1.9
-    assert parts.standing() == [5]
+    assert parts.there() == [5]
     parts.path(5).unlink()
     parts.path(6).touch()
-    assert not parts.files.stands(5) and parts.files.stands(6)
+    assert not parts.files.has_block(5) and parts.files.has_block(6)
     parts.path(8).touch()
     parts.write(8)
     parts.write(9)
     looks = parts.looks
-    assert parts.standing() == [6, 7, 8, 9] and parts.looks == looks
+    assert parts.there() == [6, 7, 8, 9] and parts.looks == looks
     assert len(list(parts.files.place.glob("block-*"))) == 4 and parts.path(8).exists()
     parts.path(10).touch()
     parts.clock += 2.1
-    assert parts.standing() == [6, 7, 8, 9, 10]
+    assert parts.there() == [6, 7, 8, 9, 10]

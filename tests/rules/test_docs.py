@@ -10,6 +10,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from ldit.cli import main as cli
+from ldit.cli.commands import NAMES
 from ldit.cli.original import sample as original_sample
 from ldit.cli.original import train as original_train
 
@@ -121,7 +122,7 @@ def test_torchrun_takes_every_command(path: Path) -> None:
     commands = [launched(words) for words in launches(path.read_text())]
     assert len(commands) >= {"README.md": 2, "evaluation.md": 3}.get(path.name, path.suffix == ".sh")
     for program, command, *_ in commands:
-        assert command in cli.COMMANDS if program == "ldit" else program.endswith("/train.py"), (program, command)
+        assert command in NAMES if program == "ldit" else program.endswith("/train.py"), (program, command)
 
 
 def test_commands_that_torchrun_takes_for_its_own_are_found() -> None:

@@ -15,7 +15,6 @@ from ldit.nn.build import build_model
 from ldit.nn.rope import GridScale
 from ldit.nn.tokens import rope_table
 from ldit.sampling.guidance import Guided
-from ldit.sampling.levels import Schedule, noise_time
 from ldit.sampling.resolution import SCALINGS, Positioned, positioned, proportion
 
 CONFIG = ClassModelConfig(
@@ -56,10 +55,10 @@ def test_noise_time_is_read_from_the_networks_time(process: Any) -> None:
     both halves of guidance alike."""
     network = Recorder()
     scaled = positioned(network, process, CONFIG, 8, 16, "time-aware")
-    schedule = Schedule(process)
+    schedule = process
     for noise in (1.0, 0.75, 0.3, 0.01):
-        level = schedule.at(noise)
-        assert noise_time(process, level.time) == pytest.approx(level.noise_time, abs=1e-12)
+        level = schedule.level(noise)
+        assert process.noise_time_of(level.time) == pytest.approx(level.noise_time, abs=1e-12)
         labels, null = torch.tensor([0, 1]), torch.tensor([3, 3])
         Guided(scaled, labels, null, 3.0, 4)(torch.randn(2, 4, 16, 32), level)
         heard = network.grids.pop()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ldit.diffusion import DDPM, Flow
+from ldit.diffusion.process import CLEAN
 from ldit.errors import RequestError
 from ldit.sampling.grids import build_grid
-from ldit.sampling.levels import CLEAN, Schedule, ddpm_levels, flow_levels
 
 PROCESSES = {"flow": Flow(), "ddpm": DDPM()}
 KINDS = ("uniform", "shifted:3", "karras", "cosine")
@@ -32,8 +32,8 @@ def test_from_noise_to_clean_data(process: str, grid: str, steps: int) -> None:
 
 
 def test_uniform_is_the_processes_own() -> None:
-    assert build_grid(DDPM(), "10,15,20") == tuple(ddpm_levels("10,15,20"))
-    assert build_grid(Flow(shift=2.0), "7") == tuple(flow_levels(Flow(shift=2.0), 7))
+    assert build_grid(DDPM(), "10,15,20") == tuple(DDPM().own_grid("10,15,20"))
+    assert build_grid(Flow(shift=2.0), "7") == tuple(Flow(shift=2.0).own_grid(str(7)))
 
 
 def test_definitions() -> None:
@@ -57,13 +57,13 @@ def test_listed_noise_times() -> None:
 
 def test_between_the_indices_of_ddpm() -> None:
     """At whole indices the table's own values; between them log(alpha/sigma) is linear in the index."""
-    schedule, table = Schedule(DDPM()), {level.time: level for level in ddpm_levels("1000")[:-1]}
+    schedule, table = DDPM(), {level.time: level for level in DDPM().own_grid("1000")[:-1]}
     for index in (0, 1, 500, 998, 999):
-        level, own = schedule.at((index + 1) / 1000), table[float(index)]
+        level, own = schedule.level((index + 1) / 1000), table[float(index)]
         assert level.time == pytest.approx(index) and level.noise_time == pytest.approx(own.noise_time)
         assert (level.alpha, level.sigma) == pytest.approx((own.alpha, own.sigma), rel=1e-9)
-        assert schedule.of_ratio(own.sigma / own.alpha).time == pytest.approx(index, abs=1e-6)
-    middle = schedule.at(0.3005)
+        assert schedule.level_of_ratio(own.sigma / own.alpha).time == pytest.approx(index, abs=1e-6)
+    middle = schedule.level(0.3005)
     assert middle.time == pytest.approx(299.5)
     assert middle.half_logsnr == pytest.approx((table[299.0].half_logsnr + table[300.0].half_logsnr) / 2, rel=1e-9)
 

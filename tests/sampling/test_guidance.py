@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ldit.diffusion import Flow
+from ldit.diffusion.process import Level
 from ldit.errors import RequestError
 from ldit.sampling.guidance import SCHEDULES, Guided, check_schedule
-from ldit.sampling.levels import Level, flow_levels
 
 Y = torch.tensor([1, 2])
 
@@ -113,14 +113,14 @@ def test_other_schedules_are_refused_by_name() -> None:
 )
 def test_an_interval_that_ends_at_a_step_has_it(interval: tuple[float, float], rows: int) -> None:
     guided = Guided(lambda x, t, y: x, torch.tensor([1]), torch.tensor([2]), 2.0, 3, interval)
-    for level in flow_levels(Flow(), 10)[:-1]:
+    for level in Flow().own_grid(str(10))[:-1]:
         guided(torch.zeros(1, 3, 1, 1), level)
     assert guided.guided_rows == rows
 
 
 def test_what_a_grid_will_ask_for() -> None:
     """The null class where it guides alone; of a weaker model the conditions where it guides, and no null class."""
-    levels = flow_levels(Flow(), 4)[:-1]
+    levels = Flow().own_grid(str(4))[:-1]
     guided = Guided(lambda x, t, y: x, torch.tensor([3, 1, 3]), torch.tensor([9, 9, 9]), 2.0, 3, (0.5, 0.8))
     asked = [(1000.0, 3), (1000.0, 1), (750.0, 3), (750.0, 1), (750.0, 9), (500.0, 3), (500.0, 1), (500.0, 9)]
     assert guided.asked(levels) == [*asked, (250.0, 3), (250.0, 1)]

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ldit.diffusion import DDPM, Flow
-from ldit.sampling.denoiser import Denoised
-from ldit.sampling.levels import CLEAN, Level, Schedule
+from ldit.diffusion.process import CLEAN, Denoised, Level
 from ldit.sampling.solvers import SOLVERS, find_solver
 
 MEANS, STDS, SHARES = torch.tensor([-1.0, 0.6]), torch.tensor([0.5, 0.4]), torch.tensor([0.4, 0.6])
-SPANS = {"flow": (Schedule(Flow()), 0.95, 0.2), "ddpm": (Schedule(DDPM()), 0.8, 0.15)}
+SPANS = {"flow": (Flow(), 0.95, 0.2), "ddpm": (DDPM(), 0.8, 0.15)}
 ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "ab2": 2, "ab3": 3, "ab4": 4, "dpm++2m": 2, "unipc2": 3}
 STOCHASTIC = ("ddpm", "dpm++2m-sde", "euler-maruyama")
 # Steps between which the order is measured: few enough for the error to stand above rounding.
@@ -36,7 +35,7 @@ def mixture(x: Tensor, level: Level) -> Denoised:
 
 def grid(process: str, count: int) -> list[Level]:
     schedule, high, low = SPANS[process]
-    return [schedule.at(high + (low - high) * i / count) for i in range(count + 1)]
+    return [schedule.level(high + (low - high) * i / count) for i in range(count + 1)]
 
 
 def solve(name: str, z: Tensor, levels: list[Level], noise: Callable[[int], Tensor] | None = None) -> Tensor:
@@ -89,7 +88,7 @@ def test_stochastic_solvers_reach_mean_and_variance(name: str, process: str) -> 
     """Of the data, from pure noise to clean data."""
     schedule, count = SPANS[process][0], 40_000
     # Fewer where little happens and more towards clean data: a ddpm step has the forward process's variance.
-    levels = [schedule.at((1.0 - i / 400) ** 1.5) for i in range(400)]
+    levels = [schedule.level((1.0 - i / 400) ** 1.5) for i in range(400)]
     levels = [*(level for level in levels if level.noise_time > 0.002), CLEAN]
     random = torch.Generator().manual_seed(1)
     z = torch.randn(count, dtype=torch.float64, generator=random)
@@ -105,7 +104,7 @@ def test_ddim_draws_as_eta_says(process: str) -> None:
     """Every eta reaches the data's deviation, with a bias that falls as 1/steps (2.5 % at 200, 800 of them 0.6 %); what
     eta 1 draws is sqrt of the posterior's variance."""
     schedule, count = SPANS[process][0], 20_000
-    levels = [*(schedule.at(1.0 - 0.999 * i / 300) for i in range(301)), CLEAN]
+    levels = [*(schedule.level(1.0 - 0.999 * i / 300) for i in range(301)), CLEAN]
     random = torch.Generator().manual_seed(2)
 
     def normal(i: int = 0) -> Tensor:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldit.diffusion import Flow
+from ldit.diffusion import DDPM, Flow
+from ldit.diffusion.process import CLEAN, Denoised, Level
 from ldit.errors import RequestError
-from ldit.sampling.denoiser import Denoised, Denoiser
+from ldit.sampling.denoiser import Denoiser
 from ldit.sampling.guidance import Guided
-from ldit.sampling.levels import CLEAN, Level, ddpm_levels, flow_levels
 from ldit.sampling.solvers import find_solver
 
 MEAN, STD = 0.5, 0.3
@@ -35,11 +35,11 @@ def last(solver: str, denoise: Denoiser, z: Tensor, levels: list[Level], noise: 
 @pytest.mark.parametrize(("solver", "tolerance"), [("ddim", 0.02), ("heun", 0.02)])
 def test_deterministic_solvers_on_ddpm(solver: str, tolerance: float) -> None:
     z = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    error = last(solver, gaussian, z, ddpm_levels("250")) - (MEAN + STD * z)
+    error = last(solver, gaussian, z, DDPM().own_grid("250")) - (MEAN + STD * z)
     assert error.abs().max() < tolerance
 
 
-@pytest.mark.parametrize("levels", [ddpm_levels("250"), flow_levels(Flow(), 250)], ids=["ddpm", "flow"])
+@pytest.mark.parametrize("levels", [DDPM().own_grid("250"), Flow().own_grid(str(250))], ids=["ddpm", "flow"])
 def test_ancestral_sampling_reaches_the_right_distribution(levels: list[Level]) -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(20_000, dtype=torch.float64, generator=generator)
@@ -53,20 +53,20 @@ def test_ancestral_sampling_reaches_the_right_distribution(levels: list[Level]) 
 
 
 def test_ddpm_grid() -> None:
-    levels = ddpm_levels("10")
+    levels = DDPM().own_grid("10")
     assert [level.time for level in levels[:-1]] == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
     assert levels[0].noise_time == 1.0 and levels[-2].noise_time == 0.001 and levels[-1] is CLEAN
     assert all(level.alpha**2 + level.sigma**2 == pytest.approx(1.0) for level in levels)
-    assert [level.time for level in ddpm_levels("1")] == [999.0, pytest.approx(math.nan, nan_ok=True)]
+    assert [level.time for level in DDPM().own_grid("1")] == [999.0, pytest.approx(math.nan, nan_ok=True)]
     with pytest.raises(ValueError, match="1001"):
-        ddpm_levels("1001")
+        DDPM().own_grid("1001")
 
 
 def test_flow_grid() -> None:
-    levels = flow_levels(Flow(shift=3.0), 4)
+    levels = Flow(shift=3.0).own_grid(str(4))
     assert [level.noise_time for level in levels] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
     assert levels[1].time == pytest.approx(900.0)
-    sit = flow_levels(Flow(time_scale=1.0, data_at=1), 4)
+    sit = Flow(time_scale=1.0, data_at=1).own_grid(str(4))
     assert [level.time for level in sit[:-1]] == pytest.approx([0.0, 0.25, 0.5, 0.75])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldit.config.run import RunConfig
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.tasks.diffusion import DiffusionTask
 
 KINDS = ("loss", "gradient", "picture", "micro-batch")
 

@@ -13,8 +13,9 @@ from ldit.data.loader import Loader
 from ldit.data.source import open_data
 from ldit.parallel.world import World
 from ldit.precision import COMPUTE
-from ldit.train.step import Outcome, TrainState, fill_fresh, new_state, train_step
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import Outcome, fill_fresh, new_state, train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 
 ALONE = World(torch.device("cpu"))
 
@@ -44,7 +45,7 @@ def after(config: RunConfig, steps: int, world: World = ALONE, look_every: int =
     for batch in loader.from_step(0, steps):
         outcomes.append(train_step(state, task, batch))
         if look_every and state.step % look_every == 0:
-            with state.weights.showing(state.averages.main) as model, torch.no_grad():
+            with state.weights.swapped_in(state.averages.main) as model, torch.no_grad():
                 task.evaluate(model, batch, world.device, COMPUTE[config.train.precision])
     return state, outcomes
 

@@ -17,8 +17,9 @@ from ldit.config.spec import ClassConditionerConfig, FlowConfig, ModelSpec
 from ldit.data.images.image_set import ImageSet
 from ldit.data.loader import Loader
 from ldit.parallel.watchdog import Watchdog
-from ldit.train.step import Outcome, TrainState, fill_fresh, new_state
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import Outcome, fill_fresh, new_state
+from ldit.train.tasks.diffusion import DiffusionTask
 from ldit.train.trainer import Trainer
 
 CLASSES = 3

@@ -16,7 +16,7 @@ from smallrun import ALONE
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
 from ldit.cli.main import main
 from ldit.commands.convert import convert
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.autoencoder import (
     AutoencoderModelConfig,
     AutoencoderObjectiveConfig,
@@ -30,7 +30,7 @@ from ldit.data.batch import Batch
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.rng import normal
 from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.tasks.autoencoder_subject import AutoencoderTask
+from ldit.train.tasks.autoencoder import AutoencoderTask
 
 CPU = torch.device("cpu")
 MODEL = AutoencoderModelConfig(2, (8, 16), 1, 4, mid_block_attention=False)
@@ -69,7 +69,7 @@ def test_losses_are_those_of_the_definition() -> None:
     with torch.no_grad():
         mean, logvar = model.moments(data.inputs)
         noise = torch.stack([normal((2, 8, 8), 0, "posterior", 0, position) for position in data.positions])
-        pictures = model.pictures(mean + (logvar / 2).exp() * noise)
+        pictures = model.images(mean + (logvar / 2).exp() * noise)
     mu, lv, x, y = (t.double().numpy() for t in (mean, logvar, data.inputs, pictures))
     for row in range(4):
         l1 = np.abs(x[row] - y[row]).mean()
@@ -85,7 +85,7 @@ def test_held_out_values_are_those_of_the_mean() -> None:
     with torch.no_grad():
         found = task.evaluate(state.weights.model, data, CPU, torch.float32)
         mean, logvar = state.weights.model.moments(data.inputs)
-        pictures = state.weights.model.pictures(mean).clamp(-1, 1)
+        pictures = state.weights.model.images(mean).clamp(-1, 1)
     for row in range(4):
         mse = ((pictures[row] - data.inputs[row]).double() ** 2).mean().item()
         assert found["psnr"][row].item() == pytest.approx(10 * np.log10(4 / mse), rel=1e-5)  # peak to peak is 2

@@ -14,7 +14,8 @@ from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, Classif
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError
 from ldit.nn.classifier import ClassifierNetwork
-from ldit.train.step import TrainState, fill_fresh, new_state, train_step
+from ldit.train.state import TrainState
+from ldit.train.step import fill_fresh, new_state, train_step
 from ldit.train.tasks.augment import augment, keep_mask
 from ldit.train.tasks.classifier import ClassifierTask, class_weights
 

@@ -19,11 +19,11 @@ from PIL import Image
 from smallrun import small, trainer
 
 from ldit.checkpoint.run import committed_steps
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.errors import DataError, RunError
 from ldit.storage import manifest
 from ldit.track import METRICS, MetricsFile
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -34,14 +34,14 @@ def test_whatever_ends_the_run_the_save_under_way_is_committed(
 ) -> None:
     """The save of step 3 has written nothing when step 4 gets no batch; it is there when `fit` has raised, for the
     process ends then and its threads with it."""
-    gate, real = threading.Event(), state_io.write_step
+    gate, real = threading.Event(), checkpointing.write_step
 
     def held(*given: Any) -> Path:
         assert gate.wait(30)
         time.sleep(0.3)  # who does not wait for it is gone by then
         return real(*given)
 
-    monkeypatch.setattr(state_io, "write_step", held)
+    monkeypatch.setattr(checkpointing, "write_step", held)
     run = trainer(small({"train.checkpoint_every": 3, "train.async_save": True}), tmp_path)
     sound = run.trainer.batches
 
@@ -68,7 +68,7 @@ def test_snapshots_of_a_run_that_never_committed_are_dropped(tmp_path: Path, mon
     out, data = tmp_path / "run", make_folder(tmp_path / "data")
     values: dict[str, Any] = {"ema.power": (0.1,), "ema.snapshot_every": 1, "train.steps": 3}
     with monkeypatch.context() as patch:
-        patch.setattr(state_io, "write_step", raising(RunError("killed")))
+        patch.setattr(checkpointing, "write_step", raising(RunError("killed")))
         with pytest.raises(RunError, match="killed"):
             train(over(data, values), out)
     assert names(out / "snapshots") == [f"step-{step:08d}" for step in (1, 2, 3)] and committed_steps(out) == []

@@ -7,12 +7,12 @@ import pytest
 from folders import make_folder, over, said
 from smallrun import ALONE, Images, begin, changed, small
 
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.data.batch import Fault
 from ldit.errors import DataError
 from ldit.parallel.watchdog import Watchdog
 from ldit.train.hooks import attention_hook, heldout_hook
-from ldit.train.tasks.subject import Surroundings
+from ldit.train.tasks.task import HookContext
 
 
 class Broken(Images):
@@ -29,9 +29,11 @@ class Broken(Images):
         return super().__getitem__(index)
 
 
-def around(data: Images, heldout: Images | None) -> tuple[Surroundings, list[tuple[list[Fault], int]]]:
+def around(data: Images, heldout: Images | None) -> tuple[HookContext, list[tuple[list[Fault], int]]]:
     told: list[tuple[list[Fault], int]] = []
-    place = Surroundings(ALONE, data, heldout, Watchdog(ALONE, 60.0), lambda faults, step: told.append((faults, step)))
+    place = HookContext(
+        Path(), ALONE, data, heldout, Watchdog(ALONE, 60.0), lambda faults, step: told.append((faults, step))
+    )
     return place, told
 
 

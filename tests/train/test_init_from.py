@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ldit.checkpoint.open import open_source
 from ldit.checkpoint.run import step_folder
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.run import RunConfig
 from ldit.errors import SourceError
 from ldit.rng import generator
 from ldit.train.init_from import LABEL_TABLE
-from ldit.train.step import TrainState
-from ldit.train.tasks.diffusion_subject import DiffusionSubject
+from ldit.train.state import TrainState
+from ldit.train.tasks.diffusion import DiffusionTask
 
 NAMES = ("a", "b", "c")
 
@@ -49,9 +49,9 @@ Begun = tuple[dict[str, Tensor], TrainState, list[str]]
 def begun(config: RunConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
     """The weights a run starts with, its state at that moment, and what it says."""
     caught: list[tuple[dict[str, Tensor], TrainState]] = []
-    real = DiffusionSubject.begin
+    real = DiffusionTask.begin
 
-    def begin(subject: DiffusionSubject, state: TrainState) -> None:
+    def begin(subject: DiffusionTask, state: TrainState) -> None:
         real(subject, state)
         masters = {n: m.detach().clone() for n, m in zip(state.weights.names, state.weights.masters, strict=True)}
         for track in state.averages.tracks.values():
@@ -59,7 +59,7 @@ def begun(config: RunConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> Begu
         caught.append((masters, state))
 
     with monkeypatch.context() as patch, said() as lines:
-        patch.setattr(DiffusionSubject, "begin", begin)
+        patch.setattr(DiffusionTask, "begin", begin)
         assert train(config, out) == 0
     ((masters, state),) = caught
     return masters, state, lines

@@ -100,7 +100,7 @@ def test_put_of_a_whole_tensor_and_publish() -> None:
     weights.put("table", torch.full((3, 2), 1.001))
     weights.put("table", torch.tensor([[5.0, 6.0]]), [1])
     assert model.table.detach().abs().max() == 0
-    weights.publish()
+    weights.sync_to_model()
     assert model.table.detach().tolist() == [[1.0, 1.0], [5.0, 6.0], [1.0, 1.0]]
     assert weights.masters[0][0, 0].item() == pytest.approx(1.001, rel=1e-7)
 
@@ -117,7 +117,7 @@ def test_gradients_in_low_precision_are_added_in_fp32() -> None:
     table, bias = weights.gradients()
     assert table.dtype == torch.float32 and torch.equal(table, torch.full((2, 2), 1000 * (1 + 2**-7)))
     assert torch.equal(bias, torch.zeros(2))  # never came by
-    weights.clear()
+    weights.zero_grad()
     assert all(m.grad is None for m in weights.masters)
 
 

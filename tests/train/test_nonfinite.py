@@ -17,7 +17,8 @@ from torch import Tensor
 from ldit.cli.main import guard
 from ldit.config.run import RunConfig
 from ldit.errors import RunError
-from ldit.train.step import TrainState, train_step
+from ldit.train.state import TrainState
+from ldit.train.step import train_step
 from ldit.train.trainer import Hook
 
 STEPS, COMMITS = 7, 2

@@ -12,18 +12,19 @@ from runs import ALONE
 from safetensors.torch import load_file
 from smallrun import changed
 
-from ldit.checkpoint.run import step_folder
-from ldit.commands.train import train
+from ldit.checkpoint.run import committed_steps, latest_valid_step, step_folder
+from ldit.commands.train import run as train
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, FlowConfig
+from ldit.data.samples import Samples
 from ldit.data.source import open_data
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.storage import manifest
 from ldit.storage.atomic import committed, write_json
-from ldit.train.resume import RESUMABLE, RESUMABLE_SECTIONS, step_to_resume
-from ldit.train.tasks.diffusion_subject import model_spec
+from ldit.train.resume import RESUMABLE, RESUMABLE_SECTIONS, check_same_run
+from ldit.train.tasks.diffusion import model_spec
 
 BASE: dict[str, Any] = {"ema.power": (0.1,), "train.micro_batch_size": 4}
 
@@ -63,11 +64,18 @@ def configured(place: Path, changes: dict[str, Any] | None = None) -> RunConfig:
     return over(place / "data", {**BASE, **(changes or {})})
 
 
+def resume_step(config: RunConfig, data: Samples, run: Path, record: dict[str, Any]) -> tuple[int, Path] | None:
+    """As `ldit train` decides it: the latest valid step, and whether its run is this one."""
+    latest = latest_valid_step(run, ALONE)
+    check_same_run(config, model_spec(config, data), run, record, latest, bool(committed_steps(run)))
+    return latest
+
+
 def resume(place: Path, config: RunConfig, run: Path | None = None) -> tuple[int, Path] | None:
     """What the flow asks before it goes on."""
     data, _ = open_data(config.data.path, config.data.image_size)
     record = {"pictures": len(data), "sha256": data.fingerprint()}
-    return step_to_resume(config, model_spec(config, data), run or place / "run", record, ALONE)
+    return resume_step(config, data, run or place / "run", record)
 
 
 @pytest.mark.parametrize("key", ALLOWED)
@@ -77,7 +85,7 @@ def test_r3_allowed_with_a_notice(key: str, place: Path) -> None:
         found = resume(place, config)
     assert found == (2, step_folder(place / "run", 2))
     old = getattr(getattr(configured(place), key.split(".")[0]), key.split(".")[1])
-    assert lines == [f"goes on with {key} {old!r} -> {ALLOWED[key]!r}"]
+    assert lines == [f"resumes with {key} {old!r} -> {ALLOWED[key]!r}"]
 
 
 @pytest.mark.parametrize("key", REFUSED)
@@ -181,7 +189,7 @@ def latent(place: Path, name: str) -> RunConfig:
 def asked(place: Path, name: str, run: Path, record: dict[str, Any]) -> tuple[int, Path] | None:
     config = latent(place, name)
     data, _ = open_data(config.data.path, config.data.image_size)
-    return step_to_resume(config, model_spec(config, data), run, record, ALONE)
+    return resume_step(config, data, run, record)
 
 
 def test_images_and_a_cache_of_them_are_told_apart(place: Path, tmp_path: Path) -> None:
@@ -201,7 +209,7 @@ def test_the_same_autoencoder_elsewhere(place: Path, tmp_path: Path) -> None:
     run, record = recorded(place, tmp_path, "f" * 64, "here")
     with said() as lines:
         assert asked(place, "there", run, record) == (2, step_folder(run, 2))
-    assert lines == ["goes on with codec.name 'here' -> 'there'"]
+    assert lines == ["resumes with codec.name 'here' -> 'there'"]
     cached, without = recorded(place, tmp_path, None, "here")
     for other, found in ((run, {**record, "codec": "e" * 64}), (cached, without)):
         with pytest.raises(ConfigError, match=r"another run.*codec\.name 'here' -> 'there'"):

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.guard import Scaler
 from ldit.train.saver import Staging
-from ldit.train.step import TrainState, train_step
+from ldit.train.state import TrainState
+from ldit.train.step import train_step
 
 STEPS = 24
 SHORT = 2  # steps gone on with after every stop
@@ -64,7 +65,7 @@ def uninterrupted(config: RunConfig, out: Path) -> Recorded:
         found.reports.append(values_of(train_step(state, task, batch)))
         found.tensors.append(tensors(state))
         found.numbers.append(numbers(state))
-        state_io.save_work(out, state, task.spec, staging)()
+        checkpointing.save_work(out, state, task.spec, staging)()
     return found
 
 
@@ -82,7 +83,7 @@ def test_r1_every_stop_has_the_same_tail(setting: str, tmp_path: Path, monkeypat
             assert "overflow" in faults and any(b > a for a, b in pairwise(scales))
         for stop in range(1, STEPS + 1):
             state, task, loader = begin(config)
-            state_io.restore(tmp_path / "checkpoints" / f"step-{stop:08d}", state)
+            checkpointing.restore(tmp_path / "checkpoints" / f"step-{stop:08d}", state)
             assert unequal(tensors(state), whole.tensors[stop]) == [], f"restored from step {stop}"
             assert numbers(state) == whole.numbers[stop]
             for batch in batches(loader, state, STEPS if stop in WHOLE else min(stop + SHORT, STEPS)):

@@ -16,7 +16,7 @@ from ldit.errors import RunError
 from ldit.parallel.world import World
 from ldit.storage import manifest
 from ldit.storage.shards import read_set
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.saver import Saver, Staging
 from ldit.train.step import Outcome, train_step
 from ldit.train.trainer import SAVE_FAILED, Hook
@@ -112,14 +112,14 @@ def test_the_memory_is_kept_and_grows() -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    real = state_io.write_step
+    real = checkpointing.write_step
 
     def write(run: Path, step: int, *rest: Any) -> Path:
         if step == at:
             raise OSError("full")
         return real(run, step, *rest)
 
-    monkeypatch.setattr(state_io, "write_step", write)
+    monkeypatch.setattr(checkpointing, "write_step", write)
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -147,13 +147,13 @@ def test_a_save_that_fails_elsewhere_ends_the_run_here(tmp_path: Path) -> None:
 def test_a_slow_save_keeps_its_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that take longer than the steps to the next save hold the numbers of their own step."""
     name = "write_step" if kind == "checkpoints" else "write_folder"
-    real, seen = getattr(state_io, name), {}
+    real, seen = getattr(checkpointing, name), {}
 
     def slow(*given: Any) -> Path:
         time.sleep(0.2)  # several steps
         return real(*given)
 
-    monkeypatch.setattr(state_io, name, slow)
+    monkeypatch.setattr(checkpointing, name, slow)
     every = "train.checkpoint_every" if kind == "checkpoints" else "ema.snapshot_every"
     config = small({"train.async_save": True, "train.steps": 4, "ema.power": (0.1,), every: 1})
     hooks = [Hook(1, lambda state: seen.setdefault(state.step, tensors(state)) and None)]
@@ -202,7 +202,7 @@ def test_a_step_and_a_snapshot_are_copied_once(tmp_path: Path) -> None:
     def progress(what: str) -> None:
         seen.append([folder.parent.name for folder in folders if folder.is_dir()])
 
-    work = state_io.save_work(tmp_path, state, task.spec, staging, None, progress, step=True, snapshot=True)
+    work = checkpointing.save_work(tmp_path, state, task.spec, staging, None, progress, step=True, snapshot=True)
     train_step(state, task, second)
     assert staging.begun == 1 and not any(folder.is_dir() for folder in folders)
     work()
@@ -219,7 +219,7 @@ def test_a_snapshot_alone_is_all_that_is_copied(tmp_path: Path) -> None:
     """The power-function averages and nothing else, in memory and on the disk."""
     state, task, _ = begin(small({"ema.power": (0.1,)}))
     staging = Counting()
-    state_io.save_work(tmp_path, state, task.spec, staging, step=False, snapshot=True)()
+    checkpointing.save_work(tmp_path, state, task.spec, staging, step=False, snapshot=True)()
     assert staging._block.numel() == aligned(state.averages.tracks[POWER].values)
     assert [path.name for path in tmp_path.iterdir()] == ["snapshots"]
 
@@ -232,7 +232,7 @@ def aligned(values: Sequence[Tensor]) -> int:
 def test_the_loop_does_not_wait_for_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At step 2 both are due: step 3 is done while nothing of the snapshot is written, and the watchdog hears of its
     writing."""
-    gate, real, passed, marks = threading.Event(), state_io.write_folder, list[bool](), list[tuple[str, str]]()
+    gate, real, passed, marks = threading.Event(), checkpointing.write_folder, list[bool](), list[tuple[str, str]]()
 
     def held(*given: Any) -> Path:
         passed.append(gate.wait(10))
@@ -242,7 +242,7 @@ def test_the_loop_does_not_wait_for_a_snapshot(tmp_path: Path, monkeypatch: pyte
         finally:
             marks.append(("snapshot", "ends"))
 
-    monkeypatch.setattr(state_io, "write_folder", held)
+    monkeypatch.setattr(checkpointing, "write_folder", held)
     values = {"ema.power": (0.1,), "ema.snapshot_every": 2, "train.checkpoint_every": 2, "train.steps": 3}
     hooks = [Hook(3, lambda state: gate.set())]
     run = trainer(small({**values, "train.async_save": True}), tmp_path, hooks=hooks)
@@ -265,13 +265,13 @@ def test_reserved_memory_is_all_that_a_save_needs(kind: str, tmp_path: Path) -> 
     """Made before the first step, for a state that saves later: not a byte too few, in the same place."""
     state, task, loader = begin(small({"optim.kind": kind, "ema.power": (0.1,), "ema.more": (0.9,)}))
     staging = Counting()
-    work = state_io.reserve_work(state, staging)
+    work = checkpointing.reserve_work(state, staging)
     assert staging.makers == [] and staging._block.numel() == 0
     work()
     place, size = staging._block.data_ptr(), staging._block.numel()
     for batch in loader.from_step(0, 2):
         train_step(state, task, batch)
-    state_io.save_work(tmp_path, state, task.spec, staging, snapshot=True)()
+    checkpointing.save_work(tmp_path, state, task.spec, staging, snapshot=True)()
     assert (staging._block.data_ptr(), staging._block.numel()) == (place, size)
     assert len(staging.makers) == 1 and staging._used == size
 
@@ -309,16 +309,16 @@ def test_replicas_share_the_copying(kind: str, monkeypatch: pytest.MonkeyPatch) 
     """Of two replicas each makes memory for what it writes and copies that; the rest is named and empty. Together they
     copy every tensor once, bit for bit."""
     monkeypatch.setattr(save, "SHARD_BYTES", 1 << 12)
-    monkeypatch.setattr(World, "agreed", lambda self, work, group: work())  # there is no other process to ask
+    monkeypatch.setattr(World, "run_on_all", lambda self, work, group: work())  # there is no other process to ask
     state, _, _ = begin(small({"optim.kind": kind, "ema.power": (0.1,)}))
-    whole = state_io._sets(state)
+    whole = checkpointing._sets(state)
     values = {f"{stem} {name}": value.detach() for stem, rows in whole.items() for name, _, value in rows()}
     stagings, copied = [], list[dict[str, Tensor]]()
     for rank in (0, 1):
         world, staging = World(torch.device("cpu"), rank=rank, size=2, replicate=2), Staging()
-        sets = state_io._staged(whole, world, staging)
+        sets = checkpointing._staged(whole, world, staging)
         state.world, reserved = world, Staging()
-        state_io.reserve_work(state, reserved)()
+        checkpointing.reserve_work(state, reserved)()
         found = {f"{stem} {entry.name}": entry.part for stem, entries in sets.items() for entry in entries}
         assert {name: part.shape for name, part in found.items()} == {name: v.shape for name, v in values.items()}
         copied.append({name: part for name, part in found.items() if part.device.type != "meta"})

@@ -180,7 +180,7 @@ def test_losses_by_quarter_make_the_loss(flow: str, micro: int | None) -> None:
     """Weighted with the samples in each quarter, counted here from the times themselves; empty quarters are absent."""
     state, task, loader = begin(small({"train.micro_batch_size": micro}, flow=flow))
     for batch in loader.from_step(0, 4):
-        times = task._times(batch).double()
+        times = task.draw_times(batch).double()
         share = (times + 1) / 1000 if not flow else times
         quarters = [min(int(t * 4), 3) for t in share.tolist()]
         values = train_step(state, task, batch).values

@@ -14,7 +14,7 @@ from ldit.data.batch import Batch, Fault
 from ldit.data.loader import Loader, load_batch
 from ldit.errors import DataError, RunError
 from ldit.parallel.watchdog import Watchdog
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.skipped import SkippedLog
 from ldit.train.step import train_step
 from ldit.train.trainer import Trainer
@@ -53,7 +53,7 @@ def test_the_step_is_that_of_the_readable_ones(micro: int, flow: str) -> None:
     for q in range(4):
         if (quarter == q).any():
             means[f"loss_q{q + 1}"] = losses["loss"][quarter == q].mean().item()
-    state.weights.clear()
+    state.weights.zero_grad()
     outcome = train_step(state, task, faulty(batch, rows))
     assert outcome.fault == "" and set(means) <= set(outcome.values)
     for name, value in means.items():
@@ -155,7 +155,7 @@ def test_left_out_batches_are_counted_on_after_a_resume(tmp_path: Path) -> None:
     newest = committed(tmp_path)[-1]
     assert newest.name == "step-00000006"
     again = trainer(tmp_path, config, Gone(), [])
-    state_io.restore(newest, again.state)
+    checkpointing.restore(newest, again.state)
     assert (again.state.updates, again.state.guard.left_out) == (2, 4)
     with pytest.raises(RunError, match=r"^step 8: .* 6 steps in a row"):
         again.fit()

@@ -17,11 +17,12 @@ from ldit.config.run import RunConfig
 from ldit.config.sections import GuardConfig
 from ldit.data.batch import Batch
 from ldit.errors import RunError
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.guard import SETTLED, WINDOW, Guard, Scaler
 from ldit.train.saver import Staging
-from ldit.train.step import TrainState, train_step
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 
 CASES = range(count(5, 5))
 
@@ -158,9 +159,9 @@ def test_n3_an_overflow_halves_the_scale_and_training_recovers(
     assert overflows >= 1 and state.updates == 1 and state.scaler.good == 1
     assert unequal(tensors(state), fresh) != []
     scale = state.scaler.scale = state.scaler.scale / 16  # the largest that fits one step need not fit the next
-    state_io.save_work(tmp_path, state, task.spec, Staging())()
+    checkpointing.save_work(tmp_path, state, task.spec, Staging())()
     resumed, _, _ = begin(half(number))
-    state_io.restore(tmp_path / "checkpoints" / f"step-{state.step:08d}", resumed)
+    checkpointing.restore(tmp_path / "checkpoints" / f"step-{state.step:08d}", resumed)
     assert resumed.scaler == state.scaler == Scaler(scale, 1)
     following = [next(batches) for _ in range(2)]
     for one in (state, resumed):

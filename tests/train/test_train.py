@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ldit.config.sections import EMAConfig, TrainConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
-from ldit.train import checkpointing as state_io
+from ldit.train import checkpointing
 from ldit.train.ema import Averages
 from ldit.train.optim import learning_rate
 from ldit.train.saver import Staging
-from ldit.train.step import TrainState, train_step
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 
 CPU = torch.device("cpu")
 
@@ -153,7 +154,7 @@ def test_label_dropout_has_its_rate() -> None:
     _, task, _ = started(config)
     n = 2000
     batch = Batch(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.long), tuple(range(n)))
-    dropped = (task._drop(batch) == config.model.num_classes).float().mean().item()
+    dropped = (task.draw_labels(batch) == config.model.num_classes).float().mean().item()
     assert dropped == pytest.approx(0.1, abs=4 * (0.09 / n) ** 0.5)
 
 
@@ -166,14 +167,14 @@ def test_state_survives_bit_for_bit(kind: str, tmp_path: Path) -> None:
     batches = list(loader.from_step(0, 6))
     for batch in batches[:3]:
         train_step(state, task, batch)
-    work = state_io.save_work(tmp_path, state, task.spec, Staging())
+    work = checkpointing.save_work(tmp_path, state, task.spec, Staging())
     for batch in batches[3:]:
         train_step(state, task, batch)
     work()  # what was copied at step 3 is written now
 
     resumed, _, _ = started(config)
     folder = tmp_path / "checkpoints" / "step-00000003"
-    state_io.restore(folder, resumed)
+    checkpointing.restore(folder, resumed)
     assert resumed.step == resumed.updates == 3
     for batch in batches[3:]:
         train_step(resumed, task, batch)
@@ -190,7 +191,7 @@ def test_showing_the_average_and_back(precision: str) -> None:
     state, _ = after(tiny(precision=precision), 2)
     masters, average = weights(state).clone(), flat(state.averages.main).clone()
     own = flat(list(state.weights.model.parameters())).clone()
-    with state.weights.showing(state.averages.main) as model:
+    with state.weights.swapped_in(state.averages.main) as model:
         shown = flat(list(model.parameters()))
         assert torch.equal(shown, average.to(shown.dtype)) and not model.training
     assert torch.equal(weights(state), masters) and torch.equal(flat(state.averages.main), average)

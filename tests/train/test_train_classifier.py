@@ -9,14 +9,13 @@ import pytest
 import torch
 from classifiers import NAMES, SIDE, classifier_run, make_stripes
 from folders import make_folder, said
-from runs import ALONE
 from smallrun import changed
 
 from ldit.checkpoint.classifier import holds_classifier, open_classifier_step
 from ldit.cli.main import main
 from ldit.cli.train import parse_arguments
 from ldit.commands.convert import convert
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
 from ldit.config.kinds import run_from_json, spec_from_json
 from ldit.config.recipes.registry import recipe
@@ -24,7 +23,7 @@ from ldit.data.source import open_data
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.storage import manifest
 from ldit.train.resume import RESUMABLE, RESUMABLE_SECTIONS
-from ldit.train.tasks.classifier_subject import ClassifierSubject
+from ldit.train.tasks.classifier import open_classifier
 
 LAST = "checkpoints/step-00000004"
 
@@ -149,10 +148,10 @@ def test_data_that_shows_no_classes_is_refused(place: Path, tmp_path: Path) -> N
 
 def test_latents_are_refused() -> None:
     class Latents:
-        root, names = "cache", NAMES
+        root, names, cache = "cache", NAMES, object()
 
     with pytest.raises(DataError, match="cache holds latents, a classifier is trained on images"):
-        ClassifierSubject(classifier_run(Path("cache")), Path("run"), Latents(), ALONE)  # type: ignore[arg-type]
+        open_classifier(classifier_run(Path("cache")), Latents())  # type: ignore[arg-type]
 
 
 def test_weights_are_those_of_the_training_images(tmp_path: Path) -> None:
@@ -163,15 +162,15 @@ def test_weights_are_those_of_the_training_images(tmp_path: Path) -> None:
     data, _ = open_data(str(root), SIDE, "")
     for balanced, expected in ((True, [26 / 36, 26 / 36, 26 / 6]), (False, [1.0] * 3)):
         config = classifier_run(root, {"objective.balanced": balanced, "data.heldout": ""})
-        subject = ClassifierSubject(config, tmp_path / "run", data, ALONE)
-        assert subject.task.weights.tolist() == pytest.approx(expected)
+        task = open_classifier(config, data)
+        assert task.weights.tolist() == pytest.approx(expected)
 
 
 def test_a_run_without_held_out_images_says_so(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", side=SIDE)
     with said() as lines:
         assert train(classifier_run(root, {"train.steps": 1, "train.batch_size": 4}), tmp_path / "run") == 0
-    assert any("no held-out images: nothing is measured" in line for line in lines)
+    assert any("no held-out images: no accuracy is measured" in line for line in lines)
     assert "accuracy" not in records(tmp_path / "run")[0]
 
 

@@ -11,13 +11,13 @@ from folders import make_folder, over, said
 
 from ldit.checkpoint.run import step_folder
 from ldit.commands import train as flow
-from ldit.commands.train import train
+from ldit.commands.train import run as train
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError, LditError, SourceError
 from ldit.storage import manifest
-from ldit.train.tasks.diffusion_subject import DiffusionSubject
+from ldit.train.tasks.diffusion import DiffusionTask
 
-MISSING = "no held-out images: nothing is measured on any (data.heldout names a list)"
+MISSING = "no held-out images: no held-out loss is measured (data.heldout names a list)"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_configuration_is_written_once_the_state_stands(
 
         return call
 
-    monkeypatch.setattr(DiffusionSubject, "begin", look("start", DiffusionSubject.begin))
+    monkeypatch.setattr(DiffusionTask, "begin", look("start", DiffusionTask.begin))
     monkeypatch.setattr(flow.Trainer, "fit", look("fit", flow.Trainer.fit))
     config = over(base / "data")
     assert train(config, tmp_path / "run") == 0

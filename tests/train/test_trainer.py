@@ -10,8 +10,8 @@ from faults import Fault, Faulty
 from smallrun import Run, small, trainer
 
 from ldit.errors import RunError
-from ldit.train import checkpointing as state_io
-from ldit.train.step import TrainState
+from ldit.train import checkpointing
+from ldit.train.state import TrainState
 from ldit.train.trainer import Hook
 
 
@@ -57,13 +57,13 @@ def test_rates_after_a_rollback(tmp_path: Path) -> None:
 def test_a_run_that_ends_keeps_the_save_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard stops the run right after a commit began: it is there when `fit` has raised, for the process ends then
     and its threads with it."""
-    real = state_io.write_step
+    real = checkpointing.write_step
 
     def slow(*given: Any) -> Path:
         time.sleep(0.3)
         return real(*given)
 
-    monkeypatch.setattr(state_io, "write_step", slow)
+    monkeypatch.setattr(checkpointing, "write_step", slow)
     values = {"train.checkpoint_every": 3, "train.async_save": True, "guard.nonfinite": "stop"}
     run = failing(values, tmp_path, 4)
     try:

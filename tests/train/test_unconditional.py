@@ -13,6 +13,7 @@ from ldit.checkpoint.export import write_export
 from ldit.cli.main import main
 from ldit.config.labels import resolve_label
 from ldit.config.model import ClassModelConfig, OriginalDiTConfig
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.config.spec import ClassConditionerConfig, DDPMConfig, FlowConfig, ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.errors import ConfigError, RequestError
 from ldit.nn.build import build_model, parameter_count, parameter_shapes
@@ -75,19 +76,19 @@ def test_the_spec_travels() -> None:
 
 
 def test_numbers_of_images() -> None:
-    assert check_request(spec()).labels == (0,)
-    request = check_request(spec(), num=3, seed=5)
+    assert check_request(spec(), SamplingRequest()).labels == (0,)
+    request = check_request(spec(), SamplingRequest(num=3, seed=5))
     assert request.labels == (0, 0, 0) and request.seeds == (5, 6, 7)
-    assert check_request(spec(), seeds=[4, 9]).labels == (0, 0)
-    assert check_request(spec(), [], num=2).seeds == (0, 1)
+    assert check_request(spec(), SamplingRequest(seeds=[4, 9])).labels == (0, 0)
+    assert check_request(spec(), SamplingRequest(class_labels=[], num=2)).seeds == (0, 1)
     given = {"num": 2, "initial_noise": torch.zeros(2, 3, 8, 8)}
-    assert check_request(spec(conditioner=None), None, **given).labels == (0, 0)  # type: ignore[arg-type]
+    assert check_request(spec(conditioner=None), SamplingRequest(class_labels=None, **given)).labels == (0, 0)  # type: ignore[arg-type]
 
 
 def test_guidance_is_one_whatever_the_recipe_says() -> None:
-    assert check_request(spec()).settings == SamplingConfig("heun", 4, 1.0, "all", (0.4, 1.0))
-    assert check_request(spec(process=DDPMConfig(), sampling=None), steps=3).settings.guidance == 1.0
-    assert check_request(spec(), guidance=1).settings.guidance == 1.0
+    assert check_request(spec(), SamplingRequest()).settings == SamplingConfig("heun", 4, 1.0, "all", (0.4, 1.0))
+    assert check_request(spec(process=DDPMConfig(), sampling=None), SamplingRequest(steps=3)).settings.guidance == 1.0
+    assert check_request(spec(), SamplingRequest(guidance=1)).settings.guidance == 1.0
 
 
 @pytest.mark.parametrize("process", [FlowConfig(), DDPMConfig()], ids=["flow", "ddpm"])
@@ -126,13 +127,13 @@ def test_images(process: Any) -> None:
 )
 def test_requests_that_cannot_be_served(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        check_request(spec(), **arguments)
+        check_request(spec(), SamplingRequest(**arguments))
 
 
 @pytest.mark.parametrize("labels", [None, [1], [0, 1]])
 def test_models_with_classes_take_labels_not_numbers(labels: Any) -> None:
     with pytest.raises(RequestError, match="num 2: this model has classes"):
-        check_request(spec(replace(MODEL, num_classes=3)), labels, num=2)
+        check_request(spec(replace(MODEL, num_classes=3)), SamplingRequest(class_labels=labels, num=2))
 
 
 def test_no_name_resolves_without_classes() -> None:

@@ -13,8 +13,9 @@ from ldit.bench.ceiling import device_name, matrix_ceiling, open_device, wait
 from ldit.bench.train_step import RECIPES
 from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import diffusion_recipe
-from ldit.diffusion.build import Process
+from ldit.config.requests.bench import BenchSampleRequest
 from ldit.diffusion.ddpm import DDPM
+from ldit.diffusion.process import Level, Process
 from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops, parameter_count
@@ -24,32 +25,11 @@ from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.fast.prepare import InferenceOptions, Prepared, check_options, prepare
 from ldit.sampling.grids import build_grid
 from ldit.sampling.guidance import Guided, Network
-from ldit.sampling.levels import Level
 from ldit.sampling.solvers import find_solver
 from ldit.train.telemetry import peak_memory
 from ldit.version import __version__
 
 COLUMNS = "batch  evaluations  ms/evaluation  images/s  of ceiling  peak GB"
-
-
-@dataclass(frozen=True)
-class SampleJob:
-    """What to measure: a size of RECIPES, images a batch, and how they are sampled; guidance 1 = no guided rows. The
-    switches are those of `ldit.sampling.fast.prepare.InferenceOptions`."""
-
-    size: str = "600m"
-    batch: tuple[int, ...] = (1, 8)
-    steps: int = 20
-    solver: str = "unipc2"
-    guidance: float = 4.0
-    dtype: str | None = None
-    packed: bool | None = None
-    int8: bool = False
-    compiled: bool = False
-    graph: bool = False
-    host_modulation: bool = False
-    rounds: int = 3
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,7 @@ class Chain:
         return x, guided, time.perf_counter() - began
 
 
-def bench_sample(job: SampleJob) -> dict[str, Any]:
+def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
     """Measure every batch size: evaluations, milliseconds each, images/s (median and spread of rounds), share of the
     matrix ceiling (of the FLOPs that `needed_flops` counts), peak memory. Returns the report; ConfigError or
     RequestError names a flag that cannot be served."""
@@ -106,7 +86,7 @@ def bench_sample(job: SampleJob) -> dict[str, Any]:
     # Solver, grid and options are checked before anything is measured.
     find_solver(job.solver)
     build_grid(DDPM(), str(job.steps))
-    inference = InferenceOptions(job.packed, job.int8, job.compiled, job.graph, job.host_modulation)
+    inference = InferenceOptions(None, job.int8, job.compile, job.graphs, job.host_modulation)
     check_options(config, inference, device)
     ceiling = matrix_ceiling(device, dtype)
     network = prepare(random_network(config, device, dtype), inference)
@@ -164,7 +144,7 @@ def needed_flops(
 
 @torch.no_grad()
 def _batch(
-    job: SampleJob,
+    job: BenchSampleRequest,
     config: ClassModelConfig,
     network: Network | nn.Module,
     count: int,

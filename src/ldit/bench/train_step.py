@@ -8,7 +8,7 @@ with compiled blocks. All train the same network on the same numbers: the loss o
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ldit.bench.ceiling import device_name, matrix_ceiling, open_device, timed
 from ldit.config.recipes.registry import diffusion_recipe
+from ldit.config.requests.bench import VARIANTS, BenchTrainRequest
 from ldit.config.run import RunConfig
-from ldit.config.sections import Precision, Recompute
+from ldit.config.sections import Precision
 from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError
@@ -31,31 +32,15 @@ from ldit.precision import COMPUTE, products
 from ldit.rng import generator
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.train.optim import learning_rate
-from ldit.train.step import TrainState, new_state, train_step
-from ldit.train.tasks.task import DiffusionTask
+from ldit.train.state import TrainState
+from ldit.train.step import new_state, train_step
+from ldit.train.tasks.diffusion import DiffusionTask
 from ldit.train.telemetry import peak_flops, peak_memory
 from ldit.version import __version__
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}
-VARIANTS = ("original", "fused", "compiled")
 AGREEMENT = 2e-2  # relative, of the first loss: bf16 in another order
 CLIP, DECAY = 2.0, 0.9999  # of the gradient's norm; of the moving average
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to measure: a size of RECIPES, the batch of a step, in micro-batches of `micro`."""
-
-    size: str = "600m"
-    batch: int = 64
-    micro: int | None = None
-    precision: Precision = "bf16"
-    variants: tuple[str, ...] = VARIANTS
-    steps: int = 5
-    rounds: int = 3
-    recompute: Recompute = "none"
-    ema: bool = True
-    device: str | None = None
 
 
 def check_report(file: Path) -> None:
@@ -65,7 +50,7 @@ def check_report(file: Path) -> None:
         raise ConfigError(f"--json: no folder {file.absolute().parent}")
 
 
-def bench_train(job: Job) -> dict[str, Any]:
+def bench_train(job: BenchTrainRequest) -> dict[str, Any]:
     """Measure every variant: images/s (median and spread of rounds), FLOP/s, MFU and share of the measured matrix
     ceiling, peak memory. Returns the report; of a variant that does not fit in memory it says so instead.
 
@@ -80,7 +65,7 @@ def bench_train(job: Job) -> dict[str, Any]:
         return _report(job, device)
 
 
-def _report(job: Job, device: torch.device) -> dict[str, Any]:
+def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     config = bench_config(RECIPES[job.size], job.batch, job.precision, job.micro)
     config = replace(config, parallel=replace(config.parallel, recompute=job.recompute))
     # What a step needs, and what the device can do at best.
@@ -131,7 +116,7 @@ def bench_config(recipe: str, batch: int, precision: Precision, micro: int | Non
     return replace(config, train=train)
 
 
-def _measure(name: str, config: RunConfig, job: Job, device: torch.device) -> dict[str, Any]:
+def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     if name == "compiled":
         config = replace(config, parallel=replace(config.parallel, compile=True))
     if device.type == "cuda":
@@ -167,7 +152,7 @@ def started(config: RunConfig, device: torch.device) -> tuple[TrainState, Diffus
     source = torch.Generator(device).manual_seed(0)
     for master in state.weights.masters:
         torch.nn.init.normal_(master, 0.0, 0.02, generator=source)
-    state.weights.publish()
+    state.weights.sync_to_model()
     state.averages.start(state.weights.masters)
     count, model = config.train.batch_size, config.model
     shape = (count, model.in_channels, model.input_size, model.input_size)
@@ -214,8 +199,8 @@ def _original_step(state: TrainState, task: DiffusionTask, batch: Batch) -> Call
             (losses["loss"].sum() / len(batch)).backward()
             total += losses["loss"].sum().item() / len(batch)
         update(weights.gradients())
-        weights.publish()
-        weights.clear()
+        weights.sync_to_model()
+        weights.zero_grad()
         return total
 
     return step

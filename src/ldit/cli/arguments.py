@@ -1,4 +1,4 @@
-"""Dataclasses to flags through tyro, with every mistake reduced to one line."""
+"""A request or a configuration from flags, through tyro; every mistake is one line."""
 
 import contextlib
 import dataclasses
@@ -6,36 +6,82 @@ import io
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import tyro
-
+from ldit.cli.help import help_text, rows, spelled
+from ldit.config.requests.fields import ALIASES, METAVAR, POSITIONAL, TYPE, nearest
 from ldit.errors import ConfigError
 
 T = TypeVar("T")
 _FRAME = "╭╮╰╯─│ "
 
 
-def parse(
-    cls: type[T], argv: Sequence[str], prog: str, description: str | None = None, default: Any = tyro.MISSING_NONPROP
-) -> T:
+def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None = None, default: Any = None) -> T:
     """An instance of `cls` from flags; ConfigError with one line when they do not fit. Hyphens and underscores in flags
-    are the same. `--help` prints and exits 0."""
-    said = io.StringIO()
+    are the same. `--help` prints and exits 0. `default`: an instance whose values are the defaults of a tree of
+    sections."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text(cls, prog, description, default))
+        raise SystemExit(0)
+    import tyro  # a tenth of a second, which help need not wait for
+
+    arguments = _spell_booleans(cls, _name_first(cls, list(argv)))
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                cls,
+        with contextlib.redirect_stderr(printed):
+            values = tyro.cli(
+                for_tyro(cls),
                 prog=prog,
-                description=description,
-                args=_spell_booleans(cls, list(argv)),
-                default=default,
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_first_paragraph(said.getvalue())} (see {prog} --help)") from None
+        message = _unknown_flag(cls, argv, default) or _first_paragraph(printed.getvalue())
+        raise ConfigError(f"{message} (see {prog} --help)") from None
+    return values if isinstance(values, cls) else cls(**vars(values))
+
+
+def for_tyro(cls: type[Any]) -> type[Any]:
+    """The class, or where its fields have metadata one that says the same in tyro's words."""
+    import tyro
+
+    if not any(entry.metadata for entry in dataclasses.fields(cls)):
+        return cls
+    hints, described = typing.get_type_hints(cls), []
+    for entry in dataclasses.fields(cls):
+        hint: Any = entry.metadata.get(TYPE, hints[entry.name])
+        aliases = entry.metadata.get(ALIASES, ())
+        marks: list[Any] = []
+        if entry.metadata.get(POSITIONAL) and not aliases:
+            marks = [tyro.conf.Positional, tyro.conf.arg(metavar=entry.metadata.get(METAVAR) or entry.name.upper())]
+        elif aliases:
+            marks = [tyro.conf.arg(aliases=[spelled(name) for name in aliases])]
+        for mark in marks:
+            hint = Annotated[hint, mark]
+        described.append((entry.name, hint, dataclasses.field(default=entry.default, kw_only=True)))
+    return dataclasses.make_dataclass(cls.__name__, described)
+
+
+def _name_first(cls: type[Any], argv: list[str]) -> list[str]:
+    """The first argument with its flag, where a field has one and may also stand first."""
+    for entry in dataclasses.fields(cls):
+        aliases = entry.metadata.get(ALIASES, ())
+        if entry.metadata.get(POSITIONAL) and aliases and argv and not argv[0].startswith("-"):
+            return [spelled(aliases[0]), *argv]
+    return argv
+
+
+def _unknown_flag(cls: type[Any], argv: Sequence[str], default: Any) -> str | None:
+    """The first flag that does not exist, and the one it is most like."""
+    known = {name for row in rows(cls, default) for name in row.flags}
+    for token in argv:
+        name = token.partition("=")[0].replace("_", "-")
+        if token.startswith("--") and len(token) > 2 and name not in known:
+            return f"unknown flag {token.partition('=')[0]}{nearest(name, sorted(known))}"
+    return None
 
 
 def _spell_booleans(cls: type[Any], argv: list[str]) -> list[str]:

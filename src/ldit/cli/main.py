@@ -1,48 +1,38 @@
-"""The `ldit` command: find the sub-command, run it, turn faults into one line and an exit code. Imports no torch."""
+"""The `ldit` command: finds the sub-command, runs it, turns errors into one line and an exit code. No torch."""
 
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from ldit.cli.arguments import parse
+from ldit.cli.commands import GROUPS, NAMES, PLANNED, TABLE, Command, rows_of
+from ldit.config.requests.fields import nearest
 from ldit.errors import LditError
-
-COMMANDS = {
-    "train": "train a recipe, or go on with a run",
-    "sample": "make images from a checkpoint",
-    "evaluate": "measure images: FID and its kin, precision, recall",
-    "stats": "make a reference of a set of images",
-    "encode": "make a latent cache of a set of images",
-    "data": "check a folder of images",
-    "info": "say what a checkpoint is, without loading it",
-    "convert": "write a checkpoint in another layout",
-    "ema": "make the average of another width from a run's snapshots",
-    "bench": "measure the training step",
-    "plot": "draw the curves of runs",
-    "launch": "write the batch script of a cluster",
-}
-PLANNED = ("plan", "demo", "doctor")
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
-    return (
-        "usage: ldit COMMAND [--help] [--debug] …\n\n"
-        f"diffusion transformers: training, sampling, checkpoints\n\n{rows}\n\n"
-        f"not built yet: {', '.join(PLANNED)}\n--debug shows the traceback of an error"
-    )
+    """Every command with its line, under the heading of its group."""
+    blocks = ["usage: ldit COMMAND [--help] [--debug] …\n\ndiffusion transformers: training, sampling, checkpoints"]
+    for group in GROUPS:
+        rows = [f"  {row.name:<14}{row.line}" for row in TABLE if row.group == group]
+        blocks.append("\n".join([group, *rows]))
+    blocks.append(f"not built yet: {', '.join(PLANNED)}\n--debug shows the traceback of an error")
+    return "\n\n".join(blocks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 a fault the user can mend, 1 a failed run, 130 / 138 / 143 stopped by a signal."""
+    """Exit codes: 0 done, 2 an error the user can fix, 1 a failed run, 130 / 138 / 143 stopped by a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    return guard(lambda: _dispatch(arguments[0] if arguments else "", arguments[1:]), debug)
+    return guard(lambda: dispatch(arguments[0] if arguments else "", arguments[1:]), debug)
 
 
-def _dispatch(name: str, arguments: list[str]) -> int:
+def dispatch(name: str, arguments: list[str]) -> int:
+    """Run the command of this name and return its exit code; LditError for what the user can fix."""
     if name in ("", "-h", "--help", "help"):
         print(usage())
         return 0 if name else 2
@@ -51,12 +41,39 @@ def _dispatch(name: str, arguments: list[str]) -> int:
 
         print(__version__)
         return 0
+    if name == "--tyro-print-completion":
+        return int(_imported("ldit.cli.completion:print_completion")(arguments))
     if name in PLANNED:
         raise LditError(f"ldit {name} is not built yet")
-    if name not in COMMANDS:
-        raise LditError(f"unknown command {name!r} (commands: {', '.join(COMMANDS)})")
-    code: int = importlib.import_module(f"ldit.cli.{name}").run(arguments)
-    return code
+    rows = rows_of(name)
+    if not rows:
+        raise LditError(f"unknown command {name!r}{nearest(name, NAMES)} (commands: {', '.join(NAMES)})")
+    if rows[0].name == name:
+        return _run(rows[0], arguments)
+    # A command with themes: the first argument names one.
+    themes = {row.name.removeprefix(f"{name} "): row for row in rows}
+    theme = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if theme is None and {"-h", "--help"} & set(arguments):
+        print("\n".join([f"usage: ldit {name} {'|'.join(themes)} …\n", *(f"  {r.name:<14}{r.line}" for r in rows)]))
+        return 0
+    if theme not in themes:
+        close = "" if theme is None else nearest(theme, themes)
+        raise LditError(f"ldit {name} needs a theme: {' or '.join(themes)} (got {theme!r}{close})")
+    return _run(themes[theme], arguments[1:])
+
+
+def _run(command: Command, arguments: list[str]) -> int:
+    """Parse the arguments and call the command's function, which is imported now."""
+    if not command.request:
+        return int(_imported(command.function)(arguments))
+    request = parse(_imported(command.request), arguments, f"ldit {command.name}", command.text or command.line)
+    return int(_imported(command.function)(request))
+
+
+def _imported(place: str) -> Any:
+    """What stands at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def guard(command: Callable[[], int], debug: bool = False) -> int:
@@ -72,7 +89,7 @@ def guard(command: Callable[[], int], debug: bool = False) -> int:
         traceback.print_exc()
         code = 1
     finally:
-        _drop_what_cannot_be_said()
+        _drop_unwritable_output()
     if code and _one_of_several():
         sys.stderr.flush()
         os._exit(code)
@@ -85,13 +102,13 @@ def _one_of_several() -> bool:
 
 
 def _flush() -> None:
-    """OSError where output cannot be said; nobody listens where stdout is closed."""
+    """OSError where output cannot be written; without a stdout there is nothing to do."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
-def _drop_what_cannot_be_said() -> None:
-    """It would be tried again, and complained of, at the interpreter's end."""
+def _drop_unwritable_output() -> None:
+    """Else the interpreter tries to write it again at its end, and complains."""
     try:
         _flush()
     except OSError:

@@ -1,74 +1,70 @@
-"""`ldit train RECIPE --out RUN [--section.key value …]`."""
+"""`ldit train RECIPE --out RUN [--section.key value …]`; RECIPE may be FILE.py:FUNCTION or a run directory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from ldit.cli.arguments import parse
-from ldit.config.autoencoder import AutoencoderRun
-from ldit.config.classifier import ClassifierRun
-from ldit.config.recipes.registry import RECIPES, recipe
-from ldit.config.run import RunConfig
+from ldit.config.experiment import Experiment
+from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory
+from ldit.config.run import BaseRun
 from ldit.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class TrainArguments:
-    """Flags of `ldit train`."""
-
-    out: Path
-    """Directory of the run; the same command again resumes it."""
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+SHOWN = "emoji64-class-xs"  # whose defaults `ldit train --help` shows
 
 
 @dataclass(frozen=True)
-class TrainAutoencoderArguments:
-    """Flags of `ldit train` for an autoencoder's recipe."""
+class TrainRequest:
+    """What a command line of `ldit train` asks for."""
 
     out: Path
-    """Directory of the run; the same command again resumes it."""
-    config: Annotated[AutoencoderRun, tyro.conf.arg(name="")]
+    experiment: Experiment
+
+    @property
+    def config(self) -> BaseRun:
+        return self.experiment.config
 
 
-@dataclass(frozen=True)
-class TrainClassifierArguments:
-    """Flags of `ldit train` for a classifier's recipe."""
+@dataclass
+class _Out:
+    """Flags beside those of the configuration."""
 
     out: Path
-    """Directory of the run; the same command again resumes it."""
-    config: Annotated[ClassifierRun, tyro.conf.arg(name="")]
+    """Run directory; rerun the same command to resume it."""
 
 
-def parse_arguments(arguments: list[str]) -> TrainArguments | TrainAutoencoderArguments | TrainClassifierArguments:
-    """RECIPE and flags as they stand on the command line; ConfigError when they do not fit. Does nothing else."""
+def parse_arguments(arguments: list[str]) -> TrainRequest:
+    """RECIPE and flags of a command line; ConfigError when they do not fit. A user's FILE.py is run for its recipe."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
-    default = recipe(name or "emoji64-class-xs")
-    rest, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
-    if isinstance(default, AutoencoderRun):
-        autoencoder = TrainAutoencoderArguments(tyro.MISSING, default)
-        return parse(TrainAutoencoderArguments, rest, prog, _description(name), autoencoder)
-    if isinstance(default, ClassifierRun):
-        classifier = TrainClassifierArguments(tyro.MISSING, default)
-        return parse(TrainClassifierArguments, rest, prog, _description(name), classifier)
-    assert isinstance(default, RunConfig)
-    return parse(TrainArguments, rest, prog, _description(name), TrainArguments(tyro.MISSING, default))
+    experiment = find_experiment(name or SHOWN)
+    flags, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
+    kind = type(experiment.config)
+    form = make_dataclass("TrainFlags", [("config", Annotated[kind, tyro.conf.arg(name="")])], bases=(_Out,))
+    # A run directory is its own --out.
+    out: Any = Path(name) if name is not None and is_run_directory(name) else tyro.MISSING
+    parsed: Any = parse(form, flags, prog, _description(name), form(out, experiment.config))
+    return TrainRequest(parsed.out, replace(experiment, config=parsed.config))
 
 
 def run(arguments: list[str]) -> int:
-    parsed = parse_arguments(arguments)
-    from ldit.commands.train import train
+    request = parse_arguments(arguments)
+    from ldit.commands.train import run as run_training
     from ldit.log import setup
 
     setup()
-    return train(parsed.config, parsed.out)
+    return run_training(request.experiment, request.out)
 
 
 def _description(name: str | None) -> str:
-    if name is not None:
-        return f"{RECIPES[name].__doc__} Defaults below are this recipe's."
-    rows = "\n".join(f"  {key}: {function.__doc__}" for key, function in RECIPES.items())
-    return f"Train a recipe:\n{rows}\nDefaults below are those of emoji64-class-xs."
+    if name is None:
+        rows = "\n".join(f"  {key}: {function.__doc__}" for key, function in RECIPES.items())
+        return (
+            f"Train a recipe, FILE.py:FUNCTION, or a run directory further:\n{rows}\nThe defaults below are {SHOWN}'s."
+        )
+    if name in RECIPES:
+        return f"{RECIPES[name].__doc__} The defaults below are this recipe's."
+    return f"The defaults below are those of {name}."

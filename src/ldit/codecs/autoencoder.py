@@ -84,7 +84,7 @@ class AutoencoderCodec:
         return self._through(_decode, raw, Grid(1, self.factor)).contiguous()
 
     def fingerprint(self) -> str:
-        """Hex sha256 of configuration and weights, whatever file or dtype they came from; made when first asked for."""
+        """Hex sha256 of configuration and weights, whatever file or dtype they came from; computed at first use."""
         if self._fingerprint is None:
             self._check_files()
             self._fingerprint = fingerprint(self.folder, self.network_config)
@@ -190,7 +190,7 @@ def _encode(network: "KLNetwork", images: Tensor) -> Tensor:
 
 
 def _decode(network: "KLNetwork", raw: Tensor) -> Tensor:
-    return network.pictures(raw)
+    return network.images(raw)
 
 
 def check_folder(config: AutoencoderConfig, folder: Path, channels: int | None = None) -> KLConfig:

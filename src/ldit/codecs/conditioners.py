@@ -34,14 +34,14 @@ class ClassConditioner:
         return self.count == 0
 
     def resolve(self, given: Labels) -> tuple[int, ...]:
-        """Labels from numbers or names; one alone is a list of one, None is none. RequestError names what is no class."""
+        """Labels from numbers or names; one alone is a list of one. RequestError names what is no class."""
         if isinstance(given, (str, int)):
             given = [given]
         try:
-            listed: Any = given.tolist() if isinstance(given, Tensor) else list(given or ())
+            listed: Any = given.tolist() if hasattr(given, "tolist") else list(given or ())  # type: ignore[union-attr]
         except TypeError:
             raise RequestError(f"class_labels: expected numbers or names, got {given!r:.80}") from None
-        if not isinstance(listed, list):  # a tensor without dimensions
+        if not isinstance(listed, list):  # an array without dimensions
             listed = [listed]
         return tuple(resolve_label(label, self.count, self.names) for label in listed)
 

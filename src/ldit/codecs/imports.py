@@ -1,4 +1,4 @@
-"""Importing large libraries without the ones they take along where they find them."""
+"""Imports large libraries without the optional packages that they would load along."""
 
 import sys
 from collections.abc import Iterator

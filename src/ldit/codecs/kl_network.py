@@ -38,7 +38,7 @@ class KLNetwork(AutoencoderKL):
     def forward(self, images: Tensor, noise: Tensor) -> Reconstruction:  # type: ignore[override]
         """Encode (B, 3, H, W) in [-1, 1], draw with `noise` (B, C, h, w), decode."""
         mean, logvar = self.moments(images)
-        return Reconstruction(self.pictures(draw(mean, logvar, noise)), mean, logvar)
+        return Reconstruction(self.images(draw(mean, logvar, noise)), mean, logvar)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> raw mean and log-variance (B, C, h, w), the latter clamped to [-30, 20]."""
@@ -48,7 +48,7 @@ class KLNetwork(AutoencoderKL):
         mean, logvar = out.chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
-    def pictures(self, raw: Tensor) -> Tensor:
+    def images(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) -> (B, 3, H, W), not clamped."""
         if self.post_quant_conv is not None:
             raw = self.post_quant_conv(raw)

@@ -1,4 +1,4 @@
-"""From a codec configuration to what turns latents into images and back."""
+"""Opens a codec: from its configuration to the object that turns images into latents and back."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from ldit.storage.tensors import write_safetensors
 
 Codec = PixelCodec | AutoencoderCodec
 
-_SUB = "vae"  # where whole pipelines of diffusers keep theirs
+_SUB = "vae"  # the sub-folder of a diffusers pipeline's codec
 _FILES = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}-*-of-*.safetensors")
 _HELP = "--local_diffusers_model_root ROOT names a folder that holds it; --latents-out FILE samples latents without it"
 
@@ -54,10 +54,10 @@ def check_codec(config: CodecConfig, roots: Sequence[Path] = (), channels: int |
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
     """The local folder `name`; None when there is none.
 
-    A path (/…, ./…, ../…) is taken as it is; where it is gone, its last two parts and its last one are looked for in
-    each of `roots`. Any other name is looked for in `roots`, among the bundled models, and in the working directory
-    last, so that what happens to lie there stands for nothing else. A folder without a configuration counts only where
-    no other has one.
+    A path (/…, ./…, ../…) is taken as it is; if it does not exist, its last two parts and its last one are looked for
+    in each of `roots`. Any other name is looked for in `roots`, among the bundled models, and last in the working
+    directory, so that a folder there does not hide a model. A folder without a configuration counts only where no other
+    has one.
     """
     folders = [folder for folder in _places(name, roots) if _is_dir(folder)]
     return next((folder for folder in folders if _has_config(folder)), folders[0] if folders else None)
@@ -74,15 +74,15 @@ def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
 
 
 def whole_name(name: str) -> str:
-    """The name by which a step, which is opened from anywhere, finds its codec: the whole path of a folder, but what is
-    bundled or of the Hub keeps its name."""
+    """The name by which a checkpoint, which is opened from anywhere, finds its codec: the absolute path of a folder;
+    bundled codecs and those of the Hub keep their name."""
     folder = find_codec(name)
     return name if folder is None or folder == _bundled(name) else str(folder.resolve())
 
 
 def private_codec(name: str, own: Path) -> Path | None:
-    """The folder of a codec that only this machine finds by `name`: it is given by path, or lies in `own`, the folder
-    of its model. None for one that is bundled, of the Hub, or not there."""
+    """The folder of a codec that only this machine finds by `name`: it is given by path, or is inside `own`, the
+    folder of its model. None for one that is bundled, of the Hub, or missing."""
     folder = find_codec(name, [own])
     if folder is None or not (_is_path(name) or folder.is_relative_to(own)):
         return None
@@ -130,7 +130,7 @@ def _has_config(folder: Path) -> bool:
 
 
 def _refuse_own(folder: Path) -> None:
-    """Say what a run or a model of ours is, which is no folder of diffusers."""
+    """CodecError for a run or a model of ours, which is not an autoencoder's folder."""
     content: object = None
     path = folder / CONFIG
     if path.is_file() and path.stat().st_size <= MAX_BYTES:
@@ -153,9 +153,7 @@ def _downloaded(name: str, roots: Sequence[Path]) -> Path:
         if not any(any(place.glob(f"{STEM}*.safetensors")) for place in (folder, folder / _SUB)):
             folder = from_hub(name, _with_sub((CONFIG, PICKLED)))
     except SourceError as error:
-        raise CodecError(
-            f"the autoencoder {name!r:.200} is not at hand: {error}; looked in {looked}; {_HELP}"
-        ) from None
+        raise CodecError(f"the autoencoder {name!r:.200} was not found: {error}; looked in {looked}; {_HELP}") from None
     return folder
 
 

@@ -27,9 +27,9 @@ def to_uint8(images: Tensor) -> Tensor:
     return (127.5 * images.float() + 128.0).clamp(0, 255).to(torch.uint8)
 
 
-def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
+def from_pil(images: Sequence[Image.Image]) -> Tensor:
     """RGB images of one size -> (B, 3, H, W) fp32, value/127.5 - 1, as in training."""
-    arrays = [np.asarray(image, np.float32).transpose(2, 0, 1) for image in pictures]
+    arrays = [np.asarray(image, np.float32).transpose(2, 0, 1) for image in images]
     return torch.from_numpy(np.stack(arrays) / np.float32(127.5) - np.float32(1.0))
 
 
@@ -52,20 +52,20 @@ def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.
 
 
 def labelled_grid(
-    pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, padding: int = 6, scale: int = 1
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, padding: int = 6, scale: int = 1
 ) -> Image.Image:
     """Images on white with a line of text below each, cut to the image's width."""
-    width, height = (side * scale for side in pictures[0].size)
+    width, height = (side * scale for side in images[0].size)
     size = max(10, min(14, width // 6))
     font = ImageFont.load_default(size=size)
     text_height = int(size * 1.6)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     canvas = Image.new(
         "RGB", (columns * (width + padding) + padding, rows * (height + text_height + padding) + padding), "white"
     )
     draw = ImageDraw.Draw(canvas)
-    for i, (image, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = (
             (i % columns) * (width + padding) + padding,
             (i // columns) * (height + text_height + padding) + padding,

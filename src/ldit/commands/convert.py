@@ -1,8 +1,7 @@
-"""A checkpoint in another layout, written whole or not at all."""
+"""`ldit convert`: a checkpoint in another layout, written completely or not at all."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -13,6 +12,7 @@ from ldit.checkpoint.layouts.original import check_original, write_original
 from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import check_folder
 from ldit.codecs.open import copy_codec, private_codec
+from ldit.config.requests.convert import ConvertRequest, Layout
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.errors import SourceError
 from ldit.log import logger
@@ -20,8 +20,14 @@ from ldit.precision import DTYPES
 from ldit.storage.atomic import committed, replaced
 from ldit.storage.manifest import check_not_in_checkpoint
 
-Layout = Literal["ldit", "original", "diffusers", "pt"]
 CODEC = "codec"  # the folder of an export, and its name there
+
+
+def run(request: ConvertRequest) -> int:
+    """`ldit convert`."""
+    one = request
+    print(convert(one.source, one.out, one.to, one.dtype, one.ema_only, one.heads, one.process))
+    return 0
 
 
 def convert(
@@ -78,7 +84,7 @@ def _codec_to_copy(opened: Source, out: Path) -> Path | None:
     if folder is not None:
         check_folder(codec, folder, opened.spec.model.in_channels)
     elif Path(codec.name).is_absolute():
-        logger.warning("the autoencoder %s is not at hand: %s names it by that path", codec.name, out)
+        logger.warning("the autoencoder %s was not found: %s names it by that path", codec.name, out)
     return folder
 
 

@@ -1,21 +1,21 @@
-"""Images through an autoencoder into a latent cache: resumable, and on any number of processes that need not meet.
+"""`ldit encode`: images to a latent cache, resumable, on any number of processes.
 
-Each process takes shards rank, rank + world, …; they say nothing to each other but by the files
-(`ldit.data.latent_cache.writer`). A shard's bytes depend on the images of its range alone: batches never cross
-shards and
-always hold the same images.
+Processes meet through the files alone (`ldit.storage.shared_job`). A shard's bytes depend on the images of its range
+alone: batches never cross shards and always hold the same images.
 """
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.open import codec_folder, open_codec
-from ldit.config.sections import DataConfig
+from ldit.config.requests.encode import EncodeRequest
+from ldit.config.requests.fields import from_keywords
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.images.decoding import Decoding
@@ -29,60 +29,64 @@ from ldit.data.latent_cache.description import (
     SourceRecord,
 )
 from ldit.data.latent_cache.encoder import Codec, Encoder
-from ldit.data.latent_cache.job import check_place
+from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
-from ldit.data.latent_cache.writer import Making
+from ldit.data.latent_cache.writer import CacheJob
 from ldit.data.samples import Samples
-from ldit.data.source import open_data
-from ldit.errors import ConfigError, DataError, RunError
-from ldit.log import logger
+from ldit.data.source import keep_index, open_data
+from ldit.errors import ConfigError, DataError
+from ldit.log import logger, setup
 from ldit.parallel.world import launched
 from ldit.pipeline.load import process_device
 from ldit.precision import DTYPES
 from ldit.storage.progress import Progress
-from ldit.storage.signals import stopped_by_signals
+from ldit.storage.signals import Stopped, stopped_by_signals
 
 
-@dataclass(frozen=True)
-class EncodeJob:
-    """What `ldit encode` is asked for."""
+class EncodeKeywords(TypedDict, total=False):
+    """The fields of `ldit.config.requests.encode.EncodeRequest`, which says what each means, and their aliases."""
 
-    path: str
-    out: Path
-    image_size: int = 256
-    codec: str = "stabilityai/sd-vae-ft-ema"
-    codec_root: Path | None = None
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: int = 32
-    shard_size: int = 4096
-    workers: int = 2
-    timeout: float = DataConfig.timeout
-    heldout: str | None = None
-    max_per_class: int = 0
-    bad: Literal["stop", "skip"] = "stop"
-    exif: bool = False
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_pixels: int = 1 << 26
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        least = {"image_size": 1, "batch_size": 1, "shard_size": 1, "workers": 0, "max_per_class": 0, "max_pixels": 1}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise ConfigError(f"--{key.replace('_', '-')}: must be at least {value}, got {getattr(self, key)}")
-        if not self.timeout > 0:
-            raise ConfigError(f"--timeout: must be more than 0, got {self.timeout}")
-        if not all(0 <= value <= 255 for value in self.background):
-            raise ConfigError(f"--background: three numbers from 0 to 255, got {self.background}")
-
-    @property
-    def decoding(self) -> Decoding:
-        return Decoding(self.exif, self.background, self.max_pixels)
+    image_size: int
+    heldout: str | None
+    max_per_class: int
+    codec: str
+    local_diffusers_model_root: Path | None
+    codec_root: Path | None
+    dtype: Literal["bf16", "fp32"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    bad: Literal["stop", "skip"]
+    exif: bool
+    background: tuple[int, int, int]
+    max_pixels: int
+    batch_size: int
+    shard_size: int
+    workers: int
+    timeout: float
+    device: str | None
 
 
-def encode(job: EncodeJob) -> bool:
-    """Make this process's shards of the cache; True when it is whole afterwards, False when others are at work still.
+def encode(path: str | Path, out: str | Path, **keywords: Unpack[EncodeKeywords]) -> Path:
+    """`ldit.encode`: images through an autoencoder into a latent cache, which trains as the images would; the folder
+    of the cache. The same call finishes what was interrupted. Errors as in `make_cache`."""
+    make_cache(from_keywords(EncodeRequest, {**keywords, "path": str(path), "out": Path(out)}, "encode"))
+    return Path(out)
+
+
+def run(request: EncodeRequest) -> int:
+    """`ldit encode`."""
+    setup()
+    try:
+        is_complete = make_cache(request)
+    except Stopped as stop:
+        print(f"ldit: {stop}: what is in {request.out} is kept, rerun the same command to finish it", file=sys.stderr)
+        return stop.code
+    if is_complete:
+        print(request.out)
+    return 0
+
+
+def make_cache(request: EncodeRequest) -> bool:
+    """Make this process's shards of the cache; True when it is complete then, False when others are still at work.
 
     Stopped after a signal (`ldit.storage.signals`), a second one exits at once. DataError names an image that cannot be
     read or whose latents are not finite, unless such are skipped; RequestError an --out that is something else's or
@@ -90,57 +94,60 @@ def encode(job: EncodeJob) -> bool:
     """
     with stopped_by_signals():
         launch = launched()
-        source, heldout = open_data(job.path, job.image_size, job.heldout, job.max_per_class, decoding=job.decoding)
-        check_place(job.out, source.root)
-        if source.shape != (3, job.image_size, job.image_size):
+        # Open everything and check it, before anything is written.
+        source, heldout = open_data(
+            request.path, request.image_size, request.heldout, request.max_per_class, _decoding(request), request.out
+        )
+        check_cache_dir(request.out, source.root)
+        if source.shape != (3, request.image_size, request.image_size):
             raise DataError(f"{source.root} does not hold images: nothing to encode")
-        device = process_device(job.device)
-        codec = open_autoencoder(job, device)
-        kept = None if heldout is None else _record(job, heldout, training=False)
-        making = Making(job.out, _describe(job, codec, source, heldout), kept)
-        if not making.begin():
-            logger.info("%s is whole: nothing is left to do", job.out)
+        device = process_device(request.device)
+        codec = open_autoencoder(request, device)
+        kept = None if heldout is None else _record(request, heldout, training=False)
+        cache = CacheJob(request.out, _describe(request, codec, source, heldout), kept)
+        # Begin, or find what an earlier start left.
+        if not cache.begin():
+            logger.info("%s is complete: nothing is left to do", request.out)
             return True
-        sets = [source] if heldout is None else [source, heldout]
-        total = sum(part.job.source.pictures for part in making.parts)
-        progress = Progress(total, making.images_done, launch.rank == 0, "images")
-        skip = job.bad == "skip"
-        encoder = Encoder(codec, device, job.batch_size, job.workers, skip, job.timeout, progress.begun)
-        try:
-            for part, number in making.shards()[launch.rank :: launch.size]:
-                if making.whole():
-                    break
-                if not making.stands(part, number):
-                    samples = sets[making.parts.index(part)]
-                    making.write(part, number, *encoder.shard(samples, part, part.ranges[number]))
-                    progress.advance(len(part.ranges[number]))
-        finally:
-            encoder.close()
-            progress.close()
-        whole = making.finish()
-        if whole and launch.rank == 0:
-            _say(job.out)
-        if not whole:
-            if launch.size == 1:
-                raise RunError(f"{job.out}: a shard was lost while others were made; the same command makes it again")
-            done = making.images_done()
-            logger.info("process %d of %d is done; %d of %d images are encoded", launch.rank, launch.size, done, total)
-        return whole
+        if launch.rank == 0:
+            keep_index(source, request.out)
+        samples = {cache.parts[0].folder: source} | ({} if heldout is None else {cache.parts[1].folder: heldout})
+        total = sum(map(len, cache.blocks))
+
+        def make(numbers: Iterator[int]) -> None:
+            """Encode and write the shards of these blocks."""
+            progress = Progress(total, cache.count_done, launch.rank == 0, "images")
+            skip = request.bad == "skip"
+            encoder = Encoder(codec, device, request.batch_size, request.workers, skip, request.timeout, progress.begun)
+            try:
+                for number in numbers:
+                    part, rows = cache.shard(number)[0], cache.blocks[number]
+                    cache.write(number, encoder.shard(samples[part.folder], part, rows))
+                    progress.advance(len(rows))
+            finally:
+                encoder.close()
+                progress.close()
+
+        # This process's shards that are missing; whoever finds every shard there writes the manifest.
+        complete = cache.make_share(launch.rank, launch.size, make)
+        if complete and launch.rank == 0:
+            _say(request.out)
+        return complete
 
 
-def open_autoencoder(job: EncodeJob, device: torch.device) -> Codec:
-    """The codec of a job, with its own scale and shift, which are recorded; latents are kept raw."""
-    roots = () if job.codec_root is None else (job.codec_root,)
-    own = read_kl_config(codec_folder(job.codec, roots))
+def open_autoencoder(request: EncodeRequest, device: torch.device) -> Codec:
+    """The codec of a request, with its own scale and shift, which are recorded; latents are kept raw."""
+    roots = () if request.local_diffusers_model_root is None else (request.local_diffusers_model_root,)
+    own = read_kl_config(codec_folder(request.codec, roots))
     scale, shift = own.scaling
-    config = AutoencoderConfig(name=job.codec, scale=scale, shift=shift, factor=own.factor)
-    codec = open_codec(config, roots, device, DTYPES[job.precision])
+    config = AutoencoderConfig(name=request.codec, scale=scale, shift=shift, factor=own.factor)
+    codec = open_codec(config, roots, device, DTYPES[request.precision])
     assert isinstance(codec, AutoencoderCodec)
     return codec
 
 
-def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | None) -> CacheDescription:
-    config, size = codec.config, job.image_size
+def _describe(request: EncodeRequest, codec: Codec, source: Samples, heldout: Samples | None) -> CacheDescription:
+    config, size = codec.config, request.image_size
     if size % codec.factor:
         raise ConfigError(f"--image-size: {size} is not a multiple of the codec's factor {codec.factor}")
     side = size // codec.factor
@@ -150,19 +157,23 @@ def _describe(job: EncodeJob, codec: Codec, source: Samples, heldout: Samples | 
         crop=CROP,
         size=size,
         flips=FLIPS,
-        dtype=job.dtype,
-        precision=job.precision,
+        dtype=request.dtype,
+        precision=request.precision,
         shape=(2, codec.channels, side, side),
         names=tuple(source.names) or None,
-        source=_record(job, source, training=True),
+        source=_record(request, source, training=True),
         heldout=None if heldout is None else ImagesRecord(len(heldout), heldout.fingerprint()),
-        shard_size=job.shard_size,
+        shard_size=request.shard_size,
     )
 
 
-def _record(job: EncodeJob, samples: Samples, training: bool) -> SourceRecord:
-    cap = job.max_per_class if training else 0
-    return SourceRecord(len(samples), samples.fingerprint(), to_dict(job.decoding), cap)
+def _decoding(request: EncodeRequest) -> Decoding:
+    return Decoding(request.exif, request.background, request.max_pixels)
+
+
+def _record(request: EncodeRequest, samples: Samples, training: bool) -> SourceRecord:
+    cap = request.max_per_class if training else 0
+    return SourceRecord(len(samples), samples.fingerprint(), to_dict(_decoding(request)), cap)
 
 
 def _say(out: Path) -> None:

@@ -1,5 +1,6 @@
-"""What a source is, from headers and shapes alone."""
+"""`ldit info`: what a source is, from headers and shapes alone."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -9,10 +10,7 @@ from typing import Any
 
 from ldit.checkpoint.autoencoder import holds_autoencoder, open_autoencoder
 from ldit.checkpoint.classifier import holds_classifier, open_classifier_step
-from ldit.checkpoint.export import (
-    kept,
-    weight_shapes,
-)
+from ldit.checkpoint.export import kept, weight_shapes
 from ldit.checkpoint.layouts.dit_pt import ProcessName
 from ldit.checkpoint.open import open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
@@ -21,12 +19,24 @@ from ldit.codecs.kl_weights import read_tensors
 from ldit.codecs.open import find_codec
 from ldit.config.kinds import AnySpec
 from ldit.config.model import TextModelConfig
+from ldit.config.requests.convert import InfoRequest
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.errors import SourceError
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.precision import dtype_word
 from ldit.storage import manifest
 from ldit.storage.atomic import read_json
+
+
+def run(request: InfoRequest) -> int:
+    """`ldit info`."""
+    report = describe(request.source, request.verify, request.heads, request.process)
+    if request.json:
+        print(json.dumps(report))
+    else:
+        for key, value in report.items():
+            print(f"{key:<12}{json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    return 0
 
 
 def describe(
@@ -51,8 +61,8 @@ def describe(
 
 
 def _other(folder: Path, source: str | Path, verify: bool, of_pt: dict[str, Any]) -> dict[str, Any] | None:
-    """What is said of a folder that is known, but holds no model; None for others. `of_pt`: what
-    is given for DiT .pt files alone, by the words that say so."""
+    """The report on a known folder that holds no diffusion model; None for others. `of_pt`: what is given for DiT .pt
+    files alone, by the words of the error."""
     for what, known, report_of in (
         ("an autoencoder", _is_codec, _codec),
         ("an autoencoder", holds_autoencoder, _autoencoder),
@@ -119,7 +129,7 @@ def _classifier(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _step(folder: Path, spec: AnySpec, own: dict[str, Any], verify: bool) -> dict[str, Any]:
-    """What is said of a step of any run that trains no diffusion model, around what is its `own`."""
+    """The report on a step of a run that trains no diffusion model, around what is its `own`."""
     if verify and (folder / manifest.NAME).exists():
         manifest.verify(folder)
     entries = weight_shapes(folder, ema=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ldit.config.requests.plot import PlotRequest, XAxis
 from ldit.errors import RequestError, SourceError
 from ldit.figure import COLOURS, FAINT, check_plotting, new_figure, shortened, style, write_figure
 from ldit.log import logger
@@ -31,21 +32,6 @@ EXACT = ("lr",)  # has no noise: a mean would only round its corners
 FEW = 20  # values of one key, such as held-out losses, are drawn as they are
 NEGLIGIBLE = 1e-3  # weight below which a neighbour does not count
 DASHES: tuple[Dashes, ...] = ("-", (0.0, (4.0, 1.5)), (0.0, (1.0, 1.2)))  # of the first seven runs, the next seven, …
-XAxis = Literal["step", "images", "hours"]
-
-
-@dataclass(frozen=True)
-class PlotJob:
-    """What `ldit plot` draws."""
-
-    sources: tuple[Path, ...]
-    """Runs, or metrics.jsonl files."""
-    out: Path
-    keys: tuple[str, ...] = ()
-    """One panel each; empty = those of DEFAULT_KEYS that any run has."""
-    x: XAxis = "step"
-    smooth: float = 0.7
-    log_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,17 +64,23 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
-def plot(job: PlotJob) -> Path:
+def run(request: PlotRequest) -> int:
+    """`ldit plot`."""
+    print(plot(request))
+    return 0
+
+
+def plot(job: PlotRequest) -> Path:
     """Write the PNG or SVG of `job` and return its path. SourceError or RequestError when there is nothing to draw."""
     # Check the request before anything is read.
-    if not job.sources:
+    if not job.runs:
         raise RequestError("ldit plot needs a run (a directory or a metrics.jsonl file)")
     if not 0 <= job.smooth < 1:
         raise RequestError(f"--smooth: must be in [0, 1), got {job.smooth}")
     check_plotting(job.out)
     check_target(job.out)
     # Read the runs, and decide which keys have a panel and where on the x axis each line lies.
-    runs, names = [read_metrics(_metrics_file(source)) for source in job.sources], _run_names(job.sources)
+    runs, names = [read_metrics(_metrics_file(source)) for source in job.runs], _run_names(job.runs)
     keys = _keys(runs, job.keys)
     axes = [_positions(run, job.x) for run in runs]
     if missing := [f"{name}: {key}" for name, run in zip(names, runs, strict=True) for key in _lacking(run, job.keys)]:
@@ -308,7 +300,7 @@ def _batch_size(path: Path, axis: XAxis) -> int:
     return size
 
 
-def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: PlotJob) -> Curve:
+def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: PlotRequest) -> Curve:
     """One key of one run; lines that do not log the key are no gaps. On a log axis values up to 0 are gaps and the
     mean is that of the logarithms, as drawn. Few values are not averaged."""
     at = [i for i, line in enumerate(run.values) if key in line]

@@ -1,10 +1,11 @@
-"""Images to files: the labelled grid, single PNGs with their settings inside, latents."""
+"""`ldit sample`: images to files, as a labelled grid, single PNGs with their settings inside, latents, or a set."""
 
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ldit.checkpoint.layouts.dit_pt import ProcessName, is_pt
-from ldit.checkpoint.open import Source, open_source
+from ldit.checkpoint.open import open_source
+from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.codecs.open import check_codec
 from ldit.codecs.pixels import labelled_grid, published_grid
 from ldit.config.assets import imagenet_names
+from ldit.config.requests.sampling import SampleRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
+from ldit.log import setup
 from ldit.pipeline.generate import Done, Generator, Sample
-from ldit.pipeline.load import Pipeline, checked_device, codec_roots, load_source
-from ldit.pipeline.request import Request, check_request
-from ldit.sampling.fast.prepare import InferenceOptions
+from ldit.pipeline.load import checked_device, inference_options, load_source, open_guide
+from ldit.pipeline.loaded import codec_roots
+from ldit.pipeline.request import ResolvedRequest, check_request
+from ldit.pipeline.sets.make import make_set
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.storage.outputs import check_target
+from ldit.storage.signals import Stopped
 from ldit.storage.tensors import write_safetensors
 
 LATENT_SUFFIXES = (".safetensors", ".npy", ".pt")
@@ -34,91 +39,90 @@ DEFAULT_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # the original's eigh
 FEW_CLASSES = 16
 
 
-@dataclass(frozen=True)
-class ImageJob:
-    """What to sample from where; `options` are arguments of `check_request`."""
-
-    source: str
-    labels: tuple[str, ...] = ()
-    per_class: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 16
-    ema: bool = True
-    device: str | None = None
-    dtype: str | None = None
-    codec_root: Path | None = None
-    heads: int | None = None
-    process: ProcessName | None = None
-    guide: str | None = None
-    """A weaker model that guides."""
-    offload: bool = False
-    """Leave the blocks on the host, the guide's too."""
-    int8: bool = False
-    """Products of blocks in 8 bits, on a CPU; likewise."""
-    compiled: bool = False
-    """Compile the blocks; likewise."""
-    graphs: bool = False
-    """An evaluation as one CUDA graph, on a GPU; likewise."""
-    host_modulation: bool = False
-    """Keep the adaLN weights on the host; likewise."""
-    published: bool = False
-    """The original's unlabelled grid and its three guided channels."""
-
-    @property
-    def inference(self) -> InferenceOptions:
-        """What the copy that samples is like."""
-        return InferenceOptions(
-            int8=self.int8, compiled=self.compiled, graph=self.graphs, host_modulation=self.host_modulation
-        )
+def run(request: SampleRequest) -> int:
+    """`ldit sample`: a labelled grid, or with --num and --out a set."""
+    if request.num is not None and request.out is not None:
+        return _run_set(request, request.num, request.out)
+    if request.labels is not None:
+        raise RequestError(f"labels {request.labels}: is for sets, which --num with --out makes")
+    for line in make_images(request):
+        print(line)
+    return 0
 
 
-def make_images(job: ImageJob, grid: Path, singles: Path | None, latents: Path | None) -> Iterator[str]:
-    """Sample and write; yields a line for each thing done. Every fault of the request or of the files to write is
-    raised before weights are read."""
-    _check_targets(job, grid, singles, latents)
-    opened = open_source(job.source, job.heads, job.ema, job.process)
-    weaker = open_guide(job)
-    guide = None if weaker is None else weaker.spec
-    request = check_request(opened.spec, _labels(job, opened.spec), guide=guide, **_options(job, opened.spec))
-    if latents is None or request.init is not None:
-        roots = codec_roots(job.codec_root, opened.path)
-        check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
-    device = None if job.device is None else checked_device(job.device)
-    pipe = load_source(opened, device, job.dtype, job.ema, job.codec_root, job.offload, job.inference)
-    loaded = None
+def _run_set(request: SampleRequest, num: int, out: Path) -> int:
+    # What makes single images has no meaning in a set.
+    if request.latents_out is not None:
+        raise RequestError("latents_out: a set holds images; leave out --latents-out, or --num")
+    if request.per_class != 1:
+        raise RequestError(f"per_class {request.per_class}: a set is shared out evenly; num is all its images")
+    for name, value in (("init_image", request.init_image), ("seeds", request.seeds)):
+        if value:
+            raise RequestError(
+                f"{name}: sets are made from noise of --seed alone; leave out --num or --{name.replace('_', '-')}"
+            )
+    setup()
+    try:
+        is_complete = make_set(request, num, out)
+    except Stopped as stop:
+        print(f"ldit: {stop}: what is finished of {out} is kept, rerun the same command to finish it", file=sys.stderr)
+        return stop.code
+    if is_complete:
+        print(out)
+    return 0
+
+
+def make_images(request: SampleRequest, published: bool = False) -> Iterator[str]:
+    """Sample and write; yields a line for each thing done. Every error of the request or of the files to write is
+    raised before weights are read. `published`: the original's unlabelled grid and its three guided channels."""
+    _check_targets(request)
+    # Check everything against the spec alone.
+    opened = open_source(request.source, request.heads, request.ema, request.process)
+    weaker = open_guide(request)
+    conditioner = build_conditioner(opened.spec)
+    resolved = check_request(
+        opened.spec,
+        _sampling(request, opened.spec, conditioner, published),
+        guide=None if weaker is None else weaker.spec,
+    )
+    root = request.local_diffusers_model_root
+    if request.latents_out is None or resolved.init is not None:
+        check_codec(opened.spec.codec, codec_roots(root, opened.path), opened.spec.model.in_channels)
+    # Read weights.
+    device, inference = None if request.device is None else checked_device(request.device), inference_options(request)
+    pipe = load_source(opened, device, request.dtype, request.ema, root, request.offload, inference)
+    guide = None
     if weaker is not None:
-        loaded = load_source(weaker, pipe.device, pipe.dtype, job.ema, None, job.offload, job.inference)
-    decode = latents is None
-    generator = Generator(pipe, request, guide=loaded, decode=decode, batch_size=job.batch_size, progress=True)
-    pictures: list[Sample] = []
+        guide = load_source(weaker, pipe.device, pipe.dtype, request.ema, None, request.offload, inference)
+    # Sample.
+    decode = request.latents_out is None
+    generator = Generator(pipe, resolved, guide=guide, decode=decode, batch_size=request.batch_size, progress=True)
+    samples: list[Sample] = []
     for event in generator.events():
         if isinstance(event, Sample):
-            pictures.append(event)
+            samples.append(event)
         elif isinstance(event, Done):
             yield (
                 f"{event.images} images, {event.evaluations} evaluations, {event.guided_rows} guided rows, "
                 f"{event.seconds:.1f} s"
             )
-    if latents:
-        _write_latents(latents, torch.stack([picture.latent for picture in pictures]))
-        yield str(latents)
+    # Write latents, or single images and the grid.
+    if request.latents_out is not None:
+        _write_latents(request.latents_out, torch.stack([sample.latent for sample in samples]))
+        yield str(request.latents_out)
         return
-    settings = _settings(job, request, pipe.spec)
-    if singles:
-        singles.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            parts = (f"{picture.index:05d}", _slug(_name(pipe, picture.label)), f"seed{picture.seed}.png")
-            path = singles / "_".join(filter(None, parts))
-            assert picture.image is not None
-            _save(picture.image, path, {**settings, "label": picture.label, "seed": picture.seed})
-        yield f"{len(pictures)} PNGs in {singles}"
-    _save(_grid(pipe, pictures, job.published), grid, settings)
-    yield str(grid)
+    settings = _settings(request, resolved, pipe.spec)
+    if request.out is not None:
+        _write_singles(request.out, samples, conditioner, settings)
+        yield f"{len(samples)} PNGs in {request.out}"
+    _save(_grid(conditioner, samples, published), request.image_save_path, settings)
+    yield str(request.image_save_path)
 
 
-def _check_targets(job: ImageJob, grid: Path, singles: Path | None, latents: Path | None) -> None:
-    target = latents or grid
-    check_target(target)
+def _check_targets(request: SampleRequest) -> None:
+    """RequestError for a file or folder that cannot be written."""
+    grid, singles, latents = request.image_save_path, request.out, request.latents_out
+    check_target(latents or grid)
     if singles is not None:
         check_not_in_checkpoint(singles)
     if latents and latents.suffix not in LATENT_SUFFIXES:
@@ -129,93 +133,85 @@ def _check_targets(job: ImageJob, grid: Path, singles: Path | None, latents: Pat
         raise RequestError(f"{singles}: an .npz is a set of images; say how many with --num")
     if singles and singles.exists() and not singles.is_dir():
         raise RequestError(f"{singles} is a file, expected a folder")
-    if job.per_class < 1:
-        raise RequestError(f"per_class: must be at least 1, got {job.per_class}")
+    if request.per_class < 1:
+        raise RequestError(f"per_class: must be at least 1, got {request.per_class}")
 
 
-def _labels(job: ImageJob, spec: ModelSpec) -> list[int | str]:
-    """The labels asked for; else every class of a small set, the original's eight of ImageNet, or the first sixteen."""
-    count = getattr(spec.model, "num_classes", 0)
-    if count and "num" in job.options:
+def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner, published: bool) -> SamplingRequest:
+    """The request of the sampler alone. Images to start from are one for all, or one for all images of a label."""
+    changes: dict[str, Any] = {"class_labels": _labels(request, spec, conditioner)}
+    if request.init_image is not None and len(request.init_image) > 1:
+        changes["init_image"] = [image for image in request.init_image for _ in range(request.per_class)]
+    if published:
+        changes["guidance_channels"] = min(3, spec.model.in_channels)
+    return request.sampling(**changes)
+
+
+def _labels(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner) -> list[int | str]:
+    """The labels of the request; else every class of few, the original's eight of ImageNet, or the first sixteen."""
+    if not conditioner.is_unconditional and request.num is not None:
         raise RequestError(
-            f"num {job.options['num']}: this model has classes; --out DIR or FILE.npz makes a set of so many images, "
+            f"num {request.num}: this model has classes; --out DIR or FILE.npz makes a set of so many images, "
             "--per-class so many of each label"
         )
-    if job.per_class > 1 and count == 0 and spec.model.kind == "class":
-        raise RequestError(f"per_class {job.per_class}: this model has no classes; num is the number of images")
-    chosen: list[int | str] = list(job.labels)
-    if not chosen:
-        imagenet = count == len(imagenet_names()) and spec.class_names in (None, imagenet_names())
-        chosen = list(DEFAULT_CLASSES if imagenet else range(min(count, FEW_CLASSES)))
-    return [label for label in chosen for _ in range(job.per_class)]
+    if request.per_class > 1 and conditioner.is_unconditional:
+        raise RequestError(f"per_class {request.per_class}: this model has no classes; num is the number of images")
+    labels: list[int | str] = list(request.class_labels)
+    if not labels:
+        imagenet = conditioner.count == len(imagenet_names()) and spec.class_names in (None, imagenet_names())
+        labels = list(DEFAULT_CLASSES if imagenet else range(min(conditioner.count, FEW_CLASSES)))
+    return [label for label in labels for _ in range(request.per_class)]
 
 
-def open_guide(job: ImageJob) -> Source | None:
-    """`process` is for files that do not tell theirs, so for a guide only where it is such a file."""
-    if job.guide is None:
-        return None
-    heads, process = (job.heads, job.process) if is_pt(job.guide) else (None, None)
-    return open_source(job.guide, heads, job.ema, process)
+def _write_singles(folder: Path, samples: list[Sample], conditioner: Conditioner, settings: dict[str, Any]) -> None:
+    """One PNG each, named by number, class and seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for sample in samples:
+        name = _slug(conditioner.name_of(sample.label))
+        path = folder / "_".join(filter(None, (f"{sample.index:05d}", name, f"seed{sample.seed}.png")))
+        assert sample.image is not None
+        _save(sample.image, path, {**settings, "label": sample.label, "seed": sample.seed})
 
 
-def _options(job: ImageJob, spec: ModelSpec) -> dict[str, Any]:
-    """Images to start from are one for all or one a label, whose images all start from it."""
-    options = dict(job.options)
-    pictures = options.get("init_image", ())
-    if len(pictures) > 1:
-        options["init_image"] = [picture for picture in pictures for _ in range(job.per_class)]
-    if job.published:
-        options["guidance_channels"] = min(3, spec.model.in_channels)
-    return options
-
-
-def _grid(pipe: Pipeline, pictures: list[Sample], published: bool) -> Image.Image:
+def _grid(conditioner: Conditioner, samples: list[Sample], published: bool) -> Image.Image:
     if published:
-        return published_grid(torch.stack([p.tensor for p in pictures if p.tensor is not None]))
-    images = [p.image for p in pictures if p.image is not None]
+        return published_grid(torch.stack([sample.tensor for sample in samples if sample.tensor is not None]))
+    images = [sample.image for sample in samples if sample.image is not None]
     scale = max(1, 128 // images[0].width)
-    return labelled_grid(images, [_name(pipe, p.label) for p in pictures], scale=scale)
-
-
-def _name(pipe: Pipeline, label: int) -> str:
-    """The caption of a class; none for a model without classes."""
-    if getattr(pipe.spec.model, "num_classes", None) == 0:
-        return ""
-    names = pipe.spec.class_names
-    return names[label] if names else f"class {label}"
+    return labelled_grid(images, [conditioner.name_of(sample.label) for sample in samples], scale=scale)
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-")[:60]
 
 
-def _settings(job: ImageJob, request: Request, spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "source": job.source,
-        "labels": request.labels,
-        "seeds": request.seeds,
-        "sampling": {**asdict(request.settings), "steps": request.steps},
-        "ema": job.ema,
+def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
+    """What the images depend on, as PNGs carry it."""
+    settings = {
+        "source": request.source,
+        "labels": resolved.labels,
+        "seeds": resolved.seeds,
+        "sampling": {**asdict(resolved.settings), "steps": resolved.steps},
+        "ema": request.ema,
         "training": spec.training,
-        **({} if job.guide is None else {"guide": job.guide}),
-        **({} if request.init is None else {"init_image": _file_names(job), "strength": request.strength}),
     }
+    if request.guide is not None:
+        settings["guide"] = request.guide
+    if resolved.init is not None:
+        settings |= {"init_image": [Path(file).name for file in request.init_image], "strength": resolved.strength}
+    return settings
 
 
-def _file_names(job: ImageJob) -> list[str]:
-    return [Path(file).name for file in job.options["init_image"]]
-
-
-def _save(picture: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """PNGs carry their settings in the text chunk "ldit"; the file appears whole."""
+def _save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
+    """PNGs carry their settings in the text chunk "ldit"; the file is written beside and renamed."""
     info = PngInfo()
     info.add_text("ldit", json.dumps(settings))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         if path.suffix.lower() == ".png":
-            picture.save(temporary, pnginfo=info)
+            image.save(temporary, pnginfo=info)
         else:
-            picture.save(temporary)
+            image.save(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

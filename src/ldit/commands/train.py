@@ -1,17 +1,34 @@
-"""Recipe to weights: processes, data, what is trained, resume or start, hooks, loop."""
+"""`ldit train`: from a configuration to weights, in four phases: prepare, claim, build, run."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ldit.checkpoint.export import read_any_spec
-from ldit.checkpoint.run import check_place, clean, drop_after, quarantine_newer, run_lock
+from ldit.checkpoint.run import (
+    check_place,
+    clean,
+    committed_steps,
+    drop_after,
+    latest_valid_step,
+    quarantine_newer,
+    run_lock,
+)
+from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
+from ldit.config.experiment import Experiment
+from ldit.config.recipes.registry import find_experiment
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
-from ldit.data.samples import Samples
-from ldit.data.source import open_run_data
+from ldit.data.samples import Samples, fit_classes
+from ldit.data.source import decoding_of, keep_index, open_run_data
+from ldit.data.user_set import open_user_set
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
 from ldit.parallel.watchdog import Watchdog
@@ -19,97 +36,179 @@ from ldit.parallel.world import World, joined, report_once
 from ldit.precision import products
 from ldit.storage.atomic import write_json_atomic
 from ldit.storage.names import RUN_CONFIG, SKIPPED
+from ldit.storage.signals import Stopped
 from ldit.track import Trackers, check_packages, trackers
-from ldit.train import checkpointing as state_io
-from ldit.train.resume import step_to_resume
+from ldit.train import checkpointing
+from ldit.train.resume import check_same_run
 from ldit.train.skipped import SkippedLog
+from ldit.train.state import TrainState
 from ldit.train.step import new_state
-from ldit.train.tasks.autoencoder_subject import AutoencoderSubject
-from ldit.train.tasks.classifier_subject import ClassifierSubject
-from ldit.train.tasks.diffusion_subject import DiffusionSubject
-from ldit.train.tasks.subject import Subject, Surroundings
+from ldit.train.tasks.autoencoder import open_autoencoder
+from ldit.train.tasks.classifier import open_classifier
+from ldit.train.tasks.diffusion import open_diffusion
+from ldit.train.tasks.task import HookContext, Task
 from ldit.train.telemetry import peak_flops
-from ldit.train.trainer import Hook, Stopped, Trainer
+from ldit.train.trainer import Trainer
+
+# What each kind of run trains. A new kind of trainable is one entry here.
+TASKS: dict[type[BaseRun], Callable[[Any, Experiment, Samples, torch.device], Task]] = {
+    RunConfig: lambda config, own, data, device: open_diffusion(config, data, device, own.objective, own.network),
+    AutoencoderRun: lambda config, own, data, device: open_autoencoder(config, data),
+    ClassifierRun: lambda config, own, data, device: open_classifier(config, data),
+}
 
 
-def train(config: BaseRun, out: Path) -> int:
-    """Train into `out`, or go on from its newest true step. Same command again = resume, with any number of processes.
+def train(config: str | BaseRun | Experiment, out: str | Path, data: Any = None) -> Path:
+    """Train into the run directory `out`; the same call again resumes, with any number of processes. Returns `out`.
 
-    Returns the exit code: 0 when the last step is committed; 130, 143 or 138 when SIGINT, SIGTERM or SIGUSR1 ended the
-    run after a checkpoint.
+    `config` is the name of a recipe ("tiny-cpu", "my.py:recipe", a run directory), a RunConfig (or the configuration of
+    another kind of run), or an Experiment. `data` is a data set object in the place of `data.path`.
+    Raises `ldit.storage.signals.Stopped`, a KeyboardInterrupt, after the checkpoint that a SIGINT, SIGTERM or SIGUSR1
+    asked for; an `ldit.errors.LditError` of one line for what the user can fix.
     """
+    if isinstance(config, str):
+        config = find_experiment(config)
+    experiment = config if isinstance(config, Experiment) else Experiment(config=config)
+    if data is not None:
+        experiment = replace(experiment, data=data)
+    out = Path(out)
     with report_once():
-        config.check()
-    check_packages(config.track)
-    with joined(config.parallel) as world, ExitStack() as stack:
-        stack.enter_context(products(config.train.precision))
+        experiment = _named(experiment)
+        experiment.config.check()
+        check_packages(experiment.config.track)
+    with joined(experiment.config.parallel) as world, ExitStack() as stack:
+        stack.enter_context(products(experiment.config.train.precision))
         if not world.is_main:
             silence_other_ranks()
-        return _train(config, out, world, stack)
+        # Each phase is agreed upon by all ranks: if one fails, every rank raises before the next begins.
+        prepared = world.run_on_all(lambda: _prepare(experiment, out, world))
+        claim = world.from_rank0(lambda: _claim(prepared, out, stack))
+        resume = latest_valid_step(out, world) if claim["steps"] else None
+        state = world.run_on_all(lambda: _build(prepared, out, claim, resume, world))
+        _run(prepared, out, claim["record"], state, resume, world, stack)
+    return out
 
 
-def _train(config: BaseRun, out: Path, world: World, stack: ExitStack) -> int:
+def _named(experiment: Experiment) -> Experiment:
+    """A data set object stands in the configuration by its class's name."""
+    if experiment.data is None:
+        return experiment
+    section = replace(experiment.config.data, path=type(experiment.data).__name__)
+    return replace(experiment, config=replace(experiment.config, data=section))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that a run is made of, opened and checked."""
+
+    config: BaseRun
+    data: Samples
+    heldout: Samples | None
+    task: Task
+
+
+def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
+    """Phase 1, on every rank, without side effects: open data and codec, and check all that can be checked."""
+    config = experiment.config
     _check_shares(config, world)
-    d = config.data
+    data, heldout = _open_data(experiment, out, world)
+    task = TASKS[type(config)](config, experiment, data, world.device)
+    check_sampling(task)
+    return _Prepared(config, data, heldout, task)
+
+
+def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples, Samples | None]:
+    """(training, held-out or None): the user's own data set, or what data.path names."""
+    config = experiment.config
     classes = config.model.num_classes if isinstance(config, RunConfig) else None
-    share = (world.rank, world.size)
-    data, heldout = world.run_on_all(lambda: open_run_data(d, classes, share))
-    subject = _subject(config, out, data, world)
-    record = world.from_rank0(lambda: {"pictures": len(data), "sha256": data.fingerprint(), **subject.record()})
-    spec = subject.task.spec
-    world.from_rank0(lambda: check_place(out))
-    world.from_rank0(lambda: stack.enter_context(run_lock(out)))
-    world.from_rank0(lambda: clean(out))
-    resume = step_to_resume(config, spec, out, record, world)
-    _say(config, subject, data, world)
-    state = new_state(config, subject.task, world)
-    if resume:
-        world.run_on_all(lambda: state_io.restore(resume[1], state))
-        world.run_on_all(lambda: subject.resumed(read_any_spec(resume[1])))
-        logger.info("resumed from %s", resume[1])
-        world.from_rank0(lambda: quarantine_newer(out, resume[0]))
+    if experiment.data is None:
+        # Of a latent cache each rank verifies its share of the shards.
+        return open_run_data(config.data, classes, (world.rank, world.size), out)
+    samples = open_user_set(experiment.data, config.data.image_size, decoding_of(config.data))
+    return samples if classes is None else fit_classes(samples, classes), None
+
+
+def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
+    """Phase 2, on the main process: make the run directory this run's own, and see what is in it."""
+    check_place(out)
+    stack.enter_context(run_lock(out))
+    clean(out)  # leftovers of a run that was killed
+    keep_index(prepared.data, out)  # of tar archives, so that the next start reads none
+    # What identifies the training set; it is committed with every step and compared at a resume.
+    data = prepared.data
+    record = {"pictures": len(data), "sha256": data.fingerprint(), **prepared.task.record()}
+    return {"record": record, "steps": [step for step, _ in committed_steps(out)]}
+
+
+def _build(
+    prepared: _Prepared, out: Path, claim: dict[str, Any], resume: tuple[int, Path] | None, world: World
+) -> TrainState:
+    """Phase 3, on every rank: network, masters, optimiser and averages in memory, filled from the step that the run
+    resumes from or as those of a new run."""
+    config, task = prepared.config, prepared.task
+    check_same_run(config, task.spec, out, claim["record"], resume, bool(claim["steps"]))
+    _log_start(prepared, world)
+    state = new_state(config, task, world)
+    if resume is None:
+        task.begin(state)
     else:
-        subject.begin(state)
-    world.from_rank0(lambda: drop_after(out, state.step))
-    world.from_rank0(lambda: write_json_atomic(out / RUN_CONFIG, config.to_json()))
+        checkpointing.restore(resume[1], state)
+        task.resumed(read_any_spec(resume[1]))
+        logger.info("resumed from %s", resume[1])
+    return state
+
+
+def _run(
+    prepared: _Prepared,
+    out: Path,
+    record: dict[str, Any],
+    state: TrainState,
+    resume: tuple[int, Path] | None,
+    world: World,
+    stack: ExitStack,
+) -> None:
+    """Phase 4: open the run's files on the main process, then train to the end."""
+    config, task, data = prepared.config, prepared.task, prepared.data
+
+    def open_files() -> tuple[Trackers, SkippedLog | None]:
+        """The main process alone writes into the run directory, but for the tensors of checkpoints."""
+        if not world.is_main:
+            return Trackers([]), None
+        if resume is not None:
+            quarantine_newer(out, resume[0])
+        drop_after(out, state.step)  # what a run that was rolled back or damaged left of later steps
+        write_json_atomic(out / RUN_CONFIG, config.to_json())
+        if state.step >= config.train.steps:
+            return Trackers([]), None
+        return Trackers(trackers(config.track, out, config.to_json(), state.step)), SkippedLog(out / SKIPPED)
+
+    metrics, skipped = world.run_on_all(open_files)
     if state.step >= config.train.steps:
         logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
-        return 0
-    part, parts = world.data_part, world.data_parts
-    loader = Loader(data, config.train.batch_size, config.train.seed, d.flip, d.workers, part, parts, d.bad, d.timeout)
-    track = lambda: trackers(config.track, out, config.to_json(), state.step) if world.is_main else []  # noqa: E731
-    all_trackers = stack.enter_context(closing(Trackers(world.run_on_all(track))))
-    skipped = world.run_on_all(lambda: SkippedLog(out / SKIPPED) if world.is_main else None)
+        return
+    stack.enter_context(closing(metrics))
     skip = skipped.add if skipped else lambda faults, step: None
     watchdog = Watchdog(world, config.parallel.timeout)
     stack.enter_context(watchdog.watching())  # after the trackers: closing those may take its time
-    hooks: list[Hook] = subject.hooks(Surroundings(world, data, heldout, watchdog, skip))
-    trainer = Trainer(
-        config, subject.task, state, loader.from_step, out,
-        all_trackers.write, cut=all_trackers.cut,
-        watchdog=watchdog, hooks=hooks, data_record=record,
-        skip=skip,
-        flops_per_image=subject.flops_per_image,
-        peak_flops=peak_flops(world, config.train.precision) if subject.flops_per_image else None,
+    context = HookContext(out, world, data, prepared.heldout, watchdog, skip)
+    d = config.data
+    loader = Loader(
+        data, config.train.batch_size, config.train.seed, d.flip, d.workers,
+        world.data_part, world.data_parts, d.bad, d.timeout,
     )  # fmt: skip
-    try:
-        trainer.fit()
-    except Stopped as stopped:
-        return stopped.code
-    return 0
-
-
-def _subject(config: BaseRun, out: Path, data: Samples, world: World) -> Subject:
-    if isinstance(config, AutoencoderRun):
-        return AutoencoderSubject(config, out, data, world)
-    if isinstance(config, ClassifierRun):
-        return ClassifierSubject(config, out, data, world)
-    assert isinstance(config, RunConfig)
-    return DiffusionSubject(config, out, data, world)
+    trainer = Trainer(
+        config, task, state, loader.from_step, out,
+        metrics.write, cut=metrics.cut,
+        watchdog=watchdog, hooks=[*task.hooks(context), *sampling_hooks(task, context)], data_record=record,
+        skip=skip,
+        flops_per_image=task.flops_per_image,
+        peak_flops=peak_flops(world, config.train.precision) if task.flops_per_image else None,
+    )  # fmt: skip
+    trainer.fit()
 
 
 def _check_shares(config: BaseRun, world: World) -> None:
-    """The global batch must divide over the processes, and a process's share into micro-batches."""
+    """The global batch must divide over the ranks, and a rank's share into micro-batches."""
     batch, micro = config.train.batch_size, config.train.micro_batch_size
     share, rest = divmod(batch, world.data_parts)
     if rest:
@@ -118,11 +217,21 @@ def _check_shares(config: BaseRun, world: World) -> None:
         raise ConfigError(f"train.micro_batch_size: {micro} does not divide a process's share {share} of batch {batch}")
 
 
-def _say(config: BaseRun, subject: Subject, data: Samples, world: World) -> None:
-    for section, values in config.to_json().items():
+def _log_start(prepared: _Prepared, world: World) -> None:
+    for section, values in prepared.config.to_json().items():
         logger.info("%-9s %s", section, json.dumps(values).strip("{}").replace('"', ""))
+    data = prepared.data
     logger.info(
         "%s, %d of %d images in %d classes, device %s, %d process%s (replicate %d x shard %d x tp %d)",
-        subject.describe(), len(data), data.found, len(data.names), world.device,
+        prepared.task.describe(), len(data), data.found, len(data.names), world.device,
         world.size, "" if world.size == 1 else "es", world.replicate, world.shard, world.tp,
     )  # fmt: skip
+
+
+def run(config: str | BaseRun | Experiment, out: Path) -> int:
+    """`train` for the command line: the exit code, 0 or that of the signal that stopped the run."""
+    try:
+        train(config, out)
+    except Stopped as stopped:
+        return stopped.code
+    return 0

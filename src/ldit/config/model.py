@@ -151,6 +151,11 @@ class OriginalDiTConfig:
         _check_class_fields(self, 1)
 
     @property
+    def cond_channels(self) -> int:
+        """It has no extra input channels."""
+        return 0
+
+    @property
     def null_class(self) -> int | None:
         return self.num_classes if self.class_dropout_prob > 0 else None
 

@@ -21,7 +21,6 @@ from ldit.config.sections import (
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import (
     CodecConfig,
-    DDPMConfig,
     FlowConfig,
     PixelCodecConfig,
     ProcessConfig,
@@ -176,11 +175,10 @@ class RunConfig(BaseRun):
                 raise ConfigError(f"eval.{key}: must be at least {least}, got {value}")
         if self.model.cond_channels:
             raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
-        for key in ("n_heads", "n_kv_heads"):
-            heads = getattr(self.model, key)
+        for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
             if heads is not None and heads % self.parallel.tp:
                 raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
-        if isinstance(self.process, DDPMConfig) and self.objective != ObjectiveConfig():
+        if not self.process.has_time_distribution and self.objective != ObjectiveConfig():
             raise ConfigError("objective: DDPM draws its times evenly; time_mean and time_std are flow's")
         side, factor = self.data.image_size, self.codec.factor
         if side % factor or side // factor != self.model.input_size:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.model import ModelConfig, model_from_dict
+from ldit.config.model import ModelConfig, TextModelConfig, model_from_dict
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError
 
@@ -15,6 +15,20 @@ class DDPMConfig:
     """1000 steps, linear betas, eps prediction, learned-range variance when the network has 2C outputs."""
 
     kind: Literal["ddpm"] = field(default="ddpm", kw_only=True)
+
+    @property
+    def convention(self) -> str:
+        """What its network is given and predicts, in words."""
+        return self.kind
+
+    @property
+    def has_time_distribution(self) -> bool:
+        """Whether training may draw its times other than evenly (`ObjectiveConfig`)."""
+        return False
+
+    def published_sampling(self, channels: int) -> "SamplingConfig":
+        """The published defaults, for latents of `channels`."""
+        return SamplingConfig("ddpm", 250, 4.0, min(3, channels))
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,20 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if not self.shift > 0:
             raise ConfigError(f"process.shift: must be positive, got {self.shift}")
+
+    @property
+    def convention(self) -> str:
+        """What its network is given and predicts, in words; a shift of times is no part of it."""
+        return f"flow of {self.prediction} (time_scale {self.time_scale:g}, data_at {self.data_at})"
+
+    @property
+    def has_time_distribution(self) -> bool:
+        """See `DDPMConfig`."""
+        return True
+
+    def published_sampling(self, channels: int) -> "SamplingConfig":
+        """See `DDPMConfig`."""
+        return SamplingConfig("heun", 25, 1.5, "all")
 
 
 @dataclass(frozen=True)
@@ -134,9 +162,9 @@ class ModelSpec(dict[str, Any]):
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        names = self.class_names
-        if names is not None and len(names) != getattr(self.model, "num_classes", len(names)):
-            raise ConfigError(f"conditioner.names: {len(names)} names for {self.model.num_classes} classes")  # type: ignore[union-attr]
+        names, model = self.class_names, self.model
+        if names is not None and not isinstance(model, TextModelConfig) and len(names) != model.num_classes:
+            raise ConfigError(f"conditioner.names: {len(names)} names for {model.num_classes} classes")
         if isinstance(self.codec, AutoencoderConfig):
             for key, value in (("scale", self.codec.scale), ("shift", self.codec.shift)):
                 if isinstance(value, tuple) and len(value) != self.model.in_channels:
@@ -152,11 +180,7 @@ class ModelSpec(dict[str, Any]):
     @property
     def sampling_defaults(self) -> SamplingConfig:
         """The spec's own section, or the published defaults of its process."""
-        if self.sampling is not None:
-            return self.sampling
-        if isinstance(self.process, DDPMConfig):
-            return SamplingConfig("ddpm", 250, 4.0, min(3, self.model.in_channels))
-        return SamplingConfig("heun", 25, 1.5, "all")
+        return self.sampling or self.process.published_sampling(self.model.in_channels)
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"format": FORMAT}

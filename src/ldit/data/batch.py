@@ -1,4 +1,4 @@
-"""One global batch, or a slice of it."""
+"""A batch: inputs, labels, positions in the stream, and which samples could not be read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that could not be read: its position in the stream, what it is called, and why."""
+    """A sample that could not be read: its position in the stream, its name, and why."""
 
     position: int
     where: str
@@ -18,7 +18,7 @@ class Fault:
 @dataclass(frozen=True)
 class Batch:
     """inputs (B, C, H, W) fp32 (images in [-1, 1], or means and log-variances of cached latents), labels (B,), and
-    each sample's position in the stream, which seeds it. The inputs of `faults` are zeros that count for nothing."""
+    each sample's position in the stream, which seeds it. The inputs of `faults` are zeros, left out of the loss."""
 
     inputs: Tensor
     labels: Tensor

@@ -28,8 +28,8 @@ def load_batch(
 ) -> Batch:
     """The samples `indices`; with `flip_seed`, half of them mirrored, each by its own position's random number.
 
-    With `bad` "stop" DataError names the first sample that is bad; with "skip" such are listed in the batch. What is no
-    fault of a sample (RunError) is raised with either.
+    With `bad` "stop" DataError names the first bad sample; with "skip" bad samples are listed in the batch. What is the
+    machine's fault (RunError) is raised with either.
     """
     reading = _Reading(data, positions, indices, flip_seed, bad)
     reading.fill(0, len(indices))
@@ -49,7 +49,7 @@ class _Reading:
         self.faults: dict[int, str] = {}
 
     def fill(self, first: int, last: int, stop: Event | None = None, job: Job | None = None) -> None:
-        """Rows first … last-1; leaves off between two samples once `stop` is set."""
+        """Rows first … last-1; ends between two samples once `stop` is set."""
         inputs, labels = self.inputs.numpy(), self.labels.numpy()
         for row in range(first, last):
             if stop is not None and stop.is_set():
@@ -82,8 +82,8 @@ class _Pending:
     timeout: float
 
     def batch(self) -> Batch:
-        """Waits. Of several faults the first row's is raised, whatever the number of threads; RunError names the thread
-        and the sample that take longer than `timeout` seconds."""
+        """Wait for the rows. Of several errors the first row's is raised, whatever the number of threads; RunError
+        names the thread and the sample that take longer than `timeout` seconds."""
         for part in self.parts:
             try:
                 part.finish(self.timeout)
@@ -95,11 +95,11 @@ class _Pending:
 
 
 class Loader:
-    """One process's share of the batches of a run; step s is the same batch whoever asks for it and whenever.
+    """One process's share of the batches of a run; step s is the same batch at every call and on every process.
 
     The global batch of `batch_size` samples is cut into `parts` equal runs of positions; this loader gives run `part`.
-    `workers` threads share the reading of a batch and work AHEAD batches in advance; 0 reads when asked, on no thread.
-    The bits do not depend on it. ValueError when `parts` does not divide the batch.
+    `workers` threads share the reading of a batch and work AHEAD batches in advance; 0 reads on the caller's thread.
+    The values do not depend on it. ValueError when `parts` does not divide the batch.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Loader:
                     return
                 yield pending.popleft().batch()
         except RunError:
-            patience = 0.0  # a thread that hangs is left behind, and where one read fails others may hang
+            patience = 0.0  # do not wait for threads: one hangs, or a read failed and others may hang
             raise
         finally:
             stop.set()
@@ -162,7 +162,7 @@ class Loader:
         return reading
 
     def _submit(self, workers: Workers, reading: _Reading, stop: Event) -> _Pending:
-        """Rows are cut evenly over the threads; none is left without rows unless there are fewer rows."""
+        """Rows are cut evenly over the threads."""
         cuts = [self.share * i // self.workers for i in range(self.workers + 1)]
         parts = [
             workers.submit(lambda job, a=a, b=b: reading.fill(a, b, stop, job))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Stateless sample order: which sample stands at a position of the endless stream of epochs."""
+"""Stateless sample order: which sample is at a position of the endless stream of epochs."""
 
 from collections.abc import Sequence
 
@@ -26,13 +26,13 @@ class EpochOrder:
 
     def between(self, first: int, last: int) -> list[int]:
         """Sample indices at positions first … last-1, over as many epochs as they touch."""
-        found: list[int] = []
+        indices: list[int] = []
         while first < last:
             epoch, offset = divmod(first, self.size)
             part = self._shuffled(epoch)[offset : offset + last - first]
-            found += part.tolist()
+            indices += part.tolist()
             first += len(part)
-        return found
+        return indices
 
     def batch(self, step: int, size: int) -> tuple[Sequence[int], Sequence[int]]:
         """(positions, sample indices) of global step `step`, from 0: positions step·size … (step+1)·size-1."""

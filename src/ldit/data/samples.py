@@ -1,4 +1,4 @@
-"""What the loader reads: tensors of one shape with a class each. Images are one kind, cached latents another."""
+"""What the loader reads: samples of one shape with a class each, images or cached latents."""
 
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +34,7 @@ class Samples(Protocol):
 
     @property
     def cache(self) -> CacheDescription | None:
-        """What the latents were made of, and by what; None: the samples are images."""
+        """What the latents were made of, and by what; None where the samples are images."""
         ...
 
     def __len__(self) -> int: ...
@@ -45,7 +45,7 @@ class Samples(Protocol):
         ...
 
     def where(self, index: int) -> str:
-        """What sample `index` is called: its path below `root`, or its place in a file."""
+        """The name of sample `index`: its path below `root`, or its place in a file."""
         ...
 
     def fingerprint(self) -> str:
@@ -54,7 +54,7 @@ class Samples(Protocol):
 
 
 class Unlabelled:
-    """A set without its classes: no names, every label 0, which is the null class of a model without classes."""
+    """A set without its classes: no names, every label 0, the null class of a model without classes."""
 
     names: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Threads that do small jobs in order and never keep the process from ending."""
+"""Threads that take jobs in order and never keep the process from ending."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ _LOOK = 0.25  # seconds between looks at a job that is waited for
 
 
 class Stuck(Exception):
-    """A job that does not get on. Its text says which thread has been at the item `item` for how long."""
+    """A job that hangs. The message says which thread has been at item `item` for how long."""
 
     def __init__(self, thread: str, item: int, seconds: float) -> None:
         what = f"thread {thread} has been at it" if thread else "no thread has begun with it"
@@ -19,16 +19,16 @@ class Stuck(Exception):
 
 
 class Job:
-    """Work for one thread, which calls `at` as it gets on."""
+    """Work for one thread, which calls `at` with each item that it begins."""
 
     def __init__(self, work: Callable[["Job"], None]) -> None:
         self.work = work
         self.thread = ""
         """Name of the thread that took it, "" before."""
         self.item = 0
-        """What it is at."""
+        """The item it is at."""
         self.since = 0.0
-        """Since when (`time.monotonic`)."""
+        """When it began that item (`time.monotonic`)."""
         self._done = threading.Event()
         self._error: BaseException | None = None
 
@@ -74,7 +74,7 @@ class Workers:
         return job
 
     def close(self, timeout: float) -> None:
-        """Drop what has not begun and wait for the rest, up to `timeout` seconds."""
+        """Drop the jobs that have not begun and wait for the others, up to `timeout` seconds."""
         with suppress(Empty):
             while True:
                 self._jobs.get_nowait()

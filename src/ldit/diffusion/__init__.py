@@ -2,6 +2,6 @@
 
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.flow import Flow
-from ldit.diffusion.prediction import Prediction
+from ldit.diffusion.process import Prediction
 
 __all__ = ["DDPM", "Flow", "Prediction"]

@@ -3,8 +3,7 @@
 from ldit.config.spec import DDPMConfig, ProcessConfig
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.flow import Flow
-
-Process = DDPM | Flow
+from ldit.diffusion.process import Process
 
 
 def build_process(config: ProcessConfig) -> Process:

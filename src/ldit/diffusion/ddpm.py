@@ -1,18 +1,20 @@
 """DDPM with learned-range variance: Ho et al. 2020, Nichol & Dhariwal 2021, as DiT and Large-DiT train it.
 
-The only home of DDPM indices besides its sampling grid. Tables are float64, gathered, then fp32.
+The only home of DDPM indices. Tables are float64, gathered, then fp32.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldit.diffusion.prediction import Predict, output_of, per_sample
+from ldit.config.sections import ObjectiveConfig
+from ldit.diffusion.process import CLEAN, Denoised, Level, Predict, output_of, per_sample
 from ldit.diffusion.schedule import Tables, respace, tables
 
 TRAIN_STEPS = 1000
@@ -55,9 +57,30 @@ class DDPM:
         assert self.kept is not None
         return self.kept
 
+    @property
+    def least_noise_time(self) -> float:
+        """Of index 0."""
+        return 1.0 / self.steps
+
+    def draw_times(self, generators: Sequence[torch.Generator], config: ObjectiveConfig) -> Tensor:
+        """Uniform indices; `config` is flow's."""
+        return self.times_at(torch.tensor([torch.rand((), generator=one).item() for one in generators]))
+
+    def times_at(self, share: Tensor) -> Tensor:
+        """Indices 0 .. steps-1."""
+        return (share * self.steps).long().clamp(max=self.steps - 1)
+
+    def noise_times(self, t: Tensor) -> Tensor:
+        """(index + 1) / steps."""
+        return (t + 1) / self.steps
+
     def network_time(self, t: Tensor) -> Tensor:
         """Original indices (B,) of kept indices t."""
         return self._table("map", t.device)[t]
+
+    def noise_time_of(self, network_time: float) -> float:
+        """The network is given the index."""
+        return (network_time + 1.0) / self.steps
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(a_t)·x0 + sqrt(1-a_t)·noise."""
@@ -112,6 +135,41 @@ class DDPM:
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
         """Squared error of eps (B,), comparable across processes."""
         return losses["mse"]
+
+    def level(self, noise_time: float) -> Level:
+        """Between indices log(alpha/sigma) is linear in the index."""
+        index = min(max(noise_time * self.steps - 1.0, 0.0), self.steps - 1.0)
+        ratio = math.exp(float(np.interp(index, np.arange(self.steps), self._half_logsnr)))
+        return Level(ratio / math.hypot(1.0, ratio), 1.0 / math.hypot(1.0, ratio), index, (index + 1.0) / self.steps)
+
+    def level_of_ratio(self, ratio: float) -> Level:
+        """The index whose log(alpha/sigma) is -log(ratio), between indices too."""
+        rising = self._half_logsnr[::-1]
+        index = self.steps - 1.0 - float(np.interp(-math.log(ratio), rising, np.arange(self.steps)))
+        return self.level((index + 1.0) / self.steps)
+
+    @cached_property
+    def _half_logsnr(self) -> np.ndarray:
+        """log(alpha/sigma) of every index; it falls with the index."""
+        cumprod = self.tables.alphas_cumprod
+        return np.asarray(0.5 * np.log(cumprod / (1.0 - cumprod)))
+
+    def own_grid(self, steps: str) -> list[Level]:
+        """The original's respacing strings; "1" keeps the noisiest index (the original fails there)."""
+        process = DDPM(self.steps, (self.steps - 1,)) if steps == "1" else DDPM.respaced(steps, self.steps)
+        levels = [
+            Level(math.sqrt(a), math.sqrt(1.0 - a), float(index), (index + 1) / self.steps)
+            for a, index in zip(process.tables.alphas_cumprod.tolist(), process.timestep_map, strict=True)
+        ]
+        return [*reversed(levels), CLEAN]
+
+    def denoised(self, out: Tensor, x: Tensor, level: Level) -> Denoised:
+        """The network predicts eps, and with 2C channels the variance's place too."""
+        channels = x.shape[1]
+        eps = out[:, :channels]
+        # sqrt(1/a)·x - sqrt(1/a - 1)·eps
+        x0 = x * (1.0 / level.alpha) - eps * (level.sigma / level.alpha)
+        return Denoised(x0, eps, out[:, channels:] if out.shape[1] == 2 * channels else None)
 
     def _variational_bound(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Bits per value: KL(q(x_{t-1}|x_t,x0) || p), or at t=0 the negative log-likelihood of x0 in 256 bins."""

@@ -1,11 +1,15 @@
 """Flow matching on straight lines: x_t = (1-t)·x0 + t·noise, t = 0 data, t = 1 noise (Lipman et al. 2023, SiT, JiT)."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from ldit.diffusion.prediction import Predict, output_of, per_sample
+from ldit.config.sections import ObjectiveConfig
+from ldit.diffusion.process import CLEAN, MOST_STEPS, Denoised, Level, Predict, output_of, per_sample
 
 LEAST_TIME = 0.05  # floor of t where a data prediction is turned into a velocity (JiT)
 
@@ -20,9 +24,33 @@ class Flow:
     data_at: Literal[0, 1] = 0
     shift: float = 1.0
 
+    @property
+    def least_noise_time(self) -> float:
+        """A flow has levels arbitrarily near the data."""
+        return 0.0
+
+    def draw_times(self, generators: Sequence[torch.Generator], config: ObjectiveConfig) -> Tensor:
+        """Logit-normal, t = sigmoid(mean + std·normal) (Esser et al. 2024), then the resolution shift."""
+        normal = torch.cat([torch.randn((1,), generator=one) for one in generators])
+        t = torch.sigmoid(config.time_mean + config.time_std * normal)
+        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+    def times_at(self, share: Tensor) -> Tensor:
+        """The share itself."""
+        return share
+
+    def noise_times(self, t: Tensor) -> Tensor:
+        """t itself."""
+        return t
+
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is given for t (B,)."""
+        """Native time x time_scale."""
         return (t if self.data_at == 0 else 1.0 - t) * self.time_scale
+
+    def noise_time_of(self, network_time: float) -> float:
+        """The inverse of `network_time`."""
+        native = network_time / self.time_scale
+        return native if self.data_at == 0 else 1.0 - native
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """(1-t)·x0 + t·noise."""
@@ -51,6 +79,35 @@ class Flow:
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
         """Squared error of eps = x_t + (1-t)·v (B,), comparable across processes."""
         return (1.0 - t).square() * losses["mse"]
+
+    def level(self, noise_time: float) -> Level:
+        """alpha = 1 - t, sigma = t."""
+        t = noise_time
+        return Level(1.0 - t, t, (t if self.data_at == 0 else 1.0 - t) * self.time_scale, t)
+
+    def level_of_ratio(self, ratio: float) -> Level:
+        """t = ratio / (1 + ratio)."""
+        return self.level(ratio / (1.0 + ratio) if math.isfinite(ratio) else 1.0)
+
+    def own_grid(self, steps: str) -> list[Level]:
+        """Uniform in t from 1 to 0, then shifted."""
+        if not steps.isdecimal() or not 1 <= int(steps) <= MOST_STEPS:
+            raise ValueError(f"expected a number from 1 to {MOST_STEPS}, got {steps!r}")
+        count = int(steps)
+        return [self.level(shifted((count - i) / count, self.shift)) for i in range(count)] + [CLEAN]
+
+    def denoised(self, out: Tensor, x: Tensor, level: Level) -> Denoised:
+        """From the first C channels: x0 itself, or x0 and eps at the two ends of the velocity."""
+        out = out[:, : x.shape[1]]
+        if self.prediction == "x0":
+            return Denoised(out, (x - level.alpha * out) / level.sigma)
+        velocity = out if self.data_at == 0 else -out
+        return Denoised(x - level.sigma * velocity, x + level.alpha * velocity)
+
+
+def shifted(u: float, k: float) -> float:
+    """k·u/(1 + (k-1)·u), noisier for k > 1, and exactly 1 for u = 1: a level beyond pure noise has no logarithm."""
+    return k * u / (k * u + (1.0 - u))
 
 
 def _columns(t: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldit.checkpoint.run import Best, best_step, write_best
+from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.open import Codec
 from ldit.codecs.pixels import to_uint8
 from ldit.config.run import RunConfig
@@ -25,14 +26,15 @@ from ldit.eval.report import too_few
 from ldit.log import logger
 from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.load import Pipeline
-from ldit.pipeline.request import Request
-from ldit.pipeline.sets.job import Labels, cost, cut
+from ldit.pipeline.request import ResolvedRequest
+from ldit.pipeline.sets.job import Labels, cost
 from ldit.pipeline.sets.stream import ImageStream, TrainingStream
 from ldit.precision import COMPUTE
 from ldit.sampling.fast.oom import out_of_memory
+from ldit.storage.shared_job import cut
 from ldit.train.hooks import eager
-from ldit.train.step import TrainState
-from ldit.train.tasks.subject import Surroundings
+from ldit.train.state import TrainState
+from ldit.train.tasks.task import HookContext
 from ldit.train.trainer import BEST
 
 TRAINING_IMAGES = 50_000
@@ -42,7 +44,7 @@ _Images = Statistics | ImageStream | TrainingStream
 
 
 def evaluation_hook(
-    config: RunConfig, spec: ModelSpec, request: Request, codec: Codec, out: Path, around: Surroundings
+    config: RunConfig, spec: ModelSpec, request: ResolvedRequest, codec: Codec, out: Path, around: HookContext
 ) -> Callable[[TrainState], dict[str, Any]]:
     """The Fréchet distance of `eval.num` images under its name ("fid", "fd_…"), and "best": true where it is the
     lowest of the run, with RUN/best.json to say so. `request` says how images are sampled.
@@ -85,7 +87,7 @@ def evaluation_hook(
             kept.append(_features(theirs, extractor, around, asked.batch_size))
         dtype = COMPUTE[state.config.train.precision]
         mark = lambda: around.watchdog.mark("evaluation")  # noqa: E731
-        with state.weights.showing(state.averages.main) as model, eager():
+        with state.weights.swapped_in(state.averages.main) as model, eager():
             pipe = Pipeline(model, spec, dtype=dtype, codec=codec)
             made = _Made(pipe, request, asked.num, asked.batch_size, around, mark)
             found = collect(made.blocks(), extractor, False, world, 0, mark, together=True)
@@ -116,10 +118,16 @@ class _Made:
     tensor-parallel neighbours make alike, counts once."""
 
     def __init__(
-        self, pipe: Pipeline, request: Request, num: int, size: int, around: Surroundings, mark: Callable[[], None]
+        self,
+        pipe: Pipeline,
+        request: ResolvedRequest,
+        num: int,
+        size: int,
+        around: HookContext,
+        mark: Callable[[], None],
     ) -> None:
         self.pipe, self.request, self.world, self.mark, self.size = pipe, request, around.world, mark, size
-        count = getattr(pipe.spec.model, "num_classes", 0)
+        count = build_conditioner(pipe.spec).count
         self.labels = Labels("balanced" if count else None, tuple(range(max(count, 1))), 0)
         self.ranges, self.sound = cut(num, size), True
 
@@ -151,7 +159,7 @@ class _Made:
         return torch.stack([e.tensor for e in events if isinstance(e, Sample) and e.tensor is not None])
 
 
-def _opened(config: RunConfig, extractor: Extractor, around: Surroundings) -> _Images:
+def _opened(config: RunConfig, extractor: Extractor, around: HookContext) -> _Images:
     """EvaluationError or DataError for a reference that no distance can be had to."""
     asked, side = config.eval, config.data.image_size
     if not asked.reference:
@@ -173,7 +181,7 @@ def _about(theirs: _Images) -> dict[str, Any]:
     return {} if isinstance(theirs, TrainingStream) else theirs.about
 
 
-def _features(theirs: _Images, extractor: Extractor, around: Surroundings, block: int) -> Reference:
+def _features(theirs: _Images, extractor: Extractor, around: HookContext, block: int) -> Reference:
     world = around.world
     mark = lambda: around.watchdog.mark("features of the reference")  # noqa: E731
     if not isinstance(theirs, TrainingStream):

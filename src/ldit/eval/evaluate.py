@@ -8,7 +8,7 @@ figures' rows, computes and writes.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.commands.sample import ImageJob
+from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
+from ldit.config.requests.sampling import ModelRequest
 from ldit.config.run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
 from ldit.errors import EvaluationError
@@ -36,10 +37,10 @@ from ldit.eval.metrics.metrics import (
 from ldit.eval.outputs import check_outputs, check_statistics_file, write_outputs
 from ldit.eval.reference import Statistics, has_statistics, read_statistics, write_statistics
 from ldit.eval.report import depends, remarks, table, too_few
+from ldit.figure import check_plotting
 from ldit.log import logger
 from ldit.parallel.world import World, joined, report_once
 from ldit.pipeline.load import process_device
-from ldit.pipeline.sets.job import Rule, SetJob
 from ldit.pipeline.sets.stream import GeneratedStream, ImageStream, check_there, is_images, open_stream
 from ldit.sampling.fast.oom import out_of_memory
 from ldit.storage.progress import Progress
@@ -54,7 +55,7 @@ STOP = "evaluation"
 """The alarm of a process that cannot go on."""
 TOGETHER = ParallelConfig(timeout=MOST_SECONDS)
 """Shares are uneven, and the first process computes the figures alone: hours may pass until all meet again."""
-_OWN = ("source", "batch_size", "device")  # of a ImageJob, that images which are there have too
+_OWN = ("source", "batch_size", "device")  # of a ModelRequest, that images which exist have too
 
 
 @dataclass(frozen=True)
@@ -71,62 +72,41 @@ class ExtractorJob:
         return open_extractor(self.name, self.weights, device)
 
 
-@dataclass(frozen=True)
-class EvaluateJob:
-    """What `ldit evaluate` is asked for. `images` says how a checkpoint is sampled; its source may as well be a
-    folder or an .npz of images, which are taken as they are."""
-
-    images: ImageJob
-    reference: str
-    num: int | None = None
-    rule: Rule | None = None
-    extractor: ExtractorJob = field(default_factory=ExtractorJob)
-    metrics: tuple[str, ...] = ()
-    components: int = 0
-    resamples: int = 0
-    image_size: int | None = None
-    json: Path | None = None
-    figure: Path | None = None
-
-    def __post_init__(self) -> None:
-        with report_once():
-            self._check()
-
-    def _check(self) -> None:
-        least = {"num": 2, "components": 0, "resamples": 0, "image_size": 1, "batch_size": 1}
-        for name, lowest in least.items():
-            value = self.images.batch_size if name == "batch_size" else getattr(self, name)
-            if value is not None and value < lowest:
-                raise EvaluationError(f"{name}: must be at least {lowest}, got {value}")
-        if self.resamples and not self.components:
-            raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
-        if self.figure is not None and self.figure.suffix.lower() not in (".png", ".svg"):
-            raise EvaluationError(f"figure: expected a name that ends in .png or .svg, got {self.figure}")
+def check_evaluation(request: EvaluateRequest) -> None:
+    """EvaluationError for a value that cannot be served, whatever the images are."""
+    least = {"num": 2, "components": 0, "bootstrap": 0, "image_size": 1, "batch_size": 1}
+    for name, lowest in least.items():
+        value = getattr(request, name)
+        if value is not None and value < lowest:
+            raise EvaluationError(f"{name}: must be at least {lowest}, got {value}")
+    if request.bootstrap and not request.components:
+        raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
+    if request.figure is not None:
+        check_plotting(request.figure, "figure")
 
 
-def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(job: EvaluateRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """The report, which the first process writes to `job.json` and `job.figure` and says as a table, each of them
     whatever becomes of the others.
 
     EvaluationError and its kin name what is missing, damaged or does not fit together, before images are made.
     """
+    with report_once():
+        check_evaluation(job)
+    features = ExtractorJob(job.extractor, job.inception_weights)
     with joined(TOGETHER) as world:
-        extractor = world.run_on_all(lambda: job.extractor.open(process_device(job.images.device)))
+        extractor = world.run_on_all(lambda: features.open(process_device(job.device)))
         return measured(job, extractor, world, say)
 
 
 def measured(
-    job: EvaluateJob, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
+    job: EvaluateRequest, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """The report of `evaluate`, on every process of `world`."""
-    began, device, compared = (
-        time.perf_counter(),
-        process_device(job.images.device),
-        (job.images.source, job.reference),
-    )
+    began, device, compared = time.perf_counter(), process_device(job.device), (job.source, job.reference)
     world.from_rank0(lambda: check_outputs(job.json, job.figure, compared))
     samples = world.run_on_all(lambda: _samples(job))
-    block = job.images.batch_size
+    block = job.batch_size
     theirs = world.run_on_all(lambda: open_reference(job.reference, extractor, samples.size, job.image_size, block))
     with report_once():
         wanted, missing = _wanted(job, extractor, samples, theirs)
@@ -165,7 +145,7 @@ def measured(
 
 
 def _wanted(
-    job: EvaluateJob, extractor: Extractor, samples: ImageStream, theirs: Statistics | ImageStream
+    job: EvaluateRequest, extractor: Extractor, samples: ImageStream, theirs: Statistics | ImageStream
 ) -> tuple[MetricPlan, list[str]]:
     """What will be computed, and lines on what cannot be; EvaluationError for what was asked for and cannot."""
     spatial = rows = True
@@ -184,22 +164,22 @@ def _wanted(
     for name, asked in (("components", job.components), ("figure: components", 2 if job.figure is not None else 0)):
         if asked > spans:
             raise EvaluationError(f"{name}: {asked} are too many for a reference that spans {spans} at most")
-    return MetricPlan(metrics, job.components, job.resamples, job.figure is not None), missing
+    return MetricPlan(metrics, job.components, job.bootstrap, job.figure is not None), missing
 
 
-def save_statistics(
-    source: str, out: Path, num: int | None, side: int | None, job: ExtractorJob, batch: int, device: str | None = None
-) -> int:
+def save_statistics(request: StatsRequest) -> int:
     """`ldit stats`: the features' moments of a set of images, as a file that stands for it as a reference; returns
     the number of images."""
+    source, out = request.images, request.out
     with report_once():
         if out.suffix != ".npz":
             raise EvaluationError(f"--out {out}: expected a name that ends in .npz")
+    features = ExtractorJob(request.extractor, request.inception_weights)
     with joined(TOGETHER) as world:
         world.run_on_all(lambda: _check_images(source))
         world.from_rank0(lambda: check_statistics_file(out, source))
-        extractor = world.run_on_all(lambda: job.open(process_device(device)))
-        stream = world.run_on_all(lambda: open_stream(source, num, side, batch))
+        extractor = world.run_on_all(lambda: features.open(process_device(request.device)))
+        stream = world.run_on_all(lambda: open_stream(source, request.num, request.image_size, request.batch_size))
         found = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)
         spatial = found.spatial
         kept = Statistics(
@@ -288,27 +268,23 @@ def _shown(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> It
         progress.close()
 
 
-def _samples(job: EvaluateJob) -> ImageStream:
-    if is_images(job.images.source):
+def _samples(job: EvaluateRequest) -> ImageStream:
+    if is_images(job.source):
         if idle := _idle(job):
-            raise EvaluationError(f"{job.images.source} holds images that are there already: {idle} does nothing")
-        stream = open_stream(job.images.source, job.num, job.image_size, job.images.batch_size)
+            raise EvaluationError(f"{job.source} holds images that exist already: {idle} does nothing")
+        stream = open_stream(job.source, job.num, job.image_size, job.batch_size)
     else:
-        stream = GeneratedStream(SetJob(job.images, job.num or PROTOCOL, job.rule))
+        stream = GeneratedStream(job, job.num or PROTOCOL)
     if job.image_size not in (None, min(stream.size)):
         side = " x ".join(map(str, stream.size))
-        raise EvaluationError(f"image_size: only folders are cut, the images of {job.images.source} are {side}")
+        raise EvaluationError(f"image_size: only folders are cut, the images of {job.source} are {side}")
     return stream
 
 
-def _idle(job: EvaluateJob) -> str:
+def _idle(job: EvaluateRequest) -> str:
     """The first thing asked for that says how images are made, "" for none."""
-    asked = [name for name, value in job.images.options.items() if (name, value) != ("seed", 0)]
-    for one in fields(ImageJob):
-        default = one.default_factory() if one.default_factory is not MISSING else one.default
-        if one.name not in (*_OWN, "options") and getattr(job.images, one.name) != default:
-            asked.append(one.name)
-    return next(iter(asked), "labels" if job.rule is not None else "")
+    names = (one.name for one in fields(ModelRequest) if one.name not in _OWN and getattr(job, one.name) != one.default)
+    return next(names, "")
 
 
 def open_reference(

@@ -1,6 +1,6 @@
 """Large-DiT: LLaMA blocks with adaLN-zero conditioning, for classes and for text, under the original's names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,34 +107,54 @@ class DiT(nn.Module):
         grid: GridScale | None = None,
     ) -> Tensor | list[Tensor]:
         blocks, final = self.modulations(self.condition(t, cond))
-        if isinstance(cond, TextCondition):
-            if grid is not None:
-                raise ValueError("grid: positions of text models are not scaled yet")
-            tokens = self.layout.pack(x, self.x_embedder, self.eol_token, self.pad_token)
-            config: TextModelConfig = self.config  # type: ignore[assignment]
-            rope = self.layout.rope(config.rope, x, config.head_dim, config.rope_scaling_factor, tokens.device)
-            return self.layout.unpack(self.trunk(tokens, rope, blocks, final, cond.features, cond.mask), x)
+        context = cond if isinstance(cond, TextCondition) else None
+        return self.compute(x, self.positions(x, grid), self.layers, blocks, final, context)
+
+    def compute(
+        self,
+        x: Tensor | Sequence[Tensor],
+        rope: Tensor,
+        layers: Iterable[nn.Module],
+        modulations: Sequence[Tensor],
+        final: Tensor,
+        context: TextCondition | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Embed, blocks, unembed: the output for rotary `rope` and modulations that are there already. `layers` are the
+        network's own blocks or others called alike, such as those of an inference copy."""
+        tokens = self.embed(x)
+        features, mask = (None, None) if context is None else (context.features, context.mask)
+        for layer, modulation in zip(layers, modulations, strict=True):
+            tokens = layer(tokens, rope, modulation, features, mask)
+        return self.unembed(tokens, final, x)
+
+    def embed(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """Latents to tokens (B, T, D), a token a patch; text models have end-of-line and padding tokens too."""
+        if isinstance(self.config, TextModelConfig):
+            return self.layout.pack(x, self.x_embedder, self.eol_token, self.pad_token)
         if not isinstance(x, Tensor):
             raise ValueError("a class model takes one (B, C, H, W) tensor")
-        tokens = self.x_embedder(patchify(x, self.config.patch_size))
-        _, rows, columns, _ = tokens.shape
-        rope = rope_table(self.config.rope, rows, columns, self.config.head_dim, tokens.device, grid)
-        out = self.trunk(tokens.flatten(1, 2), rope, blocks, final)
-        return unpatchify(out.unflatten(1, (rows, columns)), self.config.patch_size)
+        return self.x_embedder(patchify(x, self.config.patch_size)).flatten(1, 2)
 
-    def trunk(
-        self,
-        tokens: Tensor,
-        rope: Tensor,
-        blocks: Sequence[Tensor],
-        final: Tensor,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Blocks and final layer over tokens (B, T, D) with the modulations given."""
-        for layer, modulation in zip(self.layers, blocks, strict=True):
-            tokens = layer(tokens, rope, modulation, context, mask)
-        return self.final_layer(tokens, final)
+    def positions(self, x: Tensor | Sequence[Tensor], grid: GridScale | None = None) -> Tensor:
+        """Rotary table (T, head_dim/2, 2) of the tokens of x, or one an image for text models; see `GridScale`."""
+        config, device = self.config, self.x_embedder.weight.device
+        if isinstance(config, TextModelConfig):
+            if grid is not None:
+                raise ValueError("grid: positions of text models are not scaled yet")
+            return self.layout.rope(config.rope, x, config.head_dim, config.rope_scaling_factor, device)
+        if not isinstance(x, Tensor):
+            raise ValueError("a class model takes one (B, C, H, W) tensor")
+        rows, columns = (side // config.patch_size for side in x.shape[-2:])
+        return rope_table(config.rope, rows, columns, config.head_dim, device, grid)
+
+    def unembed(self, tokens: Tensor, final: Tensor, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Tokens (B, T, D) to an output of the sizes of x, through the final layer with modulation (B, 2, D)."""
+        out = self.final_layer(tokens, final)
+        if isinstance(self.config, TextModelConfig):
+            return self.layout.unpack(out, x)
+        assert isinstance(x, Tensor)
+        rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
+        return unpatchify(out.unflatten(1, (rows, columns)), self.config.patch_size)
 
 
 def init_weights(model: nn.Module, generator: Callable[[str], torch.Generator]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +15,8 @@ from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.log import logger
 from ldit.pipeline.init_image import encoded
-from ldit.pipeline.request import Request, whole
+from ldit.pipeline.loaded import LoadedModel
+from ldit.pipeline.request import ResolvedRequest, as_int
 from ldit.rng import normal
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.fast.offload import is_offloaded
@@ -24,9 +25,6 @@ from ldit.sampling.fast.prepare import Prepared
 from ldit.sampling.guidance import Guided, Network
 from ldit.sampling.resolution import positioned
 from ldit.sampling.step import Step
-
-if TYPE_CHECKING:
-    from ldit.pipeline.load import Pipeline
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,10 @@ class Generator:
 
     def __init__(
         self,
-        pipe: "Pipeline",
-        request: Request,
+        pipe: LoadedModel,
+        request: ResolvedRequest,
         *,
-        guide: "Pipeline | None" = None,
+        guide: LoadedModel | None = None,
         decode: bool = True,
         batch_size: int = 16,
         progress: bool = False,
@@ -92,7 +90,7 @@ class Generator:
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
     ) -> None:
-        batch_size, preview_every = whole("batch_size", batch_size), whole("preview_every", preview_every)
+        batch_size, preview_every = as_int("batch_size", batch_size), as_int("preview_every", preview_every)
         if batch_size < 1:
             raise RequestError(f"batch_size: must be at least 1, got {batch_size}")
         for name, function in (("callback", callback), ("cancelled", cancelled)):
@@ -160,8 +158,8 @@ class Generator:
             logger.warning("out of memory: without CUDA graphs from here on")
         return any(let_go)
 
-    def _placed(self, pipe: "Pipeline", network: Any) -> Network:
-        """The network with the positions that were asked for."""
+    def _placed(self, pipe: LoadedModel, network: Any) -> Network:
+        """The network with the positions of the request."""
         settings, model = self.request.settings, pipe.spec.model
         rows, columns = (side // model.patch_size for side in self.request.shape[1:])
         process = build_process(pipe.spec.process)

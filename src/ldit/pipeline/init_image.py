@@ -1,4 +1,4 @@
-"""Images that sampling starts from (SDEdit, Meng et al. 2022): opened, cut to the size asked for, encoded."""
+"""Images that sampling starts from (SDEdit, Meng et al. 2022): opened, cut to the size sampled, encoded."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

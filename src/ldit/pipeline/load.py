@@ -1,79 +1,50 @@
 """`ldit.load`: a source to an object that makes images."""
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ldit.checkpoint.layouts.dit_pt import ProcessName
+from ldit.checkpoint.layouts.dit_pt import ProcessName, is_pt
 from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.open import Codec, open_codec
+from ldit.codecs.conditioners import Labels
+from ldit.config.requests.fields import from_keywords
+from ldit.config.requests.sampling import Machine, ModelRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.nn.build import build_model
 from ldit.parallel.world import launched
 from ldit.pipeline.generate import Event, Generator, Sample
-from ldit.pipeline.request import Labels, check_request
+from ldit.pipeline.keywords import SamplingKeywords
+from ldit.pipeline.loaded import LoadedModel
+from ldit.pipeline.request import check_request
 from ldit.precision import DTYPES
 from ldit.sampling.fast import offload as blocks
 from ldit.sampling.fast.oom import out_of_memory
-from ldit.sampling.fast.prepare import InferenceOptions, Prepared, check_options, prepare
+from ldit.sampling.fast.prepare import InferenceOptions, check_options
 from ldit.storage.tensors import assign
 
 OutputType = Literal["pil", "tensor", "latent"]
-RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")  # arguments of the run, not the request
+RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")
+"""Keywords that say how a call runs."""
+NOISE = ("initial_noise", "step_noise")
+"""Keywords that are tensors of noise, or make them."""
 
 
-class Pipeline:
-    """Weights and all they need to become images.
+class Pipeline(LoadedModel):
+    """A model that makes images. Calling it samples; see `sample`.
 
-    `model` is the raw network; `spec` is the content of config.json (a dict, and its parts as attributes). Calling the
-    pipeline samples; see `sample`. Requests may run side by side, in one thread or in several, also one request in
-    several threads by turns; `to` and new weights wait until none runs.
+    `model` is the raw network; `spec` is the content of config.json (a dict, and its parts as attributes). Requests may
+    run side by side, in one thread or in several, also one request in several threads by turns; `to` and new weights
+    wait until none runs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        spec: ModelSpec,
-        source: Path | None = None,
-        codec_root: Path | None = None,
-        dtype: torch.dtype | None = None,
-        codec: Codec | None = None,
-        inference: InferenceOptions | None = None,
-    ) -> None:
-        """`inference`: sample with an inference copy of the network; None: with the network itself."""
-        self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
-        self.inference = inference
-        self._network: Any = None
-        self._dtype = dtype
-        self._codec = codec
-        self._guides: dict[str, Pipeline] = {}  # by source, once used
-        self._opening = threading.RLock()  # what is made at first use is made once, whoever asks
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network takes: its parameters' dtype, or the one given where those are cast as they are used."""
-        return self._dtype or next(self.model.parameters()).dtype
-
-    @property
-    def network(self) -> Any:
-        """What sampling calls: the inference copy, made when first needed and again once the weights have moved, or the
-        network itself where there are no `inference` or its blocks are on the host."""
-        if self.inference is None or blocks.is_offloaded(self.model):
-            return self.model
-        with self._opening:
-            if self._network is None or (isinstance(self._network, Prepared) and not self._network.current()):
-                self._network = prepare(self.model, self.inference)
-            return self._network
+    _guide: tuple[str, "Pipeline"] | None = None
+    """The guide that was last loaded by name."""
 
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
         """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it. A guide given by name is
@@ -81,55 +52,61 @@ class Pipeline:
         if blocks.is_offloaded(self.model):
             raise RequestError("a model loaded with offload stays on its device and in its dtype; load it again")
         self.model.to(*args, **kwargs)
-        self._network = None
-        self._guides.clear()
+        self._network = self._guide = None
         if isinstance(self._codec, AutoencoderCodec):
             self._codec.to(self.device, self._codec_dtype)
         return self
 
-    @property
-    def codec(self) -> Codec:
-        """Opened at first use on the network's device; CodecError when it is not at hand."""
-        with self._opening:
-            if self._codec is None:
-                roots, channels = codec_roots(self.codec_root, self.source), self.spec.model.in_channels
-                self._codec = open_codec(self.spec.codec, roots, self.device, self._codec_dtype, channels)
-            return self._codec
+    @overload
+    def sample(
+        self,
+        class_labels: Labels = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        **keywords: Unpack[SamplingKeywords],
+    ) -> list[Image.Image]: ...
 
-    @property
-    def _codec_dtype(self) -> torch.dtype:
-        """fp32 on the CPU and where the network is in fp16, which autoencoders may overflow; else the network's."""
-        return torch.float32 if self.device.type == "cpu" or self.dtype is torch.float16 else self.dtype
+    @overload
+    def sample(
+        self,
+        class_labels: Labels = None,
+        *,
+        output_type: Literal["tensor", "latent"],
+        **keywords: Unpack[SamplingKeywords],
+    ) -> Tensor: ...
 
-    def __call__(self, class_labels: Labels = None, **arguments: Any) -> Any:
-        return self.sample(class_labels, **arguments)
+    def sample(
+        self, class_labels: Labels = None, *, output_type: OutputType = "pil", **keywords: Unpack[SamplingKeywords]
+    ) -> list[Image.Image] | Tensor:
+        """One image a label, or `num` images of a model without classes: a list of PIL images, a (B, 3, H, W) tensor in
+        [-1, 1], or latents.
 
-    def sample(self, class_labels: Labels = None, *, output_type: OutputType = "pil", **arguments: Any) -> Any:
-        """One image a label, or `num` images of a model without classes: a list of PIL images, or a (B, 3, H, W)
-        tensor in [-1, 1], or latents.
-
-        Arguments (defaults in `spec.sampling_defaults`): num (default 1, or as many as seeds), steps, solver, grid,
-        eta, guidance (1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time),
+        Keywords (None: the checkpoint's default, in `spec.sampling_defaults`):
+        num (default 1, or as many as seeds); steps (or num_inference_steps), solver, grid, eta; guidance (or
+        guidance_scale; 1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time),
         guidance_schedule ("constant", "linear", "cosine"), guide (a weaker model of the same kind, a Pipeline or
-        anything `load` takes, whose output takes the place of the null class's), seed (images get seed, seed+1, …)
-        or seeds, height, width (pixels), init_image (a PIL image or file, or one each) with strength (the noise time
-        it is brought to, 0.6), batch_size, progress, callback(step), initial_noise (B, C, H, W), step_noise(i, shape).
-        For images larger than those of training: rope_scaling ("none", "linear", "ntk" or "time-aware") and
-        proportional_attention.
+        anything `load` takes, whose output takes the place of the null class's); seed (images get seed, seed+1, …) or
+        seeds; height, width (pixels), and for images larger than those of training rope_scaling ("none", "linear",
+        "ntk" or "time-aware") and proportional_attention; init_image (a PIL image or file, or one each) with strength
+        (the noise time it is brought to, 0.6); batch_size, progress, callback(step), initial_noise (B, C, h, w),
+        step_noise(i, shape).
         RequestError names what cannot be served. Image k depends on its seed and init_image alone.
         """
         if output_type == "latent":
-            return self.sample_latents(class_labels, **arguments)
+            return self.sample_latents(class_labels, **keywords)
         if output_type not in ("pil", "tensor"):
             raise RequestError(f"output_type: expected pil, tensor or latent, got {output_type!r}")
-        images = [e for e in self.iterate(class_labels, **arguments) if isinstance(e, Sample)]
+        samples = [event for event in self.iterate(class_labels, **keywords) if isinstance(event, Sample)]
         if output_type == "tensor":
-            return _stack([picture.tensor for picture in images if picture.tensor is not None])
-        return [picture.image for picture in images]
+            return _stack([sample.tensor for sample in samples if sample.tensor is not None])
+        return [sample.image for sample in samples if sample.image is not None]
 
-    def sample_latents(self, class_labels: Labels = None, **arguments: Any) -> Tensor:
-        """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened but for `init_image`."""
-        events = self._generator(class_labels, False, arguments).events()
+    __call__ = sample
+
+    def sample_latents(self, class_labels: Labels = None, **keywords: Unpack[SamplingKeywords]) -> Tensor:
+        """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened but for `init_image`. Keywords as
+        in `sample`."""
+        events = self._generator(class_labels, False, dict(keywords)).events()
         return _stack([event.latent for event in events if isinstance(event, Sample)])
 
     def iterate(
@@ -138,30 +115,43 @@ class Pipeline:
         *,
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
-        **arguments: Any,
+        **keywords: Unpack[SamplingKeywords],
     ) -> Iterator[Event]:
         """Previews, finished images and a final Done; stops early when `cancelled()` turns true or the iterator is
-        closed."""
-        arguments = {**arguments, "cancelled": cancelled, "preview_every": preview_every}
-        return self._generator(class_labels, True, arguments).events()
+        closed. Keywords as in `sample`."""
+        return self._generator(
+            class_labels, True, {**keywords, "cancelled": cancelled, "preview_every": preview_every}
+        ).events()
 
-    def _generator(self, class_labels: Labels, decode: bool, arguments: dict[str, Any]) -> Generator:
-        running = {name: arguments[name] for name in RUNNING if name in arguments}
-        request = {name: value for name, value in arguments.items() if name not in RUNNING}
-        guide = named = request.pop("guide", None)
-        if isinstance(named, (str, Path)):
-            guide = self._guides.get(str(named)) or open_source(named)
-        elif named is not None and not isinstance(named, Pipeline):
-            raise RequestError(f"guide: expected a Pipeline, a path or a name, got {type(named).__name__}")
-        checked = check_request(self.spec, class_labels, guide=None if guide is None else guide.spec, **request)
-        if isinstance(guide, Source):  # read once the request is known to be sound
-            offload = blocks.is_offloaded(self.model)
-            with self._opening:
-                guide = self._guides.get(str(named)) or load_source(
-                    guide, self.device, self.dtype, offload=offload, inference=self.inference
-                )
-                self._guides = {str(named): guide}  # the last one
-        return Generator(self, checked, guide=guide, decode=decode, **running)
+    def _generator(self, class_labels: Labels, decode: bool, keywords: dict[str, Any]) -> Generator:
+        # Keywords are of three kinds: how the call runs, tensors of noise, and the request.
+        running = {name: keywords.pop(name) for name in RUNNING if name in keywords}
+        noise = {name: keywords.pop(name) for name in NOISE if name in keywords}
+        request = from_keywords(SamplingRequest, {**keywords, "class_labels": class_labels}, "sample")
+        guide = self._opened_guide(request.guide)
+        spec = None if guide is None else guide.spec
+        resolved = check_request(self.spec, request, guide=spec, **noise)
+        if isinstance(guide, Source):  # its weights are read once the request is known to be sound
+            guide = self._loaded_guide(str(request.guide), guide)
+        return Generator(self, resolved, guide=guide, decode=decode, **running)
+
+    def _opened_guide(self, guide: object) -> "LoadedModel | Source | None":
+        """A guide that is loaded already, or its checkpoint."""
+        if guide is None or isinstance(guide, LoadedModel):
+            return guide
+        if not isinstance(guide, (str, Path)):
+            raise RequestError(f"guide: expected a Pipeline, a path or a name, got {type(guide).__name__}")
+        known = self._guide
+        return known[1] if known is not None and known[0] == str(guide) else open_source(guide)
+
+    def _loaded_guide(self, name: str, source: Source) -> "Pipeline":
+        """The weights of a guide on this model's device, which are kept until another is named."""
+        with self._opening:
+            if self._guide is None or self._guide[0] != name:
+                offload = blocks.is_offloaded(self.model)
+                guide = load_source(source, self.device, self.dtype, offload=offload, inference=self.inference)
+                self._guide = (name, guide)
+            return self._guide[1]
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -185,9 +175,9 @@ def load(
     autoencoders will be looked for in `codec_root` and in the model's own folder. `heads` is for DiT files of unlisted
     sizes, `process` for those that do not tell whether they are DiT's (ddpm) or SiT's (flow).
     `offload` leaves the blocks on the host, for models larger than the device (see `ldit.sampling.fast.offload`).
-    `inference` say what the copy that samples is like, int8 and compiled among them (see
-    `ldit.sampling.fast.prepare`); with
-    None `pipe.model` itself is called, so that hooks on its parts see every evaluation.
+    `inference` says what the copy that samples is like, int8 and compiled among them (see
+    `ldit.sampling.fast.prepare`); with None `pipe.model` itself is called, so that hooks on its parts see every
+    evaluation.
 
     SourceError names what is missing, damaged or unknown; RequestError says that the device has no room for the model,
     or that a switch does not go with it.
@@ -251,10 +241,20 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def codec_roots(root: Path | None, source: Path | None) -> list[Path]:
-    """Where a model's autoencoder is looked for by name: the folder given, and the checkpoint's own."""
-    own = None if source is None else source if source.is_dir() else source.parent
-    return [folder for folder in (root, own) if folder is not None]
+def open_guide(request: ModelRequest) -> Source | None:
+    """The weaker model of a request. `heads` and `process` are for files that do not name theirs, so they are given to
+    a guide only where it is such a file."""
+    if request.guide is None:
+        return None
+    heads, process = (request.heads, request.process) if is_pt(request.guide) else (None, None)
+    return open_source(request.guide, heads, request.ema, process)
+
+
+def inference_options(machine: Machine) -> InferenceOptions:
+    """What the inference copy of a request is like."""
+    return InferenceOptions(
+        int8=machine.int8, compiled=machine.compile, graph=machine.graphs, host_modulation=machine.host_modulation
+    )
 
 
 def checked_device(name: str) -> torch.device:

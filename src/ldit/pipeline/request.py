@@ -1,38 +1,45 @@
 """A sampling request, checked against a spec alone: before weights are read, and before a run trains towards it."""
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from ldit.config.labels import resolve_label
+from ldit.codecs.conditioners import Conditioner, build_conditioner
+from ldit.config.model import TextModelConfig
+from ldit.config.requests.sampling import SamplingRequest
 from ldit.config.spec import FlowConfig, ModelSpec, PixelCodecConfig, ProcessConfig, SamplingConfig
 from ldit.diffusion.build import build_process
+from ldit.diffusion.process import Level
 from ldit.errors import RequestError
-from ldit.pipeline.init_image import InitImage, cut, given_images
+from ldit.pipeline.init_image import cut, given_images
+from ldit.pipeline.keywords import StepNoise
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
-from ldit.sampling.levels import Level
 from ldit.sampling.resolution import check_scaling
 from ldit.sampling.solvers import find_solver
 from ldit.sampling.step import Solver
 
-StepNoise = Callable[[int, tuple[int, ...]], Tensor]
-Labels = int | str | Iterable[int | str] | Tensor | None
+SETTINGS = (
+    "solver", "eta", "guidance_channels", "guidance_interval", "guidance_schedule", "rope_scaling",
+    "proportional_attention",
+)  # fmt: skip
+"""Fields of a request that replace those of the spec's sampling section as they are."""
 STRENGTH = 0.6
-"""Noise time that an image to start from is brought to, where none is asked for: SDEdit's compromise between keeping
-the image and mending it."""
+"""Noise time that an image to start from is brought to, by default: SDEdit's compromise between keeping the
+image and correcting it."""
 MOST_PIXELS = 1 << 16
 """Of a side: far more than memory holds, and few enough to be counted."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to sample: one label and one seed an image, latents of `shape` (C, h, w), and how. `init` are the images
-    to start from, one for all or one each, of the size asked for; `levels` begin at their noise."""
+class ResolvedRequest:
+    """A checked request with every default filled in: one label and one seed an image, latents of `shape` (C, h, w).
+    `init` are the images to start from, one for all or one each, of the size requested; `levels` begin at their
+    noise."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -52,7 +59,7 @@ class Request:
 _NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)  # what float() says, of tensors too
 
 
-def whole(name: str, value: Any) -> int:
+def as_int(name: str, value: Any) -> int:
     """An integer of any kind, true and false not among them; RequestError names the argument."""
     try:
         if not isinstance(value, bool):
@@ -62,7 +69,7 @@ def whole(name: str, value: Any) -> int:
     raise RequestError(f"{name}: expected a whole number, got {value!r:.80}")
 
 
-def real(name: str, value: Any) -> float:
+def as_float(name: str, value: Any) -> float:
     """A number of any kind; RequestError names the argument."""
     try:
         return float(value)
@@ -72,65 +79,46 @@ def real(name: str, value: Any) -> float:
 
 def check_request(
     spec: ModelSpec,
-    class_labels: Labels = None,
+    request: SamplingRequest,
     *,
-    num: int | None = None,
-    prompts: Sequence[str] | None = None,
-    steps: int | str | None = None,
-    solver: str | None = None,
-    grid: str | Sequence[float] | None = None,
-    eta: float | None = None,
-    guidance: float | None = None,
-    guidance_channels: int | Literal["all"] | None = None,
-    guidance_interval: tuple[float, float] | None = None,
-    guidance_schedule: str | None = None,
     guide: ModelSpec | None = None,
-    seed: int = 0,
-    seeds: Sequence[int] | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    rope_scaling: str | None = None,
-    proportional_attention: bool | None = None,
-    init_image: InitImage = None,
-    strength: float | None = None,
     initial_noise: Tensor | None = None,
     step_noise: StepNoise | None = None,
-) -> Request:
+) -> ResolvedRequest:
     """The request with every default filled in, or RequestError naming what this model cannot serve.
 
     A model with classes makes one image a label. A model without classes takes no labels: it makes `num` images,
     by default one for each of `seeds` or of `init_image`, else one. Alone it has nothing to guide, so its guidance is 1
-    whatever the spec's sampling section says, and asking for another is an error. `guide` is the spec of a weaker
+    whatever the spec's sampling section says, and asking for another is an error. `guide` is the spec of the weaker
     model that guides in the null class's place.
     """
-    if prompts is not None or spec.model.kind == "text":
+    if request.prompts is not None or isinstance(spec.model, TextModelConfig):
         raise RequestError("text-to-image sampling is not built yet")
-    if getattr(spec.model, "cond_channels", 0):
+    if spec.model.cond_channels:
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
-    images, seeds = given_images(init_image), _listed_seeds(seeds)
-    labels = _labels(class_labels, num, seeds, images, spec)
-    asked = {
-        "solver": solver, "grid": _grid(grid), "eta": eta, "guidance_channels": guidance_channels,
-        "guidance_interval": guidance_interval, "guidance_schedule": guidance_schedule,
-        "rope_scaling": rope_scaling, "proportional_attention": proportional_attention,
-    }  # fmt: skip
-    wanted = _steps(spec.sampling_defaults.steps if steps is None else steps)
-    settings = _settings(spec, asked, wanted, _guidance(spec, guidance, guide))
-    shape = _latent_shape(spec, height, width)
+    conditioner = build_conditioner(spec)
+    images, seeds = given_images(request.init_image), _listed_seeds(request.seeds)
+    labels = _labels(request, seeds, images, conditioner)
+    # Everything that the spec's sampling section has a default for.
+    steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
+    guidance = _guidance(spec, request.guidance, conditioner.is_unconditional and guide is None)
+    settings = _settings(spec, request, steps, guidance)
+    # What is made: latents of this shape, from noise or from images at this strength.
+    shape = _latent_shape(spec, request.height, request.width)
     if guide is not None:
         _check_guide(spec, guide, shape)
     _check_noise(initial_noise, (len(labels), *shape), step_noise)
-    strength = _strength(strength, images)
-    return Request(
+    strength = _strength(request.strength, images)
+    return ResolvedRequest(
         labels=labels,
-        seeds=_seeds(seed, seeds, len(labels)),
+        seeds=_seeds(request.seed, seeds, len(labels)),
         shape=shape,
         settings=settings,
-        steps=wanted,
+        steps=steps,
         solve=find_solver(settings.solver, settings.eta),
-        levels=_levels(spec, wanted, steps is not None, settings.grid, strength),
+        levels=_levels(spec, steps, request.steps is not None, settings.grid, strength),
         channels=_channels(spec, settings),
-        null=_null(spec, settings, guide),
+        null=_null(conditioner, settings, guide),
         initial_noise=initial_noise,
         step_noise=step_noise,
         init=_init(spec, images, shape, len(labels)),
@@ -138,9 +126,10 @@ def check_request(
     )
 
 
-def _settings(spec: ModelSpec, asked: dict[str, Any], steps: str, guidance: float) -> SamplingConfig:
-    """The spec's section with what was asked for in its place."""
-    given = {key: value for key, value in asked.items() if value is not None}
+def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: float) -> SamplingConfig:
+    """The spec's sampling section, with what the request sets in its place."""
+    values = {name: getattr(request, name) for name in SETTINGS} | {"grid": _grid(request.grid)}
+    given = {name: value for name, value in values.items() if value is not None}
     if "solver" in given and given["solver"] != spec.sampling_defaults.solver:
         given.setdefault("eta", 0.0)  # the section's is its own solver's
     if steps.isdecimal():
@@ -156,79 +145,70 @@ def _settings(spec: ModelSpec, asked: dict[str, Any], steps: str, guidance: floa
         raise RequestError(f"guidance_interval: expected two numbers, got {got:.80}") from None
     check_schedule(settings.guidance_schedule)
     check_scaling(spec.model, settings.rope_scaling, settings.proportional_attention)
-    return replace(settings, guidance_interval=(low, high), eta=real("eta", settings.eta))
+    return replace(settings, guidance_interval=(low, high), eta=as_float("eta", settings.eta))
 
 
 def _labels(
-    wanted: Labels, num: int | None, seeds: Sequence[int] | None, images: Sequence[Any] | None, spec: ModelSpec
+    request: SamplingRequest, seeds: Sequence[int] | None, images: Sequence[Any] | None, conditioner: Conditioner
 ) -> tuple[int, ...]:
-    """One index an image; a lone name or number is a list of one, arrays are lists."""
-    if isinstance(wanted, (str, int)):
-        wanted = [wanted]
-    try:
-        listed: Any = wanted.tolist() if hasattr(wanted, "tolist") else list(wanted or ())  # type: ignore[union-attr]
-    except TypeError:
-        raise RequestError(f"class_labels: expected numbers or names, got {wanted!r:.80}") from None
-    if not isinstance(listed, list):
-        listed = [listed]
-    count = spec.model.num_classes  # type: ignore[union-attr]
-    if not listed and count == 0:
-        return (0,) * _number(num, len(seeds if seeds is not None else images or (0,)))
-    labels = tuple(resolve_label(label, count, spec.class_names) for label in listed)
-    if num is not None:
-        raise RequestError(f"num {num}: this model has classes and makes one image a label")
+    """One index an image; a model without classes makes `num` images of label 0."""
+    labels = conditioner.resolve(request.class_labels)
+    if not labels and conditioner.is_unconditional:
+        return (0,) * _number(request.num, len(seeds if seeds is not None else images or (0,)))
+    if request.num is not None:
+        raise RequestError(f"num {request.num}: this model has classes and makes one image a label")
     if not labels:
         raise RequestError("name at least one class label")
     return labels
 
 
 def _number(num: int | None, default: int) -> int:
-    found = default if num is None else whole("num", num)
-    if found < 1:
-        raise RequestError(f"num: must be at least 1, got {found}")
-    return found
+    number = default if num is None else as_int("num", num)
+    if number < 1:
+        raise RequestError(f"num: must be at least 1, got {number}")
+    return number
 
 
-def _guidance(spec: ModelSpec, wanted: float | None, guide: ModelSpec | None) -> float:
-    unconditional = getattr(spec.model, "num_classes", None) == 0 and guide is None
-    if wanted is None:
-        return 1.0 if unconditional else spec.sampling_defaults.guidance
-    found = real("guidance", wanted)
-    if unconditional and found != 1:
-        raise RequestError(f"guidance {found:g}: this model has no classes, so there is nothing to guide; use 1")
-    return found
+def _guidance(spec: ModelSpec, scale: float | None, nothing_to_guide: bool) -> float:
+    if scale is None:
+        return 1.0 if nothing_to_guide else spec.sampling_defaults.guidance
+    number = as_float("guidance", scale)
+    if nothing_to_guide and number != 1:
+        raise RequestError(f"guidance {number:g}: this model has no classes, so there is nothing to guide; use 1")
+    return number
 
 
 def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:
     """Guided channels; "all" means those of the image, never a learned variance."""
-    wanted, channels = settings.guidance_channels, spec.model.in_channels
-    if wanted == "all":
+    guided, channels = settings.guidance_channels, spec.model.in_channels
+    if guided == "all":
         return channels
-    if not isinstance(wanted, int) or not 1 <= wanted <= channels:
-        raise RequestError(f"guidance_channels: must be 1 to {channels} or all, got {wanted}")
-    return wanted
+    if not isinstance(guided, int) or not 1 <= guided <= channels:
+        raise RequestError(f"guidance_channels: must be 1 to {channels} or all, got {guided}")
+    return guided
 
 
-def _null(spec: ModelSpec, settings: SamplingConfig, guide: ModelSpec | None) -> int | None:
+def _null(conditioner: Conditioner, settings: SamplingConfig, guide: ModelSpec | None) -> int | None:
     low, high = settings.guidance_interval
     if not 0 <= low <= high <= 1:
         raise RequestError(f"guidance_interval: must be 0 <= lo <= hi <= 1, got {low}, {high}")
     if not abs(settings.guidance) < float("inf"):
         raise RequestError(f"guidance: must be finite, got {settings.guidance}")
-    null: int | None = spec.model.null_class  # type: ignore[union-attr]
-    if null is None and settings.guidance != 1.0 and guide is None:
+    if conditioner.null is None and settings.guidance != 1.0 and guide is None:
         raise RequestError(
             f"guidance {settings.guidance:g}: this model has no null class (class_dropout_prob 0); use guidance 1"
         )
-    return null
+    return conditioner.null
 
 
 def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int, int]:
     model, factor = spec.model, spec.codec.factor
+    assert not isinstance(model, TextModelConfig)
+    trained = model.input_size  # the side of the latents of training
     unit = model.patch_size * factor
     sides = []
     for name, side in (("height", height), ("width", width)):
-        pixels = model.input_size * factor if side is None else whole(name, side)  # type: ignore[union-attr]
+        pixels = trained * factor if side is None else as_int(name, side)
         if pixels < 1 or pixels % unit:
             raise RequestError(
                 f"{name}: {pixels} pixels are not a positive multiple of {unit} (patch size x codec factor)"
@@ -246,12 +226,12 @@ def _listed_seeds(seeds: Iterable[int] | None) -> tuple[int, ...] | None:
         listed = list(seeds)
     except TypeError:
         raise RequestError(f"seeds: expected one whole number an image, got {seeds!r:.80}") from None
-    return tuple(whole("seeds", seed) for seed in listed)
+    return tuple(as_int("seeds", seed) for seed in listed)
 
 
 def _seeds(seed: int, seeds: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
     if seeds is None:
-        first = whole("seed", seed)
+        first = as_int("seed", seed)
         return tuple(first + k for k in range(count))
     if len(seeds) != count:
         raise RequestError(f"seeds: {len(seeds)} seeds for {count} images")
@@ -270,22 +250,22 @@ def _check_noise(initial: Any, expected: tuple[int, ...], step: Any) -> None:
 def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int]) -> None:
     """RequestError names the first thing in which a weaker model does not fit: both are given the same latents, times
     and labels, and their outputs are mixed."""
-    if guide.model.kind == "text":
+    if isinstance(guide.model, TextModelConfig) or isinstance(spec.model, TextModelConfig):
         raise RequestError("guide: text-to-image sampling is not built yet")
     facts = (
         ("process", _convention(spec.process), _convention(guide.process)),
         ("codec", _latents(spec), _latents(guide)),
         ("latent shape", _trained_shape(spec), _trained_shape(guide)),
-        ("number of classes", spec.model.num_classes, guide.model.num_classes),  # type: ignore[union-attr]
+        ("number of classes", spec.model.num_classes, guide.model.num_classes),
     )
-    for what, own, theirs in facts:
-        if own != theirs:
-            raise RequestError(f"guide: its {what} is {theirs}, the model's {own}")
-    names, others = spec.class_names or (), guide.class_names or ()
-    for index, (own, theirs) in enumerate(zip(names, others, strict=False)):
-        if own != theirs:
-            raise RequestError(f"guide: its class {index} is {theirs!r}, the model's {own!r}")
-    if getattr(guide.model, "cond_channels", 0):
+    for what, own, other in facts:
+        if own != other:
+            raise RequestError(f"guide: its {what} is {other}, the model's {own}")
+    names = zip(spec.class_names or (), guide.class_names or (), strict=False)
+    for index, (own, other) in enumerate(names):
+        if own != other:
+            raise RequestError(f"guide: its class {index} is {other!r}, the model's {own!r}")
+    if guide.model.cond_channels:
         raise RequestError("guide: model.cond_channels: sampling with extra input channels is not built yet")
     patch = guide.model.patch_size
     if shape[1] % patch or shape[2] % patch:
@@ -310,36 +290,36 @@ def _trained_shape(spec: ModelSpec) -> tuple[int, int, int]:
     return _latent_shape(spec, None, None)
 
 
-def _strength(wanted: float | None, images: Sequence[Any] | None) -> float | None:
+def _strength(strength: float | None, images: Sequence[Any] | None) -> float | None:
     """None where there is no image to start from."""
-    found = STRENGTH if wanted is None else real("strength", wanted)
+    number = STRENGTH if strength is None else as_float("strength", strength)
     if images is None:
-        if wanted is not None:
-            raise RequestError(f"strength {found:g}: there is no init_image to start from")
+        if strength is not None:
+            raise RequestError(f"strength {number:g}: there is no init_image to start from")
         return None
-    if not 0 < found <= 1:
-        raise RequestError(f"strength: must be above 0 and at most 1, got {found:g}")
-    return found
+    if not 0 < number <= 1:
+        raise RequestError(f"strength: must be above 0 and at most 1, got {number:g}")
+    return number
 
 
-def _steps(wanted: int | str) -> str:
-    return wanted if isinstance(wanted, str) else str(whole("steps", wanted))
+def _steps(steps: int | str) -> str:
+    return steps if isinstance(steps, str) else str(as_int("steps", steps))
 
 
-def _grid(wanted: Any) -> str | None:
+def _grid(grid: Any) -> str | None:
     """A grid by its name; noise times in a list or an array as "1,0.5" has them."""
-    if wanted is None or isinstance(wanted, str):
-        return wanted
-    times = wanted.tolist() if hasattr(wanted, "tolist") else wanted
+    if grid is None or isinstance(grid, str):
+        return grid
+    times = grid.tolist() if hasattr(grid, "tolist") else grid
     if not isinstance(times, (list, tuple)) or not times:
-        raise RequestError(f"grid: expected a name or a list of noise times, got {wanted!r:.80}")
-    return ",".join(repr(real("grid", time)).removesuffix(".0") for time in times)
+        raise RequestError(f"grid: expected a name or a list of noise times, got {grid!r:.80}")
+    return ",".join(repr(as_float("grid", time)).removesuffix(".0") for time in times)
 
 
-def _levels(spec: ModelSpec, steps: str, asked: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
+def _levels(spec: ModelSpec, steps: str, named: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
     """The grid, with a strength from its first level that is no noisier than that."""
     levels = build_grid(build_process(spec.process), steps, grid)
-    if asked and is_listed(grid) and steps != str(len(levels) - 1):
+    if named and is_listed(grid) and steps != str(len(levels) - 1):
         raise RequestError(f"steps {steps}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
     if strength is None:
         return levels

@@ -13,12 +13,10 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from ldit.diffusion.build import Process
-from ldit.diffusion.ddpm import DDPM
+from ldit.diffusion.flow import shifted
+from ldit.diffusion.process import CLEAN, MOST_STEPS, Level, Process
 from ldit.errors import RequestError
-from ldit.sampling.levels import CLEAN, Level, Schedule, ddpm_levels, flow_levels, shifted
 
-MOST_STEPS = 100_000
 _RHO = 7.0
 _RATIOS = (80.0, 0.002)  # of sigma/alpha, as in Karras et al.
 
@@ -26,31 +24,27 @@ _RATIOS = (80.0, 0.002)  # of sigma/alpha, as in Karras et al.
 def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Level, ...]:
     """`steps` intervals of a grid (of a list as many as it has), ending in clean data. RequestError says what is wrong
     with either."""
-    if grid == "uniform" and isinstance(process, DDPM):
+    if grid == "uniform":
         try:
-            return tuple(ddpm_levels(steps))
+            return tuple(process.own_grid(steps))
         except ValueError as error:
             raise RequestError(f"steps: {error}") from None
-    schedule = Schedule(process)
     if is_listed(grid):
-        return _checked(schedule, grid, _listed(schedule, grid))
+        return _checked(process, grid, _listed(process, grid))
     if not steps.isdecimal() or not 1 <= int(steps) <= MOST_STEPS:
         raise RequestError(f"steps: expected a number from 1 to {MOST_STEPS}, got {steps!r}")
     count = int(steps)
-    if grid == "uniform":
-        assert not isinstance(process, DDPM)
-        return tuple(flow_levels(process, count))
     kind, _, argument = grid.partition(":")
     makers: dict[str, Callable[[], Iterator[Level]]] = {
-        "shifted": lambda: _shifted(schedule, count, argument),
-        "karras": lambda: _karras(schedule, count),
-        "cosine": lambda: _cosine(schedule, count),
+        "shifted": lambda: _shifted(process, count, argument),
+        "karras": lambda: _karras(process, count),
+        "cosine": lambda: _cosine(process, count),
     }
     if kind not in makers or (argument and kind != "shifted"):
         raise RequestError(
             f"grid: expected uniform, shifted:K, karras, cosine or falling noise times such as 1,0.6,0.2, got {grid!r}"
         )
-    return _checked(schedule, grid, [*makers[kind](), CLEAN])
+    return _checked(process, grid, [*makers[kind](), CLEAN])
 
 
 def is_listed(grid: str) -> bool:
@@ -58,7 +52,7 @@ def is_listed(grid: str) -> bool:
     return grid[:1].isdigit() or grid[:1] == "."
 
 
-def _shifted(schedule: Schedule, count: int, argument: str) -> Iterator[Level]:
+def _shifted(process: Process, count: int, argument: str) -> Iterator[Level]:
     try:
         k = float(argument)
     except ValueError:
@@ -66,42 +60,42 @@ def _shifted(schedule: Schedule, count: int, argument: str) -> Iterator[Level]:
     if not 0 < k < math.inf:
         raise RequestError(f"grid: shifted:K needs a positive number K, got {argument!r}")
     for i in range(count):
-        yield schedule.at(shifted((count - i) / count, k))
+        yield process.level(shifted((count - i) / count, k))
 
 
-def _karras(schedule: Schedule, count: int) -> Iterator[Level]:
-    first, low = schedule.at(1.0), _RATIOS[1]
+def _karras(process: Process, count: int) -> Iterator[Level]:
+    first, low = process.level(1.0), _RATIOS[1]
     high = first.sigma / first.alpha if first.alpha else _RATIOS[0]
-    if schedule.least:
-        least = schedule.at(schedule.least)
+    if process.least_noise_time:
+        least = process.level(process.least_noise_time)
         low = least.sigma / least.alpha
     yield first
     for i in range(1, count):
         share = i / max(count - 1, 1)
-        yield schedule.of_ratio((high ** (1 / _RHO) * (1 - share) + low ** (1 / _RHO) * share) ** _RHO)
+        yield process.level_of_ratio((high ** (1 / _RHO) * (1 - share) + low ** (1 / _RHO) * share) ** _RHO)
 
 
-def _cosine(schedule: Schedule, count: int) -> Iterator[Level]:
-    first = schedule.at(1.0)
+def _cosine(process: Process, count: int) -> Iterator[Level]:
+    first = process.level(1.0)
     angle = math.atan2(first.sigma, first.alpha)
     yield first
     for i in range(1, count):
-        yield schedule.of_ratio(math.tan(angle * (1.0 - i / count)))
+        yield process.level_of_ratio(math.tan(angle * (1.0 - i / count)))
 
 
-def _listed(schedule: Schedule, text: str) -> list[Level]:
+def _listed(process: Process, text: str) -> list[Level]:
     try:
         times = [float(part) for part in text.split(",")]
     except ValueError:
         raise RequestError(f"grid: expected noise times such as 1,0.6,0.2, got {text!r}") from None
     if not all(0.0 < time <= 1.0 for time in times):
         raise RequestError(f"grid: noise times lie above 0 and up to 1, got {text!r}")
-    return [*(schedule.at(time) for time in times), CLEAN]
+    return [*(process.level(time) for time in times), CLEAN]
 
 
-def _checked(schedule: Schedule, grid: str, levels: list[Level]) -> tuple[Level, ...]:
+def _checked(process: Process, grid: str, levels: list[Level]) -> tuple[Level, ...]:
     """Solvers divide by differences of neighbours."""
     if any(b.sigma * a.alpha >= a.sigma * b.alpha for a, b in pairwise(levels)):
-        least = f" and not below {schedule.least:g}" if schedule.least else ""
+        least = f" and not below {process.least_noise_time:g}" if process.least_noise_time else ""
         raise RequestError(f"grid {grid!r}: {len(levels) - 1} noise times must fall from step to step{least}")
     return tuple(levels)

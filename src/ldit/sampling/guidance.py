@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldit.diffusion.process import Level
 from ldit.errors import RequestError
 from ldit.nn.conditioning import TextCondition
-from ldit.sampling.levels import Level
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
 _ROUNDING = 1e-9  # of noise times: an interval that ends at a step has that step

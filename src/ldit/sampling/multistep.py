@@ -12,8 +12,8 @@ from itertools import pairwise
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
+from ldit.diffusion.process import Level
 from ldit.sampling.denoiser import Denoiser
-from ldit.sampling.levels import Level
 from ldit.sampling.step import Noise, Solver, Step
 
 Known = list[tuple[float, Tensor]]

@@ -21,11 +21,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ldit.config.model import ClassModelConfig, ModelConfig, OriginalDiTConfig
-from ldit.diffusion.build import Process
+from ldit.diffusion.process import Process
 from ldit.errors import RequestError
 from ldit.nn.rope import GridScale
 from ldit.sampling.guidance import Network
-from ldit.sampling.levels import noise_time
 
 Scaling = Literal["none", "linear", "ntk", "time-aware"]
 SCALINGS: tuple[str, ...] = get_args(Scaling)
@@ -50,7 +49,7 @@ class Positioned:
     def __call__(self, x: Tensor, time: Tensor, cond: Any) -> Tensor:
         """x (B, C, H, W), time (B,) the same for all rows -> the network's output."""
         # Only time-aware positions need the number, for which a GPU has to be waited for.
-        noise = noise_time(self.process, float(time[0])) if self.scaling == "time-aware" else 1.0
+        noise = self.process.noise_time_of(float(time[0])) if self.scaling == "time-aware" else 1.0
         return self.network(x, time, cond, grid=self.scale(noise))
 
     def scale(self, noise: float) -> GridScale:

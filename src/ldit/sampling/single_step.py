@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from ldit.diffusion.process import Level
 from ldit.sampling.denoiser import Denoiser
-from ldit.sampling.levels import Level
 from ldit.sampling.step import Noise, Step
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ldit.diffusion.process import Level
 from ldit.sampling.denoiser import Denoiser
-from ldit.sampling.levels import Level
 
 Noise = Callable[[int], Tensor]
 

@@ -39,3 +39,11 @@ def from_hub(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
     if not path.is_dir():
         raise SourceError(f"{org}/{name} on the Hub has no folder {folder!r}")
     return path
+
+
+def cached_models() -> tuple[Path, list[str]]:
+    """The folder of the local cache, and the ids of the models in it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = sorted(path.name for path in Path(HF_HUB_CACHE).glob("models--*"))
+    return Path(HF_HUB_CACHE), [name.removeprefix("models--").replace("--", "/") for name in folders]

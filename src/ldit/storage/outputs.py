@@ -1,16 +1,20 @@
-"""Files that a long work ends in: looked at before it begins, and faults said in one line that names them."""
+"""Output files: whether one may be written, asked before the work, and one line that says why it was not."""
 
+import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ldit.errors import RequestError
+from ldit.errors import RequestError, RunError
 from ldit.storage.manifest import check_not_in_checkpoint
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 
 
 def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
-    """RequestError for a file that cannot be written, is one of `inputs`, or would break what a manifest seals."""
+    """RequestError for a file that cannot be written, is one of `inputs`, or lies in a checkpoint or cache."""
     folder = file.absolute().parent
     if not folder.is_dir():
         raise RequestError(f"no folder {folder} to write {file.name} into")
@@ -18,15 +22,26 @@ def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
         raise RequestError(f"{file} is a folder, expected the name of a file")
     if not os.access(folder, os.W_OK):
         raise RequestError(f"{folder}: {file.name} cannot be written there")
-    if file.exists() and any(one.exists() and file.samefile(one) for one in inputs):
+    if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
         raise RequestError(f"{file} is what is read, and would be replaced: choose another name")
     check_not_in_checkpoint(file)
 
 
 @contextmanager
 def written(file: Path) -> Iterator[None]:
-    """RequestError for faults of the file system."""
+    """Errors of the file system become a RequestError that names the file."""
     try:
         yield
     except OSError as error:
         raise RequestError(f"{file} was not written: {error.strerror or error}") from None
+
+
+def disk_error(error: OSError, path: Path, folder: Path, needs: str, kept: str) -> RunError:
+    """One line for `path`, which was not written: why, on a full disk what it `needs` and what is free in `folder`, and
+    what is `kept`."""
+    why = error.strerror or str(error)
+    if error.errno in _FULL and needs:
+        why += f": {needs}"
+        with suppress(OSError):
+            why += f", {shutil.disk_usage(folder).free:,} are free"
+    return RunError(f"{path} was not written: {why}; {kept}")

@@ -24,7 +24,7 @@ from ldit.storage.shards import PartReader
 from ldit.train.ema import MAIN, POWER
 from ldit.train.guard import Guard, Scaler
 from ldit.train.saver import Staging
-from ldit.train.step import TrainState
+from ldit.train.state import TrainState
 
 _Sets = dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]]
 
@@ -55,7 +55,7 @@ def save_work(
     """
     train, world, number, updates = state.config.train, state.world, state.step, state.updates
     record = {"step": number, "images": number * train.batch_size}
-    spec = replace(spec, training=record)
+    spec = replace(spec, training={**(spec.training or {}), **record})
     powers = {name: _stem(name) for name in state.averages.tracks if name.startswith(POWER)}
     whole = _sets(state)
     sets = _staged(whole if step else {stem: whole[stem] for stem in powers.values()}, world, staging)

@@ -10,22 +10,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldit.codecs.open import Codec
-from ldit.codecs.pixels import labelled_grid
-from ldit.config.spec import ModelSpec
 from ldit.data.batch import Batch, Fault
 from ldit.data.loader import load_batch
 from ldit.data.samples import Samples
 from ldit.log import logger
-from ldit.parallel.watchdog import Watchdog
-from ldit.pipeline.generate import Generator, Sample
-from ldit.pipeline.load import Pipeline
-from ldit.pipeline.request import Request
 from ldit.precision import COMPUTE
 from ldit.storage.names import SAMPLES
-from ldit.train.step import TrainState
-from ldit.train.tasks.subject import Surroundings
-from ldit.train.tasks.task import Task
+from ldit.train.state import TrainState
+from ldit.train.tasks.task import HookContext, Task
 from ldit.train.telemetry import largest_logits
 
 HELDOUT_BATCH = 64
@@ -33,7 +25,7 @@ PROBE_IMAGES = 2
 
 
 def heldout_hook(
-    task: Task, data: Samples, count: int, around: Surroundings
+    task: Task, data: Samples, count: int, context: HookContext
 ) -> Callable[[TrainState], dict[str, float]]:
     """Means of the task's values of the EMA weights on images kept from training, with fixed times and noise. With
     data.bad "skip" images that cannot be read are left out and made known; without any that can, so is that."""
@@ -44,7 +36,7 @@ def heldout_hook(
         world, dtype = state.world, COMPUTE[state.config.train.precision]
         sums: dict[str, list[float]] = {}
         faults: list[Fault] = []
-        with state.weights.showing(state.averages.main) as model, eager(), torch.no_grad():
+        with state.weights.swapped_in(state.averages.main) as model, eager(), torch.no_grad():
             for first in range(0, count, HELDOUT_BATCH * world.data_parts):
                 # Every process takes part in every pass; one that has no image left repeats and does not count.
                 mine = list(range(first, min(first + HELDOUT_BATCH * world.data_parts, count)))
@@ -54,14 +46,14 @@ def heldout_hook(
                 faults += batch.faults
                 readable = batch.readable()
                 found = task.evaluate(model, readable if len(readable) else batch, world.device, dtype)
-                around.watchdog.mark("held-out loss")
+                context.watchdog.mark("held-out loss")
                 counts = mine and len(readable) and world.tp_index == 0
                 for name, values in found.items() if counts else ():
                     total = sums.setdefault(name, [0.0, 0.0])
                     total[0] += values.double().sum().item()
                     total[1] += len(values)
         reports = world.gather(sums)
-        tell(faults, data, around, state)
+        report_unreadable(faults, data, context, state)
         names = dict.fromkeys(name for report in reports for name in report)
         totals = {name: [sum(r[name][i] for r in reports if name in r) for i in (0, 1)] for name in names}
         if count and not totals:
@@ -71,35 +63,14 @@ def heldout_hook(
     return run
 
 
-def tell(faults: Iterable[Fault], data: Samples, around: Surroundings, state: TrainState) -> None:
+def report_unreadable(faults: Iterable[Fault], data: Samples, context: HookContext, state: TrainState) -> None:
     """Make known the samples of `data` that any process could not read; all call it together. Held-out ones are called
     so, for shards of a cache have the same names on both sides."""
     reports = state.world.gather([astuple(fault) for fault in faults])
     found = {row[0]: Fault(*row) for rows in reports for row in rows}
     if found and state.world.is_main:
-        mark = "held-out " if data is around.heldout else ""
-        around.skip([replace(found[i], where=f"{mark}{found[i].where}") for i in sorted(found)], state.step)
-
-
-def sample_hook(
-    spec: ModelSpec, request: Request, codec: Codec, out: Path, watchdog: Watchdog
-) -> Callable[[TrainState], None]:
-    """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
-
-    def run(state: TrainState) -> None:
-        with state.weights.showing(state.averages.main) as model, eager():
-            pipe = Pipeline(model, spec, dtype=COMPUTE[state.config.train.precision], codec=codec)
-            events = Generator(pipe, request, callback=lambda step: watchdog.mark("samples")).events()
-            images = [event.image for event in events if isinstance(event, Sample) and event.image is not None]
-        if not state.world.is_main:
-            return
-        labels = request.labels
-        names = spec.class_names or [str(label) for label in range(max(labels) + 1)]
-        scale = 2 if images[0].width < 128 else 1
-        grid = labelled_grid(images, [names[label] for label in labels], columns=6, scale=scale)
-        save_grid(out, state.step, grid)
-
-    return run
+        mark = "held-out " if data is context.heldout else ""
+        context.skip([replace(found[i], where=f"{mark}{found[i].where}") for i in sorted(found)], state.step)
 
 
 def save_grid(out: Path, step: int, grid: Image.Image) -> None:

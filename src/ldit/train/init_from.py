@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ldit.checkpoint.open import Source
+from ldit.config.model import TextModelConfig
+from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
+from ldit.log import logger
+from ldit.train.state import TrainState
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 
@@ -45,6 +50,38 @@ class StartReport:
         parts += [f"fresh stay {_some(self.fresh)}"] if self.fresh else []
         parts += [f"unused are {_some(self.unused)}"] if self.unused else []
         return "; ".join(parts)
+
+
+def start_from(source: Source, ema: bool, spec: ModelSpec, state: TrainState) -> None:
+    """Put into a fresh `state` the weights of `source` that fit a network of `spec`; averages begin as the result.
+
+    Every rank calls it and fills its own part. What is taken, and differences that shapes do not show, are logged."""
+    weights, report = state.weights, StartReport()
+    shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
+    null, source_null = (_null(one) for one in (spec, source.spec))
+    tensors = source.tensors(ema)
+    names, source_names = spec.class_names, source.spec.class_names
+    for start in starting_weights(tensors, shapes, names, source_names, null, source_null, report):
+        weights.put(start.name, start.value, start.rows)
+    weights.sync_to_model()
+    state.averages.start(weights.masters)
+    logger.info("starts from %s: %s", source.path, report.line())
+    _warn_of_differences(source.spec, spec)
+
+
+def _null(spec: ModelSpec) -> int | None:
+    """The row of the null class; text models have none."""
+    return None if isinstance(spec.model, TextModelConfig) else spec.model.null_class
+
+
+def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:
+    """Shapes do not show these: a network that reads its weights in another way has to learn them anew."""
+    keys = [("model", key) for key in ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind")] + [("process", None)]
+    for section, key in keys:
+        old, new = (one[section] if key is None else one[section].get(key) for one in (source, spec))
+        if old != new:
+            name = ".".join(filter(None, (section, key)))
+            logger.warning("the start differs in %s: %s there, %s here", name, old, new)
 
 
 def starting_weights(

@@ -1,4 +1,4 @@
-"""Whether a run's directory may be gone on with, and from which step."""
+"""Whether a run directory holds the run that is asked for, so that it may be resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from ldit.checkpoint.export import (
     read_any_spec,
 )
-from ldit.checkpoint.run import committed_steps, latest_valid_step, step_folder
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.kinds import AnySpec, run_from_json
@@ -14,7 +13,6 @@ from ldit.config.run import BaseRun
 from ldit.config.serial import to_dict
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.log import logger
-from ldit.parallel.world import World
 from ldit.storage.atomic import read_json
 from ldit.storage.names import RUN_CONFIG, TRAINER
 
@@ -41,47 +39,42 @@ RESUMABLE = {
 RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track", "eval")
 
 
-def step_to_resume(
-    config: BaseRun, spec: AnySpec, out: Path, record: dict[str, Any], world: World
-) -> tuple[int, Path] | None:
-    """The newest true step of `out`, None for a new run. All processes call this together.
-
-    SourceError when there are steps and all are damaged, ConfigError or DataError when the run in `out` was another
-    one; differences that are allowed are logged.
-    """
-    newest = latest_valid_step(out, world)
-    step: int | None = world.from_rank0(lambda: _compared(config, spec, out, record, newest))
-    return None if step is None else (step, step_folder(out, step))
-
-
-def _compared(
+def check_same_run(
     config: BaseRun,
     spec: AnySpec,
     out: Path,
     record: dict[str, Any],
-    newest: tuple[int, Path] | None,
-) -> int | None:
-    if newest is None:
-        if committed_steps(out):
+    resume: tuple[int, Path] | None,
+    has_steps: bool,
+) -> None:
+    """Refuse to resume another run. `resume` is the latest valid step of `out`, None for a new run; `has_steps` whether
+    there is any committed one; `record` identifies the training set.
+
+    SourceError when there are steps and all are damaged, ConfigError or DataError when the run in `out` is another one;
+    differences that are allowed are logged.
+    """
+    if resume is None:
+        if has_steps:
             raise SourceError(f"{out}: every committed step is damaged; nothing to resume from")
-        return None
-    step, folder = newest
+        return
+    _, folder = resume
     old = run_from_json(read_json(out / RUN_CONFIG))
     if type(old) is not type(config):
         raise ConfigError(f"{out} is another run, choose a new --out: it trains {_kind(old)}, this one {_kind(config)}")
     _same_classes(folder, spec)
+    # The codec may have another name where its fingerprint is the same.
     old_record = _data_record(folder)
     same_codec = "codec" in record and record["codec"] == old_record.get("codec")
+    # Every key that differs is either allowed, and logged, or ends the start.
     differences = _differences(old.to_json(), config.to_json())
-    said = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
-    refused = [text for key, text in said.items() if not _may_change(key, same_codec)]
+    lines = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
+    refused = [text for key, text in lines.items() if not _may_change(key, same_codec)]
     if refused:
         raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(refused)}")
-    if said:
-        logger.info("goes on with %s", "; ".join(said.values()))
+    if lines:
+        logger.info("resumes with %s", "; ".join(lines.values()))
     if old_record:
         _same_data(folder, old_record, record)
-    return step
 
 
 def _data_record(folder: Path) -> dict[str, Any]:
@@ -103,7 +96,7 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
     if old != new:
         raise DataError(
-            f"the training images are not those of {folder}: {old.get('images')} there, "
+            f"the training images are not those of {folder}: {old.get('pictures')} there, "
             f"{new['pictures']} now, or other names"
         )
 

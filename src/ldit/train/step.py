@@ -18,9 +18,8 @@ from ldit.parallel.layout import view
 from ldit.parallel.plan import parallelise, sync_gradients
 from ldit.parallel.world import World
 from ldit.precision import COMPUTE, DTYPES
-from ldit.train.ema import Averages
-from ldit.train.guard import Guard, Scaler
-from ldit.train.optim import Optimizer, learning_rate
+from ldit.train.optim import learning_rate
+from ldit.train.state import TrainState
 from ldit.train.tasks.inputs import to_device
 from ldit.train.tasks.task import Task
 from ldit.train.weights import Weights
@@ -28,30 +27,9 @@ from ldit.train.weights import Weights
 TIME_BUCKETS = 4
 
 
-class TrainState:
-    """All that changes in a run: weights, averages, optimiser, and a few numbers."""
-
-    def __init__(self, weights: Weights, config: BaseRun, world: World) -> None:
-        self.config, self.world, self.weights = config, world, weights
-        self.averages = Averages(config.ema, weights.masters)
-        self.optimizer = Optimizer(config.optim, weights, world.model_group)
-        self.scaler = Scaler.of(config.train.precision)
-        self.guard = Guard()
-        self.step = 0
-        """Steps done, those left out included."""
-        self.updates = 0
-        """Steps applied."""
-        self.offset = 0
-        """Samples passed over by rollbacks: step s takes positions offset + s·batch_size …"""
-        # What a part adds to the sum over all processes: replicas hold the same gradients, and so do tensor-parallel
-        # neighbours of a parameter that is not cut.
-        shares = [1.0 / (world.replicate * layout.copies) for layout in weights.layouts]
-        self.shares = torch.tensor(shares, dtype=_exact(world.device), device=world.device)
-
-
 def new_state(config: BaseRun, task: Task, world: World) -> TrainState:
     """The state of a run, with memory and without numbers: the network is built on the meta device, shared out, and
-    given memory then. See `fill_fresh` and `state_io.restore`."""
+    given memory then. See `fill_fresh` and `checkpointing.restore`."""
     compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
     model = task.network()
     layouts = parallelise(model, config.parallel, world, compute, reduce)
@@ -106,7 +84,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     values = _means(totals)
     values |= {"grad_norm": math.sqrt(numbers[0]) / state.scaler.scale if numbers[0] >= 0 else math.nan, "lr": lr}
     fault = _conclude(state, values, limit, totals["count"] > 0)
-    weights.clear()
+    weights.zero_grad()
     return Outcome(values, fault, tuple(numbers[1 + len(names) :]))
 
 
@@ -184,7 +162,7 @@ def _conclude(state: TrainState, values: dict[str, float], limit: float, readabl
     if finite and loss <= limit:
         state.updates += 1
         state.averages.update(state.weights.masters, state.updates)
-        state.weights.publish()
+        state.weights.sync_to_model()
         state.scaler.passed(precision)
         state.guard.accept(loss)
         return ""
@@ -211,8 +189,3 @@ class _HostCopy:
         if self.event is not None:
             self.event.synchronize()
         return self.numbers.tolist()
-
-
-def _exact(device: torch.device) -> torch.dtype:
-    """Sums of squares and losses are joined in fp64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -16,35 +16,20 @@ from ldit.data.batch import Batch, Fault
 from ldit.errors import RunError
 from ldit.log import logger
 from ldit.parallel.watchdog import Watchdog
-from ldit.train import checkpointing as state_io
+from ldit.storage.signals import Stopped
+from ldit.train import checkpointing
 from ldit.train.saver import Saver, Staging
-from ldit.train.step import Outcome, TrainState, train_step
-from ldit.train.tasks.task import Task
+from ldit.train.state import TrainState
+from ldit.train.step import Outcome, train_step
+from ldit.train.tasks.task import Hook, Task
 from ldit.train.telemetry import Clock, peak_memory
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 BEST = "best"
 """What a hook says of a step that is to be committed because it is the best so far."""
 # Places of these flags, after those of the signals.
-SAVE_FAILED = len(EXIT_CODES)
+SAVE_FAILED = len(SIGNALS)
 LEFT_OUT = SAVE_FAILED + 1
-
-
-class Stopped(Exception):
-    """A signal ended the run after a checkpoint; `code` is the exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"stopped with exit code {code}")
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Hook:
-    """Called on every process after a step that `every` divides, and after the last one; its result goes into
-    metrics.jsonl."""
-
-    every: int
-    run: Callable[[TrainState], dict[str, Any] | None]
 
 
 @dataclass
@@ -89,7 +74,7 @@ class Trainer:
 
     def _loop(self, received: Sequence[signal.Signals]) -> None:
         state, steps = self.state, self.config.train.steps
-        self.saver.start(state_io.reserve_work(state, self.staging))
+        self.saver.start(checkpointing.reserve_work(state, self.staging))
         clock = Clock(state.step)
         while state.step < steps:
             for batch in clock.timed(self.batches(state.step, steps, state.offset)):
@@ -99,17 +84,17 @@ class Trainer:
                 if self._rolls_back(outcome):
                     clock.restart(state.step)
                     break
-                code = next((c for c, flag in zip(EXIT_CODES.values(), outcome.flags, strict=False) if flag), None)
+                received_by_any = next((one for one, flag in zip(SIGNALS, outcome.flags, strict=False) if flag), None)
                 self._report(outcome, clock)
-                self._commit(code is not None)
-                if code is not None and state.step < steps:
+                self._commit(received_by_any is not None)
+                if received_by_any is not None and state.step < steps:
                     self.saver.wait()
-                    raise Stopped(code)
+                    raise Stopped(received_by_any)
                 self.watchdog.mark(f"data of step {state.step + 1}")
         self.saver.wait()
 
     def _flags(self, received: Sequence[signal.Signals], batch: Batch) -> list[float]:
-        flags = [float(bool(received) and received[0] == one) for one in EXIT_CODES]
+        flags = [float(bool(received) and received[0] == one) for one in SIGNALS]
         return [*flags, float(self.saver.failed), float(len(batch.faults))]
 
     def _skipped(self, outcome: Outcome, batch: Batch) -> list[Fault]:
@@ -165,7 +150,7 @@ class Trainer:
         if newest is None or rollbacks > self.config.guard.limit:
             why = "there is no committed step to go back to" if newest is None else f"{rollbacks - 1} rollbacks already"
             raise RunError(f"{told}; {why}")
-        state.world.run_on_all(lambda: state_io.restore(newest[1], state))
+        state.world.run_on_all(lambda: checkpointing.restore(newest[1], state))
         state.world.from_rank0(lambda: quarantine_newer(self.out, newest[0]))
         state.world.from_rank0(lambda: drop_after(self.out, newest[0]))
         # The same data would lead to the same place: go on with what comes after it.
@@ -212,7 +197,7 @@ class Trainer:
         if step:
             state.guard.rollbacks = 0
         spec, record, mark = self.task.spec, self.data_record, self.watchdog.mark
-        self.saver.start(state_io.save_work(self.out, state, spec, self.staging, record, mark, step, snapshot))
+        self.saver.start(checkpointing.save_work(self.out, state, spec, self.staging, record, mark, step, snapshot))
 
 
 def _due(every: int, step: int, last: bool) -> bool:
@@ -250,10 +235,10 @@ def _signals() -> Any:
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
         logger.warning("%s: a checkpoint follows at the end of this step; once more exits at once", received[0].name)
-        for one in EXIT_CODES:
+        for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)
 
-    old = {one: signal.signal(one, receive) for one in EXIT_CODES}
+    old = {one: signal.signal(one, receive) for one in SIGNALS}
     try:
         yield received
     finally:

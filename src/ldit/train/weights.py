@@ -72,7 +72,7 @@ class Weights:
         """Put numbers into every master, one by one, then into the network."""
         for name, layout, part, master in zip(self.names, self.layouts, self.parts, self.masters, strict=True):
             master.copy_(read(name, layout, part))
-        self.publish()
+        self.sync_to_model()
 
     @torch.no_grad()
     def put(self, name: str, value: Tensor, rows: Sequence[int] | None = None) -> None:
@@ -88,7 +88,7 @@ class Weights:
                 master[row - low].copy_(numbers)
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_to_model(self) -> None:
         """Refresh the network from the masters."""
         if self._copied:
             torch._foreach_copy_(self._own, list[Tensor](self.masters))
@@ -102,14 +102,14 @@ class Weights:
                 master.grad = torch.zeros_like(master)
         return [master.grad for master in self.masters if master.grad is not None]
 
-    def clear(self) -> None:
+    def zero_grad(self) -> None:
         """Forget all gradients."""
         for own, master in zip(self._own, self.masters, strict=True):
             own.grad = master.grad = None
 
     @contextmanager
     @torch.no_grad()
-    def showing(self, values: Sequence[Tensor]) -> Iterator[nn.Module]:
+    def swapped_in(self, values: Sequence[Tensor]) -> Iterator[nn.Module]:
         """The network with other numbers, such as an average, for as long as the block runs; no second network.
 
         Where the network's parameters are the masters, the two change places, bit for bit, and change back.
@@ -121,7 +121,7 @@ class Weights:
         finally:
             self.model.train(was_training)
             if self._copied:
-                self.publish()
+                self.sync_to_model()
             else:
                 self._show(values)
 

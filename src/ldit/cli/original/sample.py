@@ -36,7 +36,8 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"num_gpus: sampling uses one device, got {args.num_gpus}")
     import torch
 
-    from ldit.commands.sample import ImageJob, make_images
+    from ldit.commands.sample import make_images
+    from ldit.config.requests.sampling import SampleRequest
 
     if args.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -44,27 +45,25 @@ def run(arguments: list[str]) -> int:
     folder = Path(args.ckpt)
     if not folder.is_dir() or (folder / "manifest.json").exists():
         folder = Path()  # a folder with a manifest is sealed: one file more would count as damage
-    grid = args.image_save_path or folder / ("sample_ema.png" if args.ema else "sample.png")
-    job = ImageJob(
+    request = SampleRequest(
         source=args.ckpt,
-        labels=args.class_labels,
-        options={
-            "solver": "ddpm",
-            "steps": args.num_sampling_steps,
-            "guidance": args.cfg_scale,
-            "guidance_interval": (0.0, 1.0),
-            "guidance_schedule": "constant",
-            "grid": "uniform",
-            "eta": 0.0,
-            "rope_scaling": "none",
-            "proportional_attention": False,
-            "seed": args.seed,
-        },
+        class_labels=args.class_labels,
+        solver="ddpm",
+        steps=args.num_sampling_steps,
+        guidance=args.cfg_scale,
+        guidance_interval=(0.0, 1.0),
+        guidance_schedule="constant",
+        grid="uniform",
+        eta=0.0,
+        rope_scaling="none",
+        proportional_attention=False,
+        seed=args.seed,
         ema=args.ema,
         dtype="fp32" if args.precision == "tf32" else args.precision,
-        codec_root=args.local_diffusers_model_root,
-        published=True,
+        local_diffusers_model_root=args.local_diffusers_model_root,
+        image_save_path=args.image_save_path or folder / ("sample_ema.png" if args.ema else "sample.png"),
+        latents_out=args.latents_out,
     )
-    for line in make_images(job, grid, None, args.latents_out):
+    for line in make_images(request, published=True):
         print(line)
     return 0

@@ -92,9 +92,9 @@ def run(arguments: list[str]) -> int:
     try:
         return _run(parse(OriginalTrainArguments, arguments, "train.py"))
     except LditError as error:
-        said = type(error)(_NAME.sub(lambda match: _NAMES[match[0]], str(error)))
-        said.said_elsewhere = error.said_elsewhere
-        raise said from error
+        renamed = type(error)(_NAME.sub(lambda match: _NAMES[match[0]], str(error)))
+        renamed.said_elsewhere = error.said_elsewhere
+        raise renamed from error
 
 
 def _run(args: OriginalTrainArguments) -> int:
@@ -102,7 +102,7 @@ def _run(args: OriginalTrainArguments) -> int:
     if args.master_port is not None:
         os.environ.setdefault("MASTER_PORT", str(args.master_port))  # torchrun has chosen one already
     from ldit.commands.original_run import check_start
-    from ldit.commands.train import train
+    from ldit.commands.train import run as train
     from ldit.log import setup
 
     setup()

@@ -1,7 +1,14 @@
 """Recipes by name: functions that return a whole configuration. `ldit train NAME` starts one; every field is a flag."""
 
+import difflib
+import importlib.util
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from ldit.config.experiment import Experiment
+from ldit.config.kinds import run_from_json
 from ldit.config.recipes import emoji64, imagenet, tiny
 from ldit.config.run import BaseRun, RunConfig
 from ldit.errors import ConfigError
@@ -23,7 +30,7 @@ RECIPES: dict[str, Callable[[], BaseRun]] = {
 def recipe(name: str) -> BaseRun:
     """The configuration of a registered recipe."""
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)})")
+        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)}{_nearest(name)})")
     return RECIPES[name]()
 
 
@@ -33,3 +40,56 @@ def diffusion_recipe(name: str) -> RunConfig:
     if not isinstance(config, RunConfig):
         raise ConfigError(f"recipe {name!r} trains no diffusion model")
     return config
+
+
+def find_experiment(name: str) -> Experiment:
+    """What `ldit train NAME` starts: a registered recipe, FILE.py:FUNCTION of the user's, or the run directory NAME.
+
+    The user's file is run, as Python runs a script's imports: its folder comes first on the path. FUNCTION takes no
+    arguments and returns a RunConfig (or another run's) or an Experiment. ConfigError names what is missing.
+    """
+    file, colon, function = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _from_file(Path(file), function)
+    folder = Path(name)
+    if name not in RECIPES and (folder / "config.json").is_file():
+        return Experiment(config=_from_run(folder))
+    return Experiment(config=recipe(name))
+
+
+def is_run_directory(name: str) -> bool:
+    """Whether NAME of `ldit train NAME` is a run directory, which then is its own --out."""
+    return name not in RECIPES and (Path(name) / "config.json").is_file()
+
+
+def _from_run(folder: Path) -> BaseRun:
+    try:
+        return run_from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{folder / 'config.json'} cannot be read: {error}") from None
+
+
+def _from_file(path: Path, function: str) -> Experiment:
+    if not path.is_file():
+        raise ConfigError(f"no file {path}")
+    # Under its own name, so that classes that it defines are found again by worker processes.
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    sys.path.insert(0, str(path.resolve().parent))
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        names = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        raise ConfigError(f"{path} has no function {function!r} (it has: {', '.join(names) or 'none'})")
+    made = make()
+    if isinstance(made, BaseRun):
+        return Experiment(config=made)
+    if not isinstance(made, Experiment):
+        raise ConfigError(f"{path}:{function} must return a RunConfig or an Experiment, got a {type(made).__name__}")
+    return made
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, RECIPES, 1)
+    return f"; did you mean {close[0]}?" if close else "; FILE.py:FUNCTION is a recipe of your own"

@@ -1,95 +1,59 @@
-"""`ldit data check`: a set of images or a latent cache -> what it holds, as text or JSON; lists of hashes."""
+"""`ldit data check`: a set of images or a latent cache -> what it holds, as text or JSON."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ldit.config.sections import DataConfig
-from ldit.data.check import hashes
-from ldit.data.check.scan import Difference, Reading, Report, Size, compare, scan_folder, scan_set
+from ldit.config.requests.data import CheckRequest
+from ldit.data.check.scan import Reading, Report, Size, scan_folder, scan_set
+from ldit.data.formats.table import Format, format_of
 from ldit.data.images.decoding import Decoding
-from ldit.data.source import data_root, kind_of, open_data, open_whole_cache
+from ldit.data.source import data_root, open_data, open_whole_cache
 from ldit.errors import DataError, RequestError, SourceError
-from ldit.storage.atomic import replaced
-from ldit.storage.manifest import check_not_in_checkpoint
 
-_SIZE = 64  # to which images of other sets than folders are cut, where no size is asked for
+_SIZE = 64  # to which images of sets that are not folders are cut, where no size is given
 _FEW, _NAMES = 8, 4  # lines of a list, names in one line
-_OTHERS = {  # kinds that are no folder of images
-    "cache": "a latent cache",
-    "idx": "a set of IDX files",
-    "tars": "tar shards",
-    "list": "a folder with metadata.jsonl",
-}
-
-
-@dataclass(frozen=True)
-class CheckJob:
-    """What `ldit data check` looks at."""
-
-    path: str
-    image_size: int | None = None
-    exif: bool = False
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_pixels: int = Decoding.max_pixels
-    workers: int = 2
-    timeout: float = DataConfig.timeout
-    write: Path | None = None
-    """File for the list of hashes."""
-    against: Path | None = None
-    """List of hashes to compare with."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found, and how it differs from a list of hashes where one was given."""
+    """A job and what was found."""
 
-    job: CheckJob
+    job: CheckRequest
     report: Report
-    difference: Difference | None = None
 
     @property
     def sound(self) -> bool:
-        return self.report.sound and not self.difference
+        return self.report.sound
 
 
-def check_data(job: CheckJob) -> Result:
+def check_data(job: CheckRequest) -> Result:
     """Look at every image of `job.path`; an image at which a thread hangs is bad, and the others go on.
 
-    RequestError or DataError when there is nothing to look at, or nobody can say what. RunError when too many hang.
+    RequestError or DataError when there is nothing to look at, or the path is ambiguous. RunError when too many hang.
     """
     _check_job(job)
     root = data_root(job.path)
-    other = _OTHERS.get(kind_of(root))
-    for flag, file in (("--write", job.write), ("--against", job.against)):
-        if file is not None and other is not None:
-            raise RequestError(f"{flag}: lists of hashes are of folders of images, {root} is {other}")
-    if job.write is not None:
-        _check_target(job.write)
-    listed = None if job.against is None else hashes.read(job.against)
-    if other is not None:
-        return Result(job, _check_other(job, root, other))
+    form = format_of(root)
+    if form.kind not in ("folders", "loose"):
+        return Result(job, _check_other(job, root, form))
     with tqdm(unit="image", disable=None, leave=False) as bar:
-        report = scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar))
-    if job.write is not None:
-        with replaced(job.write) as temporary:
-            temporary.write_bytes(hashes.encode(report.digests))
-    return Result(job, report, None if listed is None else compare(root, report, listed, _reading(job)))
+        return Result(job, scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar)))
 
 
-def _decoding(job: CheckJob) -> Decoding:
+def _decoding(job: CheckRequest) -> Decoding:
     return Decoding(job.exif, job.background, job.max_pixels)
 
 
-def _reading(job: CheckJob, bar: tqdm | None = None) -> Reading:
-    return Reading(job.workers, job.timeout, None if bar is None else bar.update)
+def _reading(job: CheckRequest, bar: tqdm) -> Reading:
+    return Reading(job.workers, job.timeout, bar.update)
 
 
-def _check_job(job: CheckJob) -> None:
+def _check_job(job: CheckRequest) -> None:
     for flag, value in (("image-size", job.image_size), ("max-pixels", job.max_pixels), ("workers", job.workers)):
         if value is not None and value < 1:
             raise RequestError(f"--{flag}: must be at least 1, got {value}")
@@ -99,38 +63,25 @@ def _check_job(job: CheckJob) -> None:
         raise RequestError(f"--background: three numbers from 0 to 255, got {' '.join(map(str, job.background))}")
 
 
-def _check_target(target: Path) -> None:
-    """RequestError where no list can be written: nothing but an older list is replaced."""
-    check_not_in_checkpoint(target)
-    if not target.parent.is_dir():
-        raise RequestError(f"--write: no folder {target.parent}")
-    if target.is_dir():
-        raise RequestError(f"--write: {target} is a folder")
-    if target.exists():
-        try:
-            hashes.read(target)
-        except DataError:
-            raise RequestError(f"--write: {target} is there and is no list of hashes; choose another name") from None
-
-
-def _check_other(job: CheckJob, root: Path, kind: str) -> Report:
-    """The report of what is no folder of images. What a run would refuse at its start is a problem, the first one."""
+def _check_other(job: CheckRequest, root: Path, form: Format) -> Report:
+    """The report of what is not a folder of images. What a run would refuse at its start is a problem."""
+    kind = form.title
     try:
-        if kind == _OTHERS["cache"]:
+        if form.kind == "cache":
             train, heldout = open_whole_cache(root)
             return Report(kind, len(train) + (0 if heldout is None else len(heldout)))
-        found = open_data(str(root), job.image_size or _SIZE, decoding=_decoding(job))
+        opened = open_data(str(root), job.image_size or _SIZE, decoding=_decoding(job))
     except (SourceError, DataError) as error:
         return Report(kind, problems=[str(error)])
-    sets = [pictures for pictures in found if pictures is not None]
+    sets = [images for images in opened if images is not None]
     with tqdm(unit="image", total=sum(map(len, sets)), disable=None, leave=False) as bar:
         return scan_set(kind, sets, _decoding(job), job.image_size or 0, _reading(job, bar))
 
 
 def as_json(result: Result) -> dict[str, Any]:
     """All of it, for machines."""
-    report, difference = result.report, result.difference
-    whole: dict[str, Any] = {
+    report = result.report
+    return {
         "path": result.job.path,
         "kind": report.kind,
         "total": report.total,
@@ -152,9 +103,6 @@ def as_json(result: Result) -> dict[str, Any]:
             {"files": group, "across_classes": report.across_classes(group)} for group in report.duplicates()
         ],
     }
-    if difference is not None:
-        whole |= asdict(difference)
-    return whole
 
 
 def as_text(result: Result) -> list[str]:
@@ -174,13 +122,11 @@ def as_text(result: Result) -> list[str]:
         lines += _images(result, report.smallest, report.largest)
     if report.digests:
         lines += _duplicates(report)
-    if result.difference is not None:
-        lines += [_row(what, _some(names)) for what, names in asdict(result.difference).items()]
     return [*lines, _row("verdict", "sound" if result.sound else "not sound")]
 
 
 def _beside(report: Report) -> Iterator[str]:
-    """What lies there and no run reads; a file's kind is told by its name alone."""
+    """Files that no run reads; a file's kind is taken from its name alone."""
     if report.beside:
         yield f"{report.beside} images beside the class folders"
     if report.others:
@@ -210,9 +156,9 @@ def _duplicates(report: Report) -> list[str]:
     across = sum(map(report.across_classes, groups))
     head = f"{sum(map(len, groups)) - len(groups)} in {len(groups)} groups of equal files"
     head += f", {across} of them across classes" if across else ""
-    # Copies in two classes teach two labels for one image: those stand first.
+    # Copies in two classes teach two labels for one image: those come first.
     groups.sort(key=lambda group: not report.across_classes(group))
-    lines = _list("", len(groups), (_some(group, counted=False) for group in groups), _NAMES)[1:]
+    lines = _list("", len(groups), map(_some, groups), _NAMES)[1:]
     return [_row("duplicates", head if groups else "0"), *lines]
 
 
@@ -227,10 +173,9 @@ def _list(name: str, count: int, lines: Iterable[str], most: int = _FEW) -> list
     return [_row(name, count), *shown, *more]
 
 
-def _some(names: list[str], counted: bool = True) -> str:
-    shown = ", ".join(names[:_NAMES])
+def _some(names: list[str]) -> str:
     more = f", … and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return (f"{len(names)} " if counted else "") + shown + more
+    return ", ".join(names[:_NAMES]) + more
 
 
 def _counts(counter: Counter[str]) -> str:

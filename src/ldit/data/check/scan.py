@@ -1,16 +1,14 @@
-"""What a set of training images holds: every image decoded whole, hashed, counted. Reads, and prints nothing."""
+"""What a set of training images holds: every image decoded whole, hashed and counted. Reads, and prints nothing."""
 
-import errno
 import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Generic, NamedTuple, TypeVar, cast
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from ldit.config.sections import DataConfig
 from ldit.data.formats.image_folder import class_folders, files_in, folders_in, is_image
@@ -22,10 +20,7 @@ from ldit.errors import DataError, LditError, RunError
 
 _AT_ONCE = 1024  # images handed to the threads: a job each for a million would be a gigabyte
 MOST_HUNG = 8  # images that hang before it is the disk that does
-In = TypeVar("In")
-Out = TypeVar("Out")
-Seen = Callable[[int], object]
-"""Told how many more images have been looked at."""
+Item = TypeVar("Item")
 
 
 class Size(NamedTuple):
@@ -38,20 +33,20 @@ class Size(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found. Names are paths below the folder, or what the set calls its images."""
+    """What was found. Names are paths below the folder, or the set's names for its images."""
 
     kind: str
     total: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason), in order."""
     problems: list[str] = field(default_factory=list)
-    """Faults of the set as a whole: each would stop a run at its start."""
+    """What is wrong with the set as a whole: each would stop a run at its start."""
     classes: Counter[str] = field(default_factory=Counter)
     """Images of each class, in a folder bad ones too; empty for a set without classes."""
     beside: int = 0
     """Images that lie beside the class folders, which no run reads."""
     others: Counter[str] = field(default_factory=Counter)
-    """Suffix, in small letters -> files of a folder that no run takes for images; "" = those without one."""
+    """Suffix in small letters -> files of a folder that no run takes for images; "" = those without one."""
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     short_sides: Counter[int] = field(default_factory=Counter)
@@ -67,8 +62,12 @@ class Report:
     animated: int = 0
     digests: dict[str, bytes] = field(default_factory=dict)
     """name -> sha256 of the file, of all that could be read."""
-    labelled: dict[str, str] = field(default_factory=dict)
-    """name -> class, of images whose class is not their folder."""
+    class_of: dict[str, str] = field(default_factory=dict)
+    """name -> class, of images that have one."""
+
+    @property
+    def sound(self) -> bool:
+        return not self.bad and not self.problems
 
     def duplicates(self) -> list[list[str]]:
         """Groups of names with the same content, each and all in order."""
@@ -79,36 +78,35 @@ class Report:
 
     def across_classes(self, group: Iterable[str]) -> bool:
         """Whether a group of duplicates lies in more than one class."""
-        return bool(self.classes) and len({self.labelled.get(name) or class_of(name) for name in group}) > 1
+        return len({self.class_of.get(name) for name in group}) > 1
 
-    @property
-    def sound(self) -> bool:
-        return not self.bad and not self.problems
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A folder against a list of hashes; names in order."""
-
-    changed: list[str]
-    missing: list[str]
-    new: list[str]
-    unreadable: list[str]
-    """Listed and there, with a content that nobody knows."""
-
-    def __bool__(self) -> bool:
-        return bool(self.changed or self.missing or self.new or self.unreadable)
+    def add(self, name: str, look: "_Look", size: int) -> None:
+        """Count an image in; `size` is that of training, 0 = none."""
+        if look.digest is not None:
+            self.digests[name] = look.digest
+        facts = look.facts
+        if facts is None:
+            self.bad.append((name, look.reason))
+            return
+        self.formats[facts.format] += 1
+        self.modes[facts.mode] += 1
+        here, short = Size(facts.width, facts.height, name), min(facts.width, facts.height)
+        self.short_sides[1 << (short.bit_length() - 1)] += 1
+        if self.smallest is None or short < min(self.smallest[:2]):
+            self.smallest = here
+        if self.largest is None or facts.width * facts.height > self.largest.width * self.largest.height:
+            self.largest = here
+        self.enlarged += short < size
+        self.oriented += facts.orientation != 1
+        self.animated += facts.animated
 
 
 class _Look(NamedTuple):
+    """What one image holds; without facts it is bad for a reason."""
+
     digest: bytes | None
     facts: Facts | None
     reason: str
-
-
-class _Hash(NamedTuple):
-    digest: bytes | None
-    there: bool
 
 
 @dataclass(frozen=True)
@@ -119,16 +117,12 @@ class Reading:
     """Threads."""
     timeout: float = DataConfig.timeout
     """Seconds that a thread may be at one file. One that takes longer is bad, as it would end a run; another thread
-    goes on. RunError when MOST_HUNG files of one walk hang."""
-    seen: Seen | None = None
+    goes on. RunError when MOST_HUNG files of one set hang."""
+    seen: Callable[[int], object] | None = None
+    """Called with the number of further images that have been looked at."""
 
 
 _PLAIN = Reading()
-
-
-def class_of(name: str) -> str:
-    """The class folder of a path below the root, "" for an image beside them."""
-    return name.partition("/")[0] if "/" in name else ""
 
 
 def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading = _PLAIN) -> Report:
@@ -141,202 +135,118 @@ def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading 
     names = sorted(filter(is_image, files), key=os.fsencode)
     if not names:
         raise DataError(f"no images in {root}")
-    report = Report("loose images", len(names))
+    report = Report("class folders" if folders else "loose images", len(names))
     report.others.update(os.path.splitext(file)[1].lower() for file in files if not is_image(file))
     if folders:
-        _classes(report, root, folders, names)
-    looks = _in_order(lambda name: _look(root / name, decoding), names, reading, _hung)
-    for name, look in zip(names, looks, strict=True):
-        _take(report, name, look, size)
+        _count_classes(report, root, folders, names)
+    for name, look in zip(names, _in_order(lambda name: _look(root / name, decoding), names, reading), strict=True):
+        report.add(name, look, size)
     return report
 
 
-def _classes(report: Report, root: Path, folders: tuple[str, ...], names: list[str]) -> None:
-    """Counts and faults of the class folders, by the rules of `ImageFolder`."""
+def _count_classes(report: Report, root: Path, folders: tuple[str, ...], names: list[str]) -> None:
+    """Classes and what is wrong with them, by the rules of `ImageFolder`."""
     try:
         class_folders(root)
     except DataError as error:
         report.problems.append(str(error))
-    report.kind = "class folders"
-    counts = Counter(map(class_of, names))
-    report.beside = counts.pop("", 0)
-    report.classes.update(counts)
-    report.problems += [f"class folder {root / name} holds no images" for name in folders if not counts[name]]
-
-
-def _look(source: Path | BinaryIO, decoding: Decoding) -> _Look:
-    """Hash and facts of one image. What the machine could not do is a reason like any other: nobody has seen it."""
-    if isinstance(source, Path):
-        try:
-            with opened(source) as file:
-                return _look(file, decoding)
-        except (BadImage, LditError) as error:
-            return _Look(None, None, _short(error, source))
-    digest = None
-    try:
-        digest = hashlib.file_digest(cast(BufferedReader, source), "sha256").digest()
-        return _Look(digest, examine(source, decoding), "")
-    except (BadImage, LditError) as error:
-        return _Look(digest, None, _short(error, getattr(source, "name", "")))
-    except OSError as error:
-        return _Look(digest, None, error.strerror or type(error).__name__)
-
-
-def _short(error: Exception, path: object) -> str:
-    """A reason without the image's name, which stands beside it."""
-    return str(error).removeprefix(f"cannot read image {path}: ")
-
-
-def _hung(stuck: Stuck) -> _Look:
-    return _Look(None, None, str(stuck))
-
-
-def _take(report: Report, name: str, look: _Look, size: int) -> None:
-    if look.digest is not None:
-        report.digests[name] = look.digest
-    if look.facts is None:
-        report.bad.append((name, look.reason))
-    else:
-        _count(report, name, look.facts, size)
-
-
-def _count(report: Report, name: str, facts: Facts, size: int) -> None:
-    report.formats[facts.format] += 1
-    report.modes[facts.mode] += 1
-    here, short = Size(facts.width, facts.height, name), min(facts.width, facts.height)
-    report.short_sides[1 << (short.bit_length() - 1)] += 1
-    if report.smallest is None or short < min(report.smallest[:2]):
-        report.smallest = here
-    if report.largest is None or facts.width * facts.height > report.largest.width * report.largest.height:
-        report.largest = here
-    report.enlarged += short < size
-    report.oriented += facts.orientation != 1
-    report.animated += facts.animated
+    report.class_of = {name: name.partition("/")[0] for name in names if "/" in name}
+    report.classes.update(report.class_of.values())
+    report.beside = len(names) - len(report.class_of)
+    report.problems += [f"class folder {root / name} holds no images" for name in folders if not report.classes[name]]
 
 
 def scan_set(
     kind: str, sets: Iterable[ImageSet], decoding: Decoding, size: int = 0, reading: Reading = _PLAIN
 ) -> Report:
-    """The report of sets that are no folders of class folders or loose images: of those whose images are files as
-    that of a folder, of IDX files what can be read, by class. Bad images are not counted in their classes."""
+    """The report of sets that are not folders of images: of those whose images are files, as of a folder; of IDX
+    files, which images can be read. Bad images are not counted in their classes."""
     report = Report(kind)
-    for pictures in sets:
-        report.total += len(pictures)
-        if isinstance(pictures, ListedImages):
-            _scan_listed(report, pictures, decoding, size, reading)
-            continue
-        labels = _in_order(partial(_label, pictures), range(len(pictures)), reading, str, pictures.where)
-        for index, label in enumerate(labels):
-            if isinstance(label, str):
-                report.bad.append((pictures.where(index), label))
-            elif pictures.names:
-                report.classes[pictures.names[label]] += 1
+    for images in sets:
+        report.total += len(images)
+        looks = _in_order(lambda index: _look_at(images, index, decoding), range(len(images)), reading, images.where)  # noqa: B023
+        for index, look in enumerate(looks):
+            name, listed = images.where(index), isinstance(images, ListedImages)
+            if listed or look.reason:
+                report.add(name, look, size)
+            if images.names and not look.reason:
+                report.class_of[name] = images.names[images.label(index)]
+                report.classes[report.class_of[name]] += 1
     return report
 
 
-def _scan_listed(report: Report, pictures: ListedImages, decoding: Decoding, size: int, reading: Reading) -> None:
-    def look(index: int) -> _Look:
-        try:
-            return _look(pictures.source(index), decoding)
-        except LditError as error:
-            return _Look(None, None, _short(error, pictures.root / pictures.where(index)))
-
-    for index, found in enumerate(_in_order(look, range(len(pictures)), reading, _hung, pictures.where)):
-        name = pictures.where(index)
-        _take(report, name, found, size)
-        if pictures.names:
-            report.labelled[name] = pictures.names[pictures.label(index)]
-            report.classes[report.labelled[name]] += found.facts is not None
-
-
-def _label(pictures: ImageSet, index: int) -> int | str:
-    """The class of an image that can be read, or why it cannot."""
+def _look_at(images: ImageSet, index: int, decoding: Decoding) -> _Look:
+    """Image `index` of a set."""
     try:
-        return pictures[index][1]
+        if isinstance(images, ListedImages):
+            return _look(images.source(index), decoding)
+        images[index]
+        return _Look(None, None, "")
     except LditError as error:
-        return str(error)
+        return _Look(None, None, _short(error, images.root / images.where(index)))
 
 
-def compare(root: Path, report: Report, listed: Mapping[str, bytes], reading: Reading = _PLAIN) -> Difference:
-    """A folder, of which this is the report, against a list of sha256. What the list names beside the images is
-    hashed here."""
-    seen = report.digests.keys() | {name for name, _ in report.bad}
-    beside = [name for name in listed if name not in seen]
-    hashes = dict.fromkeys(seen, _Hash(None, True)) | {name: _Hash(d, True) for name, d in report.digests.items()}
-    hashes |= zip(beside, _in_order(lambda name: _hash(root / name), beside, reading, _unknown), strict=True)
-    changed: list[str] = []
-    missing: list[str] = []
-    unreadable: list[str] = []
-    for name in sorted(listed, key=os.fsencode):
-        digest, there = hashes[name]
-        if digest is None:
-            (unreadable if there else missing).append(name)
-        elif digest != listed[name]:
-            changed.append(name)
-    new = sorted(report.digests.keys() - listed.keys(), key=os.fsencode)
-    return Difference(changed, missing, new, unreadable)
-
-
-def _hash(path: Path) -> _Hash:
+def _look(source: Path | BinaryIO, decoding: Decoding) -> _Look:
+    """Hash and facts of one image. What the machine could not do is a reason like any other: nobody has seen it."""
+    digest = None
     try:
-        os.stat(path)
-        with opened(path) as file:
-            return _Hash(hashlib.file_digest(file, "sha256").digest(), True)
+        if isinstance(source, Path):
+            with opened(source) as file:
+                return _look(file, decoding)
+        digest = hashlib.file_digest(cast(BufferedReader, source), "sha256").digest()
+        return _Look(digest, examine(source, decoding), "")
     except OSError as error:
-        return _Hash(None, error.errno not in (errno.ENOENT, errno.ENOTDIR))
-    except (BadImage, LditError):
-        return _Hash(None, True)
+        return _Look(digest, None, error.strerror or type(error).__name__)
+    except (BadImage, LditError) as error:
+        return _Look(digest, None, _short(error, getattr(source, "name", "") if digest else source))
 
 
-def _unknown(stuck: Stuck) -> _Hash:
-    return _Hash(None, True)
+def _short(error: Exception, path: object) -> str:
+    """A reason without the image's name, which is shown beside it."""
+    return str(error).removeprefix(f"cannot read image {path}: ")
 
 
-class _Task(Generic[In, Out]):
+class _Task:
     """One item for a thread."""
 
-    result: Out
-    job: Job
+    def __init__(self, look: Callable[[], _Look], workers: Workers) -> None:
+        self.look, self.result = look, _Look(None, None, "")
+        self.submit(workers)
 
-    def __init__(self, function: Callable[[In], Out], item: In) -> None:
-        self.function, self.item = function, item
+    def submit(self, workers: Workers) -> None:
+        self.job = workers.submit(self._run)
 
-    def run(self, job: Job) -> None:
+    def _run(self, job: Job) -> None:
         job.at(0)
-        self.result = self.function(self.item)
+        self.result = self.look()
 
 
 def _in_order(
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    reading: Reading,
-    hung: Callable[[Stuck], Out],
-    name: Callable[[In], str] = str,
-) -> Iterator[Out]:
-    """`function` of each item, in order, computed by threads; `hung` of one whose thread does not come back. RunError
+    look: Callable[[Item], _Look], items: Iterable[Item], reading: Reading, name: Callable[[Item], str] = str
+) -> Iterator[_Look]:
+    """`look` of each item, in order, computed by threads; a thread that does not come back makes its item bad. RunError
     names the item when too many do not."""
-    left, stuck_so_far = iter(items), 0
+    left, hung = iter(items), 0
     workers = Workers(reading.workers, "check")
     try:
         while some := list(itertools.islice(left, _AT_ONCE)):
-            tasks = [_Task(function, item) for item in some]
-            for task in tasks:
-                task.job = workers.submit(task.run)
+            tasks = [_Task(lambda item=item: look(item), workers) for item in some]  # type: ignore[misc]
             for place, task in enumerate(tasks):
                 try:
                     task.job.finish(reading.timeout)
                     result = task.result
                 except Stuck as stuck:
-                    stuck_so_far += 1
-                    if stuck_so_far == MOST_HUNG:
-                        what = f"{name(task.item)} cannot be read: {stuck} (--timeout)"
+                    hung += 1
+                    if hung == MOST_HUNG:
+                        what = f"{name(some[place])} cannot be read: {stuck} (--timeout)"
                         raise RunError(f"{what}, and {MOST_HUNG - 1} before it hang as well") from None
-                    result = hung(stuck)
-                    workers.close(0.0)  # those that do not hang end with what they are at
+                    result = _Look(None, None, str(stuck))
+                    # The thread is lost: new ones take over what none has begun; the others end with their item.
+                    workers.close(0.0)
                     workers = Workers(reading.workers, "check")
                     for later in tasks[place + 1 :]:
-                        if not later.job.thread:  # begun by none
-                            later.job = workers.submit(later.run)
+                        if not later.job.thread:
+                            later.submit(workers)
                 yield result
                 if reading.seen is not None:
                     reading.seen(1)

@@ -1,10 +1,11 @@
-"""Sets of the MNIST kind: IDX files of grey images and of labels, gzipped or plain (LeCun, Cortes & Burges 1998).
+"""IDX files, the format of MNIST: grey images and labels, gzipped or plain (LeCun, Cortes & Burges 1998).
 
 A file is a big-endian header (magic 0x0000080N for N axes of bytes, then the axes as uint32) and the bytes themselves.
 """
 
 import gzip
 import hashlib
+import math
 import zlib
 from pathlib import Path
 from typing import IO
@@ -100,23 +101,21 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
             if len(header) < 4 + 4 * axes:
                 raise DataError(f"{path} ends within its header")
             shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
-            wanted = _bytes_of(path, shape)
-            data = _read(file, wanted + 1)
+            expected = _bytes_of(path, shape)
+            data = _read(file, expected + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    if len(data) != wanted:
-        held = f"more than {wanted}" if len(data) > wanted else str(len(data))
-        raise DataError(f"{path} holds {held} bytes after its header, which says {wanted} ({_show(shape)})")
+    if len(data) != expected:
+        held = f"more than {expected}" if len(data) > expected else str(len(data))
+        raise DataError(f"{path} holds {held} bytes after its header, which says {expected} ({_show(shape)})")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _bytes_of(path: Path, shape: tuple[int, ...]) -> int:
-    wanted = 1
-    for axis in shape:
-        wanted *= axis
-    if not 1 <= wanted <= MOST_BYTES or any(side > MOST_SIDE for side in shape[1:]):
+    count = math.prod(shape)
+    if not 1 <= count <= MOST_BYTES or any(side > MOST_SIDE for side in shape[1:]):
         raise DataError(f"{path}: its header says {_show(shape)}; sides go to {MOST_SIDE}, files to {MOST_BYTES} bytes")
-    return wanted
+    return count
 
 
 def _read(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes | bytearray:
@@ -138,10 +137,10 @@ def _spellings(root: Path, part: str, kind: str, axes: int) -> list[Path]:
 
 def _file(root: Path, part: str, kind: str, axes: int) -> Path:
     names = _spellings(root, part, kind, axes)
-    found = next((path for path in names if path.is_file()), None)
-    if found is None:
-        raise DataError(f"no {names[0].name}[.gz] in {root}")
-    return found
+    for path in names:
+        if path.is_file():
+            return path
+    raise DataError(f"no {names[0].name}[.gz] in {root}")
 
 
 def _names(root: Path) -> tuple[str, ...]:

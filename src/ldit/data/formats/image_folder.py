@@ -1,7 +1,7 @@
 """Folders of image files: class folders (class index = place of the folder's name in byte order), or loose files.
 
-A class folder may be a link; folders below it that are links are passed over, and so is every name led by a dot, which
-programs use for what people are not to see (.cache, .thumbnails, ._1.png).
+A class folder may be a link; folders below it that are links are ignored, and so are hidden files (.cache, .thumbnails,
+._1.png).
 """
 
 import hashlib
@@ -141,22 +141,6 @@ class LooseImages(_ImageFiles):
         self._finish()
 
 
-def read_list(path: Path) -> list[str]:
-    """Relative paths, one a line, in UTF-8; a byte order mark, blank lines and lines that start with # are passed over.
-    DataError when the file is missing, unreadable or in another encoding, whose names would match nothing."""
-    try:
-        if not path.is_file():
-            raise DataError(f"no held-out list {path}")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"held-out list {path}, line {line}: not UTF-8 text") from None
-    except OSError as error:
-        raise DataError(f"cannot read held-out list {path}: {error.strerror}") from None
-    lines = (line.strip() for line in text.split("\n"))  # splitlines would cut names at U+0085 and its like
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the class folders in byte order; DataError: there are none, or two differ in case or Unicode form
     alone."""
@@ -174,8 +158,8 @@ def folders_in(root: Path) -> tuple[str, ...]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Relative names of the images below `folder`, in byte order; folders that are links are passed over. DataError
-    names a folder that cannot be listed: its images would be missing unseen."""
+    """Relative names of the images below `folder`, in byte order; folders that are links are ignored. DataError
+    names a folder that cannot be listed: its images would be missing silently."""
     return sorted(filter(is_image, files_in(folder)), key=os.fsencode)
 
 
@@ -198,10 +182,10 @@ def _below(folder: str, prefix: str, deep: bool) -> Iterator[str]:
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What lies in a folder, names led by a dot passed over; DataError when it cannot be listed."""
+    """The entries of a folder but for hidden ones; DataError when it cannot be listed."""
     try:
-        with os.scandir(str(folder)) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(str(folder)) as listing:
+            return [entry for entry in listing if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"cannot list folder {folder}: {error.strerror}") from None
 
@@ -210,7 +194,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """Also for a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a link to itself
         return False
 
 

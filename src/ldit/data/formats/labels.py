@@ -3,7 +3,7 @@
 | labels of the set | classes                                                                                      |
 |-------------------|----------------------------------------------------------------------------------------------|
 | none              | none: names (), every label 0                                                                |
-| whole numbers     | 0 … the largest; each must occur. Names: lines of classes.txt or labels.txt, else the digits |
+| integers          | 0 … the largest; each must occur. Names: lines of classes.txt or labels.txt, else the digits |
 | names             | the different names, sorted byte-wise; no names file is read                                 |
 
 A set that mixes two of the three is refused.
@@ -31,7 +31,7 @@ _NONE, _NUMBER, _NAME = range(3)
 
 
 def label_of_text(text: bytes) -> Label:
-    """What a label file says: a whole number, else a class name of one line. ValueError says what is wrong."""
+    """The label of a label file: an integer, else a class name of one line. ValueError says what is wrong."""
     try:
         line = text.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -59,7 +59,7 @@ def checked_label(label: object) -> Label:
             raise ValueError(f"its label {str(label)[:20] if abs(label) < 1 << 99 else 'a huge number'} is no class")
         return label
     if not isinstance(label, str):
-        raise ValueError(f"its label is a {type(label).__name__}, neither a whole number nor a name")
+        raise ValueError(f"its label is a {type(label).__name__}, neither an integer nor a name")
     if not label or label.isspace():
         raise ValueError("its label is empty")
     if len(label) > MOST_NAME:
@@ -87,7 +87,7 @@ def json_object(text: bytes) -> dict[str, Any]:
 
 
 def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """The names file of a folder and its lines, blank ones passed over; None where there is no such file."""
+    """The names file of a folder and its lines without blank ones; None where there is no such file."""
     path = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
@@ -102,13 +102,13 @@ def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
     names = tuple(stripped for line in lines if (stripped := line.strip()))
     if len(set(names)) != len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DataError(f"{path}: class name {twice!r} stands there twice")
+        raise DataError(f"{path}: class name {twice!r} is there twice")
     refuse_twins(path, names)
     return path, names
 
 
 def refuse_twins(where: Path, names: Sequence[str]) -> None:
-    """DataError where two of different names are `twins`: asked for by name, one would hide the other."""
+    """DataError where two of different names are `twins`: chosen by name, one would hide the other."""
     if (pair := twins(names)) is not None:
         raise DataError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} differ {pair[2]}")
 

@@ -1,4 +1,4 @@
-"""What sets whose images are listed somewhere have in common: which are used, how one is read, the fingerprint."""
+"""ListedImages: what sets of listed image files share, such as held-out lists, caps and the fingerprint."""
 
 import hashlib
 from abc import abstractmethod
@@ -33,6 +33,18 @@ class ByteStrings:
         self._all += string
         self._ends.append(len(self._all))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The strings as "text" and "ends", for a file."""
+        return {"text": np.frombuffer(self._all, np.uint8), "ends": np.frombuffer(self._ends, np.int64)}
+
+    @classmethod
+    def of(cls, text: np.ndarray, ends: np.ndarray) -> "ByteStrings":
+        """Those of `arrays`."""
+        strings = cls()
+        strings._all += text.tobytes()
+        strings._ends.frombytes(ends.astype(np.int64).tobytes())
+        return strings
+
 
 class ListedImages(ImageSet):
     """Images cut to `size` x `size` uint8 RGB, with a label each; `labels` (N,) int32 are those of all that are
@@ -46,22 +58,22 @@ class ListedImages(ImageSet):
 
     @abstractmethod
     def _name(self, at: int) -> str:
-        """What listed image `at` is called: its path below `root`."""
+        """The name of listed image `at`: its path below `root`."""
 
     @abstractmethod
     def _path(self, at: int) -> Path:
-        """The same for messages, from where the program stands."""
+        """The same for messages, from the working directory."""
 
     @abstractmethod
     def _source(self, at: int) -> Path | BinaryIO:
         """Listed image `at`, to be decoded. Safe from several threads."""
 
-    def _calls(self, at: int) -> tuple[str, ...]:
+    def _aliases(self, at: int) -> tuple[str, ...]:
         """What the held-out lists may call image `at`."""
         return (self._name(at),)
 
     def _bytes(self, at: int) -> int | None:
-        """Size of image `at` as it lies there, where that is known."""
+        """Bytes of the file of image `at`, where they are known."""
         return None
 
     def __len__(self) -> int:
@@ -80,18 +92,18 @@ class ListedImages(ImageSet):
         """Path of image `index` below `root`."""
         return self._name(int(self._chosen[index]))
 
-    def calls(self, index: int) -> tuple[str, ...]:
-        return self._calls(int(self._chosen[index]))
+    def aliases(self, index: int) -> tuple[str, ...]:
+        return self._aliases(int(self._chosen[index]))
 
     def source(self, index: int) -> Path | BinaryIO:
-        """The file of image `index`, as it lies there. RunError when its archive cannot be read."""
+        """The file of image `index`. RunError when its archive cannot be read."""
         return self._source(int(self._chosen[index]))
 
     def label(self, index: int) -> int:
         return int(self._labels[self._chosen[index]])
 
     def fingerprint(self) -> str:
-        """sha256 of a line for each image, in order: path, class, and size in bytes where the list tells it."""
+        """sha256 of a line for each image, in order: path, class, and size in bytes where it is known."""
         digest = hashlib.sha256()
         for at in self._chosen.tolist():
             size = self._bytes(at)
@@ -112,8 +124,8 @@ class ListedImages(ImageSet):
         self._chosen = self._capped(chosen, most) if most else chosen
 
     def _fits(self, at: int, left_out: frozenset[str], kept: frozenset[str] | None) -> bool:
-        calls = self._calls(at)
-        return left_out.isdisjoint(calls) and (kept is None or not kept.isdisjoint(calls))
+        aliases = self._aliases(at)
+        return left_out.isdisjoint(aliases) and (kept is None or not kept.isdisjoint(aliases))
 
     def _capped(self, chosen: np.ndarray, most: int) -> np.ndarray:
         labels = self._labels[chosen]

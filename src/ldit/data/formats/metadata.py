@@ -2,12 +2,12 @@
 
 | key                              | meaning                                                                          |
 |----------------------------------|----------------------------------------------------------------------------------|
-| "file_name"                      | the image's path below the folder; required                                    |
-| "label", "class" or "cls"        | its class, a whole number or a name (`data.labels` has the rules)                |
+| "file_name"                      | the image's path below the folder; required                                      |
+| "label", "class" or "cls"        | its class, an integer or a name (`formats.labels` has the rules)                 |
 | "text" or "caption"              | kept in `captions`                                                               |
-| others                           | passed over                                                                      |
+| others                           | ignored                                                                          |
 
-Blank lines and a byte order mark are passed over.
+Blank lines and a byte order mark are ignored.
 """
 
 import os
@@ -65,7 +65,7 @@ class MetadataImages(ListedImages):
         captions = self.index.captions
         self.captions = None if captions is None else [captions[at] for at in self._chosen.tolist()]
         """By index, "" where an image has none; None where no image of the folder has one. Read and checked for
-        text-to-image training, which is still to come: nothing else asks for them."""
+        text-to-image training, which is still to come: nothing else uses them."""
 
     def _name(self, at: int) -> str:
         return self.index.file_names[at].decode()
@@ -158,7 +158,7 @@ def _caption(data: dict[str, Any]) -> str:
 
 
 class _Folders:
-    """What lies below a folder, by one scan of each of its folders instead of a look at each file."""
+    """The files below a folder, by one scan of each of its folders instead of a look at each file."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -166,7 +166,7 @@ class _Folders:
         self._files: dict[str, frozenset[str]] = {}
 
     def check(self, name: str) -> None:
-        """ValueError for a file that is not there, or lies elsewhere."""
+        """ValueError for a file that is missing or outside of the folder."""
         folder, _, base = name.rpartition("/")
         if folder not in self._files:
             self._files[folder] = self._scan(folder)

@@ -1,4 +1,4 @@
-"""Image files of every kind become RGB, 8 bits a channel, by one rule each; what is no sound image is a BadPicture.
+"""Decoding: an image file of any mode becomes RGB, 8 bits a channel, or is a BadImage with a reason.
 
 Formats are told by content, never by name: JPEG, PNG, WebP, BMP, PPM (PBM, PGM, PPM, PFM), TIFF, GIF. Of an animation,
 or a file with several pages, the first frame counts.
@@ -7,37 +7,38 @@ or a file with several pages, the first frame counts.
 |--------------------------|-------------------------------------------------------------------------------------------|
 | RGB, RGBX                | as it is                                                                                  |
 | 1, L, P                  | 0 or 255; grey repeated; the palette's colour                                             |
-| LA La PA RGBA RGBa, or a | composited over `background`: a training image has no holes, and the colour under a     |
+| LA La PA RGBA RGBa, or a | composited over `background`: a training image has no holes, and the colour under a       |
 | colour named transparent | transparent pixel is whatever the editor left there                                       |
-| CMYK                     | Pillow's (255-c)(255-k)/255; Adobe's inverted JPEGs are turned over first, as Pillow does |
+| CMYK                     | Pillow's (255-c)(255-k)/255; Adobe's inverted JPEGs are inverted first, as Pillow does    |
 | YCbCr, HSV, LAB          | Pillow's: JFIF, hexcone, CIE L*a*b* D50 to sRGB by LittleCMS                              |
 | I;16 I;16L I;16B I;16N I | 16-bit grey: value/257 to the nearest, so that 0 -> 0 and 65535 -> 255; I, 32 bits wide,  |
 |                          | holds 16-bit values in practice and is clipped to 0..65535                                |
 | F                        | taken as 0..255: clipped, to the nearest (halves to even), NaN -> 0: no range is stated   |
 
-Pillow itself clips 16-bit grey at 255, which makes nearly every such image white. Of 16-bit colour it keeps the high
-byte. Colour profiles are not applied, as in ADM's ImageNet.
+Pillow itself clips 16-bit grey at 255, which makes nearly every such image white. Of 16-bit colour, and of the colour
+that such a PNG names as transparent, the high byte counts. Colour profiles are not applied, as in ADM's ImageNet.
 
-EXIF orientation (1-8; of EXIF blocks and TIFF tags, not of XMP) is applied with `Decoding.exif` only.
+EXIF orientation (1-8; of EXIF blocks and TIFF tags, else of XMP, as Pillow reads it) is applied with `Decoding.exif`
+only.
 
-Size rules are judged by the header, before anything is decoded: more than `max_pixels` pixels, or a long side of more
-than 64 short sides, is bad. Images are decoded whole: truncated ones never pass. Memory is two copies of 4 bytes a
-pixel at most (WebP: four, most of them in its library; compressed TIFF: its file besides).
+Size rules are checked on the header, before anything is decoded: more than `max_pixels` pixels, or a long side of more
+than 64 short sides, is bad. Files go to 256 MiB, headers to 8 MiB. Images are decoded whole: truncated ones never pass.
+Memory is the file and two copies of 4 bytes a pixel at most (WebP: four, most of them in its library). Pillow is used
+as it is, so its own limit for GIF and TIFF (`Image.MAX_IMAGE_PIXELS`) applies too. Not refused: a JPEG whose EXIF
+block spans several segments and has thousands of tags that each name all of it; Pillow copies out every tag.
 
-BadPicture is for what a file holds, or for none of that name. What the machine cannot do for now (no answer of the
-network, no memory, no file descriptor left, no permission) is RunError, which no policy for bad images passes over.
+BadImage is for what a file holds, or for no file of that name. What the machine cannot do for now (no answer of the
+network, no memory, no file descriptor left, no permission) is RunError, whatever the policy for bad images.
 """
 
-import errno
 import os
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from PIL import (
@@ -52,16 +53,14 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ldit.data.images.limits import MOST_BYTES, MOST_EXIF, HeaderLimit, check_size, no_file, unread
 from ldit.data.images.limits import BadImage as BadImage
-from ldit.data.images.limits import Metered, check_tiff, judge, no_file, pixels_at_most, unread
 from ldit.data.images.transforms import center_crop
-from ldit.errors import RunError
 
 _STRIP = 1 << 20  # pixels converted at once where the conversion needs copies
 _ORIENTATION = 0x0112
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# A PNG's grey of 2 and 4 bits: the bits that count, and what a level is multiplied with as it is unpacked.
-_GREY_LEVELS = {"L;2": (3, 85), "L;4": (15, 17)}
+_GREY_LEVELS = {"L;2": 85, "L;4": 17}  # what a level of a PNG's grey of 2 and 4 bits is multiplied with
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,6 +71,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BACK = {6: 8, 8: 6}  # the orientation whose turn undoes another's; all others undo themselves
+# The first bytes of a format's files, and Pillow's reader.
+_READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((b"RIFF",), WebPImagePlugin.WebPImageFile),
+    ((b"BM",), BmpImagePlugin.BmpImageFile),
+    (tuple(b"P%c" % kind for kind in b"123456f"), PpmImagePlugin.PpmImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+)
 
 
 @dataclass(frozen=True)
@@ -94,61 +104,40 @@ class Facts:
     mode: str
     width: int
     height: int
+    """As stored, before any turn."""
     orientation: int
     """EXIF's, 1 where there is none."""
     animated: bool
     """More than one frame or page."""
 
 
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Nothing: Pillow reads every tag for it, and a megabyte of EXIF can name itself in 65535 tags."""
-
-
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    def load_end(self) -> None:
-        """The image as stored: Pillow would turn it by its orientation here, whether asked to or not."""
-        self._size = self.im.size
-
-
-# The first bytes of a format's files, its reader, and KiB of header: comments, profiles, tags before the pixels.
-# Pillow gathers a GIF's comment in pieces of 255 bytes and reads PPM's byte by byte: slow where they are long.
-_READERS: tuple[tuple[Callable[[bytes], bool], type[ImageFile.ImageFile], int], ...] = (
-    (lambda b: b[:3] == b"\xff\xd8\xff", _Jpeg, 32 << 10),
-    (lambda b: b[:8] == b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile, 64 << 10),
-    (lambda b: b[:4] == b"RIFF" and b[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile, 64 << 10),
-    (lambda b: b[:2] == b"BM", BmpImagePlugin.BmpImageFile, 64 << 10),
-    (lambda b: b[:1] == b"P" and b[1:2] in b"123456f" and b[2:3].isspace(), PpmImagePlugin.PpmImageFile, 64),
-    (lambda b: b[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _Tiff, 64 << 10),
-    (lambda b: b[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile, 512),
-)
-
-
 def read_square(source: Path | BinaryIO, size: int, decoding: Decoding) -> np.ndarray:
-    """(size, size, 3) uint8, cut by ADM's centre crop; BadPicture says why not."""
+    """(size, size, 3) uint8, cut by ADM's centre crop; raises as `open_image`."""
     return np.asarray(center_crop(open_image(source, decoding), size))
 
 
 def open_image(source: Path | BinaryIO, decoding: Decoding) -> Image.Image:
-    """RGB, decoded whole, by the table above; BadPicture says why not. A file object is read from its start. RunError
-    names an image that cannot be read for now; as from `read_square` and `examine`."""
-    with _reading(source, decoding) as image:
-        return _finish(image, decoding)
+    """RGB, decoded whole, by the table above. A file object is read from its start. BadImage says why it cannot be;
+    RunError names an image that cannot be read for now."""
+    with _decoded(source, decoding) as (image, orientation):
+        return _finish(image, orientation, decoding)
 
 
 def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
-    """Decode as `open_image` does and say what the file holds; BadPicture says why not."""
-    with _reading(source, decoding) as image:
+    """Decode as `open_image` does and return what the file holds; raises as it does."""
+    with _decoded(source, decoding) as (image, orientation):
         width, height = image.size
-        mode, orientation = image.mode, _orientation(image)
-        _finish(image, decoding)
+        if _was_turned(image) and orientation >= 5:
+            width, height = height, width
+        mode = image.mode
+        _finish(image, orientation, decoding)
         return Facts(str(image.format), mode, width, height, orientation, _animated(image))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The file for reading; BadPicture when there is none, or a folder, or a pipe (which would never answer); RunError
-    when it will not open."""
+    """The file for reading; BadImage when there is none, or a folder, or a pipe (which would never answer); RunError
+    when it does not open."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadImage("not a file")
@@ -162,93 +151,77 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 
 @contextmanager
-def _reading(source: Path | BinaryIO, decoding: Decoding) -> Iterator[ImageFile.ImageFile]:
-    """The decoded image in the file's own mode. Damaged images raise nearly anything in Pillow: all of it, from
-    here and from the block inside, is BadPicture, but for what is the machine's."""
-    if isinstance(source, os.PathLike):
-        with opened(source) as file, _reading(file, decoding) as image:
-            yield image
-        return
+def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[ImageFile.ImageFile, int]]:
+    """The decoded image in the file's own mode, and its EXIF orientation. Damaged images raise nearly anything in
+    Pillow: all of it, from here and from the block inside, is BadImage, but for a lack of memory."""
+    data = _read(source)
     try:
-        with pixels_at_most(decoding.max_pixels):
-            yield _load(source, decoding)
-    except (BadImage, RunError):
+        yield _decode(data, decoding)
+    except BadImage:
         raise
     except Exception as error:
-        raise (unread(source, _reason(error)) if _of_machine(error) else BadImage(_reason(error))) from None
+        # Pillow's decoders report a lack of memory as an OSError of these words
+        if isinstance(error, MemoryError) or str(error).startswith("out of memory"):
+            raise unread(source, _reason(error)) from None
+        raise BadImage(_reason(error)) from None
 
 
-def _load(file: IO[bytes], decoding: Decoding) -> ImageFile.ImageFile:
+def _read(source: Path | BinaryIO) -> bytes:
+    """The whole file: what fails here is the machine's fault, what fails later is the image's."""
+    if isinstance(source, os.PathLike):
+        with opened(source) as file:
+            return _read(file)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise unread(file, "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would pass unseen")
-    file.seek(0)
-    meter = Metered(file, 64 << 20)
-    start = meter.read(16)
-    if not start:
+        raise unread(source, "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would pass unseen")
+    try:
+        source.seek(0)
+        data = source.read(MOST_BYTES + 1)
+    except (OSError, MemoryError) as error:
+        raise unread(source, _reason(error)) from None
+    if not data:
         raise BadImage("the file is empty")
-    found = next((row for row in _READERS if row[0](start)), None)
-    if found is None:
+    if len(data) > MOST_BYTES:
+        raise BadImage(f"the file is larger than {MOST_BYTES >> 20} MiB")
+    return data
+
+
+def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
+    """(image, orientation) of a file's bytes."""
+    reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
+    if reader is None:
         raise BadImage("not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image")
-    reader, header = found[1], found[2] << 10
-    if reader is _Tiff:
-        check_tiff(cast(IO[bytes], meter), decoding.max_pixels)
-    elif reader is WebPImagePlugin.WebPImageFile:
-        header += 8 * decoding.max_pixels  # its reader takes the whole file
-    image, meter = _undecoded(file, reader, header)
-    judge(*image.size, decoding.max_pixels)
-    meter.left += 24 * image.width * image.height  # plain-text PPM is the longest: three numbers of 16 bits a pixel
-    if reader is _Tiff:  # libtiff takes the whole file
-        meter.left += min(file.seek(0, os.SEEK_END), 8 * decoding.max_pixels)
-    layout = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else ""
+    # The header alone is read here. Nameless: by a name Pillow would map the file into memory.
+    file = HeaderLimit(data)
+    image = reader(file, "")
+    check_size(*image.size, decoding.max_pixels)
+    # A TIFF's tags are in its header, and Pillow drops the orientation as it turns the image; a PNG's EXIF block may
+    # follow the pixels.
+    orientation = _orientation(image) if _was_turned(image) else 1
+    layout = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else ""
+    file.lift()
     image.load()
-    if layout:
-        _clear_colour(image, str(layout), file)
-    return image
+    _scale_transparency(image, layout)
+    return image, orientation if _was_turned(image) else _orientation(image)
 
 
-def _undecoded(file: IO[bytes], reader: type[ImageFile.ImageFile], header: int) -> tuple[ImageFile.ImageFile, Metered]:
-    """The image, of which only the header is read."""
-    file.seek(0)
-    meter = Metered(file, header)
-    # Nameless: a name makes Pillow map files that may shrink meanwhile
-    return reader(cast(IO[bytes], meter), ""), meter
+def _scale_transparency(image: Image.Image, layout: object) -> None:
+    """Bring the colour that a PNG names as transparent to 8 bits, as Pillow does with the pixels, but not with it."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and layout in _GREY_LEVELS:
+        factor = _GREY_LEVELS[str(layout)]
+        image.info["transparency"] = (clear & 255 // factor) * factor
+    elif isinstance(clear, tuple) and layout == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
-def _clear_colour(image: ImageFile.ImageFile, layout: str, file: IO[bytes]) -> None:
-    """Mend what a PNG says of its transparent colour (PNG 1.2, 4.2.1.1): Pillow leaves the number as the file has it,
-    and compares it with pixels that it has brought to 8 bits."""
-    stated = image.info.get("transparency")
-    if isinstance(stated, int) and layout in _GREY_LEVELS:
-        bits, factor = _GREY_LEVELS[layout]
-        image.info["transparency"] = (stated & bits) * factor
-    elif isinstance(stated, tuple) and layout == "RGB;16B":
-        # All 16 bits must agree. Pillow keeps the high byte; read the other way round, the low one.
-        low, meter = _undecoded(file, PngImagePlugin.PngImageFile, 64 << 20)
-        meter.left += 24 * low.width * low.height
-        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
-        low.load()
-        alpha = Image.new("L", image.size, 255)
-        for box in _strips(image.size):
-            pairs = zip((image, low), ([v >> 8 for v in stated], [v & 255 for v in stated]), strict=True)
-            same = [(np.asarray(half.crop(box)) == values).all(2) for half, values in pairs]
-            alpha.paste(0, box, Image.fromarray(same[0] & same[1]))
-        del image.info["transparency"]
-        image.putalpha(alpha)
-
-
-def _of_machine(error: Exception) -> bool:
-    """Whether the machine failed, not the image. Pillow's own OSErrors have no number, and that of a decoder without
-    memory its words; an offset that no file can have is refused as EINVAL."""
-    if isinstance(error, OSError):
-        numbered = error.errno is not None and error.errno != errno.EINVAL
-        return numbered or str(error).startswith("out of memory")
-    return isinstance(error, MemoryError)
-
-
-def _finish(image: ImageFile.ImageFile, decoding: Decoding) -> Image.Image:
+def _finish(image: ImageFile.ImageFile, orientation: int, decoding: Decoding) -> Image.Image:
+    """RGB, turned by its EXIF orientation, or as stored."""
     rgb = to_rgb(image, decoding.background)
-    turn = _TURNS.get(_orientation(image)) if decoding.exif else None
-    return rgb if turn is None else rgb.transpose(turn)
+    if _was_turned(image):
+        orientation = 1 if decoding.exif else _BACK.get(orientation, orientation)
+    elif not decoding.exif:
+        orientation = 1
+    return rgb if orientation == 1 else rgb.transpose(_TURNS[orientation])
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
@@ -263,21 +236,15 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """`convert`, which looks at single pixels alone, over strips of rows, so that its copies stay small."""
-    boxes = list(_strips(image.size))
-    if len(boxes) == 1:
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    if rows >= height:
         return convert(image)
     rgb = Image.new("RGB", image.size)
-    for box in boxes:
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
         rgb.paste(convert(image.crop(box)), box)
     return rgb
-
-
-def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of rows that hold _STRIP pixels together, or of single ones."""
-    width, height = size
-    rows = max(1, _STRIP // width)
-    for top in range(0, height, rows):
-        yield 0, top, width, min(top + rows, height)
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -300,52 +267,33 @@ def _grey(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(rgb)
 
 
+def _was_turned(image: Image.Image) -> bool:
+    """Whether Pillow turns the image by its orientation as it loads it, whether asked to or not."""
+    return isinstance(image, TiffImagePlugin.TiffImageFile)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where none is stated or the EXIF block is damaged, which says nothing about the pixels."""
+    if len(image.info.get("exif", b"")) > MOST_EXIF:
+        return 1
+    try:
+        stated = image.getexif().get(_ORIENTATION)
+    except (BadImage, MemoryError):
+        raise
+    except Exception:
+        return 1
+    return next((turn for turn in range(1, 9) if turn == stated), 1)
+
+
 def _animated(image: ImageFile.ImageFile) -> bool:
-    """Asked last: a GIF drops its image to look for the next frame. What follows the first may be damaged."""
+    """Whether there is a second frame. Asked last: a GIF drops its image to look for it, and what follows the first
+    frame may be damaged."""
     try:
         return bool(getattr(image, "is_animated", False))
-    except RunError:
-        raise
     except Exception:
         return False
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
-    """1 to 8; 1 where none is stated or the EXIF block is damaged, which says nothing about the pixels."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        stated: Any = image.tag_v2.get(_ORIENTATION)
-    else:
-        stated = _exif_orientation(_exif_block(image.info))
-    return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
-
-
-def _exif_block(info: dict[Any, Any]) -> bytes:
-    block = info.get("exif")
-    if block is None and isinstance(text := info.get("Raw profile type exif"), str):  # ImageMagick's PNGs
-        try:
-            block = bytes.fromhex("".join(text.split("\n")[3:]))
-        except ValueError:
-            return b""
-    return block.removeprefix(b"Exif\0\0") if isinstance(block, bytes) else b""
-
-
-def _exif_orientation(block: bytes) -> int | None:
-    """Tag 0x0112 of the first directory (Exif 2.32, 4.6.2). Read here: Pillow copies out all that every tag names."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
-    if order is None:
-        return None
-    try:
-        (at,) = struct.unpack_from(order + "L", block, 4)
-        (count,) = struct.unpack_from(order + "H", block, at)
-        for entry in range(count):
-            tag, kind, values, short, _ = struct.unpack_from(order + "HHLHH", block, at + 2 + 12 * entry)
-            if tag == _ORIENTATION:
-                return int(short) if kind == 3 and values == 1 else None
-    except struct.error:
-        pass
-    return None
-
-
-def _reason(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())[:200] or type(error).__name__
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__

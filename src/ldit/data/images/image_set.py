@@ -1,4 +1,4 @@
-"""What a set of training images is."""
+"""ImageSet: square RGB images of one size with a class each, in memory or in files."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -34,13 +34,13 @@ class ImageSet(ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """What image `index` is called: its path below `root`, or its number in its file."""
+        """The name of image `index`: its path below `root`, or its number in its file."""
 
     def label(self, index: int) -> int:
         """The class of image `index`."""
         return self[index][1]
 
-    def calls(self, index: int) -> tuple[str, ...]:
+    def aliases(self, index: int) -> tuple[str, ...]:
         """What a held-out list may call image `index`."""
         return (self.where(index),)
 

@@ -1,4 +1,4 @@
-"""What a latent cache says of itself: its manifest.json seals the folder and describes it under the key "cache".
+"""The description of a latent cache: manifest.json lists its files and holds the key "cache".
 
 A shard holds "mean" and "logvar", both (N, 2, C, h, w) with axis 1 = plain, flipped, and "label" (N): the moments of
 an autoencoder's posterior for every image of a set and its mirror image. CACHE/heldout/ is a cache of its own.
@@ -15,6 +15,7 @@ from ldit.config.sections import DataConfig
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError, DataError, SourceError
 from ldit.storage import manifest
+from ldit.storage.shared_job import WORK, brief
 
 VERSION = 1
 KEY = "cache"  # of the manifest
@@ -22,7 +23,9 @@ HELDOUT = "heldout"
 CROP = "adm-center"
 FLIPS = ("plain", "flipped")
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
-_BOOKKEEPING = re.compile(r"(encode|shard-\d{5,})\.json(\.tmp-.+)?|(shard-\d{5,}\.safetensors|manifest\.json)\.tmp-.+")
+_BOOKKEEPING = re.compile(
+    r"((encode|shard-\d{5,})\.json|tar-index-[0-9a-f]{12}\.npz)(\.tmp-.+)?|(shard-\d{5,}\.safetensors|manifest\.json)\.tmp-.+"
+)
 _MOST_VALUES = 1 << 28  # of one sample
 RESULTS = ("skipped", "shards")
 """The fields of a description that are known in the end only; the others are the job."""
@@ -37,8 +40,8 @@ def is_shard(name: str) -> bool:
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether a file is one by which `ldit encode` goes on, and that goes when a cache is whole."""
-    return _BOOKKEEPING.fullmatch(name) is not None
+    """Whether a file or folder is one by which `ldit encode` continues, and that goes when a cache is complete."""
+    return name.startswith(WORK) or _BOOKKEEPING.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -114,33 +117,26 @@ class CacheDescription:
     ) -> None:
         """DataError with both values when the cache was made by another codec, or of images of another size or crop;
         None = whatever it is. `where` names the cache."""
-        for what, ours, wanted in (
+        for what, made, needed in (
             ("the codec of fingerprint", self.codec.fingerprint, codec_fingerprint),
             ("images of size", self.size, size),
             ("crop", self.crop, crop),
         ):
-            if wanted is not None and ours != wanted:
-                raise DataError(f"{where} was made with {what} {brief(ours)}, {brief(wanted)} is needed")
+            if needed is not None and made != needed:
+                raise DataError(f"{where} was made with {what} {brief(made)}, {brief(needed)} is needed")
 
     def check_run(self, where: object, config: DataConfig) -> None:
-        """DataError with both values where a run says otherwise how its images came about, which is settled here.
+        """DataError with both values where a run's settings differ from those by which the cached images were made.
         `where` names the cache."""
         made = {**self.source.decoding, "max_per_class": self.source.max_per_class, "codec_precision": self.precision}
-        for key, ours in made.items():
-            wanted = to_dict(getattr(config, key, ours))
-            if ours != wanted:
-                raise DataError(f"data.{key}: {show(wanted)}, {where} was made with {show(ours)} (ldit encode)")
-
-
-def brief(value: Any) -> str:
-    """A value for a message; of a fingerprint the first twelve digits."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return value[:12]
-    return value if isinstance(value, str) and len(value) < 80 else show(value)
+        for key, cached in made.items():
+            configured = to_dict(getattr(config, key, cached))
+            if cached != configured:
+                raise DataError(f"data.{key}: {show(configured)}, {where} was made with {show(cached)} (ldit encode)")
 
 
 def is_cache(root: Path) -> bool:
-    """Whether a folder's manifest says that it is a cache, true or not."""
+    """Whether a folder's manifest says that it is a cache, verified or not."""
     try:
         data = json.loads((root / manifest.NAME).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -149,7 +145,7 @@ def is_cache(root: Path) -> bool:
 
 
 def read_description(root: Path) -> tuple[CacheDescription, dict[str, Any]]:
-    """A cache's description and its whole manifest, whose own checksum is true; DataError otherwise."""
+    """A cache's description and its manifest, whose own checksum is verified; DataError otherwise."""
     where = root / manifest.NAME
     try:
         body = manifest.read_body(root)

@@ -1,4 +1,4 @@
-"""Ranges of images to the tensors of a shard of a latent cache."""
+"""Encodes ranges of images to the tensors of a latent cache's shards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldit.config.spec import AutoencoderConfig
-from ldit.data.latent_cache.job import Part
+from ldit.data.latent_cache.job import EncodedShard, Part
 from ldit.data.samples import Samples
 from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, RunError
@@ -45,11 +45,12 @@ class Encoder:
         workers: int,
         skip: bool,
         timeout: float,
-        said: Callable[[int], None],
+        progress: Callable[[int], None],
     ) -> None:
-        """`skip`: bad images are left out. `timeout`: seconds that a thread may be at one image. `said` is told of
-        every batch the number of its images."""
-        self.codec, self.device, self.batch_size, self.skip, self.said = codec, device, batch_size, skip, said
+        """`skip`: bad images are left out. `timeout`: seconds that a thread may be at one image. `progress`
+        is called with the number of images of each batch."""
+        self.codec, self.device, self.batch_size, self.skip = codec, device, batch_size, skip
+        self.progress = progress
         self.timeout = timeout
         self.workers = Workers(workers, "encode") if workers else None
 
@@ -64,9 +65,9 @@ class Encoder:
             self.computers.shutdown(cancel_futures=True)
             torch.set_num_threads(self.cores)
 
-    def shard(self, samples: Samples, part: Part, rows: range) -> tuple[Tensor, Tensor, Tensor, list[tuple[str, str]]]:
-        """mean and logvar (N, 2, C, h, w), label (N), and the images that were skipped, with reasons. DataError names
-        the first bad image, unless those are skipped; RunError one that takes too long."""
+    def shard(self, samples: Samples, part: Part, rows: range) -> EncodedShard:
+        """The latents of these images. DataError names the first bad image, unless those are skipped; RunError one
+        that takes too long."""
         shape, dtype = part.job.shape, DTYPES[part.job.dtype]
         moments = [torch.empty(len(rows), *shape, dtype=dtype) for _ in range(2)]
         label = torch.empty(len(rows), dtype=torch.int64)
@@ -89,12 +90,12 @@ class Encoder:
                 else:
                     kept.append(row)
             place = slice(count, count + len(kept))
-            for whole, values in zip(moments, (mean, logvar), strict=True):
-                whole[place] = values[kept]
+            for shard, values in zip(moments, (mean, logvar), strict=True):
+                shard[place] = values[kept]
             label[place] = torch.tensor(batch.labels)[kept]
             count = place.stop
-            self.said(len(batch.rows))
-        return moments[0][:count], moments[1][:count], label[:count], skipped
+            self.progress(len(batch.rows))
+        return EncodedShard(moments[0][:count], moments[1][:count], label[:count], skipped)
 
     def _batches(self, samples: Samples, rows: range) -> Iterator["_Reading"]:
         cuts = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
@@ -121,7 +122,7 @@ class Encoder:
 
 
 class _Reading:
-    """A batch whose rows are read by threads, or, without any, when it is waited for."""
+    """A batch whose rows are read by threads, or, without threads, by `wait`."""
 
     def __init__(self, samples: Samples, rows: range, workers: Workers | None) -> None:
         self.samples, self.rows = samples, rows
@@ -158,6 +159,6 @@ class _Reading:
 
 
 def _plain(reason: str, samples: Samples, index: int) -> str:
-    """A reason without the image's name, which stands beside it, and without where the set lies."""
+    """A reason without the image's name, which is recorded beside it, and without the folder of the set."""
     name = str(samples.root / samples.where(index))
     return reason.removeprefix(f"cannot read image {name}: ").replace(f"{samples.root}/", "")

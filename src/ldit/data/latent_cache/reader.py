@@ -1,5 +1,4 @@
-"""A latent cache, read: any sample at any time, from any thread (`ldit.data.latent_cache.description` says what a
-cache is)."""
+"""Reads a latent cache: any sample at any time, from any thread."""
 
 import json
 import math
@@ -138,14 +137,14 @@ class _OpenFiles:
 
     def get(self, path: str) -> _OpenFile:
         with self._lock:
-            found = self._open.get(path)
-            if found is None:
-                found = self._open[path] = _OpenFile(path)
+            file = self._open.get(path)
+            if file is None:
+                file = self._open[path] = _OpenFile(path)
                 if len(self._open) > self._most:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(path)
-            return found
+            return file
 
 
 def _widen(values: np.ndarray, out: np.ndarray) -> None:
@@ -170,15 +169,15 @@ def _offsets(path: str, description: CacheDescription, rows: int) -> tuple[int, 
         header = None
     word, kind = _DTYPES[description.dtype]
     shape = [rows, *description.shape]
-    wanted = {"mean": (word, shape, kind.itemsize), "logvar": (word, shape, kind.itemsize), "label": ("I64", [rows], 8)}
-    if not isinstance(header, dict) or header.keys() - {"__metadata__"} != wanted.keys():
+    layout = {"mean": (word, shape, kind.itemsize), "logvar": (word, shape, kind.itemsize), "label": ("I64", [rows], 8)}
+    if not isinstance(header, dict) or header.keys() - {"__metadata__"} != layout.keys():
         raise DataError(f"{path} is damaged: its header is not that of a shard")
     begins = []
-    for name, (dtype, dimensions, item) in wanted.items():
+    for name, (dtype, dimensions, item) in layout.items():
         entry = header[name] if isinstance(header[name], dict) else {}
         if entry.get("dtype") != dtype or entry.get("shape") != dimensions:
-            found = f"{show(entry.get('dtype'))} {show(entry.get('shape'))}"
-            raise DataError(f"{path}: {name} is {found}, the manifest says {dtype!r} {dimensions}")
+            stored = f"{show(entry.get('dtype'))} {show(entry.get('shape'))}"
+            raise DataError(f"{path}: {name} is {stored}, the manifest says {dtype!r} {dimensions}")
         begin, end = _span(entry.get("data_offsets"))
         if end - begin != math.prod(dimensions) * item or begin < 0 or 8 + length + end > size:
             raise DataError(f"{path} is damaged: {name} does not lie within its {size} bytes")

@@ -1,6 +1,6 @@
 """A set of images as one .npz, as the field's evaluators read it: arr_0 (N, H, W, 3) uint8, arr_1 (N) int64 labels.
 
-Until it is whole its blocks lie in FILE.npz.parts, each with its checksum in its name. The process that sees all of
+Until it is complete its blocks lie in FILE.npz.parts, each with its checksum in its name. The process that sees all of
 them streams them into the archive, so memory does not grow with N, writes FILE.npz.json (what samples.json is to a
 folder), gives the archive its name and removes the parts. The bytes are a function of the images: nothing is
 compressed, and dates are fixed.
@@ -23,8 +23,8 @@ import numpy as np
 
 from ldit.errors import RequestError
 from ldit.log import logger
-from ldit.pipeline.sets.folder import JOB, Block, SetFiles, read_job
-from ldit.pipeline.sets.job import Labels, compare, ended
+from ldit.pipeline.sets.folder import CRC, JOB, Block, SetFiles, read_description
+from ldit.pipeline.sets.job import Labels, ended
 from ldit.storage.atomic import fsync, write_json
 from ldit.storage.locks import locked
 from ldit.storage.manifest import sha256_file
@@ -32,32 +32,31 @@ from ldit.storage.npz import IMAGES, LABELS, write_member
 from ldit.storage.progress import LOOK_EVERY
 
 _PART = re.compile(r"block-(\d{6,})\.([0-9a-f]{64})\.npy")
-CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
 
 
 class ArrayWriter(SetFiles):
     """FILE.npz, FILE.npz.json, and FILE.npz.parts while they are made."""
 
-    def __init__(self, out: Path, job: dict[str, Any], labels: Labels) -> None:
-        super().__init__(out, out.with_name(f"{out.name}.parts"), job, labels)
-        self.description = out.with_name(f"{out.name}.json")
+    def __init__(self, out: Path, description: dict[str, Any], labels: Labels) -> None:
+        super().__init__(out, out.with_name(f"{out.name}.parts"), description, labels)
+        self.final_description = out.with_name(f"{out.name}.json")
         self._parts: dict[int, str] = {}  # by number, the names of the last look
         self._looked = -math.inf
 
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         if not self.out.exists():
             return False
-        if not self.description.exists():
-            raise RequestError(f"--out {self.out}: exists, and no {self.description.name} says what it is")
-        begun = read_job(self.description)
-        compare(self.out, {key: value for key, value in begun.items() if key != CRC}, self.job)
-        if begun.get(CRC) != _crc(self.out):
-            raise RequestError(f"--out {self.out}: is not the file that {self.description.name} describes")
+        final = read_description(self.final_description)
+        if final is None:
+            raise RequestError(f"--out {self.out}: exists, and no {self.final_description.name} says what it is")
+        self._check_same(final)
+        if final.get(CRC) != _crc(self.out):
+            raise RequestError(f"--out {self.out}: is not the file that {self.final_description.name} describes")
         return True
 
-    def stands(self, number: int) -> bool:
-        """A part that stands is never missed for longer than LOOK_EVERY, and one that was removed is not taken for
-        standing: one look at the folder serves many blocks, as each reads all its names."""
+    def has_block(self, number: int) -> bool:
+        """One look at the folder serves many blocks, as each look reads all its names. So a part that another process
+        made is missed for LOOK_EVERY seconds at most; one that was removed is never taken for being there."""
         if self._is_there(number):
             return True
         if number not in self._parts and time.monotonic() - self._looked < LOOK_EVERY:
@@ -66,12 +65,12 @@ class ArrayWriter(SetFiles):
             self._look()
         return self._is_there(number)
 
-    def done(self) -> int:
+    def count_done(self) -> int:
         try:
-            found = self._look()
-        except FileNotFoundError:
-            return int(self.job["num"])
-        return sum(len(rows) for number, rows in enumerate(self.blocks) if number in found)
+            parts = self._look()
+        except FileNotFoundError:  # others finished
+            return int(self.description["num"])
+        return sum(len(rows) for number, rows in enumerate(self.blocks) if number in parts)
 
     def _is_own(self, name: str) -> bool:
         return name == JOB or _number(name) is not None
@@ -81,8 +80,8 @@ class ArrayWriter(SetFiles):
         return number in self._parts and (self.place / self._parts[number]).exists()
 
     def _look(self) -> dict[int, str]:
-        """The names of the parts that stand, by number; the first of those of one block. FileNotFoundError where others
-        finished."""
+        """The names of the parts in the folder, by number; of several of one block the first. FileNotFoundError where
+        others finished."""
         self._parts, self._looked = {}, time.monotonic()
         for name in os.listdir(self.place):
             number = _number(name)
@@ -97,35 +96,33 @@ class ArrayWriter(SetFiles):
         name = f"block-{number:06d}.{sha256_file(half)}.npy"
         with locked(self.place):
             if number not in self._look():  # the first one stays: another machine's bits may differ
-                os.replace(half, self.place / name)
-                fsync(self.place)
+                self._rename(half, self.place / name)
                 self._parts[number] = name
 
-    def _finish(self) -> bool:
-        with locked(self.place):
-            if not self.whole():
-                found = self._look()
-                if not all(number in found for number in range(len(self.blocks))):
-                    return False
-                if shutil.disk_usage(self.place).free < self.bytes():
-                    raise OSError(errno.ENOSPC, "no space left")
-                half = self._half(self.out.name)
-                try:
-                    self._assemble(half, [self.place / found[number] for number in range(len(self.blocks))])
-                except _DamagedPart as damaged:
-                    logger.warning("%s does not match its checksum and is made again", damaged.path)
-                    damaged.path.unlink(missing_ok=True)
-                    return False
-                said = {**ended(self.job, self.labels), CRC: _crc(half)}
-                self._put(self.description, lambda path: write_json(path, said))
-                self._place_whole(half, self.out)
-            self._sweep()
+    def _complete(self) -> bool:
+        parts = self._look()
+        if not all(number in parts for number in range(len(self.blocks))):
+            return False
+        if shutil.disk_usage(self.place).free < self.bytes_needed(self.description["num"]):
+            raise OSError(errno.ENOSPC, "no space left")
+        # Assemble the archive in the work folder; a part that turns out to be damaged is removed, and made again.
+        half = self._half(self.out.name)
+        try:
+            self._assemble(half, [self.place / parts[number] for number in range(len(self.blocks))])
+        except _DamagedPart as damaged:
+            logger.warning("%s does not match its checksum and is made again", damaged.path)
+            damaged.path.unlink(missing_ok=True)
+            return False
+        fsync(half)
+        # The description first: an archive without one would be taken for somebody else's.
+        final = {**ended(self.description, self.labels), CRC: _crc(half)}
+        self._put(self.final_description, lambda path: write_json(path, final))
+        self._rename(half, self.out)
         return True
 
     def _assemble(self, path: Path, parts: list[Path]) -> None:
         """The archive at `path`, block by block."""
-
-        num, sides = self.job["num"], (self.height, self.width, 3)
+        num, sides = self.description["num"], (self.height, self.width, 3)
         images = (_checked(part, (len(rows), *sides)) for part, rows in zip(parts, self.blocks, strict=True))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             write_member(archive, IMAGES, np.dtype(np.uint8), (num, *sides), images)
@@ -133,7 +130,7 @@ class ArrayWriter(SetFiles):
                 labels = np.array(self.labels.of(range(num)), dtype="<i8")
                 write_member(archive, LABELS, labels.dtype, labels.shape, [labels])
 
-    def _sweep(self) -> None:
+    def _sweep(self, has_locks: bool) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
 
 

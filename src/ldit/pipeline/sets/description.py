@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldit.errors import EvaluationError
-from ldit.pipeline.sets.array import CRC
-from ldit.pipeline.sets.folder import JOB, is_image_of
+from ldit.pipeline.sets.folder import CRC, JOB, is_image_of
 from ldit.pipeline.sets.job import FORMAT
 
 MOST_CLASSES = 1 << 31

@@ -1,37 +1,25 @@
-"""A set of images in the making: processes that know each other by its files alone, and may die at any time.
+"""A set of images in the making, as a job that processes share (`ldit.storage.shared_job`), and sets that are folders.
 
-samples.json, written first, says what is made (`ldit.pipeline.sets.job`); a process that would make something else is
-refused. What is written lies in a folder of its process, .work-…, locked for as long as that lives, until it is whole
-and on the disk; then it is renamed. Whoever sees all blocks says in samples.json that the set is complete. Nothing has
-to be undone after a death: what a block lacks is made again.
+samples.json says what is made (`ldit.pipeline.sets.job`), and in the end that the set is complete.
 """
 
-import errno
 import json
 import os
-import shutil
-import uuid
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldit.codecs.pixels import to_pil
-from ldit.errors import RequestError, RunError
-from ldit.pipeline.sets.job import Labels, compare, cut, ended
-from ldit.storage.atomic import fsync, make_folder, write_json
-from ldit.storage.locks import held_by_other, hold, locked
+from ldit.errors import RequestError
+from ldit.pipeline.sets.job import ENDING, Labels, check_format, ended
+from ldit.storage.atomic import fsync, write_json
+from ldit.storage.shared_job import SharedJob, cut
 
 JOB = "samples.json"
-_WORK = ".work-"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
 _TEXT = "ldit"  # the PNG chunk with the settings
-
-T = TypeVar("T")
 
 
 class Block(NamedTuple):
@@ -42,170 +30,73 @@ class Block(NamedTuple):
     labels: tuple[int, ...]
 
 
-class SetFiles(ABC):
-    """The files of the set that `job` describes, made at `out`; all but the end lies in `place`."""
+class SetFiles(SharedJob[Block]):
+    """The files of the set that `description` describes, made at `out`; all but the end lies in `place`."""
 
-    def __init__(self, out: Path, place: Path, job: dict[str, Any], labels: Labels) -> None:
-        self.out, self.place, self.job, self.labels = out, place, job, labels
-        self.blocks: Sequence[range] = cut(job["num"], job["batch_size"])
-        self.height, self.width = job["size"]
-        self._work: Path | None = None
-        self._held = -1
+    # What sources are called on this machine and what their weights imply, and what is known in the end only.
+    ignored = ("source", "guide.source", "class_names", "training", *ENDING, CRC)
 
-    @abstractmethod
-    def whole(self) -> bool:
-        """Whether the set is complete. RequestError when what is there is another one."""
+    def __init__(self, out: Path, place: Path, description: dict[str, Any], labels: Labels) -> None:
+        super().__init__(out, place, JOB, description, cut(description["num"], description["batch_size"]))
+        self.labels = labels
+        self.height, self.width = description["size"]
 
-    @abstractmethod
-    def stands(self, number: int) -> bool:
-        """Whether this block needs not be made."""
+    def bytes_needed(self, items: int) -> int:
+        return items * self.height * self.width * 3
 
-    @abstractmethod
-    def done(self) -> int:
-        """Images that stand, whoever made them."""
-
-    @abstractmethod
-    def _write(self, number: int, block: Block) -> None: ...
-
-    @abstractmethod
-    def _finish(self) -> bool: ...
-
-    def begin(self) -> bool:
-        """Whether there is anything to do. RequestError for a place that holds something else, with the key and both
-        values where that is another set."""
-        return self._explained(self._begin, self.place)
-
-    def write(self, number: int, block: Block) -> None:
-        """Put a block in its place; RunError in one line when the disk is full."""
-        try:
-            self._explained(lambda: self._write(number, block), self.place, block.images.numel())
-        except FileNotFoundError:
-            if not self.whole():  # where others finished, and removed what the making needed
-                raise
-
-    def finish(self) -> bool:
-        """Whether the set is complete now: if all blocks stand, this says so."""
-        try:
-            return self._explained(self._finish, self.out, self.bytes())
-        except FileNotFoundError:
-            return self.whole()
-
-    def close(self) -> None:
-        """Remove what this process had half written."""
-        if self._work is not None:
-            shutil.rmtree(self._work, ignore_errors=True)
-        if self._held >= 0:
-            os.close(self._held)
-        self._work, self._held = None, -1
-
-    def bytes(self) -> int:
-        """Of all images, as plain numbers."""
-        return int(self.job["num"]) * self.height * self.width * 3
-
-    @abstractmethod
-    def _sweep(self) -> None:
-        """Remove what a complete set has no use for: a process may have been killed before it could."""
-
-    def _begin(self) -> bool:
-        while not self.whole():
-            make_folder(self.place)
-            with suppress(FileNotFoundError), locked(self.place) as held:
-                begun = self._check_job()
-                if held:
-                    self._remove_dead()
-                self._open_work()
-                if begun != self.job:
-                    self._put(self.place / JOB, lambda path: write_json(path, self.job))
-                return True
-        self._sweep()
-        return False
-
-    def _check_job(self) -> Any:
-        """What is written of the set, None for nothing yet, which is taken over; RequestError where it is another, or
-        none of ours."""
-        names, begun = set(os.listdir(self.place)), None
-        if JOB in names:
-            begun = read_job(self.place / JOB)
-            self.job = compare(self.out, begun, self.job)
-        for name in sorted(names):
-            if not name.startswith(".") and not (JOB in names and self._is_own(name)):
-                raise RequestError(f"--out {self.out}: holds {name}, which is not of this set; choose another name")
-        return begun
-
-    @abstractmethod
     def _is_own(self, name: str) -> bool:
         """Whether a file of that name in `place` may be of this set."""
+        raise NotImplementedError
 
-    def _open_work(self) -> None:
-        """Under the lock of `place`, so that nobody takes it for the remains of the dead before it is locked."""
-        self._work = self.place / f"{_WORK}{uuid.uuid4().hex[:8]}"
-        self._work.mkdir()
-        self._held = hold(self._work)
+    def _read_description(self) -> Any:
+        return read_description(self.description_file)
 
-    def _remove_dead(self) -> None:
-        """Remove what processes that are no more had half written."""
-        for path in self.place.glob(f"{_WORK}*"):
-            if path != self._work and not held_by_other(path):
-                shutil.rmtree(path, ignore_errors=True)
+    def _write_description(self, path: Path) -> None:
+        write_json(path, self.description)
 
-    def _put(self, path: Path, write: Callable[[Path], None]) -> None:
-        """A file that appears whole: written in this process's own folder, pushed to the disk, renamed."""
-        half = self._half(path.name)
-        write(half)
-        self._place_whole(half, path)
+    def _check_same(self, begun: Any) -> None:
+        check_format(self.out, begun)
+        super()._check_same(begun)
 
-    def _place_whole(self, half: Path, path: Path) -> None:
-        fsync(half)
-        os.replace(half, path)
-        fsync(path.parent)
+    def _check_begun(self, begun: Any) -> None:
+        super()._check_begun(begun)
+        # Other files are left alone: the folder must hold nothing but what this set put there.
+        for name in sorted(os.listdir(self.place)):
+            if not name.startswith(".") and (begun is None or not self._is_own(name)):
+                raise RequestError(f"--out {self.out}: holds {name}, which is not of this set; choose another name")
 
-    def _half(self, name: str) -> Path:
-        assert self._work is not None, "begin() first"
-        return self._work / name
-
-    def _explained(self, work: Callable[[], T], path: Path, needed: int = 0) -> T:
-        """`work()`, with faults of the file system in one line; FileNotFoundError is for the caller."""
-        try:
-            return work()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            what = error.strerror or str(error)
-            if error.errno in _FULL and needed:
-                what += f": it needs about {needed:,} bytes"
-                with suppress(OSError):
-                    what += f", {shutil.disk_usage(self.place).free:,} are free"
-            raise RunError(
-                f"{path} was not written: {what}; what stands is intact, and the same command goes on"
-            ) from None
+    def _adopt(self, begun: Any) -> None:
+        """With the names that it was begun with. A set that was complete, and lost an image, is not complete now."""
+        self.description = {**{key: value for key, value in begun.items() if key not in ENDING}, "complete": False}
 
 
 class FolderWriter(SetFiles):
     """DIR/000000.png …, each with its settings inside, and DIR/samples.json."""
 
-    def __init__(self, out: Path, job: dict[str, Any], labels: Labels) -> None:
-        super().__init__(out, out, job, labels)
+    def __init__(self, out: Path, description: dict[str, Any], labels: Labels) -> None:
+        super().__init__(out, out, description, labels)
 
     def path(self, index: int) -> Path:
-        return self.out / f"{index:0{_digits(self.job['num'])}d}.png"
+        return self.out / f"{index:0{_digits(self.description['num'])}d}.png"
 
-    def whole(self) -> bool:
-        if not (self.out / JOB).exists():
+    def is_complete(self) -> bool:
+        begun = self._read_description()
+        if begun is None:
             return False
-        begun = read_job(self.out / JOB)
-        compare(self.out, begun, self.job)
-        return begun.get("complete") is True and all(map(self.stands, range(len(self.blocks))))
+        self._check_same(begun)
+        return begun.get("complete") is True and all(map(self.has_block, range(len(self.blocks))))
 
-    def stands(self, number: int) -> bool:
-        return all(_filled(self.path(index)) for index in self.blocks[number])
+    def has_block(self, number: int) -> bool:
+        return all(_is_filled(self.path(index)) for index in self.blocks[number])
 
-    def done(self) -> int:
+    def count_done(self) -> int:
         return sum(name.endswith(".png") for name in os.listdir(self.out))
 
     def _is_own(self, name: str) -> bool:
-        return name == JOB or is_image_of(name, self.job["num"])
+        return name == JOB or is_image_of(name, self.description["num"])
 
     def _write(self, number: int, block: Block) -> None:
+        # All images of the block are on the disk before the first one gets its name.
         pairs = list(zip(block.rows, to_pil(block.images), strict=True))
         for (index, image), label in zip(pairs, block.labels, strict=True):
             half = self._half(self.path(index).name)
@@ -216,28 +107,24 @@ class FolderWriter(SetFiles):
         fsync(self.out)
 
     def _settings(self, index: int, label: int) -> PngInfo:
-        job = self.job
-        said = {name: job[name] for name in ("source", "sampling", "dtype", "ema", "training")}
-        said |= {"seed": job["seed"] + index, **({} if self.labels.rule is None else {"label": label})}
-        said |= {} if job["guide"] is None else {"guide": job["guide"]["source"]}
+        """What an image says of itself."""
+        description = self.description
+        settings = {name: description[name] for name in ("source", "sampling", "dtype", "ema", "training")}
+        settings |= {"seed": description["seed"] + index, **({} if self.labels.rule is None else {"label": label})}
+        settings |= {} if description["guide"] is None else {"guide": description["guide"]["source"]}
         info = PngInfo()
-        info.add_text(_TEXT, json.dumps(said))
+        info.add_text(_TEXT, json.dumps(settings))
         return info
 
-    def _finish(self) -> bool:
-        with locked(self.out) as held:
-            if not self.whole():
-                if not all(map(self.stands, range(len(self.blocks)))):
-                    return False
-                self._put(self.out / JOB, lambda path: write_json(path, ended(self.job, self.labels)))
-            if held:
-                self._remove_dead()
+    def _complete(self) -> bool:
+        if not all(map(self.has_block, range(len(self.blocks)))):
+            return False
+        self._put(self.description_file, lambda path: write_json(path, ended(self.description, self.labels)))
         return True
 
-    def _sweep(self) -> None:
-        with locked(self.out) as held:
-            if held:
-                self._remove_dead()
+    def _sweep(self, has_locks: bool) -> None:
+        if has_locks:
+            self._remove_dead()
 
 
 def is_image_of(name: str, num: int) -> bool:
@@ -251,17 +138,17 @@ def _digits(num: int) -> int:
     return max(6, len(str(num - 1)))
 
 
-def read_job(path: Path) -> Any:
-    """The content of a samples.json; RequestError when it is damaged."""
+def read_description(path: Path) -> Any:
+    """The content of a samples.json, None without one; RequestError when it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise RequestError(f"{path} is damaged: {error}; remove what it belongs to and start again") from None
 
 
-def _filled(path: Path) -> bool:
+def _is_filled(path: Path) -> bool:
     """Files appear whole; an empty one is what a file system may leave of a name whose content was lost with power."""
     try:
         return path.stat().st_size > 0

@@ -1,66 +1,33 @@
 """What a set of images is: how many, of which labels, from which weights, sampled how. It says nothing of machines,
 so that any of them makes the same set, or finds that it would make another."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldit.checkpoint.fingerprint import weights_fingerprint
 from ldit.checkpoint.open import Source
+from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.kl_weights import fingerprint
 from ldit.codecs.open import codec_folder
-from ldit.commands.sample import ImageJob
-from ldit.config.labels import resolve_label
+from ldit.config.requests.sampling import ModelRequest, Rule
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
-from ldit.data.latent_cache.description import brief
-from ldit.data.latent_cache.job import flattened
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
-from ldit.pipeline.load import codec_roots
-from ldit.pipeline.request import Request
+from ldit.pipeline.loaded import codec_roots
+from ldit.pipeline.request import ResolvedRequest
 from ldit.rng import uniform
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
+from ldit.storage.shared_job import brief
 
 FORMAT = 1
-Rule = Literal["balanced", "random"]
-_PASSED_OVER = ("source", "guide.source", "class_names", "training")  # names, and what the weights imply
-_ENDING = {"complete", "labels"}  # what is known in the end
-
-
-@dataclass(frozen=True)
-class SetJob:
-    """What `ldit sample --num N --out …` is asked for: `images` says of what model and how, and image k of `num`
-    has its seed + k. Blocks of `images.batch_size` images are sampled together."""
-
-    images: ImageJob
-    num: int
-    rule: Rule | None = None
-    """How labels are dealt; None: balanced, or none where the model has no classes."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("num", self.num), ("batch_size", self.images.batch_size)):
-            if value < 1:
-                raise RequestError(f"{name}: must be at least 1, got {value}")
-        if self.images.per_class != 1:
-            raise RequestError(f"per_class {self.images.per_class}: a set is dealt evenly; num is all its images")
-        if self.images.options.get("init_image"):
-            raise RequestError("init_image: sets are made from noise alone; leave out --num or --init-image")
-
-    @property
-    def seed(self) -> int:
-        return int(self.images.options.get("seed", 0))
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of `check_request` that are the same for every block."""
-        own = ("num", "seed", "init_image", "strength")
-        return {name: value for name, value in self.images.options.items() if name not in own}
+ENDING = ("complete", "labels")  # what is known in the end
 
 
 @dataclass(frozen=True)
@@ -83,82 +50,76 @@ class Labels:
         return tuple(self.choices[k % count] for k in rows)
 
 
-def dealt(job: SetJob, spec: ModelSpec) -> Labels:
+def assign_labels(request: ModelRequest, conditioner: Conditioner) -> Labels:
     """The labels of a set; RequestError for a class that the model does not have, and for a rule without classes."""
-    count = getattr(spec.model, "num_classes", 0)
-    if not count:
-        if job.images.labels or job.rule is not None:
-            asked = f"labels {job.rule}" if job.rule is not None else f"class {job.images.labels[0]!r}"
-            raise RequestError(f"{asked}: this model has no classes")
-        return Labels(None, (0,), job.seed)
-    named = tuple(resolve_label(label, count, spec.class_names) for label in job.images.labels)
-    return Labels(job.rule or "balanced", named or tuple(range(count)), job.seed)
+    if conditioner.is_unconditional:
+        if request.class_labels or request.labels is not None:
+            given = f"labels {request.labels}" if request.labels is not None else f"class {request.class_labels[0]!r}"
+            raise RequestError(f"{given}: this model has no classes")
+        return Labels(None, (0,), request.seed)
+    choices = conditioner.resolve(request.class_labels) or tuple(range(conditioner.count))
+    return Labels(request.labels or "balanced", choices, request.seed)
 
 
 def describe(
-    job: SetJob, source: Source, guide: Source | None, request: Request, labels: Labels, dtype: str
+    request: ModelRequest,
+    num: int,
+    source: Source,
+    guide: Source | None,
+    resolved: ResolvedRequest,
+    labels: Labels,
+    dtype: str,
 ) -> dict[str, Any]:
     """The content of samples.json when a set is begun: all that its images depend on. Weights and autoencoder are in
     it by their fingerprints, so it takes as long as reading them where no manifest knows their checksums."""
     spec, factor = source.spec, source.spec.codec.factor
-    evaluations, guided = cost(request, spec, guide is not None)
-    everyone = labels.choices == tuple(range(getattr(spec.model, "num_classes", 0)))
+    evaluations, guided = cost(resolved, spec, guide is not None)
+    every_class = labels.choices == tuple(range(build_conditioner(spec).count))
     description = {
         "format": FORMAT,
-        "num": job.num,
-        "size": [side * factor for side in request.shape[1:]],
-        "batch_size": job.images.batch_size,
-        "seed": job.seed,
+        "num": num,
+        "size": [side * factor for side in resolved.shape[1:]],
+        "batch_size": request.batch_size,
+        "seed": request.seed,
         "label_rule": labels.rule,
         "class_names": None if spec.class_names is None else list(spec.class_names),
-        "classes": None if everyone or labels.rule is None else list(labels.choices),
-        "sampling": {**to_dict(request.settings), "steps": request.steps},
+        "classes": None if every_class or labels.rule is None else list(labels.choices),
+        "sampling": {**to_dict(resolved.settings), "steps": resolved.steps},
         "evaluations": evaluations,
         "guided_evaluations": guided,
         "dtype": dtype,
-        "int8": job.images.int8,
-        "compiled": job.images.compiled,
-        "ema": job.images.ema,
-        "source": _name(job.images.source),
-        "weights": weights_fingerprint(source, job.images.ema),
+        "int8": request.int8,
+        "compiled": request.compile,
+        "ema": request.ema,
+        "source": _name(request.source),
+        "weights": weights_fingerprint(source, request.ema),
         "training": to_dict(spec.training),
         "network": to_dict(spec.model),
         "process": to_dict(spec.process),
-        "codec": _codec(job.images, source),
+        "codec": _codec(request, source),
         "guide": None,
         "complete": False,
     }
     if guide is not None:
-        assert job.images.guide is not None
-        found = weights_fingerprint(guide, job.images.ema)
-        description["guide"] = {"source": _name(job.images.guide), "weights": found}
+        weights = weights_fingerprint(guide, request.ema)
+        description["guide"] = {"source": _name(request.guide), "weights": weights}
     return description
 
 
 def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:
     """The content of samples.json when every image stands."""
-    found = {**description, "complete": True}
-    return found if labels.rule is None else {**found, "labels": list(labels.of(range(description["num"])))}
+    content = {**description, "complete": True}
+    return content if labels.rule is None else {**content, "labels": list(labels.of(range(description["num"])))}
 
 
-def compare(out: Path, begun: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What a set was begun as, without how it ended. RequestError when it is not `job`, with the first key that differs
-    and both values; what a source is called is nobody's concern."""
-    if not isinstance(begun, dict) or begun.get("format") != FORMAT:
-        found = begun.get("format") if isinstance(begun, dict) else begun
-        raise RequestError(f"--out {out}: its description is of format {brief(found)}, expected {FORMAT}")
-    old, new = (flattened({key: value for key, value in one.items() if key not in _ENDING}) for one in (begun, job))
-    for key in [*new, *sorted(old.keys() - new.keys())]:
-        passed = any(f"{key}.".startswith(f"{name}.") for name in _PASSED_OVER)
-        if not passed and old.get(key) != new.get(key):
-            raise RequestError(
-                f"--out {out}: made with {key} {brief(old.get(key))}, this command has {brief(new.get(key))}; "
-                "choose another name or give the same command"
-            )
-    return {**{key: value for key, value in begun.items() if key not in _ENDING}, "complete": False}
+def check_format(out: Path, begun: Any) -> None:
+    """RequestError for a description that another version wrote."""
+    version = begun.get("format") if isinstance(begun, dict) else begun
+    if not isinstance(begun, dict) or version != FORMAT:
+        raise RequestError(f"--out {out}: its description is of format {brief(version)}, expected {FORMAT}")
 
 
-def cost(request: Request, spec: ModelSpec, weak: bool) -> tuple[int, int]:
+def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, int]:
     """Evaluations that an image takes, and how many of them are guided: the solver runs on a single value of nothing,
     and asks of no network."""
     channels = spec.model.out_channels
@@ -184,21 +145,16 @@ def cost(request: Request, spec: ModelSpec, weak: bool) -> tuple[int, int]:
     return predict.evaluations, predict.guided_rows
 
 
-def _codec(job: ImageJob, source: Source) -> dict[str, Any]:
+def _codec(request: ModelRequest, source: Source) -> dict[str, Any]:
     """The codec by what it computes, not by where it lies."""
     config = source.spec.codec
-    said = {key: value for key, value in to_dict(config).items() if key != "name"}
+    record = {key: value for key, value in to_dict(config).items() if key != "name"}
     if isinstance(config, AutoencoderConfig):
-        folder = codec_folder(config.name, codec_roots(job.codec_root, source.path))
-        said["weights"] = fingerprint(folder, read_kl_config(folder))
-    return said
+        folder = codec_folder(config.name, codec_roots(request.local_diffusers_model_root, source.path))
+        record["weights"] = fingerprint(folder, read_kl_config(folder))
+    return record
 
 
 def _name(source: str) -> str:
     """The last part of a path or a name: where it lies is the machine's."""
     return Path(source).name or source
-
-
-def cut(num: int, size: int) -> Sequence[range]:
-    """Images 0 … num-1 in blocks of `size`, the last one shorter."""
-    return [range(first, min(first + size, num)) for first in range(0, num, size)]

@@ -1,10 +1,9 @@
 """Many images of one model: `ldit sample --num N --out DIR | FILE.npz`, resumable, on any number of processes.
 
-A set is cut into blocks of `batch_size` consecutive images, which are sampled together whoever samples them; process
-r of n takes blocks r, r + n, …, and they say nothing to each other but by the files (`ldit.pipeline.sets.folder`).
-So the
-set is the same at any number of processes and after any number of deaths. On a GPU that holds as far as its kernels
-give the same numbers again, and where memory runs out a block is sampled in parts, which changes rounding.
+A set is cut into blocks of `batch_size` consecutive images, which are sampled together whoever samples them; the
+processes know each other by the files only (`ldit.storage.shared_job`). So the set is the same at any number of
+processes and after any number of kills. On a GPU that holds as far as its kernels give the same numbers again, and
+where memory runs out a block is sampled in parts, which changes rounding.
 """
 
 import threading
@@ -20,21 +19,24 @@ import torch
 from torch import Tensor
 
 from ldit.checkpoint.open import open_source
+from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.open import check_codec
 from ldit.codecs.pixels import to_uint8
-from ldit.commands.sample import open_guide
+from ldit.config.requests.sampling import ModelRequest
 from ldit.errors import RequestError, RunError
 from ldit.log import logger
 from ldit.parallel.world import launched, report_once
 from ldit.pipeline.generate import Done, Generator, Sample
-from ldit.pipeline.load import Pipeline, codec_roots, load_source, process_device
-from ldit.pipeline.request import Request, check_request
+from ldit.pipeline.load import Pipeline, inference_options, load_source, open_guide, process_device
+from ldit.pipeline.loaded import codec_roots
+from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.array import ArrayWriter
-from ldit.pipeline.sets.folder import Block, FolderWriter, SetFiles
-from ldit.pipeline.sets.job import Labels, SetJob, cut, dealt, describe
+from ldit.pipeline.sets.folder import Block, FolderWriter
+from ldit.pipeline.sets.job import Labels, assign_labels, describe
 from ldit.sampling.fast.offload import is_offloaded
 from ldit.storage.manifest import check_not_in_checkpoint
 from ldit.storage.progress import Progress
+from ldit.storage.shared_job import cut
 from ldit.storage.signals import stopped_by_signals
 
 
@@ -57,7 +59,13 @@ class BlockSampler:
     """
 
     def __init__(
-        self, pipe: Pipeline, request: Request, labels: Labels, num: int, batch_size: int, guide: Pipeline | None = None
+        self,
+        pipe: Pipeline,
+        request: ResolvedRequest,
+        labels: Labels,
+        num: int,
+        batch_size: int,
+        guide: Pipeline | None = None,
     ) -> None:
         """`request` says how; its labels and seeds give way to those of each block."""
         self.pipe, self.guide, self.request, self.labels = pipe, guide, request, labels
@@ -120,96 +128,79 @@ class BlockSampler:
 
 
 class SampleSet:
-    """A set that is asked for: checked, and described, before weights are read."""
+    """A requested set: checked and described before weights are read. Image k of `num` has the request's
+    seed + k; blocks of `batch_size` images are sampled together."""
 
-    def __init__(self, job: SetJob) -> None:
+    def __init__(self, request: ModelRequest, num: int) -> None:
         """RequestError, SourceError or CodecError for what cannot be made."""
-        images = job.images
-        self.job, self.device = job, process_device(images.device)
-        self.source = open_source(images.source, images.heads, images.ema, images.process)
-        self.guide = open_guide(images)
+        for name, value in (("num", num), ("batch_size", request.batch_size)):
+            if value < 1:
+                raise RequestError(f"{name}: must be at least 1, got {value}")
+        self.request, self.num, self.device = request, num, process_device(request.device)
+        self.source = open_source(request.source, request.heads, request.ema, request.process)
+        self.guide = open_guide(request)
         spec = self.source.spec
-        self.labels = dealt(job, spec)
-        self.ranges = cut(job.num, images.batch_size)
-        self.request = check_request(
-            spec,
-            None if self.labels.rule is None else self.labels.of(self.ranges[0]),
-            num=len(self.ranges[0]) if self.labels.rule is None else None,
-            guide=None if self.guide is None else self.guide.spec,
-            **job.options(),
+        # What is the same for every block: all but labels and seeds.
+        self.labels = assign_labels(request, build_conditioner(spec))
+        self.ranges = cut(num, request.batch_size)
+        first = self.ranges[0]
+        block = request.sampling(
+            class_labels=() if self.labels.rule is None else self.labels.of(first),
+            num=len(first) if self.labels.rule is None else None,
         )
-        check_codec(spec.codec, codec_roots(images.codec_root, self.source.path), spec.model.in_channels)
-        self.dtype = images.dtype or ("fp32" if self.device.type == "cpu" else "bf16")
-        self.description = describe(job, self.source, self.guide, self.request, self.labels, self.dtype)
+        self.resolved = check_request(spec, block, guide=None if self.guide is None else self.guide.spec)
+        roots = codec_roots(request.local_diffusers_model_root, self.source.path)
+        check_codec(spec.codec, roots, spec.model.in_channels)
+        self.dtype = request.dtype or ("fp32" if self.device.type == "cpu" else "bf16")
+        self.description = describe(request, num, self.source, self.guide, self.resolved, self.labels, self.dtype)
 
     def sampler(self) -> BlockSampler:
         """Reads the weights."""
-        job = self.job.images
-        inference = job.inference
-        pipe = load_source(self.source, self.device, self.dtype, job.ema, job.codec_root, job.offload, inference)
+        request = self.request
+        root, inference = request.local_diffusers_model_root, inference_options(request)
+        pipe = load_source(self.source, self.device, self.dtype, request.ema, root, request.offload, inference)
         guide = None
         if self.guide is not None:
-            guide = load_source(self.guide, self.device, self.dtype, job.ema, None, job.offload, inference)
-        return BlockSampler(pipe, self.request, self.labels, self.job.num, job.batch_size, guide)
+            guide = load_source(self.guide, self.device, self.dtype, request.ema, None, request.offload, inference)
+        return BlockSampler(pipe, self.resolved, self.labels, self.num, request.batch_size, guide)
 
 
-def make_set(job: SetJob, out: Path) -> bool:
+def make_set(request: ModelRequest, num: int, out: Path) -> bool:
     """Make this process's blocks of a set, a folder of PNGs or, where `out` ends in .npz, an array; True when the set
-    is complete afterwards, False when others are at work still.
+    is complete afterwards, False when others are still at work.
 
     Stopped after a signal (`ldit.storage.signals`); RequestError where `out` holds something else or another set.
     """
     with stopped_by_signals():
         launch = launched()
+        # Every process finds the same errors in the command: the main process alone reports them.
         with report_once(RequestError):
-            check_place(out)
-            asked = SampleSet(job)
-            files = (ArrayWriter if out.suffix == ".npz" else FolderWriter)(out, asked.description, asked.labels)
-            begun = files.begin()
-        if not begun:
+            check_set_dir(out)
+            sample_set = SampleSet(request, num)
+            writer = ArrayWriter if out.suffix == ".npz" else FolderWriter
+            files = writer(out, sample_set.description, sample_set.labels)
+            has_work = files.begin()
+        if not has_work:
             logger.info("%s is complete: nothing is left to do", out)
             return True
-        whole = False
-        try:
-            for _ in range(2):  # again where a block that stood turned out to be damaged
-                _make(asked, files, launch.rank, launch.size)
-                whole = files.finish()
-                if whole:
-                    break
-        finally:
-            files.close()
-        if not whole:
-            if launch.size == 1:
-                raise RunError(f"{out}: a block was lost while others were made; the same command makes it again")
-            made = (launch.rank, launch.size, files.done(), job.num)
-            logger.info("process %d of %d is done; %d of %d images stand", *made)
-        return whole
+
+        def make(numbers: Iterator[int]) -> None:
+            """Sample and write these blocks; weights are read only where there is one to make."""
+            sampler = sample_set.sampler()
+            progress = Progress(num, files.count_done, launch.rank == 0, "images")
+            try:
+                with closing(sampler.blocks(numbers)) as blocks:  # type: ignore[type-var]
+                    for block in blocks:
+                        files.write(block.rows.start // request.batch_size, block)
+                        progress.advance(len(block.rows))
+            finally:
+                progress.close()
+            logger.info("%s evaluations, %s guided rows", f"{sampler.evaluations:,}", f"{sampler.guided_rows:,}")
+
+        return files.make_share(launch.rank, launch.size, make)
 
 
-def _make(asked: SampleSet, files: SetFiles, rank: int, size: int) -> None:
-    """What is missing of this process's blocks."""
-    missing = (number for number in range(rank, len(files.blocks), size) if not files.stands(number))
-    first = next(missing, None)
-    if first is None:
-        return
-    sampler = asked.sampler()
-    progress = Progress(asked.job.num, files.done, rank == 0, "images")
-
-    def numbers() -> Iterator[int]:
-        yield first
-        yield from missing
-
-    try:
-        with closing(sampler.blocks(numbers())) as blocks:  # type: ignore[type-var]
-            for block in blocks:
-                files.write(block.rows.start // asked.job.images.batch_size, block)
-                progress.advance(len(block.rows))
-    finally:
-        progress.close()
-    logger.info("%s evaluations, %s guided rows", f"{sampler.evaluations:,}", f"{sampler.guided_rows:,}")
-
-
-def check_place(out: Path) -> None:
+def check_set_dir(out: Path) -> None:
     """RequestError where no set can be made."""
     check_not_in_checkpoint(out)
     if out.suffix == ".npz" and out.is_dir():

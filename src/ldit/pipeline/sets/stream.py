@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ldit.checkpoint import export
 from ldit.checkpoint.layouts import diffusers_dit, original
+from ldit.codecs.conditioners import build_conditioner
+from ldit.config.requests.sampling import ModelRequest
 from ldit.config.sections import DataConfig
 from ldit.data.formats.image_folder import folders_in
 from ldit.data.images.image_set import ImageSet
@@ -35,7 +37,6 @@ from ldit.pipeline.sets.description import (
     is_in_the_making,
 )
 from ldit.pipeline.sets.folder import JOB
-from ldit.pipeline.sets.job import SetJob
 from ldit.pipeline.sets.make import SampleSet
 from ldit.storage.names import is_run
 from ldit.storage.npz import LABELS, members, open_images, read_array
@@ -271,17 +272,17 @@ class NpzStream:
 class GeneratedStream:
     """Images of a model, made block by block and kept nowhere; the same ones as those of `ldit sample --num`."""
 
-    def __init__(self, job: SetJob) -> None:
-        self.asked = SampleSet(job)
+    def __init__(self, request: ModelRequest, num: int) -> None:
+        self.asked = SampleSet(request, num)
         said, spec = self.asked.description, self.asked.source.spec
-        self.count = job.num
+        self.count = num
         height, width = said["size"]
         self.size: tuple[int, int] = (height, width)
         self.names = spec.class_names or ()
-        self.classes: int | None = getattr(spec.model, "num_classes", 0) or None
+        self.classes: int | None = build_conditioner(spec).count or None
         dealt = self.asked.labels
-        self.labels = None if dealt.rule is None else dealt.of(range(job.num))
-        self.about = {**conditions(said), "count": job.num}
+        self.labels = None if dealt.rule is None else dealt.of(range(num))
+        self.about = {**conditions(said), "count": num}
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Reads the weights at the first block."""

@@ -17,7 +17,6 @@ from ldit.nn.dit import Block, DiT
 from ldit.nn.kernels import attention_kernels
 from ldit.nn.rope import GridScale
 from ldit.nn.tables import Tables
-from ldit.nn.tokens import patchify, rope_table, unpatchify
 from ldit.sampling.fast.conditioning_cache import Modulations, Pair
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.packed import packed_block, shell
@@ -132,23 +131,15 @@ class Prepared:
             return self._body(x, rows, rope) if self.graphs is None else self.graphs(self._body, x, rows, rope)
 
     def _table(self, x: Tensor, grid: GridScale | None) -> Tensor:
-        config = self.model.config
-        rows, columns = (side // config.patch_size for side in x.shape[-2:])
-        return self._tables.get(
-            (rows, columns, grid),
-            lambda: rope_table(config.rope, rows, columns, config.head_dim, self.device, grid),
-        )
+        return self._tables.get((*x.shape[-2:], grid), lambda: self.model.positions(x, grid))
 
     def _body(self, x: Tensor, rows: Tensor, rope: Tensor) -> Tensor:
-        model = self.model
-        tokens = model.x_embedder(patchify(x, model.config.patch_size))
-        shape = tokens.shape[1:3]
-        tokens = tokens.flatten(1, 2)
+        """The network's own forward pass over the blocks of this copy: what a CUDA graph holds."""
         *blocks, final = rows.split(self.modulations.widths, dim=1)
-        for block, modulation in zip(self.blocks, blocks, strict=True):
-            tokens = block(tokens, rope, modulation.unflatten(-1, (6, -1)))
-        out = model.final_layer(tokens, final.unflatten(-1, (2, -1)))
-        return unpatchify(out.unflatten(1, shape), model.config.patch_size)
+        modulations = [block.unflatten(-1, (6, -1)) for block in blocks]
+        out = self.model.compute(x, rope, self.blocks, modulations, final.unflatten(-1, (2, -1)))
+        assert isinstance(out, Tensor)
+        return out
 
 
 def _prepared(block: Block, inference: InferenceOptions) -> Block:

@@ -5,20 +5,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldit.config.classifier import ClassifierRun, ClassifierSpec
+from ldit.config.kinds import AnySpec
 from ldit.data.batch import Batch
+from ldit.data.images.image_set import ImageSet
+from ldit.data.samples import Samples
+from ldit.errors import DataError
+from ldit.log import logger
 from ldit.nn.classifier import ClassifierNetwork
 from ldit.rng import generator
+from ldit.train.hooks import heldout_hook
+from ldit.train.state import TrainState
+from ldit.train.step import fill_fresh
 from ldit.train.tasks.augment import augment, keep_mask
 from ldit.train.tasks.inputs import to_device
+from ldit.train.tasks.task import Hook, HookContext
 
 
 class ClassifierTask:
     """Cross-entropy. How a sample is changed and which features are left out depends on (seed, its position) alone.
     `weights` (K,): what the loss of each class's images is multiplied by."""
 
+    flops_per_image = 0.0
+
     def __init__(self, config: ClassifierRun, spec: ClassifierSpec, weights: Tensor) -> None:
-        self.spec, self.weights = spec, weights
+        self.config, self.spec, self.weights = config, spec, weights
         self.seed, self.objective = config.train.seed, config.objective
+
+    def describe(self) -> str:
+        parameters = sum(p.numel() for p in self.network().parameters())
+        return f"{parameters:,} parameters, {self.config.model.widths[-1]} features"
+
+    def record(self) -> dict[str, str]:
+        """Data and configuration say everything."""
+        return {}
 
     def network(self) -> ClassifierNetwork:
         with torch.device("meta"):
@@ -31,6 +50,13 @@ class ClassifierTask:
             return torch.ones(shape) if name.endswith("weight") and "norm2" not in name else torch.zeros(shape)
         deviation = (2 / torch.Size(shape[1:]).numel()) ** 0.5 * (0.1 if name.startswith("head") else 1.0)
         return torch.randn(shape, generator=generator(self.seed, "init", 0, name)) * deviation
+
+    def begin(self, state: TrainState) -> None:
+        """Fresh weights."""
+        fill_fresh(state, self)
+
+    def resumed(self, spec: AnySpec) -> None:
+        """The configuration holds everything."""
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Per sample (B,): "loss" is the weighted cross-entropy in nats with smoothed targets, "train_accuracy" 1 where
@@ -53,6 +79,34 @@ class ClassifierTask:
         logits = model(to_device(batch.inputs, device).to(dtype), None).float()
         right = (logits.argmax(1) == labels).float()
         return {"accuracy": right.cpu(), "cross_entropy": F.cross_entropy(logits, labels, reduction="none").cpu()}
+
+    def hooks(self, context: HookContext) -> list[Hook]:
+        """Accuracy on held-out images."""
+        heldout = self.config.heldout
+        if context.heldout is None:
+            if heldout.every:
+                logger.info("no held-out images: no accuracy is measured (data.heldout names a list)")
+            return []
+        return [Hook(heldout.every, heldout_hook(self, context.heldout, heldout.num, context))]
+
+
+def open_classifier(config: ClassifierRun, data: Samples) -> ClassifierTask:
+    """The task of a run on `data`; DataError when the data has no images or no classes."""
+    if not isinstance(data, ImageSet):
+        raise DataError(f"data.path: {data.root} holds latents, a classifier is trained on images")
+    if len(data.names) < 2:
+        found = "images without classes" if not data.names else f"the one class {data.names[0]!r}"
+        raise DataError(f"data.path: {data.root} holds {found}, a classifier tells two or more apart")
+    counts = _counts(data) if config.objective.balanced else [1] * len(data.names)
+    weights = class_weights(torch.tensor(counts), config.objective.balanced)
+    return ClassifierTask(config, ClassifierSpec(config.model, config.data.image_size, data.names), weights)
+
+
+def _counts(data: ImageSet) -> list[int]:
+    """The number of images of each class."""
+    labels = torch.tensor([data.label(index) for index in range(len(data))])
+    found: list[int] = torch.bincount(labels, minlength=len(data.names)).tolist()
+    return found
 
 
 def class_weights(counts: Tensor, balanced: bool) -> Tensor:

@@ -1,0 +1,68 @@
+"""`ldit --tyro-print-completion bash|zsh|tcsh`: the shell's completion of commands and flags, written by tyro."""
+
+import contextlib
+import importlib
+import io
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from ldit.cli.arguments import for_tyro
+from ldit.cli.commands import NAMES, rows_of
+from ldit.config.recipes.registry import RECIPES, recipe
+from ldit.config.requests.launch import SlurmRequest
+
+FLAG = "--tyro-print-completion"
+
+
+def print_completion(shell: list[str]) -> int:
+    """Print the script for "bash", "zsh" or "tcsh"."""
+    commands = [(name, _command(name)) for name in NAMES]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            tyro.cli(_choice(commands), prog="ldit", args=[FLAG, *shell], config=(tyro.conf.OmitSubcommandPrefixes,))
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    # A flag's text may have several lines, of which the script would offer each as a word.
+    for line in printed.getvalue().splitlines():
+        print(line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line)
+    return 0
+
+
+def _command(name: str) -> Any:
+    """What tyro reads the flags of a command from; of one with themes, or of recipes, a class with a choice of them."""
+    rows = rows_of(name)
+    if name == "train":
+        return _with_choice(name, [(one, _recipe(one)) for one in RECIPES])
+    if rows[0].name != name:
+        return _with_choice(name, [(row.name.removeprefix(f"{name} "), _request(row.request)) for row in rows])
+    return _request(rows[0].request)
+
+
+def _request(place: str) -> Any:
+    """The request of a row; `ldit launch slurm`, which has two sets of flags, names none."""
+    if not place:
+        return for_tyro(SlurmRequest)
+    module, _, kind = place.partition(":")
+    return for_tyro(getattr(importlib.import_module(module), kind))
+
+
+def _recipe(name: str) -> Any:
+    config = recipe(name)
+    kind: Any = type(config)
+    hint: Any = Annotated[kind, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+    return make_dataclass("recipe", [("out", Path), ("config", hint, config)], frozen=True)
+
+
+def _with_choice(name: str, kinds: list[tuple[str, Any]]) -> Any:
+    if len(kinds) == 1:  # a choice of one would be none
+        kinds = [*kinds, ("--help", None)]
+    return make_dataclass(name, [("theme", _choice(kinds))])
+
+
+def _choice(kinds: list[tuple[str, Any]]) -> Any:
+    return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds)]  # noqa: UP007 (at run time)

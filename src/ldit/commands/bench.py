@@ -1,0 +1,41 @@
+"""`ldit bench`: measurements, printed as JSON and written to a file."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ldit.bench.sampling import bench_sample
+from ldit.bench.train_step import bench_train, check_report
+from ldit.config.requests.bench import BenchSampleRequest, BenchTrainRequest
+from ldit.errors import ConfigError
+from ldit.log import setup
+
+R = TypeVar("R", BenchTrainRequest, BenchSampleRequest)
+
+
+def run_train(request: BenchTrainRequest) -> int:
+    """`ldit bench train`."""
+    if request.micro is not None and (request.micro < 1 or request.batch % request.micro):
+        raise ConfigError(f"--micro: {request.micro} does not divide the batch {request.batch}")
+    return _run(request, bench_train)
+
+
+def run_sample(request: BenchSampleRequest) -> int:
+    """`ldit bench sample`."""
+    return _run(request, bench_sample)
+
+
+def _run(request: R, measure: Callable[[R], dict[str, Any]]) -> int:
+    for name in ("batch", "steps", "rounds"):
+        value = getattr(request, name)
+        least = min(value, default=0) if isinstance(value, tuple) else value
+        if least < 1:
+            raise ConfigError(f"--{name}: must be at least 1, got {least}")
+    if request.json is not None:
+        check_report(request.json)
+    setup()
+    report = json.dumps(measure(request))
+    print(report, flush=True)  # before the file, whose writing may fail
+    if request.json is not None:
+        request.json.write_text(report + "\n", encoding="utf-8")
+    return 0

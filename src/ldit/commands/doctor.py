@@ -1,0 +1,156 @@
+"""`ldit doctor`: what this installation has, where it looks for weights, and the command that fixes each lack."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ldit.config.assets import ASSETS
+from ldit.config.requests.other import DoctorRequest
+from ldit.errors import EvaluationError
+from ldit.eval.extractors.inception_weights import URL, VARIABLE, find_weights
+from ldit.storage.hub import cached_models
+from ldit.version import __version__
+
+SHOWN = 8  # models of a cache that are named
+DISTRIBUTION = "large-dit"
+VARIABLES = (
+    VARIABLE, "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+)  # fmt: skip
+CPU_FLAGS = {"avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
+"""Words of /proc/cpuinfo, and what they stand for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    section: str
+    name: str
+    value: str
+    fix: str = ""
+    """The command that changes it, "" where nothing is amiss."""
+
+
+def run(request: DoctorRequest) -> int:
+    """`ldit doctor`. A lack is no failure: the exit code is 0."""
+    findings = examine()
+    if request.json:
+        print(json.dumps([asdict(one) for one in findings]))
+        return 0
+    for section in dict.fromkeys(one.section for one in findings):
+        print(section)
+        for one in findings:
+            if one.section == section:
+                print(f"  {one.name:<38} {one.value}" + (f"\n{'':<41}fix: {one.fix}" if one.fix else ""))
+    return 0
+
+
+def examine() -> list[Finding]:
+    """All lines of the report. Nothing is downloaded or written."""
+    return [*_versions(), *_devices(), *_capabilities(), *_places(), *_extras()]
+
+
+def _versions() -> list[Finding]:
+    lines = [Finding("versions", "ldit", __version__), Finding("versions", "python", platform.python_version())]
+    if not _version(DISTRIBUTION):
+        lines.append(Finding("versions", DISTRIBUTION, "not installed as a package", "pip install -e ."))
+    for name, extra in _requirements():
+        if not extra:
+            version = _version(name)
+            lines.append(Finding("versions", name, version or "not found", "" if version else f"pip install {name}"))
+    return lines
+
+
+def _devices() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines = [Finding("devices", "cpu", f"{cores} cores, {torch.get_num_threads()} threads of torch")]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        lines.append(Finding("devices", f"cuda:{index}", f"{properties.name}, {memory}"))
+    if len(lines) == 1:
+        built = torch.version.cuda is not None
+        value = "none found" if built else "none: this torch is built for the CPU alone"
+        fix = "nvidia-smi (shows whether the driver sees a GPU)" if built else ""
+        if not built and shutil.which("nvidia-smi"):
+            fix = "pip install --force-reinstall torch (a build with CUDA)"
+        lines.append(Finding("devices", "cuda", value, fix))
+    return lines
+
+
+def _capabilities() -> list[Finding]:
+    """What makes training and sampling fast here."""
+    cuda = torch.cuda.is_available()
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text().split()) if info.is_file() else set()
+    lines = [Finding("capabilities", "cpu: vectors as torch uses them", torch.backends.cpu.get_cpu_capability())]
+    for word, name in CPU_FLAGS.items() if words else ():
+        lines.append(Finding("capabilities", f"cpu: {name}", "yes" if word in words else "no"))
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    lines += [
+        Finding("capabilities", "cuda: bf16", "yes" if cuda and torch.cuda.is_bf16_supported() else "no"),
+        Finding("capabilities", "NCCL (several GPUs)", "yes" if nccl else "no"),
+        Finding("capabilities", "gloo (several CPU processes)", "yes" if torch.distributed.is_available() else "no"),
+        Finding(
+            "capabilities", "C++ compiler (--compile on a CPU)", compiler or "not found",
+            "" if compiler else "apt-get install g++",
+        ),
+    ]  # fmt: skip
+    return lines
+
+
+def _places() -> list[Finding]:
+    """Where models and weights are looked for."""
+    bundled = sorted(path.name for path in (ASSETS / "models").glob("*") if path.is_dir())
+    cache, models = cached_models()
+    more = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
+    lines = [
+        Finding("places", "bundled models", f"{ASSETS / 'models'}: {', '.join(bundled) or 'none'}"),
+        Finding("places", "Hugging Face cache", f"{cache}: {', '.join(models[:SHOWN]) or 'no model'}{more}"),
+    ]
+    try:
+        lines.append(Finding("places", "Inception weights (FID)", str(find_weights())))
+    except EvaluationError:
+        target = Path(torch.hub.get_dir()) / "checkpoints"
+        lines.append(Finding("places", "Inception weights (FID)", "not found", f"wget -P {target} {URL}"))
+    for name in VARIABLES:
+        lines.append(Finding("places", name, os.environ.get(name, "not set")))
+    return lines
+
+
+def _extras() -> list[Finding]:
+    """Packages that extras of this one bring."""
+    lines = []
+    for name, extra in _requirements():
+        if extra:
+            version = _version(name)
+            fix = "" if version else f"pip install '{DISTRIBUTION}[{extra}]'"
+            lines.append(Finding("extras", f"[{extra}] {name}", version or "not installed", fix))
+    return lines
+
+
+def _requirements() -> list[tuple[str, str]]:
+    """(package, extra that brings it, or "") as this installation's own metadata lists them."""
+    try:
+        listed = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = [re.match(r"[\w.-]+", line) for line in listed]
+    extras = [re.search(r"extra == ['\"]([\w-]+)", line) for line in listed]
+    return [(name[0], extra[1] if extra else "") for name, extra in zip(names, extras, strict=True) if name]
+
+
+def _version(package: str) -> str:
+    """The installed version of a distribution, "" where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

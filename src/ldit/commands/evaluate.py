@@ -1,0 +1,81 @@
+"""`ldit evaluate`, `ldit stats` and `ldit.evaluate`: images against a reference."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
+from ldit.config.requests.fields import from_keywords
+from ldit.config.requests.sampling import Rule
+from ldit.eval.evaluate import evaluate as measure
+from ldit.eval.evaluate import save_statistics
+from ldit.log import setup
+
+
+class EvaluateKeywords(TypedDict, total=False):
+    """The fields of `ldit.config.requests.evaluate.EvaluateRequest`, which says what each means, and their aliases."""
+
+    num: int | None
+    image_size: int | None
+    extractor: str
+    inception_weights: Path | None
+    metrics: tuple[str, ...]
+    components: int
+    bootstrap: int
+    json: Path | None
+    figure: Path | None
+    class_labels: tuple[int | str, ...]
+    labels: Rule | None
+    seed: int
+    steps: int | str | None
+    num_inference_steps: int | str | None
+    num_sampling_steps: int | str | None
+    solver: str | None
+    grid: str | None
+    eta: float | None
+    guidance: float | None
+    guidance_scale: float | None
+    cfg_scale: float | None
+    guidance_channels: int | str | None
+    guidance_interval: tuple[float, float] | None
+    guidance_schedule: str | None
+    guide: str | None
+    height: int | None
+    width: int | None
+    rope_scaling: str | None
+    proportional_attention: bool | None
+    ema: bool
+    heads: int | None
+    process: Literal["ddpm", "flow"] | None
+    local_diffusers_model_root: Path | None
+    codec_root: Path | None
+    batch_size: int
+    device: str | None
+    dtype: Literal["fp32", "bf16", "fp16"] | None
+    offload: bool
+    int8: bool
+    compile: bool
+    graphs: bool
+    host_modulation: bool
+
+
+def evaluate(source: str | Path, reference: str | Path, **keywords: Unpack[EvaluateKeywords]) -> dict[str, Any]:
+    """`ldit.evaluate`: FID and its kin, Inception Score, precision, recall and KID of a checkpoint's images, or of
+    images that exist, against a reference. The dict is what `ldit evaluate --json` writes. Errors as in
+    `ldit.eval.evaluate.evaluate`."""
+    given = {**keywords, "source": str(source), "reference": str(reference)}
+    return measure(from_keywords(EvaluateRequest, given, "evaluate"), lambda table: None)
+
+
+def run(request: EvaluateRequest) -> int:
+    """`ldit evaluate`."""
+    setup()
+    measure(request, partial(print, flush=True))  # output that fails is known at once
+    return 0
+
+
+def run_stats(request: StatsRequest) -> int:
+    """`ldit stats`."""
+    setup()
+    print(f"{save_statistics(request):,} images: {request.out}")
+    return 0

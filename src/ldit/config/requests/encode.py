@@ -1,0 +1,63 @@
+"""The request of `ldit encode` and `ldit.encode`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ldit.config.requests.fields import flag
+from ldit.config.sections import DataConfig
+from ldit.errors import ConfigError
+
+_LEAST = {"image_size": 1, "batch_size": 1, "shard_size": 1, "workers": 0, "max_per_class": 0, "max_pixels": 1}
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """What: images through an autoencoder into a latent cache."""
+
+    path: str = field(metadata=flag(positional=True))
+    """Images: a folder of class folders, loose images, metadata.jsonl, IDX files or tar shards, or the bundled
+    "emoji64". A set is known by its names (and sizes in tars): images changed under their names are not noticed."""
+    out: Path
+    """Folder of the cache."""
+    image_size: int = 256
+    """Side of the square images, in pixels."""
+    heldout: str | None = None
+    """List of images for the held-out part. Default: heldout.txt where there is one; "" = none."""
+    max_per_class: int = 0
+    """Use at most this many images of a class, 0 = all."""
+    codec: str = field(default="stabilityai/sd-vae-ft-ema", metadata=flag(group="Autoencoder"))
+    """Autoencoder: folder or Hub id."""
+    local_diffusers_model_root: Path | None = field(default=None, metadata=flag("codec_root", group="Autoencoder"))
+    """Folder that holds autoencoders by name."""
+    dtype: Literal["bf16", "fp32"] = field(default="bf16", metadata=flag(group="Autoencoder"))
+    """What is stored."""
+    precision: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata=flag(group="Autoencoder"))
+    """What the autoencoder computes in."""
+    bad: Literal["stop", "skip"] = field(default="stop", metadata=flag(group="Decoding"))
+    """What an image does that cannot be read: end the job, or be left out and listed in the manifest."""
+    exif: bool = field(default=False, metadata=flag(group="Decoding"))
+    """Turn images as their EXIF orientation says."""
+    background: tuple[int, int, int] = field(default=(255, 255, 255), metadata=flag(group="Decoding"))
+    """Colour behind transparent images."""
+    max_pixels: int = field(default=1 << 26, metadata=flag(group="Decoding"))
+    """Larger images are bad: they are not decoded."""
+    batch_size: int = field(default=32, metadata=flag(group="Machine"))
+    """Images encoded together."""
+    shard_size: int = field(default=4096, metadata=flag(group="Machine"))
+    """Images a file; a file is written completely or made again."""
+    workers: int = field(default=2, metadata=flag(group="Machine"))
+    """Threads that read images ahead; 0 = read when needed."""
+    timeout: float = field(default=DataConfig.timeout, metadata=flag(group="Machine"))
+    """Seconds a thread may spend on one image before the job ends and names it."""
+    device: str | None = field(default=None, metadata=flag(group="Machine"))
+    """cpu, cuda, … Default: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        for key, least in _LEAST.items():
+            if getattr(self, key) < least:
+                raise ConfigError(f"--{key.replace('_', '-')}: must be at least {least}, got {getattr(self, key)}")
+        if not self.timeout > 0:
+            raise ConfigError(f"--timeout: must be more than 0, got {self.timeout}")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ConfigError(f"--background: three numbers from 0 to 255, got {self.background}")

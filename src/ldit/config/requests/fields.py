@@ -1,0 +1,47 @@
+"""How a request is declared: a dataclass whose fields are flags of the command line and keywords of Python."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+ALIASES, POSITIONAL, TYPE, GROUP, METAVAR = "aliases", "positional", "type", "group", "metavar"
+"""Keys of a field's metadata."""
+HEADINGS = ("What", "Sampler", "Guidance", "Size", "Set", "Metrics", "Features", "Autoencoder", "Decoding", "Files")
+"""Headings of help in their order; others follow."""
+
+
+def flag(
+    *aliases: str, positional: bool = False, command_line: Any = None, group: str | None = None, metavar: str = ""
+) -> dict[str, Any]:
+    """Metadata of a field, where name, type, default and docstring do not say all.
+
+    aliases: other names of it, on the command line and in Python. positional: an argument without a flag; with
+    aliases it may also be given by those, and only the first argument is taken as it. command_line: its type there,
+    where Python takes more. group: the heading of help it stands under, where not that of the class that declares it.
+    """
+    given = {ALIASES: aliases, POSITIONAL: positional, TYPE: command_line, GROUP: group, METAVAR: metavar}
+    return {key: value for key, value in given.items() if value}
+
+
+def from_keywords(cls: type[T], keywords: Mapping[str, Any], function: str) -> T:
+    """The request of Python's keywords, by names or aliases; TypeError as for any function called wrongly."""
+    names = {entry.name: entry.name for entry in fields(cls)}  # type: ignore[arg-type]
+    for entry in fields(cls):  # type: ignore[arg-type]
+        names |= dict.fromkeys(entry.metadata.get(ALIASES, ()), entry.name)
+    values: dict[str, Any] = {}
+    for keyword, value in keywords.items():
+        if keyword not in names:
+            raise TypeError(f"{function}() got an unexpected keyword {keyword!r}{nearest(keyword, names)}")
+        if names[keyword] in values:
+            raise TypeError(f"{function}() got {names[keyword]!r} twice, by two of its names")
+        values[names[keyword]] = value
+    return cls(**values)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean …?)" for the name that is most like a word, "" where none is."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

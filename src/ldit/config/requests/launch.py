@@ -1,0 +1,59 @@
+"""The request of `ldit launch slurm`."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldit.config.requests.fields import flag
+from ldit.errors import RequestError
+
+# What may stand in an #SBATCH line, which Slurm reads by rules of its own.
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+-]*")
+_TIME = re.compile(r"\d+(:[0-5]\d){0,2}|\d+-\d{1,2}(:[0-5]\d){0,2}")
+
+
+@dataclass(frozen=True)
+class SlurmRequest:
+    """Options: one run on `nodes` x `gpus_per_node` GPUs. None leaves the choice to the cluster's defaults."""
+
+    recipe: str = field(metadata=flag(positional=True))
+    """A recipe of ldit train."""
+    out: Path | None = None
+    """Directory of the run. Default: runs/RECIPE."""
+    nodes: int = 1
+    """Nodes."""
+    gpus_per_node: int = 8
+    """GPUs of a node, and tasks on it."""
+    cpus_per_task: int | None = None
+    """CPU cores of a task. Default: the cluster's, often one, which is few for reading images."""
+    time: str | None = None
+    """Time limit of one stretch, HH:MM:SS. Default: the cluster's."""
+    partition: str | None = None
+    """Partition. Default: the cluster's."""
+    account: str | None = None
+    """Account. Default: the cluster's."""
+    job_name: str | None = None
+    """Name of the job and of its log NAME-JOBID.log. Default: the recipe's."""
+    notice: int = 180
+    """Seconds before the time limit at which the run is told to commit a step; more where a checkpoint takes longer."""
+    file: Path = Path("train.sbatch")
+    """The script; must not exist."""
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "gpus_per_node", "cpus_per_task", "notice"):
+            number = getattr(self, key)
+            if number is not None and number < 1:
+                raise RequestError(f"--{key.replace('_', '-')}: must be at least 1, got {number}")
+        for key in ("partition", "account", "job_name"):
+            text = getattr(self, key)
+            if text is not None and not _WORD.fullmatch(text):
+                raise RequestError(
+                    f"--{key.replace('_', '-')}: only letters, digits and _ . , : @ + - can be used, got {text!r}"
+                )
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise RequestError(f"--time: expected HH:MM:SS, D-HH:MM:SS or minutes, got {self.time!r}")
+
+    @property
+    def run(self) -> Path:
+        """Directory of the run."""
+        return self.out or Path("runs") / self.recipe

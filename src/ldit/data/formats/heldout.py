@@ -1,0 +1,63 @@
+"""Held-out lists: which images of a set are kept from training, one path a line."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ldit.data.images.image_set import ImageSet
+from ldit.errors import DataError
+from ldit.log import logger
+
+HELDOUT = "heldout.txt"
+Pair = tuple[ImageSet, ImageSet | None]
+"""(training, held-out or None)."""
+Make = Callable[[Sequence[str], Sequence[str] | None, int], ImageSet]
+"""(exclude, only, max_per_class) -> the images of a set without, or only, those of a list."""
+
+
+def with_heldout(make: Make, folder: Path, name: str, max_per_class: int) -> Pair:
+    """The set cut by the list `name` of `folder`, "" = none. DataError where the list is missing or empty, or leaves a
+    class without images for training."""
+    if not name:
+        return make((), None, max_per_class), None
+    path = folder / name
+    listed = read_list(path)
+    if not listed:
+        raise DataError(f'{path} lists no images (data.heldout "" = none)')
+    train, kept = make(listed, None, max_per_class), make((), listed, 0)
+    _refuse_emptied(path, train)
+    _warn_of_unmatched(path, listed, kept)
+    return train, kept
+
+
+def read_list(path: Path) -> list[str]:
+    """Relative paths, one a line, in UTF-8; a byte order mark, blank lines and lines that start with # are ignored.
+    DataError when the file is missing, unreadable or in another encoding, whose names would match nothing."""
+    try:
+        if not path.is_file():
+            raise DataError(f"no held-out list {path}")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"held-out list {path}, line {line}: not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"cannot read held-out list {path}: {error.strerror}") from None
+    lines = (line.strip() for line in text.split("\n"))  # splitlines would cut names at U+0085 and its like
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _refuse_emptied(path: Path, train: ImageSet) -> None:
+    """DataError where a held-out list took all images of a class: the model would have one that it never sees. A cap
+    leaves an image of each."""
+    present = {train.label(index) for index in range(len(train))}
+    if train.names and len(present) < len(train.names):
+        absent = next(name for label, name in enumerate(train.names) if label not in present)
+        raise DataError(f"{path} lists every image of class {absent!r}: none is left for training")
+
+
+def _warn_of_unmatched(path: Path, listed: list[str], kept: ImageSet) -> None:
+    """A warning where entries of a held-out list match no image: images meant for it are in the training set."""
+    matched = {alias for index in range(len(kept)) for alias in kept.aliases(index)}
+    lost = [entry for entry in dict.fromkeys(listed) if entry not in matched]
+    if lost:
+        of = len(set(listed))
+        logger.warning("%s: %d of %d entries match no image, the first is %r", path, len(lost), of, lost[0])

@@ -1,0 +1,147 @@
+"""A data set of one's own: an object of the user's, read as any other set of images."""
+
+import hashlib
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ldit.data.formats.labels import refuse_twins
+from ldit.data.images.decoding import Decoding, to_rgb
+from ldit.data.images.image_set import ImageSet
+from ldit.data.images.limits import BadImage, check_size
+from ldit.data.images.transforms import center_crop
+from ldit.errors import DataError, LditError
+
+
+class UserData(Protocol):
+    """What `ldit.train(config, out, data=…)` takes."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Class names by index; empty for a set without classes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Any text that tells this set, in its order, from another: a run goes on with the same one only."""
+        ...
+
+    def read(self, index: int) -> tuple[Image.Image | np.ndarray, int | None]:
+        """(image, label) of sample `index`: a PIL image of any mode or uint8 (H, W, 3), and its class, None without
+        classes. Called from several threads at once. What it raises makes the sample a bad image (`data.bad`)."""
+        ...
+
+
+def open_user_set(data: Any, size: int, decoding: Decoding = Decoding()) -> ImageSet:  # noqa: B008
+    """`data` as the loader reads it, images cut to `size`; DataError names what it lacks."""
+    return UserSet(data, size, decoding)
+
+
+class UserSet(ImageSet):
+    """The images of `data`, cut to `size` x `size` by ADM's centre crop.
+
+    Images become RGB as those of files do, but are turned by no EXIF orientation. DataError in one line names the part
+    of the object that is missing or wrong; the first sample is read for it.
+    """
+
+    cache = None
+
+    def __init__(self, data: UserData, size: int, decoding: Decoding = Decoding()) -> None:  # noqa: B008
+        self._title = type(data).__name__
+        for part in ("__len__", "names", "fingerprint", "read"):
+            if not hasattr(data, part):
+                raise DataError(f"data: {self._title} has no {part}; a data set has __len__, names, fingerprint, read")
+        self.root, self.size = Path(self._title), size
+        self._data, self._decoding = data, decoding
+        self.found = len(data)
+        if self.found < 1:
+            raise DataError(f"data: {self._title} holds no images (its length is {self.found})")
+        self.names = self._checked_names()
+        self._fingerprint = self._checked_fingerprint()
+        self._check_first()
+
+    def __len__(self) -> int:
+        return self.found
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(size, size, 3) uint8 and its class; DataError names a sample that cannot be read or is not one."""
+        try:
+            sample = self._data.read(index)
+        except (LditError, MemoryError):
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise DataError(f"{self._name(index)} cannot be read: {reason}") from error
+        return self._taken(index, sample)
+
+    def where(self, index: int) -> str:
+        return f"sample {index}"
+
+    def fingerprint(self) -> str:
+        """sha256 of the object's own fingerprint."""
+        return self._fingerprint
+
+    def _taken(self, index: int, sample: Any) -> tuple[np.ndarray, int]:
+        """A sample as read, checked and cut."""
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise DataError(f"{self._name(index)} is a {type(sample).__name__}, not (image, label)")
+        image, label = self._image(index, sample[0]), self._label(index, sample[1])
+        try:
+            check_size(*image.size, self._decoding.max_pixels)
+            return np.asarray(center_crop(to_rgb(image, self._decoding.background), self.size)), label
+        except (BadImage, OSError, ValueError, SyntaxError) as error:  # an image that Pillow decodes here at last
+            raise DataError(f"{self._name(index)} cannot be read: {error}") from None
+
+    def _image(self, index: int, image: Any) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return image
+        if not isinstance(image, np.ndarray):
+            what = type(image).__name__
+        elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return Image.fromarray(np.ascontiguousarray(image))
+        else:
+            what = f"array of {image.dtype} {image.shape}"
+        raise DataError(f"{self._name(index)}: its image is a {what}, neither a PIL image nor uint8 (H, W, 3)")
+
+    def _label(self, index: int, label: Any) -> int:
+        count = len(self.names)
+        if label is None and not count:
+            return 0
+        try:
+            number = operator.index(label)
+        except TypeError:
+            raise DataError(f"{self._name(index)}: its label is {label!r:.80}, not an int of {count} classes") from None
+        if not 0 <= number < count:
+            raise DataError(f"{self._name(index)}: its label is {number}, names holds {count} classes")
+        return number
+
+    def _name(self, index: int) -> str:
+        return f"data: {self._title} {self.where(index)}"
+
+    def _checked_names(self) -> tuple[str, ...]:
+        names = tuple(self._data.names)
+        if isinstance(self._data.names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise DataError(f"data: {self._title}.names is {self._data.names!r:.80}, not a tuple of class names")
+        if len(set(names)) < len(names):
+            raise DataError(f"data: {self._title}.names holds a name twice")
+        refuse_twins(Path(f"{self._title}.names"), names)
+        return names
+
+    def _checked_fingerprint(self) -> str:
+        text = self._data.fingerprint()
+        if not isinstance(text, str) or not text:
+            raise DataError(f"data: {self._title}.fingerprint() returned {text!r:.80}, not a text")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _check_first(self) -> None:
+        """A wrong type is found before a run begins. What `read` raises is left to `data.bad`."""
+        try:
+            sample = self._data.read(0)
+        except Exception:
+            return
+        self._taken(0, sample)

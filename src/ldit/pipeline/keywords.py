@@ -1,0 +1,53 @@
+"""The typed keywords of Python's `Pipeline`: the fields of `SamplingRequest`, and what only Python can give."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from torch import Tensor
+
+from ldit.pipeline.init_image import InitImage
+from ldit.pipeline.loaded import LoadedModel
+from ldit.sampling.step import Step
+
+StepNoise = Callable[[int, tuple[int, ...]], Tensor]
+"""Noise of solver step i, counted from 0 (the noisiest), for a shape (B, C, h, w)."""
+
+
+class RequestKeywords(TypedDict, total=False):
+    """The fields of `ldit.config.requests.sampling.SamplingRequest`, which says what each means, and their aliases.
+    None is the checkpoint's default."""
+
+    num: int | None
+    seed: int
+    seeds: Iterable[int] | None
+    prompts: Sequence[str] | None
+    steps: int | str | None
+    num_inference_steps: int | str | None
+    num_sampling_steps: int | str | None
+    solver: str | None
+    grid: str | Sequence[float] | None
+    eta: float | None
+    guidance: float | None
+    guidance_scale: float | None
+    cfg_scale: float | None
+    guidance_channels: int | str | None
+    guidance_interval: tuple[float, float] | None
+    guidance_schedule: str | None
+    guide: LoadedModel | str | Path | None
+    height: int | None
+    width: int | None
+    rope_scaling: str | None
+    proportional_attention: bool | None
+    init_image: InitImage
+    strength: float | None
+
+
+class SamplingKeywords(RequestKeywords, total=False):
+    """All keywords of a call: those of the request, tensors of noise, and how the call runs."""
+
+    initial_noise: Tensor | None
+    step_noise: StepNoise | None
+    batch_size: int
+    progress: bool
+    callback: Callable[[Step], None] | None

@@ -1,0 +1,163 @@
+"""Diffusion as a Task: a class-conditional network, a process, and latents of the images."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldit.checkpoint.open import open_source
+from ldit.codecs.conditioners import build_conditioner
+from ldit.codecs.open import Codec, whole_name
+from ldit.config.kinds import AnySpec
+from ldit.config.model import ClassModelConfig
+from ldit.config.run import RunConfig
+from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
+from ldit.data.batch import Batch
+from ldit.data.samples import Samples
+from ldit.diffusion.build import build_process
+from ldit.diffusion.process import Process
+from ldit.log import logger
+from ldit.nn.build import build_model, forward_flops
+from ldit.nn.dit import init_parameter
+from ldit.rng import generator, normal, uniform
+from ldit.train.hooks import attention_hook, heldout_hook
+from ldit.train.init_from import start_from
+from ldit.train.state import TrainState
+from ldit.train.step import fill_fresh
+from ldit.train.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device
+from ldit.train.tasks.task import Hook, HookContext
+
+HELDOUT_BUCKETS = 4
+_GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread evenly however many are taken
+
+NetworkBuilder = Callable[[ClassModelConfig], nn.Module]
+"""Builds a network from `model`, called as network(x, t, y): x (B, C, H, W), t (B,), y (B,) -> (B, C or 2C, H, W)."""
+
+
+class DiffusionTask:
+    """Class-conditional diffusion. Noise, time and label dropout of a sample depend on (seed, its position) alone.
+
+    `inputs` makes latents of what the loader reads. `process` and `network` take the place of those that the
+    configuration describes (`ldit.Experiment`). `codec` is what images are decoded with, None where it is not found.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: ModelSpec,
+        inputs: Inputs | None = None,
+        process: Process | None = None,
+        network: NetworkBuilder | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        self.config, self.spec, self.inputs, self.codec = config, spec, inputs or PlainInputs(), codec
+        self.seed = config.train.seed
+        self.process = process or build_process(spec.process)
+        self.conditioner = build_conditioner(spec)
+        self._network = network
+        side = config.model.input_size
+        self.flops_per_image = 0.0 if network else 3.0 * forward_flops(config.model, side, side)
+
+    def describe(self) -> str:
+        return f"{sum(p.numel() for p in self.network().parameters()):,} parameters"
+
+    def record(self) -> dict[str, str]:
+        """The fingerprint of the autoencoder that images go through; that of cached latents is in their manifest."""
+        return {"codec": self.inputs.codec.fingerprint()} if isinstance(self.inputs, EncodedInputs) else {}
+
+    def network(self) -> nn.Module:
+        if self._network is None:
+            return build_model(self.spec.model, "meta")
+        with torch.device("meta"):
+            return self._network(self.config.model)
+
+    def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        value = torch.empty(shape)
+        init_parameter(name, value, lambda name: generator(self.seed, "init", 0, name))
+        return value
+
+    def begin(self, state: TrainState) -> None:
+        """Fresh weights; with train.init_from those of another checkpoint where they fit. Averages begin as them."""
+        fill_fresh(state, self)
+        train = self.config.train
+        if train.init_from:
+            start_from(open_source(train.init_from, ema=train.init_ema), train.init_ema, self.spec, state)
+
+    def resumed(self, spec: AnySpec) -> None:
+        """The configuration holds everything."""
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        t = self.draw_times(batch)
+        losses = self._losses(model, batch, self.draw_labels(batch), t, "noise", device, dtype)
+        return {**losses, "time": to_device(self.process.noise_times(t), device)}
+
+    def draw_times(self, batch: Batch) -> Tensor:
+        """Training times (B,) on the CPU."""
+        generators = [generator(self.seed, "time", 0, position) for position in batch.positions]
+        return self.process.draw_times(generators, self.config.objective)
+
+    def draw_labels(self, batch: Batch) -> Tensor:
+        """Labels (B,) with the null label in place of a share of them."""
+        drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
+        return self.conditioner.drop(batch.labels, drawn)
+
+    def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Squared error of eps at evenly spread times with fixed noise: overall and by quarter of the time range."""
+        share = torch.tensor([(position + 0.5) * _GOLDEN % 1.0 for position in batch.positions])
+        t = self.process.times_at(share)
+        losses = self._losses(model, batch, batch.labels, t, "heldout", device, dtype)
+        error = self.process.heldout_error(losses, to_device(t, device)).cpu()
+        quarter = (share * HELDOUT_BUCKETS).long()
+        buckets = {f"eps_mse_q{q + 1}": error[quarter == q] for q in range(HELDOUT_BUCKETS)}
+        return {"eps_mse": error, **buckets}
+
+    def _losses(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        labels: Tensor,
+        t: Tensor,
+        stream: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> dict[str, Tensor]:
+        x0 = self.inputs(batch, device)
+        shape = tuple(x0.shape[1:])
+        noise = torch.stack([normal(shape, self.seed, stream, 0, position) for position in batch.positions])
+        labels = to_device(labels, device)
+
+        def predict(x_t: Tensor, time: Tensor) -> Tensor:
+            return model(x_t.to(dtype), time, labels)
+
+        return self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
+
+    def hooks(self, context: HookContext) -> list[Hook]:
+        """Held-out loss, and the largest attention logits. Sample grids and evaluation are the command's business."""
+        heldout = self.config.heldout
+        hooks = [Hook(self.config.train.attention_every, attention_hook(self, context.data))]
+        if context.heldout is None and heldout.every:
+            logger.info("no held-out images: no held-out loss is measured (data.heldout names a list)")
+        if context.heldout is not None and heldout.num:
+            hooks.insert(0, Hook(heldout.every, heldout_hook(self, context.heldout, heldout.num, context)))
+        return hooks
+
+
+def open_diffusion(
+    config: RunConfig, data: Samples, device: torch.device, process: Process | None, network: NetworkBuilder | None
+) -> DiffusionTask:
+    """The task of a run on `data`. ConfigError, DataError or CodecError when codec, data and model do not fit."""
+    inputs, codec = open_inputs(config, data, device)
+    training: dict[str, Any] | None = None
+    if network is not None:  # who opens a step must know that the package cannot build its network
+        training = {"network": f"{network.__module__}.{network.__qualname__}"}
+    return DiffusionTask(config, model_spec(config, data, training), inputs, process, network, codec)
+
+
+def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None = None) -> ModelSpec:
+    """The spec of the run's steps. A codec's folder is named by its whole path, for steps are opened from anywhere."""
+    codec, names = config.codec, data.names or None
+    if isinstance(codec, AutoencoderConfig):
+        codec = replace(codec, name=whole_name(codec.name))
+    return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling, training)
