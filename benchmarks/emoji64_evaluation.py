@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 
 import ldit
 from ldit.config.requests.evaluate import EvaluateRequest
-from ldit.eval.evaluate import measured
+from ldit.eval.evaluate import evaluate_with
 from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.features import Extractor, Features
 from ldit.figure import COLOURS, new_figure, style, write_figure
@@ -59,7 +59,7 @@ def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
     name = f"{extractor.metric}_{args.components}"
     rows = []
     for what, images in sources.items():
-        report = measured(EvaluateRequest(reference=TRAINING, **images, **settings), extractor, ALONE)
+        report = evaluate_with(EvaluateRequest(reference=TRAINING, **images, **settings), extractor, ALONE)
         found = {key: report[key] for key in KEPT}
         rows.append({"pictures": what, "fd": report[name], "fd_interval": report[f"{name}_interval"], **found})
         print(f"{what}: {rows[-1]}", file=sys.stderr)
@@ -89,7 +89,7 @@ def speed(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
     job = EvaluateRequest(source=str(place / "pictures.npz"), reference=TRAINING, batch_size=BLOCK)
     timed = Timed(extractor)
     began = time.perf_counter()
-    report = measured(job, timed, ALONE)
+    report = evaluate_with(job, timed, ALONE)
     seconds = time.perf_counter() - began
     raw += [alone() for _ in range(ROUNDS)]
     rate = (args.num + len(training)) / seconds

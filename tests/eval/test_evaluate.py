@@ -15,8 +15,8 @@ from pipeline.sets import job as set_job
 
 from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
 from ldit.errors import EvaluationError, LditError
-from ldit.eval import evaluate as flow
 from ldit.eval.evaluate import save_statistics
+from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.metrics.kernel import kernel_distance
 from ldit.eval.metrics.neighbours import precision_recall
 from ldit.eval.reference import read_statistics
@@ -60,7 +60,7 @@ def test_inception_has_its_own(place: Path) -> None:
 
 
 def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
     assert save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4)) == 31
     kept = read_statistics(tmp_path / "b.npz")
     assert (kept.count, kept.extractor, kept.fingerprint) == (31, "inception", "0" * 64)

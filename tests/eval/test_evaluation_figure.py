@@ -15,9 +15,9 @@ from runs import ALONE
 
 from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import EvaluationError, RequestError
-from ldit.eval import evaluate as flow
 from ldit.eval import outputs
-from ldit.eval.evaluate import measured, save_statistics
+from ldit.eval.evaluate import evaluate_with, save_statistics
+from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.metrics.components import Cloud, cloud, principal_components
 from ldit.eval.plot import REFERENCE, SAMPLES, draw
 
@@ -113,18 +113,18 @@ def test_a_cloud_is_spread_over_its_set() -> None:
 
 def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of images, and of statistics, which have no points; where no other figure needs rows."""
-    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
     drawn: list[Axes] = []
     monkeypatch.setattr(outputs, "draw", lambda *given: (drawn.append((figure := draw(*given)).axes[0]), figure)[1])
     save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     for reference, out in (("b", tmp_path / "f.png"), ("b.npz", tmp_path / "f.svg")):
-        measured(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
+        evaluate_with(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
         (tmp_path / f"x{out.suffix}").write_bytes(out.read_bytes().replace(b"ldit evaluate", b"ldit evaluatf"))
         with pytest.raises(RequestError, match="does not say that ldit evaluate made it"):
-            measured(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / f"x{out.suffix}"), Inceptive(), ALONE)
+            evaluate_with(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / f"x{out.suffix}"), Inceptive(), ALONE)
         (tmp_path / f"x{out.suffix}").unlink()
-        measured(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
+        evaluate_with(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
     with Image.open(tmp_path / "f.png") as image:
         assert image.format == "PNG" and image.info["ldit evaluate"].endswith(f"against {tmp_path / 'b'}")
     assert f"ldit evaluate: {tmp_path / 'a'} against" in (tmp_path / "f.svg").read_text()
@@ -137,11 +137,11 @@ def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean and covariance are all that principal components need."""
-    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
     save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     found = [
-        measured(job(tmp_path / "a", tmp_path / name, components=3, metrics=("fd",)), Inceptive(), ALONE)
+        evaluate_with(job(tmp_path / "a", tmp_path / name, components=3, metrics=("fd",)), Inceptive(), ALONE)
         for name in ("b", "b.npz")
     ]
     assert found[0]["fid_3"] == pytest.approx(found[1]["fid_3"], rel=1e-9)
@@ -151,7 +151,7 @@ def test_where_a_figure_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"figure: expected a name that ends in \.png or \.svg, got .*f\.jpg"):
         job("a", "b", figure=tmp_path / "f.jpg")
     with pytest.raises(RequestError, match=r"no folder .*gone to write f\.png into"):
-        measured(job("a", "b", figure=tmp_path / "gone" / "f.png"), Stub(), ALONE)
+        evaluate_with(job("a", "b", figure=tmp_path / "gone" / "f.png"), Stub(), ALONE)
 
 
 def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:
@@ -159,11 +159,11 @@ def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:
     folder(tmp_path / "a", noise(5, 0)), folder(tmp_path / "b", np.repeat(noise(1, 1), 5, 0))
     extractor = Stub()
     with pytest.raises(EvaluationError, match="components: 2 are too many for a reference that spans 0"):
-        measured(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / "f.png"), extractor, ALONE)
+        evaluate_with(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / "f.png"), extractor, ALONE)
     assert extractor.seen == 5 and not (tmp_path / "f.png").exists()
     folder(tmp_path / "two", noise(2, 1))
     with pytest.raises(EvaluationError, match="figure: components: 2 are too many for a reference that spans 1"):
-        measured(job(tmp_path / "a", tmp_path / "two", figure=tmp_path / "f.png", metrics=("fd",)), Stub(), ALONE)
+        evaluate_with(job(tmp_path / "a", tmp_path / "two", figure=tmp_path / "f.png", metrics=("fd",)), Stub(), ALONE)
 
 
 def test_without_matplotlib_the_extra_is_named_before_any_image_is_read(
@@ -173,5 +173,5 @@ def test_without_matplotlib_the_extra_is_named_before_any_image_is_read(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     extractor = Stub()
     with pytest.raises(RequestError, match=r'figure: f\.png is drawn by matplotlib, .*pip install "large-dit\[plot\]"'):
-        measured(job(tmp_path / "a", tmp_path / "a", figure=tmp_path / "f.png"), extractor, ALONE)
+        evaluate_with(job(tmp_path / "a", tmp_path / "a", figure=tmp_path / "f.png"), extractor, ALONE)
     assert not extractor.seen
