@@ -14,7 +14,6 @@ import argparse
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,10 +26,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldit.bench.ceiling import device_name, timed
+from ldit.bench.train_step import bench_config
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.config.autoencoder import AutoencoderModelConfig
 from ldit.config.presets import preset
-from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.formats.image_folder import ImageFolder
@@ -108,9 +108,7 @@ def latents(arguments: argparse.Namespace, device: torch.device) -> dict[str, An
     size, rounds = arguments.size, arguments.rounds
     side, batch = SIDES[size], BATCHES[size]
     model = preset(NETWORKS[size], input_size=side // 8, qk_norm=True)
-    config = diffusion_recipe("imagenet256-600m")
-    train = replace(config.train, batch_size=batch, micro_batch_size=None, precision=arguments.precision)
-    config = replace(config, model=model, train=train)
+    config = replace(bench_config("imagenet256-600m", batch, arguments.precision), model=model)
     with tempfile.TemporaryDirectory() as place:
         codec = random_codec(Path(place), WIDTHS[size], config.codec, device, DTYPES[arguments.codec_precision])
         images = torch.rand(batch, 3, side, side, generator=generator(0, "bench")) * 2 - 1
@@ -175,27 +173,12 @@ def counted(codec: AutoencoderCodec, image: Tensor) -> float:
     return float(total + 4 * tokens * tokens * codec.network_config.block_out_channels[-1])
 
 
-def step(config: Any, inputs: Inputs, values: Tensor, device: torch.device) -> Callable[[], None]:
+def step(config: Any, inputs: Inputs, values: Tensor, device: torch.device) -> Callable[[], object]:
     task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec), inputs)
     state = new_state(config, task, World(device))
     fill_fresh(state, task)
-    count = len(values)
-    batch = Batch(values, torch.arange(count), tuple(range(count)))
-
-    def run() -> None:
-        train_step(state, task, batch)
-
-    return run
-
-
-def timed(work: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    batch = Batch(values, torch.arange(len(values)), tuple(range(len(values))))
+    return lambda: train_step(state, task, batch)
 
 
 THEMES = {"folder": folder, "latents": latents}
@@ -215,7 +198,7 @@ def main() -> None:
     report = {
         "benchmark": f"data-{arguments.theme}",
         "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         **THEMES[arguments.theme](arguments, device),

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 from emoji64_quality import real_images
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
 import ldit
 from ldit.config.requests.evaluate import EvaluateRequest
-from ldit.eval.evaluate import measured
+from ldit.eval.evaluate import evaluate_with
 from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.features import Extractor, Features
+from ldit.figure import COLOURS, new_figure, style, write_figure
 from ldit.parallel.world import World
 from ldit.train.telemetry import peak_memory
 
@@ -58,14 +59,14 @@ def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
     name = f"{extractor.metric}_{args.components}"
     rows = []
     for what, images in sources.items():
-        report = measured(EvaluateRequest(reference=TRAINING, **images, **settings), extractor, ALONE)
+        report = evaluate_with(EvaluateRequest(reference=TRAINING, **images, **settings), extractor, ALONE)
         found = {key: report[key] for key in KEPT}
         rows.append({"pictures": what, "fd": report[name], "fd_interval": report[f"{name}_interval"], **found})
         print(f"{what}: {rows[-1]}", file=sys.stderr)
     apart = all(a["fd_interval"][1] < b["fd_interval"][0] for a, b in pairwise(rows))
     kid = all(a["kid"] < b["kid"] for a, b in pairwise(rows))
     if args.figure:
-        draw(rows, args).save(args.figure)
+        write_figure(draw(rows, args.components), args.figure, args.figure.suffix[1:])
     return {"components": args.components, "resamples": args.resamples, "rows": rows,
             "intervals_apart_and_rising": apart, "kid_rising": kid}  # fmt: skip
 
@@ -88,7 +89,7 @@ def speed(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
     job = EvaluateRequest(source=str(place / "pictures.npz"), reference=TRAINING, batch_size=BLOCK)
     timed = Timed(extractor)
     began = time.perf_counter()
-    report = measured(job, timed, ALONE)
+    report = evaluate_with(job, timed, ALONE)
     seconds = time.perf_counter() - began
     raw += [alone() for _ in range(ROUNDS)]
     rate = (args.num + len(training)) / seconds
@@ -116,29 +117,31 @@ class Timed:
         return found
 
 
-def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> Image.Image:
-    """Two bars a row: the distance with its interval, and KID with its deviation, each against the largest."""
-    font, wide, high, left, gap = ImageFont.load_default(size=15), 300, 34, 170, 60
-    canvas = Image.new("RGB", (left + 2 * (wide + gap), 60 + len(rows) * (high + 14)), "white")
-    pen = ImageDraw.Draw(canvas)
+@style()
+def draw(rows: list[dict[str, Any]], components: int) -> Figure:
+    """Two panels of bars, a bar a set: the distance with its interval, and KID with its deviation."""
+    figure = new_figure(10.8, 1.2 + 0.5 * len(rows))
     panels = (
-        (f"FD-{LITE0}, {args.components} components, 95 %", "fd", lambda r: r["fd_interval"]),
-        ("KID ± deviation of subsets", "kid", lambda r: [r["kid"] - r["kid_deviation"], r["kid"] + r["kid_deviation"]]),
+        (f"FD-{LITE0}, {components} components, 95 %", "fd", [row["fd_interval"] for row in rows]),
+        (
+            "KID ± deviation of subsets",
+            "kid",
+            [(r["kid"] - r["kid_deviation"], r["kid"] + r["kid_deviation"]) for r in rows],
+        ),
     )
-    for column, (title, key, spread) in enumerate(panels):
-        x = left + column * (wide + gap)
-        most = max(max(spread(row)) for row in rows)
-        pen.text((x, 16), title, "#333333", font)
-        for place, row in enumerate(rows):
-            y = 52 + place * (high + 14)
-            if not column:
-                pen.text((left - 14, y + high // 2), row["pictures"], "#333333", font, anchor="rm")
-            end = x + max(row[key], 0) / most * (wide - 60)
-            pen.rectangle((x, y, end, y + high), fill=("#0072B2", "#009E73")[column])
-            low, top = (x + max(value, 0) / most * (wide - 60) for value in spread(row))
-            pen.line((low, y + high // 2, top, y + high // 2), fill="black", width=2)
-            pen.text((max(end, top) + 8, y + high // 2), f"{row[key]:.3g}", "#333333", font, anchor="lm")
-    return canvas
+    for axes, colour, (title, key, spread) in zip(
+        figure.subplots(1, 2, sharey=True), COLOURS[::2], panels, strict=False
+    ):
+        values = [row[key] for row in rows]
+        errors = [[v - low for v, (low, _) in zip(values, spread, strict=True)],
+                  [high - v for v, (_, high) in zip(values, spread, strict=True)]]  # fmt: skip
+        bars = axes.barh([row["pictures"] for row in rows], values, 0.7, xerr=errors, color=colour)
+        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=5)
+        axes.margins(x=0.12)
+        axes.grid(False, axis="y")
+        axes.set_title(title)
+    figure.axes[0].invert_yaxis()
+    return figure
 
 
 def main() -> None:

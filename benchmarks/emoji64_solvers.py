@@ -36,12 +36,13 @@ from torch import Tensor
 
 import ldit
 from ldit.codecs.pixels import to_uint8
-from ldit.commands.curves import Curve, Panel
-from ldit.commands.curves import draw as curves_of
+from ldit.commands.plot import Curve, Panel
+from ldit.commands.plot import draw as curves_of
 from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.metrics.components import bootstrap, interval, principal_components
 from ldit.eval.metrics.frechet import frechet_distance
 from ldit.eval.metrics.moments import Moments
+from ldit.figure import write_figure
 from ldit.pipeline.generate import Done, Sample
 
 MODEL = "emoji64-class-xs"
@@ -221,7 +222,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 x, y = (np.array(values, dtype=np.float64) for values in zip(*sorted(points), strict=True))
                 curves.append(Curve(place, x, y, y))
         panels.append(Panel(caption, tuple(curves)))
-    curves_of(panels, names, "evaluations", log_y=True).save(path)
+    write_figure(curves_of(panels, names, "evaluations", log_y=True), path, path.suffix[1:])
 
 
 def is_line(row: dict[str, Any], solver: str) -> bool:

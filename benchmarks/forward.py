@@ -3,7 +3,7 @@
     python benchmarks/forward.py [--device cpu|cuda] [--size s|tiny] [--rounds 3] [--json FILE]
 
 Order of work: outputs must agree to 1e-5 of the largest value (exit 1 otherwise); the machine's own fp32 matrix rate is
-measured, so that figures from different machines can be read; then both networks run in turn, the first of each pair
+measured, so that numbers from different machines can be read; then both networks run in turn, the first of each pair
 alternating, so that drift and other load fall on both. `ratio` = median plain / median ours: 1.0 or more means that
 ours is at least as fast. `ratio_fastest` compares the fastest forwards, which other load disturbs least. On a CPU with
 other work, set OMP_WAIT_POLICY=passive: threads that spin for a descheduled one make times jump fivefold. The last
@@ -15,8 +15,6 @@ import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -27,6 +25,7 @@ from plain_dit import PlainDiT
 from torch import Tensor, nn
 
 import ldit
+from ldit.bench.ceiling import device_name, matrix_ceiling, timed
 from ldit.config.model import ClassModelConfig
 from ldit.nn.build import build_model, forward_flops, parameter_count
 from ldit.nn.dit import init_weights
@@ -34,10 +33,10 @@ from ldit.rng import generator, normal
 
 TOLERANCE = 1e-5
 THREADS = 2
-# size: (configuration, batch, forwards of each network in a round, side of the matrix product)
-SIZES: dict[str, tuple[ClassModelConfig, int, int, int]] = {
-    "s": (ClassModelConfig(dim=384, n_layers=12, n_heads=6, qk_norm=True), 8, 4, 2048),
-    "tiny": (ClassModelConfig(dim=64, n_layers=2, n_heads=2, multiple_of=32, input_size=16, qk_norm=True), 2, 10, 512),
+# size: (configuration, batch, forwards of each network in a round)
+SIZES: dict[str, tuple[ClassModelConfig, int, int]] = {
+    "s": (ClassModelConfig(dim=384, n_layers=12, n_heads=6, qk_norm=True), 8, 4),
+    "tiny": (ClassModelConfig(dim=64, n_layers=2, n_heads=2, multiple_of=32, input_size=16, qk_norm=True), 2, 10),
 }
 
 
@@ -61,37 +60,6 @@ def inputs(config: ClassModelConfig, batch: int, device: torch.device) -> tuple[
     return x.to(device), t.to(device), y.to(device)
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call; CUDA events on a GPU, so that the launch queue is not what is timed."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def matrix_ceiling(side: int, device: torch.device) -> float:
-    """Best fp32 GFLOP/s of a few square matrix products."""
-    a, b = (normal((side, side), 0, "gemm", i).to(device) for i in range(2))
-    out = torch.empty_like(a)
-    seconds = min(timed(lambda: torch.mm(a, b, out=out), device) for _ in range(6))
-    return 2 * side**3 / seconds / 1e9
-
-
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def measure(
     plain: nn.Module, ours: nn.Module, arguments: tuple[Tensor, Tensor, Tensor], rounds: int, repeats: int
 ) -> tuple[dict[str, list[list[float]]], list[float]]:
@@ -111,7 +79,7 @@ def measure(
 
 
 def report(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
-    config, batch, repeats, side = SIZES[size]
+    config, batch, repeats = SIZES[size]
     plain, ours = build_pair(config, device)
     arguments = inputs(config, batch, device)
     with torch.inference_mode():
@@ -121,7 +89,7 @@ def report(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
             "benchmark": "forward",
             "date": datetime.now(UTC).date().isoformat(),
             "versions": {"ldit": ldit.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "hardware": hardware(device),
+            "hardware": device_name(device),
             "device": device.type,
             "threads": torch.get_num_threads(),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
@@ -138,8 +106,8 @@ def report(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
         print(f"largest difference: {difference:.1e} of the largest value (allowed {TOLERANCE:.0e})")
         if not result["equal"]:
             return result
-        ceiling = matrix_ceiling(side, device)
-        print(f"matrix ceiling, fp32 {side}³: {ceiling:.1f} GFLOP/s on {result['hardware']}")
+        ceiling = (matrix_ceiling(device, torch.float32) or 0.0) / 1e9
+        print(f"matrix ceiling, fp32: {ceiling:.1f} GFLOP/s on {result['hardware']}")
         seconds, ratios = measure(plain, ours, arguments, rounds, repeats)
     for i, ratio in enumerate(ratios):
         shown = ", ".join(_summary(name, rows[i]) for name, rows in seconds.items())
@@ -174,7 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=tuple(SIZES), default="s", help="s: 384 wide, 12 layers; tiny: for CI")
-    parser.add_argument("--rounds", type=int, default=3, help="at least 3 for figures worth keeping")
+    parser.add_argument("--rounds", type=int, default=3, help="at least 3 for numbers worth keeping")
     parser.add_argument("--json", type=Path, help="write the result here too")
     args = parser.parse_args()
     if args.rounds < 1:

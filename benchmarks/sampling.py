@@ -1,14 +1,14 @@
 """What the inference copy gains, and the fast path against the plain one.
 
-    python benchmarks/sampling.py ladder  [--size b|xs|tiny] [--batch N] [--compile] [--rounds N] [--json F]
+    python benchmarks/sampling.py variants [--size b|xs|tiny] [--batch N] [--compile] [--rounds N] [--json F]
     python benchmarks/sampling.py default [--steps 10 20] [--batch N] [--rounds N] [--json F]
 
-ladder:  random weights, one guided evaluation of `--batch` images, rung by rung: the plain module; conditioning made
-         ahead; joined products; with --compile compiled blocks; int8. Every rung is checked against the plain module
-         before it is timed, and the rungs take turns, so that drift and other load fall on all. `gain` is over the
-         rung before, `gain_over_plain` over the first; a rung's time is that of a chain of evaluations, planning
-         among it, divided by their number. `cpu_gain` is the same of processor time, which other work on the machine
-         moves less.
+variants: random weights, one guided evaluation of `--batch` images in each form: the plain module; conditioning made
+         ahead; joined products; with --compile compiled blocks; int8. Every variant is checked against the plain
+         module before it is timed, and the variants take turns, so that drift and other load fall on all. `gain` is
+         over the variant before, `gain_over_plain` over the first; the time is that of a chain of evaluations,
+         planning among it, divided by their number. `cpu_gain` is the same of processor time, which other work on
+         the machine moves less.
 default: the bundled emoji64-class-xs: 250 ancestral steps of the plain module with both guidance halves at every step,
          against the model's own settings (solver, grid, guidance) on the inference copy at each of `--steps`, in turn.
          Before, latents of the plain module and of the copy are compared at equal steps.
@@ -30,8 +30,8 @@ import torch
 from torch import nn
 
 import ldit
+from ldit.bench.ceiling import device_name, matrix_ceiling
 from ldit.bench.sampling import Chain, random_network
-from ldit.bench.train_step import matrix_ceiling
 from ldit.config.model import ClassModelConfig
 from ldit.config.presets import preset
 from ldit.diffusion import DDPM
@@ -59,7 +59,7 @@ def noise_of(config: ClassModelConfig, count: int, device: torch.device) -> torc
     return torch.stack([normal(shape, k, "picture") for k in range(count)]).to(device)
 
 
-def rungs_of(model: nn.Module, compiled: bool, device: torch.device) -> dict[str, Any]:
+def variants_of(model: nn.Module, compiled: bool, device: torch.device) -> dict[str, Any]:
     found = {
         "plain": model,
         "precomputed": prepare(model, InferenceOptions(packed=False)),
@@ -75,7 +75,7 @@ def rungs_of(model: nn.Module, compiled: bool, device: torch.device) -> dict[str
 
 
 @torch.no_grad()
-def ladder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def compare_variants(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     config, count = SIZES[arguments.size], arguments.batch or BATCHES[arguments.size]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     evaluations, process = EVALUATIONS[arguments.size], DDPM()
@@ -84,28 +84,29 @@ def ladder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
         config.num_classes, 4.0, noise_of(config, count, device), config.in_channels,
     )  # fmt: skip
     ceiling = matrix_ceiling(device, dtype)
-    rungs = rungs_of(random_network(config, device, dtype), arguments.compile, device)
+    assert ceiling is not None
+    variants = variants_of(random_network(config, device, dtype), arguments.compile, device)
     x = torch.cat([chain.noise, chain.noise]).to(dtype)
     t = torch.full((len(x),), 500.0, device=device)
     y = torch.tensor([*chain.labels, *[chain.null] * count], device=device)
-    expected = rungs["plain"](x, t, y).float()
-    errors = {name: relative(rung(x, t, y).float(), expected) for name, rung in rungs.items()}
+    expected = variants["plain"](x, t, y).float()
+    errors = {name: relative(network(x, t, y).float(), expected) for name, network in variants.items()}
     for name, error in errors.items():
         allowed = 0.05 if name == "int8" else EXACT if dtype == torch.float32 else 2**-5
         print(f"{name}: off by {error:.1e} of the largest value (allowed {allowed:.0e})")
         assert error <= allowed, name
-    seconds: dict[str, list[float]] = {name: [] for name in rungs}
-    busy: dict[str, list[float]] = {name: [] for name in rungs}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    busy: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(arguments.rounds + 1):
-        for name in sorted(rungs, reverse=turn % 2 == 0):
+        for name in sorted(variants, reverse=turn % 2 == 0):
             began = time.process_time()
-            taken = chain.run(rungs[name], dtype)[2]
+            taken = chain.run(variants[name], dtype)[2]
             if turn:  # the first warms up
                 seconds[name].append(taken / evaluations)
                 busy[name].append((time.process_time() - began) / evaluations)
     middle = {name: median(values) for name, values in seconds.items()}
     flops = 2 * count * forward_flops(config, config.input_size, config.input_size)
-    before = dict(zip(list(rungs)[1:], rungs, strict=False)) | {"int8": "packed"}
+    before = dict(zip(list(variants)[1:], variants, strict=False)) | {"int8": "packed"}
     rows = {
         name: {
             "ms": 1000 * value,
@@ -127,7 +128,7 @@ def ladder(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any
         "evaluations": evaluations,
         "rounds": arguments.rounds,
         "ceiling_gflops": ceiling / 1e9,
-        "rungs": rows,
+        "variants": rows,
     }
 
 
@@ -206,23 +207,22 @@ def default(arguments: argparse.Namespace, device: torch.device) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    themes = {"ladder": ladder, "default": default}
+    themes = {"variants": compare_variants, "default": default}
     parser.add_argument("theme", choices=themes)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=SIZES, default="b", help="default: tiny takes 10 plain steps in place of 250")
-    parser.add_argument("--batch", type=int, help="pictures")
-    parser.add_argument("--compile", action="store_true", help="a rung of compiled blocks")
+    parser.add_argument("--batch", type=int, help="images")
+    parser.add_argument("--compile", action="store_true", help="a variant of compiled blocks")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for the result")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     result = themes[arguments.theme](arguments, device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     report = {
         "benchmark": f"sampling-{arguments.theme}",
         "date": datetime.now(UTC).date().isoformat(),
-        "device": name,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,

@@ -2,8 +2,8 @@
 
     python benchmarks/training.py {update,memory,save,order} [--device cpu|cuda] [--size b|tiny] [--rounds N] [--json F]
 
-update: norm, clip, optimiser and average of ours against loops over tensors, as the original has them.
-memory: peak memory of a bf16 step of ours against the plain form, each in a process of its own.
+update: norm, clip, optimiser and average of ours against loops over tensors, as the original has them ("plain").
+memory: peak memory of a bf16 step of ours against the original's, each in a process of its own.
 save:   how long a step waits for an asynchronous checkpoint, against a synchronous one.
 order:  what the sample order of a three-million-step run allocates at its start.
 
@@ -11,16 +11,13 @@ The last line of stdout is one JSON object.
 """
 
 import argparse
-import copy
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,24 +25,22 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ldit.bench.ceiling import device_name, timed
+from ldit.bench.train_step import CLIP, OriginalUpdate, bench_config, started, step_of
 from ldit.config.model import ClassModelConfig
 from ldit.config.presets import preset
-from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import Precision
-from ldit.config.spec import DDPMConfig, ModelSpec
-from ldit.data.batch import Batch
+from ldit.config.spec import DDPMConfig
 from ldit.data.order import EpochOrder
 from ldit.nn.build import parameter_count
-from ldit.parallel.world import World
 from ldit.rng import generator
 from ldit.train import checkpointing
 from ldit.train.saver import Saver, Staging
-from ldit.train.state import TrainState
-from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.tasks.diffusion import DiffusionTask
+from ldit.train.step import train_step
+from ldit.train.telemetry import peak_memory
 
 MODELS: dict[str, ClassModelConfig] = {
     "b": preset("B", input_size=16, qk_norm=True),
@@ -55,71 +50,39 @@ BATCH = 2
 
 
 def configured(size: str, precision: Precision = "bf16") -> RunConfig:
-    config = diffusion_recipe("imagenet256-600m")
-    train = replace(config.train, batch_size=BATCH, micro_batch_size=None, precision=precision)
-    return replace(config, model=MODELS[size], process=DDPMConfig(), train=train)
-
-
-def started(config: RunConfig, device: torch.device) -> tuple[TrainState, DiffusionTask, Batch]:
-    task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
-    state = new_state(config, task, World(device))
-    fill_fresh(state, task)
-    side = config.model.input_size
-    images = torch.randn(BATCH, config.model.in_channels, side, side, generator=generator(0, "bench"))
-    return state, task, Batch(images, torch.arange(BATCH), tuple(range(BATCH)))
-
-
-class Plain:
-    """The same update as loops over tensors with an unfused optimiser and a second network for the average."""
-
-    def __init__(self, model: nn.Module, lr: float) -> None:
-        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, foreach=False, fused=False)
-
-    def update(self, clip: float) -> None:
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = sum(g.norm().item() ** 2 for g in grads) ** 0.5
-        if norm > clip:
-            for g in grads:
-                g.mul_(clip / norm)
-        self.optimizer.step()
-        with torch.no_grad():
-            for a, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                a.mul_(0.9999).add_(p, alpha=1 - 0.9999)
+    return replace(bench_config("imagenet256-600m", BATCH, precision), model=MODELS[size], process=DDPMConfig())
 
 
 def update(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Milliseconds of norm + clip + optimiser + average, in turn."""
+    """Milliseconds of norm + clip + optimiser + average, in turn, on the same gradients."""
     config = configured(size, "fp32")
     state, _, _ = started(config, device)
-    grads = [torch.randn(m.shape, generator=generator(0, "grad", 0, i)) for i, m in enumerate(state.weights.masters)]
-    plain_model = copy.deepcopy(state.weights.model)
-    plain = Plain(plain_model, config.train.lr)
+    masters: list[Tensor] = list(state.weights.masters)
+    copies: list[Tensor] = [master.detach().clone().requires_grad_() for master in masters]
+    plain = OriginalUpdate(copies, [copy.detach().clone() for copy in copies], config.train.lr)
+    grads = [torch.randn(m.shape, generator=generator(0, "grad", 0, i)) for i, m in enumerate(masters)]
 
-    def give(parameters: list[Tensor]) -> None:
+    def give(parameters: list[Tensor]) -> list[Tensor]:
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g.to(device, copy=True)
+        return [p.grad for p in parameters if p.grad is not None]
 
-    def ours() -> None:
+    def ours(given: list[Tensor]) -> None:
         squares = torch.stack(torch._foreach_norm(state.weights.gradients())).double().square()
         norm = squares.sum().sqrt()
-        factor = torch.where(norm > 2.0, 2.0 / norm, 1.0).float()
-        torch._foreach_mul_([m.grad for m in state.weights.masters if m.grad is not None], factor)
+        torch._foreach_mul_(given, torch.where(norm > CLIP, CLIP / norm, 1.0).float())
         state.optimizer.step(config.train.lr, torch.isfinite(norm))
         state.updates += 1
         state.averages.update(state.weights.masters, state.updates)
 
     times: dict[str, list[float]] = {"ours": [], "plain": []}
     for turn in range(rounds + 1):
-        give(list(state.weights.masters))
-        a = timed(ours, device)
-        give(list(plain_model.parameters()))
-        b = timed(lambda: plain.update(2.0), device)
-        if turn:  # the first warms up: optimiser state is made in it
-            times["ours"].append(a)
-            times["plain"].append(b)
-    rows = zip(state.weights.masters, plain_model.parameters(), strict=True)
-    off = max((a - b).abs().max().item() for a, b in rows)
+        for name, form, parameters in (("ours", ours, masters), ("plain", plain, copies)):
+            given = give(parameters)
+            seconds = timed(lambda form=form, given=given: form(given), device)  # type: ignore[misc]
+            if turn:  # the first warms up: optimiser state is made in it
+                times[name].append(seconds)
+    off = max((a - b).abs().max().item() for a, b in zip(masters, copies, strict=True))
     assert off < 1e-4 * (rounds + 1), f"the two updates differ by {off}"
     middle = {name: median(values) * 1000 for name, values in times.items()}
     count = parameter_count(config.model)
@@ -151,39 +114,12 @@ def memory(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def memory_of(form: str, size: str, device: torch.device) -> int:
-    """Growth of the peak over what the process held before the network."""
-    config = configured(size)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = peak(device)
-    if form == "ours":
-        state, task, batch = started(config, device)
-        for _ in range(2):
-            train_step(state, task, batch)
-    else:
-        state, task, batch = started(configured(size, "fp32"), device)
-        master = copy.deepcopy(state.weights.model)
-        del state
-        compute = copy.deepcopy(master).bfloat16()
-        plain = Plain(master, config.train.lr)
-        for _ in range(2):
-            losses = task.losses(compute, batch, device, torch.bfloat16)
-            (losses["loss"].sum() / BATCH).backward()
-            for p, q in zip(master.parameters(), compute.parameters(), strict=True):
-                p.grad = None if q.grad is None else q.grad.float()
-            compute.zero_grad()
-            plain.update(2.0)
-            with torch.no_grad():
-                for p, q in zip(master.parameters(), compute.parameters(), strict=True):
-                    q.copy_(p)
-            plain.optimizer.zero_grad()
-    return peak(device) - before
-
-
-def peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Growth of the peak, over what the process held before the network, by two steps."""
+    before = peak_memory(device)
+    step = step_of("original" if form == "plain" else "fused", *started(configured(size), device))
+    for _ in range(2):
+        step()
+    return peak_memory(device) - before
 
 
 def save(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
@@ -233,16 +169,6 @@ def order(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     return {"steps": 3_000_000, "bytes": found}
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     themes = {"update": update, "memory": memory, "save": save, "order": order}
@@ -258,11 +184,10 @@ def main() -> None:
         print(memory_of(arguments.form, arguments.size, device))
         return
     result = themes[arguments.theme](arguments.size, device, arguments.rounds)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     report = {
         "benchmark": f"training-{arguments.theme}",
         "date": datetime.now(UTC).date().isoformat(),
-        "device": name,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

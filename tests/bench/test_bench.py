@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ldit.bench import ceiling
 from ldit.bench import train_step as bench
 from ldit.bench.train_step import bench_train
 from ldit.cli.main import main
@@ -32,6 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return measure
 
     monkeypatch.setattr(bench, "matrix_ceiling", instead(lambda device: 1e12))
+    monkeypatch.setattr(bench, "_free", lambda device: None)
     monkeypatch.setattr(bench, "_measure", instead(lambda name: {"name": name, **MEASURED}))
     return found
 
@@ -59,11 +61,11 @@ def test_products_are_rounded_within_the_block_alone(precision: str, before: str
 
 @pytest.mark.parametrize("precision", COMPUTE)
 def test_everything_is_measured_in_the_precision(precision: Any, before: str, seen: list[tuple[str, str]]) -> None:
-    """The ceiling as well as the rungs; products that the CPU emulates have none to be measured."""
+    """The ceiling as well as the variants."""
     within = "high" if precision == "tf32" else before
     report = bench_train(BenchTrainRequest("tiny", precision=precision, device="cpu"))
     expected = [("cpu", within), ("original", within), ("fused", within), ("compiled", within)]
-    assert seen == expected[precision == "fp16" :]
+    assert seen == expected
     assert torch.get_float32_matmul_precision() == before and report["precision"] == precision
 
 
@@ -77,22 +79,30 @@ def test_a_measurement_that_fails_leaves_no_precision_behind(before: str, monkey
     assert torch.get_float32_matmul_precision() == before
 
 
-@pytest.mark.parametrize("precision", COMPUTE)
-def test_emulated_products_are_no_ceiling(precision: Any, seen: list[tuple[str, str]]) -> None:
-    """CPUs have none in fp16; of all others the share is rate x FLOPs / ceiling."""
-    report = bench_train(BenchTrainRequest("tiny", precision=precision, rungs=("fused",), device="cpu"))
-    (rung,) = report["rungs"]
-    assert rung["tflops"] == 2.0 * report["train_flops_per_image"] / 1e12
-    assert ("of_ceiling" in rung) == (precision != "fp16")
-    assert math.isclose(rung.get("of_ceiling", rung["tflops"]), rung["tflops"])
-    assert (report["ceiling_flops"] is None) == (precision == "fp16")
+def test_rates_are_put_in_relation(seen: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate x FLOPs / ceiling, and nothing where the device has none."""
+    report = bench_train(BenchTrainRequest("tiny", variants=("fused",), device="cpu"))
+    (row,) = report["variants"]
+    assert row["tflops"] == 2.0 * report["train_flops_per_image"] / 1e12
+    assert math.isclose(row["of_ceiling"], row["tflops"]) and row["agrees"] and "mfu" not in row
+    monkeypatch.setattr(bench, "matrix_ceiling", lambda device, dtype: None)
+    report = bench_train(BenchTrainRequest("tiny", variants=("fused",), device="cpu"))
+    assert report["ceiling_flops"] is None and "of_ceiling" not in report["variants"][0]
+
+
+def test_the_ceiling_is_the_best_of_a_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 products of 1,024 on a CPU; products that it emulates are none."""
+    seconds = iter((3.0, 2.0, 4.0))
+    monkeypatch.setattr(ceiling, "timed", lambda call, device: (call(), next(seconds))[1])
+    assert ceiling.matrix_ceiling(torch.device("cpu"), torch.float32) == 2.0 * 1024**3 * 3 / 2.0
+    assert ceiling.matrix_ceiling(torch.device("cpu"), torch.float16) is None
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
-        (["--rungs"], "--rungs: name at least one of original, fused, compiled"),
+        (["--variants"], "--variants: name at least one of original, fused, compiled"),
         (["--json", "nowhere/out.json"], "--json: no folder HERE/nowhere"),
         (["--steps", "0"], "--steps: must be at least 1, got 0"),
         (["--batch", "4", "--micro", "3"], "--micro: 3 does not divide the batch 4"),

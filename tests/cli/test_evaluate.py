@@ -18,7 +18,7 @@ from ldit.config.requests.evaluate import EvaluateRequest
 from ldit.config.requests.sampling import SampleRequest
 from ldit.config.run import RunConfig
 from ldit.config.sections import EvalConfig
-from ldit.eval import evaluate as flow
+from ldit.eval.extractors import extractor as extractor_room
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("3b-256", "7b-256", "7b-256-unguided", "3b-512", "dit-256", "dit-256-unguided", "dit-512")
@@ -27,9 +27,11 @@ REFERENCES = ("VIRTUAL_imagenet256_labeled.npz", "VIRTUAL_imagenet512.npz")
 
 @pytest.fixture(autouse=True)
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = flow.open_extractor
+    real = extractor_room.open_extractor
     monkeypatch.setattr(
-        flow, "open_extractor", lambda name, weights, device: Stub() if name == "stub" else real(name, weights, device)
+        extractor_room,
+        "open_extractor",
+        lambda name, weights, device: Stub() if name == "stub" else real(name, weights, device),
     )
 
 

@@ -3,22 +3,24 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from folders import said
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
 
 from ldit.cli.main import main
-from ldit.commands import curves
-from ldit.commands.chart import COLOURS, FONT, Axis, linear_ticks, log_ticks, tick_labels
-from ldit.commands.curves import Curve, Panel, draw
-from ldit.commands.plot import plot, read_metrics, smoothed
+from ldit.commands.plot import Curve, Panel, draw, plot, read_metrics, smoothed
 from ldit.config.requests.plot import PlotRequest
 from ldit.errors import RequestError, SourceError
-
-BLUE, RED = (ImageColor.getrgb(colour) for colour in COLOURS[:2])
+from ldit.figure import COLOURS
 
 
 def make_run(folder: Path, records: list[dict[str, Any]], batch: int | None = 8) -> Path:
@@ -33,110 +35,75 @@ def ramp(steps: range, **more: Any) -> list[dict[str, Any]]:
     return [{"step": step, "loss": step / 100, "lr": 1e-4, "images_per_second": 4.0, **more} for step in steps]
 
 
-def lone(panel: Panel, log_y: bool = False) -> np.ndarray:
-    """The pixels of the plot area of an image with one panel."""
-    image = np.array(draw([panel], ["a", "b"], "step", log_y))
-    top = image.shape[0] - curves.MARGIN - curves.BOTTOM - curves.LONE[1]
-    left = curves.MARGIN + curves.LEFT
-    return image[top : top + curves.LONE[1], left : left + curves.LONE[0]]
-
-
 def curve(values: list[float], run: int = 0, smooth: list[float] | None = None) -> Curve:
     raw = np.array(values)
     return Curve(run, np.arange(len(values), dtype=float), raw, raw if smooth is None else np.array(smooth))
 
 
-def where(pixels: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    return np.argwhere((pixels == np.array(colour)).all(-1))
+# The figure
 
 
-# Ticks
+def lone(panel: Panel, log_y: bool = False) -> Axes:
+    """The panel of a figure that has one."""
+    (axes,) = draw([panel], ["a", "b"], "step", log_y).axes
+    return axes
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 7400, [0, 2000, 4000, 6000]),
-        (0.3, 1.1, [0.4, 0.6, 0.8, 1.0]),
-        (-3, 9, [-2, 0, 2, 4, 6, 8]),
-        (0, 5e-4, [0, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4]),
-    ],
-)
-def test_linear_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert linear_ticks(low, high, 7 if high > 1000 else 6) == pytest.approx(expected)
+def labels(axes: Axes) -> list[str]:
+    """Of the y ticks that are shown."""
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    return [t.get_text() for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
 
 
-def test_log_ticks_thin_out_with_the_decades() -> None:
-    assert log_ticks(0.04, 1.6, 6) == pytest.approx([0.05, 0.1, 0.2, 0.5, 1])
-    assert log_ticks(1e-4, 2.0, 6) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1])
-    assert log_ticks(1e-12, 1.0, 6) == pytest.approx([1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1])
-    assert log_ticks(31, 49, 6) == pytest.approx([35, 40, 45])
-    assert all(0 < len(log_ticks(low, low * ratio, 6)) <= 8 for low in (3e-9, 1.7, 8e7) for ratio in (1.05, 3, 40, 1e9))
-
-
-@pytest.mark.parametrize(
-    ("ticks", "log", "labels"),
-    [
-        ([0, 0.5, 1.0, 1.5], False, ["0.0", "0.5", "1.0", "1.5"]),
-        ([0, 5000, 10000], False, ["0", "5k", "10k"]),
-        ([0, 5e5, 1e6, 1.5e6], False, ["0.0", "0.5M", "1.0M", "1.5M"]),
-        ([0, 1e-4, 2e-4], False, ["0", "1e-4", "2e-4"]),
-        ([-2000, 2000], False, ["-2000", "2000"]),
-        ([1e-4, 1e-2, 1, 1e5], True, ["1e-4", "0.01", "1", "100k"]),
-        ([], False, []),
-    ],
-)
-def test_labels(ticks: list[float], log: bool, labels: list[str]) -> None:
-    assert tick_labels(ticks, log) == labels
-
-
-def test_axes() -> None:
-    assert [Axis(0, 10, 101).at(v) for v in (0, 5, 10)] == [0, 50, 100]
-    assert [Axis(1, 100, 101, True).at(v) for v in (1, 10, 100)] == pytest.approx([0, 50, 100])
-
-
-# The image
-
-
-def test_a_line_stands_where_its_values_are() -> None:
-    pixels = lone(Panel("loss", (curve([0.0, 1.0]),)))
-    found = where(pixels, BLUE)
-    height, width, _ = pixels.shape
-    assert found[:, 1].min() <= 2 and found[:, 1].max() >= width - 3
-    # y runs from 0 to 1.04 over the height
-    expected = (height - 1) * (1 - found[:, 1] / (width - 1) / 1.04)
-    assert np.abs(found[:, 0] - expected).max() <= 1.5
-
-
-def test_a_log_axis_is_logarithmic() -> None:
-    pixels = lone(Panel("loss", (curve([1.0, 10.0, 100.0]),)), log_y=True)
-    found = where(pixels, BLUE)
-    height, width, _ = pixels.shape
-    expected = (height - 1) * (1 - (0.04 + found[:, 1] / (width - 1)) / 1.08)
-    assert np.abs(found[:, 0] - expected).max() <= 1.5
+def test_raw_values_are_faint_behind_the_means() -> None:
+    raw, flat, mean, second = lone(
+        Panel("loss", (curve([0.0, 1.0, 0.0, 1.0], smooth=[0.5] * 4), curve([0.2] * 4, run=1), curve([0.5] * 4, run=2)))
+    ).lines
+    assert raw.get_ydata().tolist() == [0, 1, 0, 1] and flat.get_ydata().tolist() == [0.5] * 4
+    assert raw.get_color() == flat.get_color() == COLOURS[0] and raw.get_alpha() < 0.5 and flat.get_alpha() is None
+    assert raw.get_zorder() < min(line.get_zorder() for line in (flat, mean, second))
+    assert [line.get_color() for line in (mean, second)] == list(COLOURS[1:3]), "what is not averaged is drawn once"
 
 
 def test_gaps_stay_open_and_single_points_are_dots() -> None:
     values = [1.0] * 11
     for hole in (3, 4, 6):
         values[hole] = math.nan
-    columns = set(where(lone(Panel("loss", (curve(values),))), BLUE)[:, 1].tolist())
-    width = curves.LONE[0]
-    at = [round(i / 10 * (width - 1)) for i in range(11)]
-    assert {at[1], at[2] - 2, at[5], at[7] + 2, at[9]} <= columns
-    assert not columns & {*range(at[2] + 3, at[5] - 3), *range(at[5] + 4, at[7] - 3)}
-
-
-def test_raw_values_are_faint_behind_the_means() -> None:
-    pixels = lone(Panel("loss", (curve([0.0, 1.0, 0.0, 1.0], smooth=[0.5] * 4), curve([0.5] * 4, run=1))))
-    assert len(where(pixels, ImageColor.getrgb(curves._faint(COLOURS[0])))) > 50
-    assert (pixels == np.array(RED)).all(-1).all(1).any()  # an unbroken row: the second mean lies over all else
-    assert not len(where(pixels, BLUE))
+    (line,) = lone(Panel("loss", (curve(values),))).lines
+    assert np.isnan(line.get_ydata()).nonzero()[0].tolist() == [3, 4, 6]
+    assert line.get_marker() == "o" and line.get_markevery() == [5]
+    (line,) = lone(Panel("loss", (curve([3.0]),))).lines
+    assert line.get_markevery() == [0]
 
 
 def test_dashes_tell_the_eighth_run_from_the_first() -> None:
-    solid, dashed = (len(where(lone(Panel("loss", (curve([1.0, 1.0], run=run),))), BLUE)) for run in (0, 7))
-    assert 0.35 * solid < dashed < 0.65 * solid
+    first, eighth = (lone(Panel("loss", (curve([1.0, 1.0], run=run),))).lines[0] for run in (0, 7))
+    assert first.get_color() == eighth.get_color() and first.is_dashed() != eighth.is_dashed()
+
+
+@pytest.mark.parametrize(
+    ("values", "log_y", "expected"),
+    [
+        ([0.0, 2e-5, 8e-5, 1e-4], False, ["0", "2e-5", "4e-5", "6e-5", "8e-5", "0.0001"]),
+        ([0.0, 0.5, 1.5], False, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "1.2", "1.4"]),
+        ([31.0, 49.0], True, ["35", "40", "45", "50"]),
+        ([0.04, 1.6], True, ["0.05", "0.1", "0.2", "0.5", "1"]),
+        ([1e-3, 2e3], True, ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]),
+    ],
+)
+def test_tick_labels_are_short(values: list[float], log_y: bool, expected: list[str]) -> None:
+    axes = lone(Panel("loss", (curve(values),)), log_y)
+    assert labels(axes) == expected and axes.get_yscale() == ("log" if log_y else "linear")
+
+
+@pytest.mark.parametrize(("x_label", "expected"), [("step", "20k"), ("images", "20k"), ("hours", "20000")])
+def test_counts_have_units(x_label: str, expected: str) -> None:
+    (axes,) = draw(
+        [Panel("loss", (Curve(0, np.array([0.0, 2e4]), np.ones(2), np.ones(2)),))], ["a"], x_label, False
+    ).axes
+    axes.figure.draw_without_rendering()
+    assert expected in [t.get_text() for t in axes.get_xticklabels()] and axes.get_xlabel() == x_label
 
 
 @pytest.mark.parametrize("log_y", [False, True])
@@ -159,12 +126,22 @@ def test_any_values_can_be_drawn(values: list[float], log_y: bool, tmp_path: Pat
     assert Image.open(plot(PlotRequest((run,), tmp_path / "a.png", log_y=log_y))).size[0] > 900
 
 
-def test_the_legend_wraps_and_shortens() -> None:
-    names = [f"a-run-with-a-long-name-{i}" for i in range(12)] + ["x" * 400]
-    places, height = curves._legend_places(names, 900)
-    assert {y for _, y, _ in places} == set(range(0, height - curves.LEGEND_ROW, curves.LEGEND_ROW))
-    assert all(x + curves.SWATCH + 8 + FONT.getlength(text) <= 900 for x, _, text in places)
-    assert "…" in places[-1][2]
+def test_no_text_is_cut_off_or_lies_on_other_text() -> None:
+    """Long names, many runs, five panels and an empty one: all lies within the figure, and the legend is free."""
+    names = [f"a-run-with-a-long-name-{i}" for i in range(12)] + ["x" * 400, "$a_b$"]
+    panels = [Panel(key * 9, (curve([1.0, 2.0], run=i),)) for i, key in enumerate("abcd")] + [Panel("e", ())]
+    figure = draw(panels, names, "step", False)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown[:12] == names[:12] and "…" in shown[12] and shown[13] == "$a_b$"
+    width, height = figure.bbox.size
+    key = legend.get_window_extent()
+    assert key.x1 <= width and key.y1 <= height
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= key.y0
+    assert figure.axes[4].texts[0].get_text() == "no finite values" and len(figure.axes) == 5
 
 
 # Smoothing
@@ -190,7 +167,7 @@ def test_smoothing_does_not_cross_gaps() -> None:
 # Reading
 
 
-def test_a_run_becomes_a_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_becomes_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", ramp(range(1, 50)))
     out = tmp_path / "c.png"
     assert main(["plot", str(run), str(run / "metrics.jsonl"), "--out", str(out)]) == 0
@@ -198,7 +175,49 @@ def test_a_run_becomes_a_image(tmp_path: Path, capsys: pytest.CaptureFixture[str
     two_rows = Image.open(out)
     assert two_rows.format == "PNG"
     assert main(["plot", str(run), "--out", str(out), "--keys", "loss", "lr"]) == 0
-    assert Image.open(out).height == two_rows.height - curves.WIDE[1] - curves.TOP - curves.BOTTOM
+    assert Image.open(out).height < 0.7 * two_rows.height
+    assert main(["plot", str(run), "--out", str(tmp_path / "c.SVG")]) == 0
+    drawing = (tmp_path / "c.SVG").read_bytes()
+    assert ElementTree.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
+    assert main(["plot", str(run), "--out", str(tmp_path / "again.svg")]) == 0
+    assert (tmp_path / "again.svg").read_bytes() == drawing, "equal data, equal files"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_a_run_does_not_log_is_one_line(tmp_path: Path) -> None:
+    """Of keys that were asked for; the others are drawn."""
+    a, b = make_run(tmp_path / "a", ramp(range(3))), make_run(tmp_path / "b", [{"step": 1, "loss": 1}])
+    with said() as lines:
+        plot(PlotRequest((a, b), tmp_path / "f.png", ("loss", "lr", "images_per_second")))
+        plot(PlotRequest((a, b), tmp_path / "f.png"))
+    assert lines == ["not logged, so not drawn: b: lr, b: images_per_second"]
+
+
+def test_without_matplotlib_one_line_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is read."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot", str(tmp_path / "nowhere"), "--out", str(tmp_path / "f.png")]) == 2
+    err = capsys.readouterr().err
+    assert err == 'ldit: --out: f.png is drawn by matplotlib, not found: pip install "large-dit[plot]"\n'
+
+
+def test_other_plots_of_the_process_stay_as_they_are(tmp_path: Path) -> None:
+    """No pyplot, no backend, no settings; matplotlib is imported where a figure is made."""
+    run = make_run(tmp_path / "run", ramp(range(3)))
+    code = f"""
+import sys
+from pathlib import Path
+from ldit.commands.plot import plot
+from ldit.config.requests.plot import PlotRequest
+assert "matplotlib" not in sys.modules and "torch" not in sys.modules
+import matplotlib
+before = dict(matplotlib.rcParams.copy())
+plot(PlotRequest((Path({str(run)!r}),), Path({str(tmp_path / "f.png")!r})))
+assert dict(matplotlib.rcParams.copy()) == before and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_default_output_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,9 +244,9 @@ def test_null_and_non_finite_are_gaps_absent_is_none(tmp_path: Path) -> None:
 def captured(monkeypatch: pytest.MonkeyPatch, job: PlotRequest) -> tuple[list[Panel], list[str]]:
     taken: list[Any] = []
 
-    def keep(panels: list[Panel], runs: list[str], *_: Any) -> Image.Image:
+    def keep(panels: list[Panel], runs: list[str], *_: Any) -> Figure:
         taken.extend((panels, runs))
-        return Image.new("RGB", (1, 1))
+        return Figure((1, 1))
 
     monkeypatch.setattr("ldit.commands.plot.draw", keep)
     plot(job)
@@ -281,8 +300,8 @@ def test_names_in_the_legend_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["silent"], r"silent/metrics\.jsonl: holds no metrics yet"),
         (["run", "--keys", "los"], r"no run has 'los' \(there are: loss, lr, images_per_second\)"),
         (["run", "--smooth", "1"], r"--smooth: must be in \[0, 1\), got 1\.0"),
-        (["run", "--out", "run/metrics.jsonl"], r"--out: expected a name that ends in \.png"),
-        (["run", "--out", "nowhere/a.png"], r"nowhere/a\.png: No such file"),
+        (["run", "--out", "run/metrics.jsonl"], r"--out: expected a name that ends in \.png or \.svg"),
+        (["run", "--out", "nowhere/a.png"], r"no folder .*nowhere to write a\.png into"),
         (["run", "--x", "steps"], r"steps"),
         (["bare", "--x", "images"], r"bare/config\.json: no such file"),
         (["broken", "--x", "images"], r"broken/config\.json: no train\.batch_size"),

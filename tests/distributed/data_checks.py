@@ -23,7 +23,7 @@ from ldit.data.loader import Loader
 from ldit.data.source import open_data
 from ldit.errors import EvaluationError
 from ldit.eval import during_training as evaluation_hook
-from ldit.eval import evaluate
+from ldit.eval.extractors import extractor
 from ldit.eval.features import Features
 from ldit.parallel.world import World, world_of
 from ldit.train.step import fill_fresh, new_state, train_step
@@ -99,11 +99,11 @@ def evaluation(folder: Path, layout: str) -> Any:
     config = replace(config, parallel=parallel, heldout=HeldoutConfig(0, 0),
                      eval=EvalConfig(every=1, num=7, batch_size=3, extractor="stub"))  # fmt: skip
     out = folder / f"evaluation-{layout}-{w.size}"
-    evaluate.open_extractor = lambda name, weights, device: Stub()
+    extractor.open_extractor = lambda name, weights, device: Stub()
     if layout == "broken":
         w = replace(w, store=dist.FileStore(str(folder / "alarms"), w.size))
         broken, real = Broken(w.rank == w.size - 1), evaluation_hook._Made.__base__
-        evaluate.open_extractor = lambda name, weights, device: broken
+        extractor.open_extractor = lambda name, weights, device: broken
     with ExitStack() as stack:
         flow._train(config, out, w, stack)
     found: list[Any] = []

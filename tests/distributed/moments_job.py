@@ -17,8 +17,9 @@ import torch.distributed as dist
 from eval.evaluation import Inceptive, job
 from torch import Tensor
 
-from ldit.eval.evaluate import STOP, measured
+from ldit.eval.evaluate import evaluate_with
 from ldit.eval.features import Features
+from ldit.eval.measure import STOP
 from ldit.eval.metrics.moments import Moments
 from ldit.eval.metrics.scores import InceptionScore
 from ldit.parallel.world import World
@@ -54,8 +55,8 @@ def merged(world: World) -> dict[str, Any]:
 
 def evaluated(place: Path, world: World) -> dict[str, Any]:
     """Figures of 23 images in blocks of 5: in a world of four, one process has two of them, the others one."""
-    report = measured(job(place / "a", place / "b", components=2, resamples=5), Inceptive(), world)
-    known = measured(job(place / "a", place / "statistics.npz"), Inceptive(), world)
+    report = evaluate_with(job(place / "a", place / "b", components=2, resamples=5), Inceptive(), world)
+    known = evaluate_with(job(place / "a", place / "statistics.npz"), Inceptive(), world)
     found = {name: report[name] for name in [*report["figures"], "fid_2_interval"]}
     return found | {f"known-{name}": known[name] for name in known["figures"]}
 
@@ -76,7 +77,7 @@ def stopped(place: Path, world: World) -> dict[str, Any]:
             return super().__call__(images)
 
     try:
-        measured(job(place / "a", place / "statistics.npz"), Failing(), world)
+        evaluate_with(job(place / "a", place / "statistics.npz"), Failing(), world)
         said = "nothing"
     except Exception as error:
         said = f"{type(error).__name__}: {error}"

@@ -55,16 +55,16 @@ def test_data_tiny(theme: str) -> None:
         assert report["encode_flops_per_image"] > 0 and report["predicted_ratio"] > 1
 
 
-@pytest.mark.parametrize(("theme", "flags"), [("ladder", []), ("default", ["--steps", "3", "--batch", "1"])])
+@pytest.mark.parametrize(("theme", "flags"), [("variants", []), ("default", ["--steps", "3", "--batch", "1"])])
 def test_sampling_tiny(theme: str, flags: list[str]) -> None:
     """Outputs are compared in the script, before anything is timed."""
     script = str(ROOT / "benchmarks" / "sampling.py")
     command = [sys.executable, script, theme, "--size", "tiny", "--rounds", "1", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     report = json.loads(done.stdout.splitlines()[-1])
-    if theme == "ladder":
-        assert list(report["rungs"]) == ["plain", "precomputed", "packed", "int8"]
-        assert all(rung["difference"] <= 0.05 and 0 < rung["of_ceiling"] < 1 for rung in report["rungs"].values())
+    if theme == "variants":
+        assert list(report["variants"]) == ["plain", "precomputed", "packed", "int8"]
+        assert all(row["difference"] <= 0.05 and 0 < row["of_ceiling"] < 1 for row in report["variants"].values())
     else:
         fast = report["fast"]["3"]
         assert fast["latent_difference"] <= 1e-3 and fast["evaluation_ratio"] == 10 / fast["evaluations"]
@@ -81,8 +81,8 @@ def test_autoencoder_quality(tmp_path: Path) -> None:
     assert report["psnr"]["mean"] >= 27 and report["above_bicubic"] >= 5
 
 
-def test_ladder_tiny(tmp_path: Path) -> None:
-    """The script for GPUs runs on a CPU, and every rung computes the same loss."""
+def test_bench_train_tiny(tmp_path: Path) -> None:
+    """The script for GPUs runs on a CPU, and every variant computes the same loss."""
     flags = [
         "--size",
         "tiny",
@@ -97,16 +97,16 @@ def test_ladder_tiny(tmp_path: Path) -> None:
         "--precision",
         "fp32",
     ]
-    command = [sys.executable, "-m", "ldit", "bench", "train", *flags, "--rungs", "original", "fused"]
+    command = [sys.executable, "-m", "ldit", "bench", "train", *flags, "--variants", "original", "fused"]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "out.json")], capture_output=True, text=True, check=True, cwd=ROOT
     )
     report = json.loads(done.stdout.splitlines()[-1])
     assert report == json.loads((tmp_path / "out.json").read_text())
-    assert [rung["name"] for rung in report["rungs"]] == ["original", "fused"]
-    first, second = (rung["first_loss"] for rung in report["rungs"])
+    assert [row["name"] for row in report["variants"]] == ["original", "fused"]
+    first, second = (row["first_loss"] for row in report["variants"])
     assert second == pytest.approx(first, rel=1e-5)
-    assert all(rung["images_per_second"] > 0 and 0 < rung["of_ceiling"] < 1 for rung in report["rungs"])
+    assert all(row["images_per_second"] > 0 and 0 < row["of_ceiling"] < 1 for row in report["variants"])
 
 
 def test_sizes_tiny(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldit.config.requests.evaluate import EvaluateRequest
-from ldit.eval.evaluate import check_evaluation, measured
+from ldit.eval.evaluate import check_evaluation, evaluate_with
 from ldit.eval.features import Extractor, Features
 from ldit.parallel.world import World
 
@@ -72,7 +72,7 @@ def job(source: str | Path, reference: str | Path, batch: int = 5, **changes: An
 def found(one: EvaluateRequest, extractor: Extractor | None = None) -> dict[str, Any]:
     """The report of one process."""
     check_evaluation(one)
-    return measured(one, extractor or Stub(), World(torch.device("cpu")))
+    return evaluate_with(one, extractor or Stub(), World(torch.device("cpu")))
 
 
 def rows_of(images: np.ndarray) -> np.ndarray:

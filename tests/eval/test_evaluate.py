@@ -15,8 +15,8 @@ from pipeline.sets import job as set_job
 
 from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
 from ldit.errors import EvaluationError, LditError
-from ldit.eval import evaluate as flow
 from ldit.eval.evaluate import check_evaluation, save_statistics
+from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.metrics.kernel import kernel_distance
 from ldit.eval.metrics.neighbours import precision_recall
 from ldit.eval.reference import read_statistics
@@ -60,7 +60,7 @@ def test_inception_has_its_own(place: Path) -> None:
 
 
 def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
     assert save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4)) == 31
     kept = read_statistics(tmp_path / "b.npz")
     assert (kept.count, kept.extractor, kept.fingerprint) == (31, "inception", "0" * 64)
@@ -198,7 +198,7 @@ def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
         ({"image_size": 0}, "image_size: must be at least 1, got 0"),
         ({"batch": 0}, "batch_size: must be at least 1, got 0"),
         ({"bootstrap": 5}, "say how many"),
-        ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png, got x\.jpg"),
+        ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png or \.svg, got x\.jpg"),
     ],
 )
 def test_mistakes_before_anything_is_opened(changes: dict[str, Any], words: str) -> None:

@@ -16,8 +16,8 @@ from ldit.checkpoint.run import Best, best_step, committed_steps, drop_after, re
 from ldit.commands.train import run as train
 from ldit.errors import ConfigError, EvaluationError, RequestError
 from ldit.eval import during_training as evaluation_hook
-from ldit.eval import evaluate
-from ldit.eval.evaluate import measured
+from ldit.eval.evaluate import evaluate_with
+from ldit.eval.extractors import extractor
 from ldit.train.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "open_extractor", lambda name, weights, device: Stub())
+    monkeypatch.setattr(extractor, "open_extractor", lambda name, weights, device: Stub())
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def test_the_value_is_that_of_the_committed_step(tmp_path: Path) -> None:
     values = [record["fd_stub"] for record in records(tmp_path / "run")]
     assert len(values) == 4
     for (step, folder), value in zip(reversed(committed_steps(tmp_path / "run")), values, strict=True):
-        report = measured(job(folder, data, 3, num=7), Stub(), ALONE)
+        report = evaluate_with(job(folder, data, 3, num=7), Stub(), ALONE)
         assert report["fd_stub"] == pytest.approx(value, rel=1e-4), step
     best = min(range(4), key=values.__getitem__)
     kept = best_step(tmp_path / "run")
@@ -57,7 +57,7 @@ def test_the_best_step_outlives_the_newest_and_is_committed_for_its_own_sake(
 ) -> None:
     """Of four evaluations the second is the best; no other step than the last would be committed."""
     wanted = iter([5.0, 1.0, 3.0, 1.0])
-    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    monkeypatch.setattr(evaluation_hook, "compute_metrics", lambda *args: {"fd_stub": next(wanted)})
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     assert train(over(data, {**SETTINGS, "train.checkpoint_every": 0}), run) == 0
     assert [step for step, _ in committed_steps(run)] == [4, 2]
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_remembers_and_one_that_went_back_forgets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = iter([5.0, 4.0, 4.5, 9.0])
-    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    monkeypatch.setattr(evaluation_hook, "compute_metrics", lambda *args: {"fd_stub": next(wanted)})
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     assert train(over(data, {**SETTINGS, "train.steps": 2}), run) == 0
     assert train(over(data, {**SETTINGS, "train.steps": 3}), run) == 0
@@ -110,7 +110,7 @@ def test_what_a_run_leaves_behind_is_forgotten(tmp_path: Path) -> None:
 def test_a_best_file_of_a_former_version_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It said less of the conditions."""
     wanted = iter([5.0, 9.0])
-    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    monkeypatch.setattr(evaluation_hook, "compute_metrics", lambda *args: {"fd_stub": next(wanted)})
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     assert train(over(data, {**SETTINGS, "train.steps": 1}), run) == 0
     found = json.loads((run / "best.json").read_text())
@@ -137,7 +137,7 @@ def test_the_best_before_stays_until_the_new_one_is_committed(tmp_path: Path) ->
 def test_values_of_other_conditions_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of each counts as the best; the same again as before it does not."""
     wanted = iter([5.0, 6.0, 7.0, 8.0])
-    monkeypatch.setattr(evaluation_hook, "figures", lambda *args: {"fd_stub": next(wanted)})
+    monkeypatch.setattr(evaluation_hook, "compute_metrics", lambda *args: {"fd_stub": next(wanted)})
     data, run, found = make_folder(tmp_path / "data"), tmp_path / "run", []
     changes: tuple[dict[str, Any], ...] = (
         {},
@@ -184,7 +184,7 @@ def test_what_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch: pytes
     image = next(other.rglob("*.png"))
     sound = image.read_bytes()
     image.write_bytes(sound[:40])
-    real, calls = evaluation_hook.figures, iter(range(9))
+    real, calls = evaluation_hook.compute_metrics, iter(range(9))
 
     def some(*given: Any) -> dict[str, Any]:
         image.write_bytes(sound)
@@ -199,7 +199,7 @@ def test_what_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch: pytes
 
     _features = evaluation_hook._features
     monkeypatch.setattr(evaluation_hook, "_features", mended)
-    monkeypatch.setattr(evaluation_hook, "figures", some)
+    monkeypatch.setattr(evaluation_hook, "compute_metrics", some)
     with said() as lines:
         assert train(over(data, {**SETTINGS, "eval.reference": str(other)}), tmp_path / "run") == 0
     warned = [line for line in lines if "nothing is measured" in line]
@@ -263,7 +263,7 @@ def test_what_is_missing_is_known_before_the_first_step(tmp_path: Path, monkeypa
         raise EvaluationError("no weights")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "open_extractor", missing)
+        patch.setattr(extractor, "open_extractor", missing)
         with pytest.raises(EvaluationError, match=r"^no weights$"):
             train(over(data, SETTINGS), tmp_path / "run")
     for reference in ("nowhere", "nowhere.npz"):
@@ -287,6 +287,6 @@ def test_conditions_are_said_once_and_few_images_warned_of(tmp_path: Path) -> No
 
 
 def test_inceptions_distance_is_called_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor, "open_extractor", lambda name, weights, device: Inceptive())
     assert train(over(make_folder(tmp_path / "data"), {**SETTINGS, "train.steps": 1}), tmp_path / "run") == 0
     assert "fid" in records(tmp_path / "run")[0]

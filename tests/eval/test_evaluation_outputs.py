@@ -14,9 +14,9 @@ from runs import ALONE
 
 from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import RequestError
-from ldit.eval import evaluate as flow
 from ldit.eval import outputs as evaluation_outputs
-from ldit.eval.evaluate import measured, save_statistics
+from ldit.eval.evaluate import evaluate_with, save_statistics
+from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.reference import read_statistics
 from ldit.storage import manifest
 
@@ -83,7 +83,7 @@ def test_a_report_replaces_a_report(place: Path, tmp_path: Path) -> None:
 
 
 def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
     np.savez(tmp_path / "pictures.npz", noise(23, 0))
     before = (tmp_path / "pictures.npz").read_bytes()
     for source, words in ((tmp_path / "pictures.npz", "is what is read"), (place / "b", "is no file of ldit stats")):
@@ -103,7 +103,7 @@ def test_a_table_that_cannot_be_said_costs_no_file(place: Path, tmp_path: Path) 
 
     files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
     with pytest.raises(BrokenPipeError):
-        measured(job(place / "a", place / "b", **files), Stub(), ALONE, closed)
+        evaluate_with(job(place / "a", place / "b", **files), Stub(), ALONE, closed)
     assert json.loads((tmp_path / "r.json").read_text())["num_samples"] == 23 and (tmp_path / "f.png").exists()
 
 
@@ -117,7 +117,7 @@ def test_figures_are_said_where_they_cannot_be_written(
     said: list[str] = []
     files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
     with pytest.raises(RequestError, match=r"r\.json was not written: No space left on device$"):
-        measured(job(place / "a", place / "b", **files), Stub(), ALONE, said.append)
+        evaluate_with(job(place / "a", place / "b", **files), Stub(), ALONE, said.append)
     assert len(said) == 1 and "fd_stub" in said[0] and (tmp_path / "f.png").exists()
     with pytest.raises(RequestError, match=r"r\.json was not written"):  # and nothing can be said
-        measured(job(place / "a", place / "b", **files), Stub(), ALONE, lambda text: print(1 / 0))
+        evaluate_with(job(place / "a", place / "b", **files), Stub(), ALONE, lambda text: print(1 / 0))

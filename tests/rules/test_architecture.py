@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "rng": set(),
     "log": set(),
+    "figure": set(),
     "config": set(),
     "storage": {"log"},
     "track": {"config", "log", "storage"},
@@ -31,9 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"config", "rng", "log", "parallel", "storage"},
     "pipeline": _BASE | _MODEL | _FILES,
     "train": _BASE | _MODEL | _FILES,
-    "eval": _BASE | _MODEL | _FILES | {"pipeline", "train"},
+    "eval": _BASE | _MODEL | _FILES | {"figure", "pipeline", "train"},
     "bench": _BASE | _MODEL | _FILES | {"train"},
-    "commands": _BASE | _MODEL | _FILES | {"track", "pipeline", "train", "eval", "bench"},
+    "commands": _BASE | _MODEL | _FILES | {"track", "figure", "pipeline", "train", "eval", "bench"},
     "cli": {"commands", "pipeline", "config", "log"},
 }
 OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
@@ -45,6 +46,7 @@ OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
     "safetensors": {"storage", "data"},
     "huggingface_hub": {"storage"},
     "pickle": {"storage"},
+    "matplotlib": {"figure", "commands", "eval"},
     "tensorboard": {"track"},
     "wandb": {"track"},
 }

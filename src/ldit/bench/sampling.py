@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldit.bench.train_step import RECIPES, matrix_ceiling
+from ldit.bench.ceiling import device_name, matrix_ceiling, open_device, wait
+from ldit.bench.train_step import RECIPES
 from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.requests.bench import BenchSampleRequest
@@ -49,7 +50,7 @@ class Chain:
     def run(self, network: Network | nn.Module, dtype: torch.dtype) -> tuple[Tensor, Guided, float]:
         """The latents, what was counted, and seconds, those of planning among them."""
         device = self.noise.device
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         home = device
         if isinstance(network, Prepared):
@@ -70,7 +71,7 @@ class Chain:
         )
         for step in steps:
             x = step.x
-        _wait(device)
+        wait(device)
         return x, guided, time.perf_counter() - began
 
 
@@ -80,27 +81,22 @@ def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
     RequestError names a flag that cannot be served."""
     if job.size not in RECIPES:
         raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
-    if job.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here")
-    device = torch.device(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = open_device(job.device)
     word = job.dtype or ("fp32" if device.type == "cpu" else "bf16")
-    config = diffusion_recipe(RECIPES[job.size]).model
+    config, dtype = diffusion_recipe(RECIPES[job.size]).model, DTYPES[word]
+    # Solver, grid and options are checked before anything is measured.
     find_solver(job.solver)
     build_grid(DDPM(), str(job.steps))
-    dtype, inference = (
-        DTYPES[word],
-        InferenceOptions(None, job.int8, job.compile, job.graphs, job.host_modulation),
-    )
+    inference = InferenceOptions(None, job.int8, job.compile, job.graphs, job.host_modulation)
     check_options(config, inference, device)
-    # CPUs emulate fp16 products: no ceiling for a network that is not made of them alone.
-    ceiling = None if (device.type, word) == ("cpu", "fp16") else matrix_ceiling(device, dtype)
+    ceiling = matrix_ceiling(device, dtype)
     network = prepare(random_network(config, device, dtype), inference)
     logger.info(COLUMNS)
     rows = [_batch(job, config, network, count, device, dtype, ceiling) for count in job.batch]
     return {
         "benchmark": "sample",
         "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "ldit": __version__},
         "size": job.size,
@@ -196,8 +192,3 @@ def _batch(
         row["images_per_second"], f"{row['of_ceiling']:.0%}" if ceiling else "-", row["peak_bytes"] / 1e9,
     )  # fmt: skip
     return row
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Evaluation along the way: images of the EMA weights against a reference, and which step was the best."""
+"""Evaluation during training: images of the EMA weights against a reference, and which step was the best."""
 
 import gc
 import json
@@ -18,10 +18,11 @@ from ldit.config.run import RunConfig
 from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, DataError, EvaluationError
-from ldit.eval.evaluate import STOP, ExtractorJob, collect, known_reference, open_reference
+from ldit.eval.extractors.extractor import open_named
 from ldit.eval.features import Extractor
-from ldit.eval.metrics.metrics import LEAST, MetricPlan, Reference, check_reference, figures, reference_of
-from ldit.eval.reference import Statistics
+from ldit.eval.measure import STOP, collect, measure_reference
+from ldit.eval.metrics.metrics import LEAST, MetricPlan, Reference, check_reference, compute_metrics, reference_of
+from ldit.eval.reference import Statistics, open_reference
 from ldit.eval.report import too_few
 from ldit.log import logger
 from ldit.pipeline.generate import Generator, Sample
@@ -38,9 +39,9 @@ from ldit.train.tasks.task import HookContext
 from ldit.train.trainer import BEST
 
 TRAINING_IMAGES = 50_000
-WANTED = MetricPlan(("fd",))
+PLAN = MetricPlan(("fd",))
 
-_Images = Statistics | ImageStream | TrainingStream
+_Reference = Statistics | ImageStream | TrainingStream
 
 
 def evaluation_hook(
@@ -49,56 +50,59 @@ def evaluation_hook(
     """The Fréchet distance of `eval.num` images under its name ("fid", "fd_…"), and "best": true where it is the
     lowest of the run, with RUN/best.json to say so. `request` says how images are sampled.
 
-    The extractor and the reference are opened here, so that what is missing, or no reference, is known before the first
-    step; the features of its images are computed at the first evaluation. Images that cannot be measured or read
-    then, of a network that is not sound or too large for the memory, give a warning and no value: the training goes on.
+    The extractor and the reference are opened here, so that what is missing or unfit is known before the first step;
+    the features of the reference's images are computed at the first evaluation. Where images cannot be read or
+    measured later, are not finite or need too much memory, there is a warning and no value, and training goes on.
     """
-    asked, world = config.eval, around.world
-    job = ExtractorJob(asked.extractor, Path(asked.inception_weights) if asked.inception_weights else None)
-    extractor = world.run_on_all(lambda: job.open(world.device))
-    if around.data.cache is not None and not asked.reference:
+    options, world = config.eval, around.world
+    # Open the extractor and the reference on every process.
+    weights = Path(options.inception_weights) if options.inception_weights else None
+    extractor = world.run_on_all(lambda: open_named(options.extractor, weights, world.device))
+    if around.data.cache is not None and not options.reference:
         raise ConfigError("eval.reference: the run trains on latents; name the images, or statistics of `ldit stats`")
-    theirs = world.run_on_all(lambda: _opened(config, extractor, around))
+    reference = world.run_on_all(lambda: _open_reference(config, extractor, around))
+    # What a value depends on: said once, and kept beside the best one (exactly).
     conditions = {
-        "pictures": asked.num,
+        "pictures": options.num,
         "evaluations": cost(request, spec, False)[0],
         "extractor": extractor.name,
         "extractor_sha256": extractor.fingerprint,
         "resize": extractor.resize,
-        "reference": asked.reference or "training images",
-        "reference_pictures": theirs.count,
+        "reference": options.reference or "training images",
+        "reference_pictures": reference.count,
     }
     exactly = {
         "figure": extractor.metric,
         **conditions,
-        "reference_is": _about(theirs),
+        "reference_is": _about(reference),
         "sampling": {**to_dict(request.settings), "steps": request.steps},
         "precision": config.train.precision,
     }
     if world.is_main:
         words = ", ".join(f"{name} {value}" for name, value in conditions.items())
-        logger.info("evaluation every %d steps: %s of balanced labels, %s", asked.every, extractor.metric, words)
-        if few := too_few(extractor, asked.num, theirs.count):
+        logger.info("evaluation every %d steps: %s of balanced labels, %s", options.every, extractor.metric, words)
+        if few := too_few(extractor, options.num, reference.count):
             logger.warning("%s", few)
-    kept: list[Reference] = []
+    kept: list[Reference] = []  # the reference's features, from the first evaluation on
 
     def run(state: TrainState) -> dict[str, Any]:
         if not kept:
-            kept.append(_features(theirs, extractor, around, asked.batch_size))
+            kept.append(_features(reference, extractor, around, options.batch_size))
+        # Sample with the EMA weights, block by block, and keep only moments of the features.
         dtype = COMPUTE[state.config.train.precision]
         mark = lambda: around.watchdog.mark("evaluation")  # noqa: E731
         with state.weights.swapped_in(state.averages.main) as model, eager():
             pipe = Pipeline(model, spec, dtype=dtype, codec=codec)
-            made = _Made(pipe, request, asked.num, asked.batch_size, around, mark)
-            found = collect(made.blocks(), extractor, False, world, 0, mark, together=True)
+            made = _Made(pipe, request, options.num, options.batch_size, around, mark)
+            collected = collect(made.blocks(), extractor, False, world, 0, mark, together=True)
         if not all(world.gather(made.sound)):
             raise EvaluationError("its images are not finite")
-        values = world.from_rank0(lambda: figures(found, kept[0], WANTED, extractor.metric, world.device))
+        values = world.from_rank0(lambda: compute_metrics(collected, kept[0], PLAN, extractor.metric, world.device))
         value: float = values[extractor.metric]
         best = _is_best(state, value, exactly, out)
         return {extractor.metric: value, **({BEST: True} if best else {})}
 
-    def sound(state: TrainState) -> dict[str, Any]:
+    def or_warn(state: TrainState) -> dict[str, Any]:
         try:
             return run(state)
         except (EvaluationError, DataError) as error:  # alike on all processes
@@ -109,11 +113,11 @@ def evaluation_hook(
             torch.cuda.empty_cache()
         return {}
 
-    return sound
+    return or_warn
 
 
 class _Made:
-    """Images of this process's share. All processes make as many passes, for a network that is shared out needs all
+    """Images of this process's share. All processes make as many passes, for a network that is sharded needs all
     of them, and stop at the same one where any of them cannot go on; what one makes beyond its share, and what
     tensor-parallel neighbours make alike, counts once."""
 
@@ -159,46 +163,46 @@ class _Made:
         return torch.stack([e.tensor for e in events if isinstance(e, Sample) and e.tensor is not None])
 
 
-def _opened(config: RunConfig, extractor: Extractor, around: HookContext) -> _Images:
-    """EvaluationError or DataError for a reference that no distance can be had to."""
-    asked, side = config.eval, config.data.image_size
-    if not asked.reference:
-        return TrainingStream(around.data, TRAINING_IMAGES, asked.batch_size, config.data.bad == "skip")
-    name = f"eval.reference {asked.reference}"
-    found = open_reference(asked.reference, extractor, (side, side), side, asked.batch_size, "eval.reference")
-    if isinstance(found, Statistics):
-        check_reference(Reference(found.mean, found.covariance, found.count, None, None), WANTED, name)
-    elif found.count < LEAST["fd"]:
-        raise EvaluationError(f"{name}: a covariance needs at least 2 images, got {found.count}")
-    return found
+def _open_reference(config: RunConfig, extractor: Extractor, around: HookContext) -> _Reference:
+    """The reference, by default the training images; EvaluationError or DataError where there is no distance to it."""
+    options, side = config.eval, config.data.image_size
+    if not options.reference:
+        return TrainingStream(around.data, TRAINING_IMAGES, options.batch_size, config.data.bad == "skip")
+    name = f"eval.reference {options.reference}"
+    reference = open_reference(options.reference, extractor, (side, side), side, options.batch_size, "eval.reference")
+    if isinstance(reference, Statistics):
+        check_reference(Reference(reference.mean, reference.covariance, reference.count, None, None), PLAN, name)
+    elif reference.count < LEAST["fd"]:
+        raise EvaluationError(f"{name}: a covariance needs at least 2 images, got {reference.count}")
+    return reference
 
 
-def _about(theirs: _Images) -> dict[str, Any]:
+def _about(reference: _Reference) -> dict[str, Any]:
     """What tells a reference from another of its name, images of a folder by their number alone. Other training
     images would be another run."""
-    if isinstance(theirs, Statistics):
-        return {"statistics": theirs.name, "crc32": theirs.crc32}
-    return {} if isinstance(theirs, TrainingStream) else theirs.about
+    if isinstance(reference, Statistics):
+        return {"statistics": reference.name, "crc32": reference.crc32}
+    return {} if isinstance(reference, TrainingStream) else reference.about
 
 
-def _features(theirs: _Images, extractor: Extractor, around: HookContext, block: int) -> Reference:
+def _features(reference: _Reference, extractor: Extractor, around: HookContext, block: int) -> Reference:
     world = around.world
     mark = lambda: around.watchdog.mark("features of the reference")  # noqa: E731
-    if not isinstance(theirs, TrainingStream):
-        return known_reference(theirs, extractor, WANTED, world, block, mark)[0]
-    return reference_of(collect(theirs.blocks(world.rank, world.size), extractor, False, world, 0, mark))
+    if not isinstance(reference, TrainingStream):
+        return measure_reference(reference, extractor, PLAN, world, block, mark)[0]
+    return reference_of(collect(reference.blocks(world.rank, world.size), extractor, False, world, 0, mark))
 
 
 def _is_best(state: TrainState, value: float, conditions: dict[str, Any], out: Path) -> bool:
-    """Whether no earlier step of this run had less under the same conditions; RUN/best.json then says so, before the
-    step is committed."""
+    """Whether no earlier step of this run had a lower value under the same conditions. RUN/best.json then says so,
+    before the step is committed."""
     conditions = json.loads(json.dumps(conditions))  # as they are read again
 
     def compare() -> bool:
         best = best_step(out)
-        # Files of former versions say less.
-        report_once = best is not None and all(conditions.get(name) == value for name, value in best.conditions.items())
-        known = [*best.before, (best.step, best.value)] if best is not None and report_once else []
+        # Files of earlier versions have fewer conditions: those they have must agree.
+        comparable = best is not None and all(conditions.get(name) == one for name, one in best.conditions.items())
+        known = [*best.before, (best.step, best.value)] if best is not None and comparable else []
         before = [pair for pair in known if pair[0] < state.step]
         if before and before[-1][1] <= value:
             return False

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ldit.data.source import BUNDLED
 from ldit.errors import EvaluationError, RequestError
@@ -15,13 +14,15 @@ from ldit.eval.metrics.metrics import Reference, clouds
 from ldit.eval.plot import draw
 from ldit.eval.reference import ABOUT
 from ldit.eval.report import title
+from ldit.figure import write_figure
 from ldit.pipeline.sets.stream import is_images, path_of
 from ldit.storage.atomic import replaced, write_json_atomic
 from ldit.storage.npz import members
 from ldit.storage.outputs import check_target, written
 
 _LARGEST = 1 << 26  # bytes of a report
-_TEXT = "ldit evaluate"  # the PNG chunk that says what a figure compares
+_TEXT = "ldit evaluate"  # the key under which a figure's metadata say what it compares
+_HEAD = 1 << 14  # bytes of an SVG that hold its metadata
 
 
 def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str, str]) -> None:
@@ -59,10 +60,9 @@ def write_outputs(
                 write_json_atomic(target, report)
     finally:
         if figure is not None:
-            image, words = draw(report, *clouds(found, reference)), PngInfo()
-            words.add_text(_TEXT, title(report).encode("utf-8", "backslashreplace").decode())
+            chart = draw(report, *clouds(found, reference))
             with written(figure), replaced(figure) as temporary:
-                image.save(temporary, "PNG", pnginfo=words)
+                write_figure(chart, temporary, figure.suffix[1:].lower(), {_TEXT: title(report)})
 
 
 def _is_report(path: Path) -> bool:
@@ -79,6 +79,9 @@ def _is_figure(path: Path) -> bool:
     try:
         if not path.stat().st_size:
             return True
+        if path.suffix.lower() == ".svg":
+            with path.open("rb") as file:
+                return f"{_TEXT}: ".encode() in file.read(_HEAD)
         with Image.open(path, formats=("PNG",)) as image:
             return _TEXT in image.info  # as far as the header says, which is where ours is
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

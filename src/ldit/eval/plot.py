@@ -1,140 +1,103 @@
-"""A report of `ldit evaluate` as an image: the figures with what they depend on, both sets in two principal components
-of the reference, and a bar a class."""
+"""The figure of an evaluation: metrics, both sets in two principal components, and a bar a class."""
+
+from __future__ import annotations
 
 import math
-from typing import Any
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw
+from torch import Tensor
 
-from ldit.commands.chart import (
-    COLOURS,
-    FONT,
-    FRAME,
-    GRID,
-    KEY_FONT,
-    SUPERSAMPLE,
-    TEXT,
-    Axis,
-    Point,
-    fine,
-    plot,
-    shortened,
-)
 from ldit.eval.metrics.components import Cloud
 from ldit.eval.report import CLASSES_SHOWN, conditions, number, spread, title
+from ldit.figure import COLOURS, FAINT, new_figure, shortened, style
 
-SIDE = 460  # pixels of the plot area
-WIDE = 2 * SIDE + 130
-MARGIN, ROW, LEFT, NAMES = 18, 20, 66, 150
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 SAMPLES, REFERENCE = COLOURS[0], COLOURS[4]
-SHARES = ("precision", "accuracy")
+SHARES = {"precision": COLOURS[2], "accuracy": COLOURS[3]}
 DEVIATIONS = 2.0
+_PANEL, _LINE, _EDGE = 5.4, 0.22, 0.15  # inches: width and height of a panel, height of a line of text, margin
 
 
-def draw(report: dict[str, Any], samples: Cloud, reference: Cloud) -> Image.Image:
-    """Figures above; below them the clouds, and beside those shares of classes where the report has them."""
+@style()
+def draw(report: dict[str, Any], samples: Cloud, reference: Cloud) -> Figure:
+    """Metrics above; below them the clouds, and beside those the classes where the report has shares of them."""
     classes = report.get("classes") or []
     shares = [name for name in SHARES if classes and name in classes[0]] if 1 < len(classes) <= CLASSES_SHOWN else []
-    top = 2 * MARGIN + (len(report["figures"]) + 4) * ROW
-    canvas = Image.new("RGB", (WIDE if shares else SIDE + LEFT + 3 * MARGIN, top + SIDE + 66), "white")
-    pen = ImageDraw.Draw(canvas)
-    _figures(pen, report, canvas.width - 2 * MARGIN)
-    _clouds(canvas, (LEFT, top), samples, reference)
+    columns = 2 if shares else 1
+    lines = _text(report, columns)
+    width, height = columns * _PANEL, _PANEL + len(lines) * _LINE + 2 * _EDGE
+    figure = new_figure(width, height)
+    # Text takes the top, line by line; the panels share the rest.
+    for row, words in enumerate(lines):
+        y = 1 - (_EDGE + row * _LINE) / height
+        for x, text, look in words:
+            figure.text(x / width, y, text, va="top", **look)
+    figure.get_layout_engine().set(rect=(0, 0, 1, _PANEL / height))  # type: ignore[union-attr, call-arg]
+    axes = figure.subplots(1, columns, squeeze=False).flat
+    _clouds(axes[0], samples, reference)
     if shares:
-        _bars(pen, (LEFT + SIDE + NAMES + 36, top), classes, shares)
-    return canvas
+        _bars(axes[1], classes, shares)
+    return figure
 
 
-def _figures(pen: ImageDraw.ImageDraw, report: dict[str, Any], width: int) -> None:
-    """A row a figure, and one line of what they all depend on."""
-    pen.text((MARGIN, MARGIN), shortened(title(report), width, KEY_FONT), TEXT, KEY_FONT)
-    for row, name in enumerate(report["figures"], 2):
-        y = MARGIN + row * ROW
-        pen.text((MARGIN, y), name, TEXT, FONT)
-        pen.text((MARGIN + 250, y), number(report[name]), TEXT, FONT, anchor="ra")
-        pen.text((MARGIN + 268, y), spread(report, name), TEXT, FONT)
-    words = [f"{name} {value}" for name, value in conditions(report).items() if value != "-"]
-    y = MARGIN + (len(report["figures"]) + 2) * ROW + 4
-    for line in _wrapped(words, width):
-        pen.text((MARGIN, y), line, FRAME, FONT)
-        y += ROW - 4
+def _text(report: dict[str, Any], columns: int) -> list[list[tuple[float, str, dict[str, Any]]]]:
+    """Lines of (inches from the left, text, look): what is compared, a metric each, and what they all depend on."""
+    titles = textwrap.wrap(shortened(title(report), 220), 54 * columns)
+    lines: list[list[tuple[float, str, dict[str, Any]]]] = [[(_EDGE, line, {"size": 11})] for line in titles] + [[]]
+    for name in report["figures"]:
+        value = (2.6, number(report[name]), {"ha": "right", "weight": "bold"})
+        lines.append([(_EDGE, name, {}), value, (2.8, spread(report, name), {})])
+    words = ", ".join(f"{name} {value}" for name, value in conditions(report).items() if value != "-")
+    small = [[(_EDGE, line, {"color": FAINT, "size": 8.5})] for line in textwrap.wrap(words, 72 * columns)]
+    return [*lines, [], *small]
 
 
-def _wrapped(words: list[str], width: int) -> list[str]:
-    """The words joined by commas, in as few lines as they need."""
-    lines = [words[0]]
-    for word in words[1:]:
-        longer = f"{lines[-1]}, {word}"
-        if FONT.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
+def _clouds(axes: Axes, samples: Cloud, reference: Cloud) -> None:
+    """Points of both sets in one random order, so that neither hides the other, and the Gaussians that the Fréchet
+    distance compares, as ellipses of two deviations. One scale on both axes: distances are those of the plane."""
+    from matplotlib.patheffects import Normal, Stroke
 
-
-def _clouds(canvas: Image.Image, corner: tuple[int, int], samples: Cloud, reference: Cloud) -> None:
-    """Points of both sets in one order of chance, so that neither hides the other, and the Gaussians that the Fréchet
-    distance compares, as ellipses of two deviations."""
-    sets = ((reference, REFERENCE), (samples, SAMPLES))
-    outlines = [_ellipse(cloud) for cloud, _ in sets]
-    points = [
-        (point, colour, SUPERSAMPLE * (1.5 if len(cloud.points) > 1000 else 2.5))
-        for cloud, colour in sets
-        for point in cloud.points.tolist()
-    ]
-    every = torch.tensor([point for point, *_ in points] + [p for outline in outlines for p in outline]).double()
-    middle, half = (every.amax(0) + every.amin(0)) / 2, 0.52 * float((every.amax(0) - every.amin(0)).max())
-    x, y = (Axis(at - half, at + half, SIDE) for at in middle.tolist())  # one scale: distances are those of the plane
+    sets = ((reference, REFERENCE, "reference"), (samples, SAMPLES, "samples"))
+    points = torch.cat([cloud.points.double() for cloud, *_ in sets])
+    colours = [colour for cloud, colour, _ in sets for _ in range(len(cloud.points))]
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def marks(pen: ImageDraw.ImageDraw) -> None:
-        for place in order:
-            point, colour, radius = points[place]
-            px, py = fine(x, y, point)
-            pen.ellipse((px - radius, py - radius, px + radius, py + radius), colour)
-        for outline in outlines:
-            pen.line([fine(x, y, point) for point in outline], "white", 5 * SUPERSAMPLE, joint="curve")
-        for outline, (_, colour) in zip(outlines, sets, strict=True):
-            pen.line([fine(x, y, point) for point in outline], colour, 3 * SUPERSAMPLE, joint="curve")
-
-    plot(canvas, corner, x, y, marks)
-    pen, (left, top) = ImageDraw.Draw(canvas), corner
-    words = "principal components 1 and 2 of the reference; ellipses: 2 deviations"
-    pen.text((left, top + SIDE + 26), words, TEXT, FONT)
-    for word, colour, shift in (("reference", REFERENCE, 0), ("samples", SAMPLES, 110)):
-        at = left + shift
-        pen.ellipse((at, top - 15, at + 8, top - 7), colour)
-        pen.text((at + 14, top - 11), word, TEXT, FONT, anchor="lm")
+    size = 5 if len(points) > 2000 else 14
+    axes.scatter(
+        points[order, 0].numpy(), points[order, 1].numpy(), size, [colours[i] for i in order],
+        linewidths=0, alpha=0.8, rasterized=True,
+    )  # fmt: skip
+    for cloud, colour, name in sets:
+        outline = _ellipse(cloud)
+        halo = [Stroke(linewidth=4.5, foreground="white"), Normal()]
+        axes.plot(outline[:, 0], outline[:, 1], color=colour, linewidth=2.2, label=name, path_effects=halo)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xlabel(f"first principal component of the reference; ellipses: {DEVIATIONS:g} deviations")
+    axes.set_ylabel("second principal component")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
-def _ellipse(cloud: Cloud, pieces: int = 120) -> list[Point]:
-    """Points two deviations from the mean, all around."""
+def _ellipse(cloud: Cloud, pieces: int = 120) -> Tensor:
+    """(pieces + 1, 2): points at DEVIATIONS from the mean, all around."""
     values, vectors = torch.linalg.eigh(cloud.covariance)
     turns = torch.arange(pieces + 1, dtype=torch.float64) * (2 * math.pi / pieces)
-    model_group = torch.stack([turns.cos(), turns.sin()])
-    outline = cloud.mean[:, None] + DEVIATIONS * vectors @ (values.clamp(min=0).sqrt()[:, None] * model_group)
-    return [(float(a), float(b)) for a, b in outline.T]
+    circle = torch.stack([turns.cos(), turns.sin()])
+    return (cloud.mean[:, None] + DEVIATIONS * vectors @ (values.clamp(min=0).sqrt()[:, None] * circle)).T
 
 
-def _bars(pen: ImageDraw.ImageDraw, corner: tuple[int, int], classes: list[dict[str, Any]], shares: list[str]) -> None:
-    """Shares from 0 to 1, the bars of a class one below the other."""
-    (left, top), high = corner, SIDE / len(classes)
-    axis = Axis(0.0, 1.0, WIDE - left - 3 * MARGIN)
-    thick = min(0.8 * high / len(shares), 14.0)
-    for tick in axis.ticks(5):
-        x = left + axis.at(tick)
-        pen.line((x, top, x, top + SIDE), GRID)
-        pen.text((x, top + SIDE + 7), f"{tick:.1f}", TEXT, FONT, anchor="ma")
-    for place, row in enumerate(classes):
-        middle = top + (place + 0.5) * high
-        words = shortened(f"{row['class']} ({row['pictures']})", NAMES)
-        pen.text((left - 8, middle), words, TEXT, FONT, anchor="rm")
-        for index, name in enumerate(shares):
-            y = middle + (index - len(shares) / 2) * thick
-            pen.rectangle((left, y, left + axis.at(row[name]), y + thick - 2), COLOURS[index + 2])
-    pen.line((left, top, left, top + SIDE), FRAME)
+def _bars(axes: Axes, classes: list[dict[str, Any]], shares: list[str]) -> None:
+    """Shares from 0 to 1, the first class on top, the bars of a class one below the other."""
+    thick = 0.8 / len(shares)
     for index, name in enumerate(shares):
-        at = left + index * 110
-        pen.rectangle((at, top - 15, at + 8, top - 7), COLOURS[index + 2])
-        pen.text((at + 14, top - 11), name, TEXT, FONT, anchor="lm")
+        places = [row + (index - (len(shares) - 1) / 2) * thick for row in range(len(classes))]
+        axes.barh(places, [row[name] for row in classes], 0.9 * thick, color=SHARES[name], label=name)
+    labels = [shortened(f"{row['class']} ({row['pictures']})", 28) for row in classes]
+    axes.set_yticks(range(len(classes)), labels, size=9.5 if len(classes) <= 20 else 7.5)
+    axes.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5), xlabel="share of the images of a class")
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

@@ -1,4 +1,4 @@
-"""Reference and statistics files: the moments of a set's features, and where they stand in it, the images.
+"""What samples are compared with: files of statistics (moments of features, perhaps images), or sets of images.
 
 Guided-diffusion's reference batches and ours have the same keys: mu (D,), sigma (D, D), for Inception's spatial
 features mu_s and sigma_s, and arr_0, images. Ours add `about`: JSON that names the extractor and the count.
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
+from ldit.eval.features import Extractor
+from ldit.pipeline.sets.stream import ImageStream, check_there, is_images, open_stream
 from ldit.storage.npz import IMAGES, Images, Member, members, read_array, write_npz
 
 FORMAT = 1
@@ -51,6 +53,42 @@ def has_statistics(path: Path) -> bool:
     """Whether an .npz file is to be used as statistics: whether it holds mu, whatever else it holds. EvaluationError
     when it cannot be read."""
     return _MEAN in members(path)
+
+
+def open_reference(
+    reference: str,
+    extractor: Extractor,
+    size: tuple[int, int],
+    side: int | None,
+    block: int,
+    name: str = "reference",
+) -> Statistics | ImageStream:
+    """Saved statistics that fit the extractor, or images, cut to `side` or the samples' `size`. EvaluationError for
+    anything else; `name` is what errors call it."""
+    path = Path(reference).expanduser()
+    check_there(reference, name)
+    if path.suffix == ".npz" and has_statistics(path):
+        statistics = read_statistics(path)
+        _check_fits(statistics, extractor, path)
+        return statistics
+    if not is_images(reference):
+        raise EvaluationError(f"{name} {reference}: expected an .npz, a folder of images, or a bundled set")
+    return open_stream(reference, None, side or min(size), block)
+
+
+def _check_fits(statistics: Statistics, extractor: Extractor, path: Path) -> None:
+    """EvaluationError for statistics of other features than the extractor's."""
+    if statistics.extractor != extractor.name:
+        raise EvaluationError(f"{path}: statistics of {statistics.extractor}, the extractor is {extractor.name}")
+    if statistics.fingerprint not in ("", extractor.fingerprint):
+        raise EvaluationError(f"{path}: statistics of other weights of {extractor.name} than these")
+    if statistics.resize not in ("", extractor.resize):
+        raise EvaluationError(f"{path}: statistics of images resized by {statistics.resize}, not {extractor.resize}")
+    if len(statistics.mean) != extractor.width:
+        raise EvaluationError(f"{path}: {len(statistics.mean)} features, {extractor.name} has {extractor.width}")
+    spatial = 0 if statistics.spatial_mean is None else len(statistics.spatial_mean)
+    if spatial not in (0, extractor.spatial):
+        raise EvaluationError(f"{path}: {spatial} spatial features, {extractor.name} has {extractor.spatial}")
 
 
 def read_statistics(path: Path) -> Statistics:

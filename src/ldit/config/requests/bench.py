@@ -8,8 +8,8 @@ from ldit.config.requests.fields import flag
 from ldit.config.sections import Precision, Recompute
 
 Size = Literal["tiny", "600m", "3b", "7b"]
-Rung = Literal["original", "fused", "compiled"]
-RUNGS: tuple[Rung, ...] = ("original", "fused", "compiled")
+Variant = Literal["original", "fused", "compiled"]
+VARIANTS: tuple[Variant, ...] = ("original", "fused", "compiled")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class BenchTrainRequest:
     """Images in one pass. Default: the batch."""
     precision: Precision = "bf16"
     """Precision policy."""
-    rungs: tuple[Rung, ...] = RUNGS
-    """Variants of the step that are measured."""
+    variants: tuple[Variant, ...] = VARIANTS
+    """Forms of the step: as the original takes it, ours, ours with compiled blocks."""
     steps: int = 5
     """Steps in a round."""
     rounds: int = 3

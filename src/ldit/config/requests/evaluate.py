@@ -43,7 +43,7 @@ class EvaluateRequest(Features, ModelRequest):
     json: Path | None = field(default=None, metadata=flag(group="Files"))
     """File for the report."""
     figure: Path | None = field(default=None, metadata=flag(group="Files"))
-    """PNG of the metrics, of both sets in two principal components, and of the classes."""
+    """PNG or SVG of the metrics, of both sets in two principal components, and of the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ XAxis = Literal["step", "images", "hours"]
 
 @dataclass(frozen=True)
 class PlotRequest:
-    """Options: the curves of runs as one PNG."""
+    """Options: the curves of runs as one image."""
 
     runs: tuple[Path, ...] = field(metadata=flag(positional=True, metavar="RUN [RUN ...]"))
     """Directories of runs, or metrics.jsonl files."""
     out: Path = Path("curves.png")
-    """The PNG; replaced if it exists."""
+    """A PNG or SVG, by its name; replaced if it exists."""
     keys: tuple[str, ...] = ()
     """What to draw. Default: loss, eps_mse, grad_norm, lr and images_per_second, where logged. attention_logit/3 is the
     fourth of a list."""

@@ -15,7 +15,7 @@ from ldit.storage.tensors import assign
 
 
 class ClassifierExtractor:
-    """See `ldit.eval.extractors.extractor.Extractor`. `classes` are the names of the logits."""
+    """See `ldit.eval.features.Extractor`. `classes` are the names of the logits."""
 
     name = "classifier"
     metric = "fd_classifier"
@@ -49,7 +49,7 @@ class ClassifierExtractor:
 
 
 def open_classifier(source: Path, device: torch.device) -> Extractor:
-    """The EMA weights of a classifier's run (its newest true step) or of one step; EvaluationError when it is damaged
+    """The EMA weights of a classifier's run (its latest valid step) or of one step; EvaluationError when it is damaged
     or something else."""
     try:
         if not holds_classifier(source):

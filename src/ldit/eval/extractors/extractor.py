@@ -1,4 +1,4 @@
-"""What turns images into features: by name, with the words and hashes a figure is reported with."""
+"""Extractors by name, each with the words and hashes that a metric is reported with."""
 
 import os
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldit.errors import EvaluationError
 from ldit.eval.extractors import inception, lite0
+from ldit.eval.extractors.classifier import open_classifier
 from ldit.eval.extractors.inception_weights import check_weights, find_weights
 from ldit.eval.features import Extractor, Features
 
@@ -20,7 +21,7 @@ _KEPT = 31 << 20  # bytes
 
 @dataclass(frozen=True)
 class NetworkExtractor:
-    """A network that resizes by itself, behind the words that belong to it."""
+    """A network that resizes by itself, with its name, hash and resize rule (see `ldit.eval.features.Extractor`)."""
 
     name: str
     fingerprint: str
@@ -35,8 +36,15 @@ class NetworkExtractor:
     def __call__(self, images: Tensor) -> Features:
         rows = _SLICE if self.device.type == "cpu" else max(len(images), 1)
         parts = [self.network(part) for part in images.to(self.device).split(rows)]
-        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return Features(found["pool"], found.get("spatial"), found[self.logits])
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Features(whole["pool"], whole.get("spatial"), whole[self.logits])
+
+
+def open_named(name: str, inception_weights: Path | None, device: torch.device) -> Extractor:
+    """The extractor that a request or a run names; `inception_weights` is the file of Inception alone."""
+    if inception_weights is not None and name != INCEPTION:
+        raise EvaluationError(f"inception_weights: the extractor is {name}")
+    return open_extractor(name, inception_weights, device)
 
 
 def open_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
@@ -62,8 +70,6 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         )
     if weights is not None:
         raise EvaluationError(f"{weights}: a trained classifier has its weights in its own folder, {name}")
-    from ldit.eval.extractors.classifier import open_classifier  # which knows Features from here
-
     return open_classifier(Path(name).expanduser(), device)
 
 

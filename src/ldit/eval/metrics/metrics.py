@@ -1,4 +1,4 @@
-"""From features of samples and what is known of a reference to figures, each under its name in the report."""
+"""Features of samples and what is known of a reference -> metrics, each under its name in the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ LEAST = {"fd": 2, "sfid": 2, "pr": NEIGHBOURS + 1, "kid": 2}
 @dataclass(frozen=True)
 class Reference:
     """What samples are compared with. `count` is None for statistics that do not say it; `rows` (M, D) are there where
-    the features themselves are at hand."""
+    the features themselves are known."""
 
     mean: Tensor
     covariance: Tensor
@@ -59,10 +59,10 @@ class MetricPlan:
         return any(name in self.metrics for name in NEED_ROWS) or self.clouds
 
 
-def reference_of(found: Collected) -> Reference:
-    """Images whose features were computed here."""
-    spatial = None if found.spatial is None else (found.spatial.mean, found.spatial.covariance)
-    return Reference(found.pool.mean, found.pool.covariance, found.count, spatial, found.rows)
+def reference_of(collected: Collected) -> Reference:
+    """The reference that a collected set of images is."""
+    spatial = None if collected.spatial is None else (collected.spatial.mean, collected.spatial.covariance)
+    return Reference(collected.pool.mean, collected.pool.covariance, collected.count, spatial, collected.rows)
 
 
 def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -78,73 +78,73 @@ def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> t
         if name not in METRICS:
             raise EvaluationError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
     offered = tuple(name for name in METRICS if metric == "fid" or name not in INCEPTIONS)
-    wanted = tuple(dict.fromkeys(asked)) or offered
-    return tuple(name for name in wanted if not lacks.get(name)), [f"{n} {lacks[n]}" for n in wanted if lacks.get(n)]
+    chosen = tuple(dict.fromkeys(asked)) or offered
+    return tuple(name for name in chosen if not lacks.get(name)), [f"{n} {lacks[n]}" for n in chosen if lacks.get(n)]
 
 
-def check_reference(reference: Reference, wanted: MetricPlan, name: str) -> None:
-    """EvaluationError for a reference that figures cannot be had of, before there are samples to be lost; `name` is
-    what it is called."""
+def check_reference(reference: Reference, plan: MetricPlan, name: str) -> None:
+    """EvaluationError for a reference that has no such metrics, before samples are made in vain; `name` is what it
+    is called."""
     try:
-        _check_reference(reference, wanted)
+        _check_reference(reference, plan)
     except EvaluationError as error:
         raise EvaluationError(f"{name}: {error}") from None
 
 
-def _check_reference(reference: Reference, wanted: MetricPlan) -> None:
-    needed = max(wanted.components, 2 if wanted.clouds else 0)
+def _check_reference(reference: Reference, plan: MetricPlan) -> None:
+    needed = max(plan.components, 2 if plan.clouds else 0)
     if needed:
         principal_components(reference.mean, reference.covariance, needed)
-    if reference.rows is None and "fd" in wanted.metrics:
+    if reference.rows is None and "fd" in plan.metrics:
         frechet_distance(reference.mean, reference.covariance, reference.mean, reference.covariance)
-    if reference.rows is None and "sfid" in wanted.metrics and reference.spatial is not None:
+    if reference.rows is None and "sfid" in plan.metrics and reference.spatial is not None:
         frechet_distance(*reference.spatial, *reference.spatial)
 
 
-def figures(
-    samples: Collected, reference: Reference, wanted: MetricPlan, metric: str, device: torch.device
+def compute_metrics(
+    samples: Collected, reference: Reference, plan: MetricPlan, metric: str, device: torch.device
 ) -> dict[str, Any]:
-    """The figures by name; on the process that has the rows. Products of many rows are computed on `device`.
+    """The metrics by name; on the main process, which has the rows. Products of many rows are computed on `device`.
 
     EvaluationError for too few images."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     pool = samples.pool
-    if "fd" in wanted.metrics:
-        found[metric] = frechet_distance(pool.mean, pool.covariance, reference.mean, reference.covariance)
-    if "sfid" in wanted.metrics and samples.spatial is not None and reference.spatial is not None:
-        found["sfid"] = frechet_distance(samples.spatial.mean, samples.spatial.covariance, *reference.spatial)
-    if "is" in wanted.metrics and samples.scores is not None:
+    if "fd" in plan.metrics:
+        metrics[metric] = frechet_distance(pool.mean, pool.covariance, reference.mean, reference.covariance)
+    if "sfid" in plan.metrics and samples.spatial is not None and reference.spatial is not None:
+        metrics["sfid"] = frechet_distance(samples.spatial.mean, samples.spatial.covariance, *reference.spatial)
+    if "is" in plan.metrics and samples.scores is not None:
         score = samples.scores.value()
-        found |= {"inception_score": score.mean, "inception_score_deviation": score.deviation}
-        found["inception_score_splits"] = score.splits
+        metrics |= {"inception_score": score.mean, "inception_score_deviation": score.deviation}
+        metrics["inception_score_splits"] = score.splits
     rows = None if samples.rows is None else samples.rows.to(device)
-    theirs = None if reference.rows is None else reference.rows.to(device)
-    if "pr" in wanted.metrics and rows is not None and theirs is not None:
-        both = precision_recall(rows, theirs)
-        found |= {"precision": both.precision, "recall": both.recall, "reached": both.reached.cpu()}
-    if "kid" in wanted.metrics and rows is not None and theirs is not None:
-        kid = kernel_distance(rows, theirs)
-        found |= {"kid": kid.mean, "kid_deviation": kid.deviation, "kid_subset": kid.subset_size}
-    if wanted.components:
-        found |= _in_components(samples, reference, wanted, metric)
-    return found
+    references = None if reference.rows is None else reference.rows.to(device)
+    if "pr" in plan.metrics and rows is not None and references is not None:
+        both = precision_recall(rows, references)
+        metrics |= {"precision": both.precision, "recall": both.recall, "reached": both.reached.cpu()}
+    if "kid" in plan.metrics and rows is not None and references is not None:
+        kid = kernel_distance(rows, references)
+        metrics |= {"kid": kid.mean, "kid_deviation": kid.deviation, "kid_subset": kid.subset_size}
+    if plan.components:
+        metrics |= _in_components(samples, reference, plan, metric)
+    return metrics
 
 
-def _in_components(samples: Collected, reference: Reference, wanted: MetricPlan, metric: str) -> dict[str, Any]:
-    axes = principal_components(reference.mean, reference.covariance, wanted.components)
+def _in_components(samples: Collected, reference: Reference, plan: MetricPlan, metric: str) -> dict[str, Any]:
+    axes = principal_components(reference.mean, reference.covariance, plan.components)
     target = axes.project_moments(reference.mean, reference.covariance)
     mine = axes.project_moments(samples.pool.mean, samples.pool.covariance)
-    name = f"{metric}_{wanted.components}"
-    found: dict[str, Any] = {name: frechet_distance(*mine, *target)}
-    if wanted.resamples and samples.rows is not None:
-        found[f"{name}_interval"] = interval(
-            found[name], bootstrap(axes.project(samples.rows), target, wanted.resamples)
+    name = f"{metric}_{plan.components}"
+    metrics: dict[str, Any] = {name: frechet_distance(*mine, *target)}
+    if plan.resamples and samples.rows is not None:
+        metrics[f"{name}_interval"] = interval(
+            metrics[name], bootstrap(axes.project(samples.rows), target, plan.resamples)
         )
-    return found
+    return metrics
 
 
 def clouds(samples: Collected, reference: Reference) -> tuple[Cloud, Cloud]:
-    """Both sets in the first two principal components of the reference; on the process that has the rows."""
+    """Both sets in the first two principal components of the reference; on the main process, which has the rows."""
     axes = principal_components(reference.mean, reference.covariance, 2)
     mine = cloud(axes, samples.pool.mean, samples.pool.covariance, samples.rows)
     return mine, cloud(axes, reference.mean, reference.covariance, reference.rows)
@@ -160,7 +160,9 @@ def by_class(
     """A row a class: images; precision where it is known which samples were reached (N,); the share that the
     extractor calls that class, where its own classes are these."""
     truth = torch.tensor(labels)
-    told = samples.predicted if samples.predicted is not None and tuple(classes) == tuple(names) and names else None
+    predicted = (
+        samples.predicted if samples.predicted is not None and tuple(classes) == tuple(names) and names else None
+    )
     rows = []
     for label in sorted(set(labels)):
         mine = truth == label
@@ -170,7 +172,7 @@ def by_class(
         }
         if reached is not None:
             row["precision"] = float(reached[mine].double().mean())
-        if told is not None:
-            row["accuracy"] = float((told[mine] == label).double().mean())
+        if predicted is not None:
+            row["accuracy"] = float((predicted[mine] == label).double().mean())
         rows.append(row)
     return rows

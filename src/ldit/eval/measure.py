@@ -1,0 +1,134 @@
+"""Blocks of images -> features on all processes -> what metrics need of a set."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.errors import EvaluationError
+from ldit.eval.features import Extractor, Features
+from ldit.eval.metrics.collect import Collected, Collector
+from ldit.eval.metrics.metrics import MetricPlan, Reference, reference_of
+from ldit.eval.reference import Statistics
+from ldit.parallel.world import World
+from ldit.pipeline.sets.stream import ImageStream
+from ldit.sampling.fast.oom import out_of_memory
+from ldit.storage.progress import Progress
+
+STOP = "evaluation"
+"""The alarm of a process that cannot go on."""
+
+
+def collect(
+    blocks: Iterable[tuple[int, Tensor]],
+    extractor: Extractor,
+    keep_rows: bool,
+    world: World,
+    total: int,
+    mark: Callable[[], None] = lambda: None,
+    together: bool = False,
+) -> Collected:
+    """Features of this process's blocks, (number of the first image, uint8 (b, 3, H, W)), merged with those of all
+    others. `mark` is called after each block. `total` is the number of images of all processes; with 0 there is no
+    progress bar, and moments and scores alone are kept.
+
+    An error on one process ends the work of all: at their next block or, where blocks are made `together` and end
+    themselves by the alarm, when they do.
+    """
+    collector = Collector(world, total, keep_rows)
+
+    def run() -> None:
+        fault = None
+        try:
+            for first, images in _with_progress(blocks, total, world):
+                try:
+                    collector.add(first, _features(extractor, images))
+                    mark()
+                except Exception as error:
+                    # Blocks that all processes make together must be asked for to the end: the others wait for it.
+                    if not together or world.size == 1:
+                        raise
+                    fault = fault or error
+                    world.alarm(STOP)
+                if not together and world.alarmed(STOP):
+                    return
+        except Exception:
+            world.alarm(STOP)
+            raise
+        if fault is not None:
+            raise fault
+
+    try:
+        world.run_on_all(run)
+    except Exception:
+        with suppress(RuntimeError):  # of a process group that has ended
+            world.calm(STOP)
+        raise
+    return collector.merged()
+
+
+def _features(extractor: Extractor, images: Tensor) -> Features:
+    try:
+        return extractor(images)
+    except Exception as error:
+        if out_of_memory(error):
+            raise EvaluationError(
+                f"memory does not suffice for {len(images)} images in {extractor.name}: take fewer (batch_size)"
+            ) from error
+        raise
+
+
+def _with_progress(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> Iterator[tuple[int, Tensor]]:
+    """The blocks, and a bar of all processes' images by the pace of the main one; none without a total."""
+    seen = 0
+    progress = Progress(total, lambda: min(seen * world.size, total), world.is_main and total > 0, "images")
+    try:
+        for first, images in blocks:
+            yield first, images
+            seen += len(images)
+            progress.advance(min(len(images) * world.size, total))
+    finally:
+        progress.close()
+
+
+def measure_reference(
+    reference: Statistics | ImageStream,
+    extractor: Extractor,
+    plan: MetricPlan,
+    world: World,
+    block: int,
+    mark: Callable[[], None] = lambda: None,
+) -> tuple[Reference, dict[str, Any]]:
+    """What the metrics of `plan` need of a reference, and what the report says of it. Images go through the extractor
+    only where their features are needed."""
+    if not isinstance(reference, Statistics):
+        return _measure_images(reference, extractor, plan, world, mark), reference.about
+    rows, images = None, reference.images
+    if plan.reference_rows and images is not None:
+        rows = collect(_blocks(reference, world, block), extractor, True, world, len(images), mark).rows
+    spatial = None
+    if reference.spatial_mean is not None and reference.spatial_covariance is not None:
+        spatial = (reference.spatial_mean, reference.spatial_covariance)
+    about = {"statistics": reference.name, "crc32": reference.crc32, "count": reference.count}
+    about |= {"resize": reference.resize or "not stated"}
+    about |= {} if images is None else {"pictures": len(images)}
+    return Reference(reference.mean, reference.covariance, reference.count, spatial, rows), about
+
+
+def _measure_images(
+    images: ImageStream, extractor: Extractor, plan: MetricPlan, world: World, mark: Callable[[], None]
+) -> Reference:
+    if not plan.reference:
+        return Reference(torch.empty(0), torch.empty(0, 0), images.count, None, None)
+    blocks = images.blocks(world.rank, world.size)
+    return reference_of(collect(blocks, extractor, plan.reference_rows, world, images.count, mark))
+
+
+def _blocks(statistics: Statistics, world: World, block: int) -> Iterator[tuple[int, Tensor]]:
+    """This process's blocks of the images that lie beside statistics: every n-th, as of other sets."""
+    assert statistics.images is not None
+    for index, part in enumerate(statistics.images.batches(block)):  # uint8 (b, H, W, 3)
+        if index % world.size == world.rank:
+            yield index * block, torch.from_numpy(part.copy()).permute(0, 3, 1, 2)
