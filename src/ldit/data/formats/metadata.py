@@ -11,11 +11,10 @@ Blank lines and a byte order mark are ignored.
 """
 
 import os
-import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from ldit.errors import DataError
 
 METADATA = "metadata.jsonl"
 OTHERS = ("metadata.csv", "metadata.parquet")
-MOST_LINE = 1 << 20  # bytes
 CAPTION_KEYS = ("text", "caption")
 
 
@@ -115,25 +113,16 @@ def read_metadata(root: Path) -> MetadataIndex:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of those that are not blank. A line that is too long is not read to its end."""
+    """(number from 1, line) of those that are not blank."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a file")
     try:
-        # Without O_NONBLOCK, a FIFO of that name would be waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path} is not a file")
-            yield from _numbered(path, file)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+                    yield number, line
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    while line := file.readline(MOST_LINE + 1):
-        number += 1
-        if len(line) > MOST_LINE:
-            raise DataError(f"{path}, line {number}: longer than {MOST_LINE} bytes")
-        if line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
-            yield number, line
 
 
 def _inside(name: object) -> str:
