@@ -127,15 +127,15 @@ def describe(
     }
     if guide is not None:
         assert job.images.guide is not None
-        found = weights_fingerprint(guide, job.images.ema)
-        description["guide"] = {"source": _name(job.images.guide), "weights": found}
+        weights = weights_fingerprint(guide, job.images.ema)
+        description["guide"] = {"source": _name(job.images.guide), "weights": weights}
     return description
 
 
 def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:
-    """The content of samples.json when every image stands."""
-    found = {**description, "complete": True}
-    return found if labels.rule is None else {**found, "labels": list(labels.of(range(description["num"])))}
+    """The content of samples.json when every image is there."""
+    final = {**description, "complete": True}
+    return final if labels.rule is None else {**final, "labels": list(labels.of(range(description["num"])))}
 
 
 def check_format(out: Path, begun: Any) -> None:
@@ -174,11 +174,11 @@ def cost(request: Request, spec: ModelSpec, weak: bool) -> tuple[int, int]:
 def _codec(job: ImageJob, source: Source) -> dict[str, Any]:
     """The codec by what it computes, not by where it lies."""
     config = source.spec.codec
-    said = {key: value for key, value in to_dict(config).items() if key != "name"}
+    described = {key: value for key, value in to_dict(config).items() if key != "name"}
     if isinstance(config, AutoencoderConfig):
         folder = codec_folder(config.name, codec_roots(job.codec_root, source.path))
-        said["weights"] = fingerprint(folder, read_kl_config(folder))
-    return said
+        described["weights"] = fingerprint(folder, read_kl_config(folder))
+    return described
 
 
 def _name(source: str) -> str:
