@@ -21,10 +21,10 @@ def weights_fingerprint(source: Source, ema: bool) -> str:
         return manifest.sha256_file(source.path)
     names = _files(source, ema)
     known = manifest.read(source.path) if (source.path / manifest.NAME).is_file() else {}
-    found = [known[name]["sha256"] if name in known else manifest.sha256_file(source.path / name) for name in names]
-    if len(found) == 1:
-        return found[0]
-    lines = "".join(f"{name} {digest}\n" for name, digest in zip(names, found, strict=True))
+    digests = [known[name]["sha256"] if name in known else manifest.sha256_file(source.path / name) for name in names]
+    if len(digests) == 1:
+        return digests[0]
+    lines = "".join(f"{name} {digest}\n" for name, digest in zip(names, digests, strict=True))
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 

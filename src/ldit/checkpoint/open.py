@@ -92,7 +92,7 @@ def open_source(
         return _open_pt(path, heads, process)
     if process is not None:
         raise SourceError(f"{path} states its process itself; process {process!r} is for DiT and SiT .pt files")
-    # Folders, told by the files in them.
+    # Folders, recognised by the files in them.
     if is_run(path):
         return _open_run(path, ema)
     if original.is_original(path):

@@ -94,7 +94,7 @@ def drop_after(run: Path, step: int) -> None:
             (run / BEST).unlink()
     # Snapshots of later steps go too.
     for path in (run / SNAPSHOTS).iterdir() if (run / SNAPSHOTS).is_dir() else ():
-        if (found := _STEP.match(path.name)) and int(found[1]) > step:
+        if (match := _STEP.match(path.name)) and int(match[1]) > step:
             _remove(path)
 
 
@@ -113,8 +113,8 @@ def committed_steps(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every committed step, latest first; committed = renamed into place, so only the name counts."""
     if not is_run(run):
         return []
-    found = [(int(m[1]), path) for path in (run / CHECKPOINTS).iterdir() if (m := _STEP.match(path.name))]
-    return sorted(found, reverse=True)
+    steps = [(int(m[1]), path) for path in (run / CHECKPOINTS).iterdir() if (m := _STEP.match(path.name))]
+    return sorted(steps, reverse=True)
 
 
 def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path] | None:

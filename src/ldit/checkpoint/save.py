@@ -100,7 +100,7 @@ def write_folder(
         # All write their files; if one fails, every process raises.
         world.run_on_all(lambda: _explained(write, final, needed), world.saving)
         # Sizes and checksums, taken while writing, go to the main process for the manifest.
-        known = {name: Record(*pair) for found in world.gather(records, world.saving) for name, pair in found.items()}
+        known = {name: Record(*pair) for own in world.gather(records, world.saving) for name, pair in own.items()}
 
         def finish() -> None:
             for name, document in documents.items():

@@ -174,7 +174,7 @@ def launched() -> Launch:
     if "RANK" in env and "WORLD_SIZE" in env:
         size, local = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE"))
         return Launch(_number("RANK"), size, _number("LOCAL_RANK", 0), max(size // max(local, 1), 1))
-    # srun: torch is told by the variables that torchrun would set.
+    # srun: set the variables that torchrun would set, which torch reads.
     if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         size, rank = _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_PROCID")
         env.setdefault("MASTER_ADDR", _first_host())

@@ -35,7 +35,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first: the same arrays make th
 
 @dataclass(frozen=True)
 class Member:
-    """An array in a file: what its header says, found to fit."""
+    """An array in a file: what its header says, checked against its size."""
 
     path: Path
     info: zipfile.ZipInfo
@@ -71,15 +71,15 @@ def _reading(path: Path) -> Iterator[None]:
 def members(path: Path) -> dict[str, Member]:
     """Key -> array of a file, of which the headers alone are read. EvaluationError in one line when it is missing, no
     .npz file, truncated, holds Python objects, or says something of itself that does not fit."""
-    found: dict[str, Member] = {}
+    arrays: dict[str, Member] = {}
     with _reading(path), zipfile.ZipFile(path) as archive:
         size = path.stat().st_size
         for info in archive.infolist():
             member = _member(path, archive, info, size)
-            if member.key in found:
+            if member.key in arrays:
                 raise member.refuse("is there twice")
-            found[member.key] = member
-    return found
+            arrays[member.key] = member
+    return arrays
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> Member:
@@ -88,9 +88,11 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: i
         raise EvaluationError(f"{path} is no .npz file: it holds {name}")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise EvaluationError(f"{path}: {name} is encrypted or packed in a way numpy does not write")
+    # The claimed size must be one that the packed bytes can have, and these must be in the file.
     most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE)
     if info.file_size > most or info.header_offset + info.compress_size > size:
         raise EvaluationError(f"{path}: {name} cannot hold the {info.file_size} bytes that the file claims")
+    # The header must claim as many bytes as the member has.
     with archive.open(info) as file:
         head = io.BytesIO(file.read(_HEADER))
     dtype, shape, fortran = _header(path, name, head)
@@ -103,7 +105,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: i
 
 
 def _header(path: Path, name: str, file: io.BytesIO) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """What a .npy header says, read literally; the file stands behind it then."""
+    """What a .npy header says, parsed as a literal; the file is at its end then."""
     magic, version = file.read(6), tuple(file.read(2))
     if magic != b"\x93NUMPY" or version not in _LENGTHS:
         raise EvaluationError(f"{path}: {name} is no array in version 1.0 or 2.0 of the .npy format")
@@ -235,7 +237,7 @@ def write_member(
 
 def open_images(path: Path) -> Images:
     """The images of an .npz file of samples, arr_0; EvaluationError when it has none."""
-    found = members(path)
-    if IMAGES not in found:
-        raise EvaluationError(f"{path} has no {IMAGES}, images: it holds {', '.join(found) or 'nothing'}")
-    return Images(found[IMAGES])
+    arrays = members(path)
+    if IMAGES not in arrays:
+        raise EvaluationError(f"{path} has no {IMAGES}, images: it holds {', '.join(arrays) or 'nothing'}")
+    return Images(arrays[IMAGES])

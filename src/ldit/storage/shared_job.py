@@ -98,7 +98,7 @@ class SharedJob(ABC, Generic[Block]):
     def _sweep(self, has_locks: bool) -> None:
         """Remove what a complete job needs no more, under the folder's lock."""
 
-    # What every job does alike.
+    # What is the same for every job.
 
     def begin(self) -> bool:
         """Whether there is anything to do. RequestError when `place` belongs to something else: of another job with the

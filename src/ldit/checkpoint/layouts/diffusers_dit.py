@@ -1,4 +1,4 @@
-"""Pipeline folders of diffusers whose network is the original DiT (DiTPipeline), read without diffusers.
+"""Folders of diffusers' DiTPipeline, whose network is the original DiT, read without diffusers.
 
 model_index.json names the parts and the classes, transformer/ and scheduler/ are network and process, vae/ is the
 codec. Names map to the original's; q, k and v become one matrix, the embedders that every block has a copy of become
@@ -6,8 +6,7 @@ one, and the table of positions, which is not stored, is computed.
 
 diffusers' own class gives the network other frequencies of time than facebookresearch/DiT and another epsilon in a
 block's second norm (`OriginalDiTConfig.variant`). Folders of that class, DiTTransformer2DModel, are computed as
-diffusers
-does. The published folders (facebook/DiT-XL-2-256 and -512) still name the class of their conversion in 2023,
+diffusers does. The published folders (facebook/DiT-XL-2-256 and -512) still name the class of their conversion in 2023,
 Transformer2DModel: their weights were trained by the original, and are computed as it does.
 """
 
@@ -101,7 +100,7 @@ def lacks_weights(folder: Path) -> bool:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The spec told by the configurations of the parts; SourceError names the file and the key that does not fit."""
+    """The spec, read from the configurations of the parts; SourceError names the file and the key that does not fit."""
     index = _object(folder / INDEX)
     if index.get("_class_name") != "DiTPipeline":
         raise SourceError(f"{folder / INDEX}: only a DiTPipeline is read, got {show(index.get('_class_name'))}")
@@ -147,8 +146,8 @@ def _stored(part: Path, check: bool) -> NamedTensors:
 
 def _renamed(part: Path, stored: NamedTensors, model: Any) -> Iterator[tuple[str, Tensor]]:
     """Entries without a counterpart keep their name, so that whoever fills the network names them."""
-    embedders: dict[str, Tensor] = {}
-    waiting: dict[str, dict[int, Tensor]] = {}
+    embedders: dict[str, Tensor] = {}  # of the first block, with which those of the others are compared
+    waiting: dict[str, dict[int, Tensor]] = {}  # q, k and v that came so far
     like: Tensor | None = None
     for name, tensor in stored:
         stem, _, leaf = name.rpartition(".")
@@ -234,9 +233,9 @@ def _check_scheduler(path: Path) -> None:
     """The process of training: that of DDPMConfig. Which solver diffusers would take does not matter."""
     data = _object(path)
     for key, expected in _SCHEDULER.items():
-        found = data.get(key, expected)
-        if found != expected:
-            raise SourceError(f"{path}: {key}: only {expected} is read, got {show(found)}")
+        value = data.get(key, expected)
+        if value != expected:
+            raise SourceError(f"{path}: {key}: only {expected} is read, got {show(value)}")
 
 
 def _read_codec(path: Path) -> AutoencoderConfig:

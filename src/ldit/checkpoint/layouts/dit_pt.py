@@ -124,7 +124,7 @@ def codec_of(settings: Mapping[str, Any]) -> AutoencoderConfig:
 
 def content(spec: ModelSpec, states: Mapping[str, dict[str, Tensor]]) -> dict[str, Any]:
     """What such a file holds of `states`, "model" and "ema": one set of weights bare, as the published files are, where
-    nothing has to be said of it; else the layout of its train.py, with the autoencoder among the settings."""
+    nothing has to be added; else the layout of its train.py, with the autoencoder among the settings."""
     vaes = [word for word, name in _VAES.items() if spec.codec == AutoencoderConfig(name)]
     settings = argparse.Namespace(vae=vaes[0]) if vaes and spec.codec != AutoencoderConfig(_VAE) else None
     if settings is None and len(states) == 1:

@@ -66,22 +66,22 @@ def kept(folder: Path) -> tuple[str, ...]:
 
 def shard_files(folder: Path, ema: bool) -> list[Path]:
     """The weight files in rank order; SourceError names what is missing."""
-    found = {}  # (rank, size) -> file
+    files = {}  # (rank, size) -> file
     for path in folder.glob("consolidated*.pth"):
         match = _SHARD.match(path.name)
         if match and bool(match[1]) == ema:
-            found[int(match[2]), int(match[3])] = path
+            files[int(match[2]), int(match[3])] = path
     word = "consolidated_ema" if ema else "consolidated"
-    if not found:
+    if not files:
         hint = "; ema=False takes the raw weights" if ema else ""
         raise SourceError(f"{folder} has no {word}.00-of-01.pth{hint}")
     # Of files of several launches, those of the largest one.
-    size = max(total for _, total in found)
-    ranks = sorted(rank for rank, total in found if total == size)
+    size = max(total for _, total in files)
+    ranks = sorted(rank for rank, total in files if total == size)
     missing = next((i for i, rank in enumerate(ranks) if i != rank), len(ranks))
     if missing != size:
         raise SourceError(f"{folder / f'{word}.{missing:02d}-of-{size:02d}.pth'} is missing")
-    return [found[rank, size] for rank in ranks]
+    return [files[rank, size] for rank in ranks]
 
 
 def read_args(folder: Path) -> argparse.Namespace:
@@ -110,7 +110,7 @@ def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> Model
         known = ", ".join(key for key in PRESETS if key.startswith("DiT_"))
         raise ConfigError(f"model: unknown name {show(name)} (known: {known})")
     fields["qk_norm"] = _setting(args, "qk_norm", bool, False)
-    # A text model is told by its caption projection, which the Namespace does not mention.
+    # A text model has a caption projection; the Namespace does not say which kind it is.
     vae = _setting(args, "vae", Literal["ema", "mse"], "ema")
     projection = shapes.get("cap_embedder.1.weight")
     if projection is None:
