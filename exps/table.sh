@@ -1,7 +1,7 @@
 #!/bin/bash
 # The original's table on one machine with 8 GPUs: 50,000 pictures a row, then FID, sFID, Inception Score, precision and
 # recall against ADM's statistics. Everything resumes: the same command goes on where it was stopped, and passes over
-# rows whose OUT/ROW.json stands, whatever its settings were. Costs and what moves the numbers: docs/evaluation.md.
+# rows whose OUT/ROW.json stands, whatever its settings were. Costs and what moves the numbers: docs/evaluate.md.
 # Before, put VIRTUAL_imagenet256_labeled.npz and VIRTUAL_imagenet512.npz into REFERENCES and the Inception weights where
 # `ldit evaluate` finds them.
 set -euo pipefail

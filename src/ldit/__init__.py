@@ -1,5 +1,7 @@
 """ldit: diffusion transformers. The verbs of the shell as functions: load, train, evaluate, encode; see README.md."""
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ldit.version import __version__
@@ -32,3 +34,19 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ldit' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """The package `ldit.train` and the function `ldit.train(…)` share a name, and importing a package sets it as an
+    attribute of its parent. Here the attribute is always the function; `import` statements find the package still."""
+
+    @property
+    def train(self) -> Any:
+        return __getattr__("train")
+
+    @train.setter
+    def train(self, package: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

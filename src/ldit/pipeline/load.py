@@ -15,7 +15,7 @@ from ldit.codecs.conditioners import Labels
 from ldit.config.requests.fields import from_keywords
 from ldit.config.requests.sampling import Machine, ModelRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
-from ldit.errors import RequestError
+from ldit.errors import RequestError, SourceError
 from ldit.nn.build import build_model
 from ldit.parallel.world import launched
 from ldit.pipeline.generate import Event, Generator, Sample
@@ -29,6 +29,8 @@ from ldit.sampling.fast.options import InferenceOptions, is_offloaded
 from ldit.sampling.fast.prepare import check_options
 from ldit.storage.tensors import assign
 
+NetworkBuilder = Callable[[Any], nn.Module]
+"""Builds a network from the model section of a configuration."""
 OutputType = Literal["pil", "tensor", "latent"]
 RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")
 """Keywords that say how a call runs."""
@@ -169,6 +171,7 @@ def load(
     process: ProcessName | None = None,
     offload: bool = False,
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
+    network: NetworkBuilder | None = None,
 ) -> Pipeline:
     """Open a model: a folder in the original's layout, a folder or run in ours, a DiT or SiT `.pt`, a diffusers
     DiTPipeline folder, a bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on
@@ -178,13 +181,14 @@ def load(
     `offload` leaves the blocks on the host, for models larger than the device (see `ldit.sampling.fast.offload`).
     `inference` says what the copy that samples is like, int8 and compiled among them (see
     `ldit.sampling.fast.prepare`); with None `pipe.model` itself is called, so that hooks on its parts see every
-    evaluation.
+    evaluation. `network` builds the network of a run that was trained with a network of the user's
+    (`ldit.Experiment(network=…)`).
 
     SourceError names what is missing, damaged or unknown; RequestError says that the device has no room for the model,
     or that a switch does not go with it.
     """
     opened = open_source(source, heads, ema, process)
-    return load_source(opened, device, dtype, ema, codec_root, offload, inference)
+    return load_source(opened, device, dtype, ema, codec_root, offload, inference, network)
 
 
 def load_source(
@@ -195,6 +199,7 @@ def load_source(
     codec_root: str | Path | None = None,
     offload: bool = False,
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
+    network: NetworkBuilder | None = None,
 ) -> Pipeline:
     """`load` for a source that is open already."""
     # Settle device and dtype, and check what they allow, before weights are read.
@@ -210,9 +215,9 @@ def load_source(
     # Read the weights; what does not fit is an error that names a way out.
     try:
         if offload:  # as the files have them, so that they need no memory of their own
-            model = blocks.offload(load_model(source, "cpu", None, ema), device, dtype)
+            model = blocks.offload(load_model(source, "cpu", None, ema, network), device, dtype)
         else:
-            model = load_model(source, device, dtype, ema)
+            model = load_model(source, device, dtype, ema, network)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -235,11 +240,19 @@ def _check_inference(
 
 
 def load_model(
-    source: Source, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, ema: bool = True
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    ema: bool = True,
+    network: NetworkBuilder | None = None,
 ) -> nn.Module:
     """The network with its weights, for inference: built on the meta device, filled tensor by tensor, so that the peak
-    of memory is the final size and one tensor."""
-    model = build_model(source.spec.model, "meta")
+    of memory is the final size and one tensor. SourceError for a network of the user's without its builder."""
+    own = (source.spec.training or {}).get("network")
+    if own and network is None:  # its names may fit the package's network, which would compute something else
+        raise SourceError(f"{source.path}: its network is not of this package ({own}); use ldit.load(…, network=…)")
+    with torch.device("meta"):
+        model = network(source.spec.model) if network else build_model(source.spec.model, "meta")
     assign(model, source.tensors(ema), str(source.path), device, dtype)
     return model.eval().requires_grad_(False)
 
