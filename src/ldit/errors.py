@@ -1,6 +1,17 @@
 """Errors the user can fix: each message is one line that names the file, key or number at fault."""
 
+import re
+from typing import Any
+
 _LIMIT = 1000  # characters: file names and values from outside may be long
+
+
+def brief(value: Any) -> str:
+    """A value for a message, of at most 80 characters; of a fingerprint the first twelve digits."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:12]
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 class LditError(Exception):

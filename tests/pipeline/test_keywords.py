@@ -27,7 +27,7 @@ DOORS = [
 ]
 
 
-@pytest.mark.parametrize(("keywords", "request_class", "positional"), DOORS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("keywords", "request_class", "positional"), DOORS, ids=lambda v: getattr(v, "__name__", "-"))
 def test_keywords_are_the_fields(keywords: Any, request_class: Any, positional: set[str]) -> None:
     hints, given = typing.get_type_hints(request_class), typing.get_type_hints(keywords)
     expected = {}

@@ -8,8 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
-from ldit.cli.help import help_text, rows, spelled
-from ldit.config.requests.fields import ALIASES, METAVAR, POSITIONAL, TYPE, nearest
+from ldit.config.requests.fields import ALIASES, METAVAR, POSITIONAL, TYPE, nearest, spelled
 from ldit.errors import ConfigError
 
 T = TypeVar("T")
@@ -21,6 +20,8 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
     are the same. `--help` prints and exits 0. `default`: an instance whose values are the defaults of a tree of
     sections."""
     if {"-h", "--help"} & set(argv):
+        from ldit.cli.help import help_text
+
         print(help_text(cls, prog, description, default))
         raise SystemExit(0)
     import tyro  # a tenth of a second, which help need not wait for
@@ -76,6 +77,8 @@ def _name_first(cls: type[Any], argv: list[str]) -> list[str]:
 
 def _unknown_flag(cls: type[Any], argv: Sequence[str], default: Any) -> str | None:
     """The first flag that does not exist, and the one it is most like."""
+    from ldit.cli.help import rows
+
     known = {name for row in rows(cls, default) for name in row.flags}
     for token in argv:
         name = token.partition("=")[0].replace("_", "-")

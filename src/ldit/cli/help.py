@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ldit.config.requests.fields import ALIASES, GROUP, HEADINGS, METAVAR, POSITIONAL, TYPE
+from ldit.config.requests.fields import ALIASES, GROUP, HEADINGS, METAVAR, POSITIONAL, TYPE, spelled
 
 INDENT = 22
 _WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -82,11 +82,6 @@ def _row(entry: "Field[Any]", hint: Any, value: Any, prefix: str, group: str, do
             return Row(group, (*flags, spelled(f"{prefix}no-{entry.name}")), "", f"{doc} {_default_words(value)}")
         return Row(group, flags, "", doc)
     return Row(group, flags, metavar, f"{doc} {_default_words(value)}".strip(), value is MISSING)
-
-
-def spelled(name: str) -> str:
-    """A field's name as a flag."""
-    return f"--{name}".replace("_", "-")
 
 
 def _default_of(entry: "Field[Any]", default: Any) -> Any:

@@ -8,7 +8,7 @@ import tyro
 
 from ldit.cli.arguments import parse
 from ldit.config.experiment import Experiment
-from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory
+from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory, recipe_function
 from ldit.config.run import BaseRun
 from ldit.errors import ConfigError
 
@@ -61,10 +61,10 @@ def run(arguments: list[str]) -> int:
 
 def _description(name: str | None) -> str:
     if name is None:
-        rows = "\n".join(f"  {key}: {function.__doc__}" for key, function in RECIPES.items())
+        rows = "\n".join(f"  {key}: {recipe_function(key).__doc__}" for key in RECIPES)
         return (
             f"Train a recipe, FILE.py:FUNCTION, or a run directory further:\n{rows}\nThe defaults below are {SHOWN}'s."
         )
     if name in RECIPES:
-        return f"{RECIPES[name].__doc__} The defaults below are this recipe's."
+        return f"{recipe_function(name).__doc__} The defaults below are this recipe's."
     return f"The defaults below are those of {name}."

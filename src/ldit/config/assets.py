@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMOJI_CLASSES = 9  # of the data set emoji64
 
 
 @cache

@@ -16,20 +16,21 @@ there, and named in the log otherwise. A path may also be one tar, or a bundled 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldit.config.assets import ASSETS
 from ldit.config.sections import DataConfig
+from ldit.data.formats.recognise import has_tars
 from ldit.data.formats.table import Opening, format_of
-from ldit.data.formats.tar_index import has_tars
-from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding
 from ldit.data.images.image_set import ImageSet
-from ldit.data.latent_cache.description import is_cache
-from ldit.data.latent_cache.job import JOB
-from ldit.data.latent_cache.reader import LatentSamples, open_cache
+from ldit.data.latent_cache.description import JOB, is_cache
 from ldit.data.samples import Samples, Unlabelled, fit_classes
 from ldit.errors import DataError
 from ldit.storage.manifest import NAME as MANIFEST
+
+if TYPE_CHECKING:
+    from ldit.data.latent_cache.reader import LatentSamples
 
 BUNDLED = ("emoji64",)
 
@@ -87,15 +88,17 @@ def open_run_data(
 def keep_index(data: Samples, folder: Path) -> None:
     """Keep in `folder` what the next start would read again: the index of tar archives. Other sets have none."""
     inner = data.data if isinstance(data, Unlabelled) else data
-    if isinstance(inner, TarImages):
-        inner.index.keep(inner.root, folder)
+    if isinstance(inner, ImageSet):
+        inner.keep_index(folder)
 
 
 def open_whole_cache(
     root: Path, verify: bool = True, share: tuple[int, int] = (0, 1)
-) -> tuple[LatentSamples, LatentSamples | None]:
+) -> "tuple[LatentSamples, LatentSamples | None]":
     """`open_cache`; for a folder without an intact manifest DataError says whether it is unfinished or damaged."""
     if is_cache(root):
+        from ldit.data.latent_cache.reader import open_cache
+
         return open_cache(root, verify, share)
     if (root / JOB).exists():
         raise DataError(f"{root} is a latent cache that is not finished: run ldit encode again")

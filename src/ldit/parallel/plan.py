@@ -16,7 +16,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from ldit.config.sections import ParallelConfig
 from ldit.nn.dit import DiT
 from ldit.parallel.layout import Layout
-from ldit.parallel.tensor import cut_layers
 from ldit.parallel.world import REPLICATE, SHARD, World
 
 _OPS = torch.ops.aten
@@ -44,7 +43,11 @@ def parallelise(
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     # Tensor parallelism: each process keeps its part of every matrix.
     group = world.tp_group
-    axes = cut_layers(model, group) if isinstance(model, DiT) and group is not None else {}
+    axes: dict[str, int] = {}
+    if isinstance(model, DiT) and group is not None:
+        from ldit.parallel.tensor import cut_layers
+
+        axes = cut_layers(model, group)
     blocks: list[nn.Module] = list(model.layers) if isinstance(model, DiT) else []
     # Activation checkpointing, block by block.
     if config.recompute != "none":

@@ -14,7 +14,6 @@ from ldit.codecs.pixels import to_pil, to_uint8
 from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.log import logger
-from ldit.pipeline.init_image import encoded
 from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.request import ResolvedRequest, as_int
 from ldit.rng import normal
@@ -104,7 +103,11 @@ class Generator:
         self.cancelled = cancelled or (lambda: False)
         self.preview_every = preview_every
         self.codec = pipe.codec if decode else None  # opened before sampling, so that a missing one stops it here
-        self._starts = None if request.init is None else encoded(request.init, pipe.codec)
+        self._starts: Tensor | None = None
+        if request.init is not None:
+            from ldit.pipeline.init_image import encoded
+
+            self._starts = encoded(request.init, pipe.codec)
         self.process = build_process(pipe.spec.process)
 
     @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from ldit.pipeline.init_image import InitImage
 from ldit.pipeline.loaded import LoadedModel
+from ldit.pipeline.request import StepNoise
 from ldit.sampling.step import Step
-
-StepNoise = Callable[[int, tuple[int, ...]], Tensor]
-"""Noise of solver step i, counted from 0 (the noisiest), for a shape (B, C, h, w)."""
 
 
 class RequestKeywords(TypedDict, total=False):

@@ -1,7 +1,7 @@
 """A sampling request, checked against a spec alone: before weights are read, and before a run trains towards it."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from ldit.config.spec import FlowConfig, ModelSpec, PixelCodecConfig, ProcessCon
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level
 from ldit.errors import RequestError
-from ldit.pipeline.init_image import cut, given_images
-from ldit.pipeline.keywords import StepNoise
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.resolution import check_scaling
 from ldit.sampling.solvers import find_solver
 from ldit.sampling.step import Solver
 
+StepNoise = Callable[[int, tuple[int, ...]], Tensor]
+"""Noise of solver step i, counted from 0 (the noisiest), for a shape (B, C, h, w)."""
 SETTINGS = (
     "solver", "eta", "guidance_channels", "guidance_interval", "guidance_schedule", "rope_scaling",
     "proportional_attention",
@@ -97,7 +97,7 @@ def check_request(
     if spec.model.cond_channels:
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
     conditioner = build_conditioner(spec)
-    images, seeds = given_images(request.init_image), _listed_seeds(request.seeds)
+    images, seeds = _given_images(request.init_image), _listed_seeds(request.seeds)
     labels = _labels(request, seeds, images, conditioner)
     # Everything that the spec's sampling section has a default for.
     steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
@@ -338,4 +338,15 @@ def _init(
     if len(images) not in (1, count):
         raise RequestError(f"init_image: {len(images)} images to start from for {count}; give one, or one each")
     factor = spec.codec.factor
+    from ldit.pipeline.init_image import cut
+
     return cut(images, shape[2] * factor, shape[1] * factor)
+
+
+def _given_images(given: Any) -> list[Image.Image] | None:
+    """The images to start from, opened; None for a request that starts from noise, as nearly all do."""
+    if given is None:
+        return None
+    from ldit.pipeline.init_image import given_images
+
+    return given_images(given)

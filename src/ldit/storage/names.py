@@ -14,6 +14,8 @@ STATE = "state"  # what only training that resumes needs
 OPTIMIZER = f"{STATE}/optimizer"  # stem of the optimizer's tensors
 TRAINER = f"{STATE}/trainer.json"  # counters, loader position, random states
 
+WORK = ".work-"  # beginning of the name of a folder in which a process prepares a part of a shared job
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run directory."""

@@ -16,7 +16,6 @@ without locks the remains of dead processes stay, and two processes may write th
 
 import errno
 import os
-import re
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -26,13 +25,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ldit.errors import RequestError, RunError
+from ldit.errors import RequestError, RunError, brief
 from ldit.log import logger
 from ldit.storage.atomic import fsync, make_folder
 from ldit.storage.locks import held_by_other, hold, locked
+from ldit.storage.names import WORK
 from ldit.storage.outputs import disk_error
 
-WORK = ".work-"
 """How names of work folders begin."""
 Block = TypeVar("Block")
 T = TypeVar("T")
@@ -260,11 +259,3 @@ def _flattened(data: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         flat |= _flattened(value, f"{prefix}{key}.")
     return flat
-
-
-def brief(value: Any) -> str:
-    """A value for a message, of at most 80 characters; of a fingerprint the first twelve digits."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return value[:12]
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

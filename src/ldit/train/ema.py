@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ldit.config.sections import EMAConfig
-from ldit.train.posthoc import gamma_of, power_decay
 
 MAIN = "ema"
 POWER = "power-"
@@ -39,7 +38,10 @@ class Averages:
     def __init__(self, config: EMAConfig, masters: Sequence[Tensor]) -> None:
         decays: dict[str, Callable[[int], float]] = {MAIN: partial(warmed_decay, config.decay)}
         decays.update({f"{MAIN}-{decay}": partial(warmed_decay, decay) for decay in config.more})
-        decays.update({power_name(width): partial(power_decay, gamma_of(width)) for width in config.power})
+        if config.power:
+            from ldit.train.posthoc import gamma_of, power_decay
+
+            decays.update({power_name(width): partial(power_decay, gamma_of(width)) for width in config.power})
         self.tracks = {
             name: Average(decay, [torch.empty_like(m, requires_grad=False) for m in masters])
             for name, decay in decays.items()

@@ -2,14 +2,12 @@
 
 import json
 
-from ldit.config.assets import ASSETS
+from ldit.config.assets import ASSETS, EMOJI_CLASSES
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun
 from ldit.config.presets import preset
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, FlowConfig, PixelCodecConfig, SamplingConfig
-
-EMOJI_CLASSES = 9
 
 
 def _emoji(model: str, patch: int, train: TrainConfig, ema: float) -> RunConfig:

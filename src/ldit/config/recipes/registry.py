@@ -9,29 +9,37 @@ from pathlib import Path
 
 from ldit.config.experiment import Experiment
 from ldit.config.kinds import run_from_json
-from ldit.config.recipes import emoji64, imagenet, tiny
 from ldit.config.run import BaseRun, RunConfig
 from ldit.errors import ConfigError
 
-RECIPES: dict[str, Callable[[], BaseRun]] = {
-    "emoji64-class-xs": emoji64.emoji64_class_xs,
-    "emoji64-class-s": emoji64.emoji64_class_s,
-    "emoji64-vae": emoji64.emoji64_vae,
-    "emoji64-latent-s": emoji64.emoji64_latent_s,
-    "extractor-small": tiny.extractor_small,
-    "tiny-cpu": tiny.tiny_cpu,
-    "imagenet256-600m": imagenet.imagenet256_600m,
-    "imagenet256-3b": imagenet.imagenet256_3b,
-    "imagenet256-7b": imagenet.imagenet256_7b,
-    "imagenet512-3b": imagenet.imagenet512_3b,
+_HERE = "ldit.config.recipes"
+RECIPES = {
+    "emoji64-class-xs": f"{_HERE}.emoji64:emoji64_class_xs",
+    "emoji64-class-s": f"{_HERE}.emoji64:emoji64_class_s",
+    "emoji64-vae": f"{_HERE}.emoji64:emoji64_vae",
+    "emoji64-latent-s": f"{_HERE}.emoji64:emoji64_latent_s",
+    "extractor-small": f"{_HERE}.tiny:extractor_small",
+    "tiny-cpu": f"{_HERE}.tiny:tiny_cpu",
+    "imagenet256-600m": f"{_HERE}.imagenet:imagenet256_600m",
+    "imagenet256-3b": f"{_HERE}.imagenet:imagenet256_3b",
+    "imagenet256-7b": f"{_HERE}.imagenet:imagenet256_7b",
+    "imagenet512-3b": f"{_HERE}.imagenet:imagenet512_3b",
 }
+"""Name -> "module:function", imported when it is asked for."""
+
+
+def recipe_function(name: str) -> Callable[[], BaseRun]:
+    """The function of a registered recipe; its docstring is the recipe's one line of help."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)}{_nearest(name)})")
+    module, _, function = RECIPES[name].partition(":")
+    made: Callable[[], BaseRun] = getattr(importlib.import_module(module), function)
+    return made
 
 
 def recipe(name: str) -> BaseRun:
     """The configuration of a registered recipe."""
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)}{_nearest(name)})")
-    return RECIPES[name]()
+    return recipe_function(name)()
 
 
 def diffusion_recipe(name: str) -> RunConfig:

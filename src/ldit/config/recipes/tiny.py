@@ -1,8 +1,8 @@
 """Small recipes: a test of the whole path in seconds, and a classifier of one's own images."""
 
+from ldit.config.assets import EMOJI_CLASSES
 from ldit.config.classifier import ClassifierRun
 from ldit.config.presets import preset
-from ldit.config.recipes.emoji64 import EMOJI_CLASSES
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, OptimConfig, TrainConfig
 from ldit.config.spec import DDPMConfig, PixelCodecConfig, SamplingConfig

@@ -48,3 +48,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """ " (did you mean …?)" for the name that is most like a word, "" where none is."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def spelled(name: str) -> str:
+    """A field's name as a flag."""
+    return f"--{name}".replace("_", "-")

@@ -15,12 +15,11 @@ from PIL import Image
 
 from ldit.data.formats.image_folder import subset
 from ldit.data.formats.labels import NAME_FILES, class_names
+from ldit.data.formats.recognise import IDX_IMAGES, IDX_LABELS, IDX_TRAIN, idx_spellings
 from ldit.data.images.image_set import ImageSet
 from ldit.data.images.transforms import center_crop
 from ldit.errors import DataError
 
-TRAIN, HELDOUT = "train", "t10k"
-IMAGES, LABELS = ("images", 3), ("labels", 1)  # part of the file's name, axes
 DIGITS = tuple("0123456789")
 MOST_BYTES = 1 << 31  # of one file, unpacked: it is held in memory
 MOST_SIDE = 4096  # pixels
@@ -35,11 +34,11 @@ class IdxImages(ImageSet):
     names the file that is missing, damaged, or holds another number of bytes than its header says.
     """
 
-    def __init__(self, root: Path, size: int, part: str = TRAIN, max_per_class: int = 0) -> None:
+    def __init__(self, root: Path, size: int, part: str = IDX_TRAIN, max_per_class: int = 0) -> None:
         self.root, self.size, self.part = root, size, part
-        images, labels = _file(root, part, *IMAGES), _file(root, part, *LABELS)
+        images, labels = _file(root, part, *IDX_IMAGES), _file(root, part, *IDX_LABELS)
         self.names = _names(root)
-        self._images, self._labels = read_idx(images, IMAGES[1]), read_idx(labels, LABELS[1])
+        self._images, self._labels = read_idx(images, IDX_IMAGES[1]), read_idx(labels, IDX_LABELS[1])
         if len(self._images) != len(self._labels):
             raise DataError(f"{labels} has {len(self._labels)} labels for {len(self._images)} images of {images}")
         if self._labels.max() >= len(self.names):
@@ -85,11 +84,6 @@ class IdxImages(ImageSet):
         return chosen
 
 
-def has_idx(root: Path, part: str = TRAIN) -> bool:
-    """Whether the folder has a file of images or labels of `part`."""
-    return any(path.is_file() for kind in (IMAGES, LABELS) for path in _spellings(root, part, *kind))
-
-
 def read_idx(path: Path, axes: int) -> np.ndarray:
     """The uint8 array of an IDX file with so many axes. Memory follows what the file holds, not what it says."""
     try:
@@ -130,13 +124,8 @@ def _show(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _spellings(root: Path, part: str, kind: str, axes: int) -> list[Path]:
-    """The names a file may have, the unpacked ones first."""
-    return [root / f"{part}-{kind}{dot}idx{axes}-ubyte{packed}" for packed in ("", ".gz") for dot in "-."]
-
-
 def _file(root: Path, part: str, kind: str, axes: int) -> Path:
-    names = _spellings(root, part, kind, axes)
+    names = idx_spellings(root, part, kind, axes)
     for path in names:
         if path.is_file():
             return path

@@ -20,11 +20,10 @@ import numpy as np
 
 from ldit.data.formats.labels import LabelTable, json_object, label_of_object
 from ldit.data.formats.listed import ByteStrings, ListedImages
+from ldit.data.formats.recognise import METADATA, other_metadata
 from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
-METADATA = "metadata.jsonl"
-OTHERS = ("metadata.csv", "metadata.parquet")
 CAPTION_KEYS = ("text", "caption")
 
 
@@ -73,16 +72,6 @@ class MetadataImages(ListedImages):
 
     def _source(self, at: int) -> Path:
         return self._path(at)
-
-
-def has_metadata(root: Path) -> bool:
-    """Whether a folder has a metadata.jsonl, of whatever kind: opening says what is wrong with it."""
-    return os.path.lexists(root / METADATA)
-
-
-def other_metadata(root: Path) -> str | None:
-    """The name of a folder's metadata file of a kind that is not read."""
-    return next((name for name in OTHERS if os.path.lexists(root / name)), None)
 
 
 def read_metadata(root: Path) -> MetadataIndex:

@@ -12,15 +12,10 @@ from itertools import chain
 from pathlib import Path
 
 from ldit.data.formats.heldout import HELDOUT, Make, Pair, with_heldout
-from ldit.data.formats.idx import HELDOUT as IDX_HELDOUT
-from ldit.data.formats.idx import IdxImages, has_idx
 from ldit.data.formats.image_folder import ImageFolder, LooseImages, entries, files_in, is_folder, is_image
-from ldit.data.formats.metadata import MetadataImages, has_metadata, other_metadata, read_metadata
-from ldit.data.formats.tar_index import PACKED, read_tars
-from ldit.data.formats.tars import TarImages
+from ldit.data.formats.recognise import IDX_HELDOUT, PACKED, has_idx, has_metadata, other_metadata
 from ldit.data.images.decoding import Decoding
-from ldit.data.latent_cache.description import is_cache, is_shard
-from ldit.data.latent_cache.job import JOB
+from ldit.data.latent_cache.description import JOB, is_cache, is_shard
 from ldit.errors import DataError
 from ldit.log import logger
 
@@ -135,6 +130,8 @@ def _open_idx(opening: Opening) -> Pair:
             f"data.heldout: {root} holds IDX files, whose held-out set is {IDX_HELDOUT}-*; "
             f'{opening.heldout!r} cannot be used ("" = none)'
         )
+    from ldit.data.formats.idx import IdxImages
+
     train = IdxImages(root, opening.size, max_per_class=opening.max_per_class)
     if opening.heldout is None and has_idx(root, IDX_HELDOUT):
         return train, IdxImages(root, opening.size, IDX_HELDOUT)
@@ -151,6 +148,9 @@ def _open_files(maker: Callable[[Opening], Make], opening: Opening) -> Pair:
 
 
 def _tars(opening: Opening) -> Make:
+    from ldit.data.formats.tar_index import read_tars
+    from ldit.data.formats.tars import TarImages
+
     index = read_tars(opening.root, opening.index_dir)
     return lambda exclude, only, most: TarImages(
         opening.root, opening.size, opening.decoding, exclude, only, most, index
@@ -158,6 +158,8 @@ def _tars(opening: Opening) -> Make:
 
 
 def _listed(opening: Opening) -> Make:
+    from ldit.data.formats.metadata import MetadataImages, read_metadata
+
     index = read_metadata(opening.root)
     return lambda exclude, only, most: MetadataImages(
         opening.root, opening.size, opening.decoding, exclude, only, most, index

@@ -16,13 +16,13 @@ import numpy as np
 from ldit.data.formats.image_folder import SUFFIXES
 from ldit.data.formats.labels import NAME_FILES, Label, LabelTable, json_object, label_of_object, label_of_text
 from ldit.data.formats.listed import ByteStrings
+from ldit.data.formats.recognise import PACKED, is_tar
 from ldit.data.formats.tar_members import NEEDS_PLAIN, Archive, Member, members
 from ldit.data.images.limits import MOST_BYTES
 from ldit.errors import DataError
 from ldit.log import logger
 from ldit.storage.atomic import replaced
 
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 MOST_LABEL = {b"cls": 4096, b"json": 1 << 20}  # bytes
 _VERSION = 1  # of the kept index
 _IMAGES = frozenset(suffix[1:].encode() for suffix in SUFFIXES)
@@ -105,20 +105,13 @@ def _kept(root: Path, folder: Path, tars: tuple[Path, ...], key: list[object]) -
         return None
 
 
-def has_tars(root: Path) -> bool:
-    """Whether `root` is a tar archive or a folder of some, packed ones too: opening those says what is wrong."""
-    if root.is_dir():
-        return any(_is_tar(entry.name) for entry in os.scandir(root))
-    return _is_tar(root.name) and root.exists()
-
-
 def read_tars(root: Path, index_dir: Path | None = None) -> TarIndex:
     """The index of the archives of a folder, in byte order of their names, or of one archive; that kept in `index_dir`
     where it is still true."""
     if not root.exists():
         raise DataError(f"no folder or tar file {root}")
     entries = [root / name for name in os.listdir(root)] if root.is_dir() else [root]
-    tars = tuple(sorted((path for path in entries if _is_tar(path.name)), key=os.fsencode))
+    tars = tuple(sorted((path for path in entries if is_tar(path.name)), key=os.fsencode))
     packed = next((path for path in tars if path.name.lower().endswith(PACKED)), None)
     if packed is not None:
         raise DataError(f"{packed} is packed: {NEEDS_PLAIN}")
@@ -229,10 +222,6 @@ class _Shard:
             return label_of_text(data) if ending == b"cls" else label_of_object(json_object(data))
         except ValueError as error:
             return error.with_traceback(None)
-
-
-def _is_tar(name: str) -> bool:
-    return name.lower().endswith((".tar", *PACKED)) and not name.startswith(".")
 
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:

@@ -54,6 +54,10 @@ class TarImages(ListedImages):
         self._open = _OpenArchives(self.index)
         self._choose(exclude, only, max_per_class)
 
+    def keep_index(self, folder: Path) -> None:
+        """Of the archives' headers and labels."""
+        self.index.keep(self.root, folder)
+
     def _name(self, at: int) -> str:
         return self.index.where(at)
 

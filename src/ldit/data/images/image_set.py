@@ -25,6 +25,10 @@ class ImageSet(ABC):
         """(3, S, S)."""
         return (3, self.size, self.size)
 
+    def keep_index(self, folder: Path) -> None:
+        """Keep in `folder` what the next start would read again, where the set has such an index: tar archives have."""
+        return
+
     @abstractmethod
     def __len__(self) -> int: ...
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from ldit.config.sections import DataConfig
 from ldit.config.serial import from_dict, show, to_dict
-from ldit.errors import ConfigError, DataError, SourceError
+from ldit.errors import ConfigError, DataError, SourceError, brief
 from ldit.storage import manifest
-from ldit.storage.shared_job import WORK, brief
+from ldit.storage.names import WORK
 
 VERSION = 1
 KEY = "cache"  # of the manifest
 HELDOUT = "heldout"
+JOB = "encode.json"  # the description of a cache in the making
 CROP = "adm-center"
 FLIPS = ("plain", "flipped")
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldit.config.serial import to_dict
 from ldit.data.latent_cache.description import (
     HELDOUT,
+    JOB,
     RESULTS,
     CacheDescription,
     is_bookkeeping,
@@ -23,7 +24,6 @@ from ldit.storage import manifest
 from ldit.storage.names import RUN_CONFIG, is_run
 from ldit.storage.shared_job import cut
 
-JOB = "encode.json"
 _HEADER = 512  # bytes of a shard's header, about
 
 

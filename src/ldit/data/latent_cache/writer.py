@@ -15,6 +15,7 @@ from typing import Any
 from ldit.config.serial import to_dict
 from ldit.data.latent_cache.description import (
     HELDOUT,
+    JOB,
     KEY,
     CacheDescription,
     ShardRecord,
@@ -23,7 +24,7 @@ from ldit.data.latent_cache.description import (
     read_description,
     shard_file,
 )
-from ldit.data.latent_cache.job import JOB, EncodedShard, Part, job_of
+from ldit.data.latent_cache.job import EncodedShard, Part, job_of
 from ldit.errors import DataError, SourceError
 from ldit.log import logger
 from ldit.storage import manifest

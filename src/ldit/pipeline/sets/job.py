@@ -18,13 +18,12 @@ from ldit.config.requests.sampling import ModelRequest, Rule
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.diffusion.build import build_process
-from ldit.errors import RequestError
+from ldit.errors import RequestError, brief
 from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest
 from ldit.rng import uniform
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
-from ldit.storage.shared_job import brief
 
 FORMAT = 1
 ENDING = ("complete", "labels")  # what is known in the end

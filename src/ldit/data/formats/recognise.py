@@ -1,0 +1,41 @@
+"""How the kinds of data sets are recognised, by names of files alone, before what opens them is imported."""
+
+import os
+from pathlib import Path
+
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+METADATA = "metadata.jsonl"
+OTHER_LISTS = ("metadata.csv", "metadata.parquet")
+IDX_TRAIN, IDX_HELDOUT = "train", "t10k"
+IDX_IMAGES, IDX_LABELS = ("images", 3), ("labels", 1)  # part of the file's name, axes
+
+
+def has_tars(root: Path) -> bool:
+    """Whether `root` is a tar archive or a folder of some, packed ones too: opening those says what is wrong."""
+    if root.is_dir():
+        return any(is_tar(entry.name) for entry in os.scandir(root))
+    return is_tar(root.name) and root.exists()
+
+
+def is_tar(name: str) -> bool:
+    return name.lower().endswith((".tar", *PACKED)) and not name.startswith(".")
+
+
+def has_metadata(root: Path) -> bool:
+    """Whether a folder has a metadata.jsonl, of whatever kind: opening says what is wrong with it."""
+    return os.path.lexists(root / METADATA)
+
+
+def other_metadata(root: Path) -> str | None:
+    """The name of a folder's metadata file of a kind that is not read."""
+    return next((name for name in OTHER_LISTS if os.path.lexists(root / name)), None)
+
+
+def has_idx(root: Path, part: str = IDX_TRAIN) -> bool:
+    """Whether the folder has a file of images or labels of `part`."""
+    return any(path.is_file() for kind in (IDX_IMAGES, IDX_LABELS) for path in idx_spellings(root, part, *kind))
+
+
+def idx_spellings(root: Path, part: str, kind: str, axes: int) -> list[Path]:
+    """The names a file may have, the unpacked ones first."""
+    return [root / f"{part}-{kind}{dot}idx{axes}-ubyte{packed}" for packed in ("", ".gz") for dot in "-."]
