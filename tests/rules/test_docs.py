@@ -3,53 +3,86 @@
 import re
 import shlex
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed.run import get_args_parser
 
 from ldit.cli import main as cli
-from ldit.cli.commands import NAMES, rows_of
+from ldit.cli.commands import NAMES, TABLE
 from ldit.cli.original import sample as original_sample
 from ldit.cli.original import train as original_train
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+GUIDES = [path for path in DOCUMENTS if path.name != "LOG.md"]
+"""What a user follows; the log keeps the commands of its days."""
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_links_and_files_exist(path: Path) -> None:
     text = path.read_text()
     assert "@@" not in text
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)\)", prose):
         assert target.startswith("http") or (path.parent / target).exists(), target
     for name in re.findall(r"`((?:docs|tests|benchmarks|tools|src)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_python_blocks_are_python(path: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+        compile(block, path.name, "exec")
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120] == []
+
+
 PROGRAM = re.compile(
-    r"(?:torchrun(?P<launcher>.*) -m (?:-- )?)?(?:ldit (?P<name>[a-z]+)|python (?:-u )?(?P<script>\w+\.py))(?P<rest>.*)"
+    r"(?:torchrun(?P<launcher>.*) -m (?:-- )?)?"
+    r"(?:ldit (?P<name>[a-z]+)(?P<theme> (?:train|sample|check|slurm)\b)?|python (?:-u )?(?P<script>\w+\.py))"
+    r"(?P<rest>.*)"
 )
 SCRIPTS = {"train.py": original_train.run, "sample.py": original_sample.run}
+OTHER_KINDS = ("emoji64-latent-s", "emoji64-vae", "extractor-small")
+"""Recipes whose sections have flags that those of `ldit train --help` have not."""
 
 
-def asked(text: str) -> dict[str, set[str]]:
+def lines_of(text: str) -> list[str]:
+    """Without comments; a line that goes on in the next is one."""
+    return [re.sub(r"\s#.*", "", line) for line in re.sub(r"\\\n\s*", "", text).splitlines()]
+
+
+def asked(text: str, table: str = "train") -> dict[str, set[str]]:
     """Program -> the flags a document gives it: on lines and in code spans that begin with it, after the -- of
-    `ldit launch`, and in the first column of tables of flags, which are those of training; "" -> flags alone in a
-    code span."""
+    `ldit launch`, and in the first column of tables of flags, which are those of the command `table`; "" -> flags alone
+    in a code span."""
     found: dict[str, set[str]] = defaultdict(set)
-    lines = [re.sub(r"\s#.*", "", line) for line in text.splitlines()]
-    lines += [f"ldit train {given}" for given in re.findall(r"^\| `(--[^`]*)` \|", text, re.MULTILINE)]
+    lines = lines_of(text)
+    lines += [f"ldit {table} {given}" for given in re.findall(r"^\| `(--[^`]*)` \|", text, re.MULTILINE)]
     lines += (spans := re.findall(r"`([^`\n]+)`", text))
     for match in filter(None, map(PROGRAM.match, lines)):
         own, _, others = match["rest"].partition(" -- ")
-        found[match["name"] or match["script"]] |= flags(own)
-        found["train"] |= flags(others)
-        found["torchrun"] |= flags(match["launcher"] or "")
+        themed = match["name"] in THEMED
+        name = f"{match['name']}{match['theme'] or ''}" if themed else match["name"]
+        found[name or match["script"]] |= flags(own)
+        if others:
+            found["train"] |= flags(others)
+        if match["launcher"]:
+            found["torchrun"] |= flags(match["launcher"])
     for span in spans:
         found[""] |= flags(span) if span.startswith("--") else set()
     return found
+
+
+THEMED = {row.name.split()[0] for row in TABLE if " " in row.name}
 
 
 def flags(text: str) -> set[str]:
@@ -57,24 +90,77 @@ def flags(text: str) -> set[str]:
     return {flag.replace("_", "-").rstrip(".") for flag in re.findall(r"--[a-z][\w.-]*", text)}
 
 
-def help_of(program: str, capsys: pytest.CaptureFixture[str]) -> str:
-    if program == "torchrun":
-        return get_args_parser().format_help()
-    for words in [row.name.split() for row in rows_of(program)] or [[]]:
+def helps(capsys: pytest.CaptureFixture[str]) -> dict[str, set[str]]:
+    """The flags of every program, from its help."""
+
+    def printed(function: Callable[[list[str]], object], *words: str) -> set[str]:
         with suppress(SystemExit):
-            SCRIPTS[program](["--help"]) if program in SCRIPTS else cli.main([*words, "--help"])
-    return capsys.readouterr().out
+            function([*words, "--help"])
+        return flags(capsys.readouterr().out)
+
+    known = {row.name: printed(cli.main, *row.name.split()) for row in TABLE}
+    known |= {name: printed(function) for name, function in SCRIPTS.items()}
+    for recipe in OTHER_KINDS:
+        known["train"] |= printed(cli.main, "train", recipe)
+    return {**known, "torchrun": flags(get_args_parser().format_help())}
 
 
-def test_every_flag_of_the_readme_exists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README gives a program is in that program's help."""
+def test_every_flag_of_the_documents_exists(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What README and docs give a program is in that program's help."""
     monkeypatch.setenv("COLUMNS", "200")
-    found = asked((ROOT / "README.md").read_text())
-    alone = found.pop("")
-    assert found.keys() >= {"train", "sample", "plot", "ema", "launch", "bench", "info", "convert", "sample.py"}
-    known = {program: flags(help_of(program, capsys)) for program in {*found, *SCRIPTS, "torchrun"}}
-    assert {program: lost for program, given in found.items() if (lost := given - known[program])} == {}
-    assert alone - set().union(*known.values()) == set()
+    known = helps(capsys)
+    general = {"--help", "--debug", "--section.key"}
+    everywhere: set[str] = set()
+    for path in GUIDES:
+        found = asked(path.read_text(), {"sample.md": "sample"}.get(path.name, "train"))
+        alone = found.pop("", set())
+        lost = {name: left for name, given in found.items() if (left := given - known.get(name, set()) - general)}
+        assert lost == {}, path.name
+        assert alone - set().union(*known.values()) - general == set(), path.name
+        everywhere |= found.keys()
+    assert everywhere >= {row.name for row in TABLE} | {"sample.py", "torchrun"}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `ldit` commands of a document's blocks of code, torchrun's among them; not those with words left out."""
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    found = [match for line in lines_of(blocks) if "…" not in line and "COMMAND" not in line
+             if (match := re.match(r"(?:torchrun .* )?ldit (.*)", line))]  # fmt: skip
+    return [shlex.split(match[1]) for match in found]
+
+
+def test_every_command_of_the_documents_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags, their values and positional arguments; nothing is run."""
+    taken = []
+
+    def imported(place: str) -> Any:
+        if place.startswith("ldit.commands."):
+            return lambda request: taken.append(place) or 0
+        return actual(place)
+
+    actual = cli._imported
+    monkeypatch.setattr(cli, "_imported", imported)
+    monkeypatch.setattr("ldit.commands.launch.run_slurm", lambda *given: 0)
+    monkeypatch.setattr("ldit.commands.train.run", lambda *given: 0)
+    monkeypatch.setattr("ldit.log.setup", lambda: None)
+    count = 0
+    for path in GUIDES:
+        for words in commands(path.read_text()):
+            if words[0] == "train" and ("/" in words[1] or ".py:" in words[1]):  # a run or a file that is not here
+                words = [
+                    "train",
+                    "extractor-small" if "trainable" in words[1] else "tiny-cpu",
+                    "--out",
+                    "x",
+                    *words[2:],
+                ]
+            if words[0].startswith("-"):
+                continue
+            assert cli.main(words) == 0, (path.name, words)
+            count += 1
+    assert count > 40 and len(set(taken)) > 8
 
 
 def test_flags_are_found_wherever_they_stand() -> None:
@@ -83,15 +169,18 @@ def test_flags_are_found_wherever_they_stand() -> None:
 ldit train a --out b --lost.a 1   # --not-this
 torchrun --nproc-per-node 8 -m -- ldit train a --lost.b 4
 ldit launch slurm a --lost-c 2 -- --lost.d 3
-python -u sample.py --ckpt DIR --lost_e z [--lost-f FILE]
+ldit bench train --lost-m; ldit data
+python -u sample.py --ckpt DIR --lost_e z [--lost-f FILE] \\
+    --lost-l
 | `--lost.g 2 --lost.h` | text |
 inline `ldit sample --lost-i` and `python train.py --lost-j`; `--lost-k`, in `ldit COMMAND --help`
 """
     assert asked(text) == {
         "train": {"--out", "--lost.a", "--lost.b", "--lost.d", "--lost.g", "--lost.h"},
         "torchrun": {"--nproc-per-node"},
-        "launch": {"--lost-c"},
-        "sample.py": {"--ckpt", "--lost-e", "--lost-f"},
+        "launch slurm": {"--lost-c"},
+        "bench train": {"--lost-m"},
+        "sample.py": {"--ckpt", "--lost-e", "--lost-f", "--lost-l"},
         "sample": {"--lost-i"},
         "train.py": {"--lost-j"},
         "": {"--lost.g", "--lost.h", "--lost-k"},
@@ -117,10 +206,14 @@ def launched(words: list[str]) -> list[str]:
     return [read.training_script, *read.training_script_args]
 
 
+LAUNCHES = {"README.md": 1, "train.md": 1, "sample.md": 1, "data.md": 1, "extend.md": 1, "evaluate.md": 3}
+"""Document -> commands of torchrun that it has at least."""
+
+
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "exps").glob("*.sh"))], ids=lambda p: p.name)
 def test_torchrun_takes_every_command(path: Path) -> None:
     commands = [launched(words) for words in launches(path.read_text())]
-    assert len(commands) >= {"README.md": 2, "evaluation.md": 3}.get(path.name, path.suffix == ".sh")
+    assert len(commands) >= LAUNCHES.get(path.name, path.suffix == ".sh")
     for program, command, *_ in commands:
         assert command in NAMES if program == "ldit" else program.endswith("/train.py"), (program, command)
 
