@@ -150,8 +150,10 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 @contextmanager
 def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[ImageFile.ImageFile, int]]:
-    """The decoded image in the file's own mode, and the orientation by which Pillow turned it. Damaged images raise nearly anything in
-    Pillow: all of it, from here and from the block inside, is BadImage, but for a lack of memory."""
+    """The decoded image in the file's own mode, and the orientation by which Pillow turned it.
+
+    Damaged images raise nearly anything in Pillow: all of it, from here and from the block inside, is BadImage, but for
+    a lack of memory."""
     data = _read(source)
     try:
         yield _decode(data, decoding)
@@ -172,14 +174,15 @@ def _read(source: Path | BinaryIO) -> bytes:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise unread(source, "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would pass unseen")
     try:
+        size = source.seek(0, os.SEEK_END)
+        if size > MOST_BYTES:
+            raise BadImage(f"the file is larger than {MOST_BYTES >> 20} MiB")
         source.seek(0)
-        data = source.read(MOST_BYTES + 1)
+        data = source.read()
     except (OSError, MemoryError) as error:
         raise unread(source, _reason(error)) from None
     if not data:
         raise BadImage("the file is empty")
-    if len(data) > MOST_BYTES:
-        raise BadImage(f"the file is larger than {MOST_BYTES >> 20} MiB")
     return data
 
 
@@ -214,10 +217,9 @@ def _scale_transparency(image: Image.Image, layout: object) -> None:
 def _finish(image: ImageFile.ImageFile, turned: int, decoding: Decoding) -> Image.Image:
     """RGB, turned by its EXIF orientation, or turned back to as it is stored."""
     rgb = to_rgb(image, decoding.background)
+    orientation = _BACK.get(turned, turned)
     if decoding.exif:
         orientation = 1 if _turns_itself(image) else _orientation(image)
-    else:
-        orientation = _BACK.get(turned, turned)
     return rgb if orientation == 1 else rgb.transpose(_TURNS[orientation])
 
 
