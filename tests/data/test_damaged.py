@@ -367,6 +367,14 @@ def test_exif_that_names_itself_many_times_costs_little(tmp_path: Path) -> None:
     assert all(not reason and seconds < 5 and peak < 0.5 for reason, seconds, peak in said.values()), said
 
 
+def test_files_that_are_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 2, b"", b"\0" * 6))
+    os.truncate(path, (256 << 20) + 1)
+    with pytest.raises(BadImage, match="the file is larger than 256 MiB"):
+        open_image(path, Decoding())
+
+
 def test_large_images_stay_below_a_gigabyte(tmp_path: Path) -> None:
     """64 million RGBA pixels (in the soak run; a quarter of them otherwise), and as many of 16 bits."""
     side = count(4096, 8192)
