@@ -16,9 +16,9 @@ import pytest
 from counts import count
 from PIL import Image
 
-from ldit.data.check.scan import scan_folder
 from ldit.data.formats.image_folder import ImageFolder
 from ldit.data.images.decoding import BadImage, Decoding, open_image
+from ldit.data.scan import scan_folder
 from ldit.errors import DataError, RunError
 
 SIZE = 12
