@@ -33,7 +33,6 @@ FOLDERS = {
     "data/formats": "kinds of data sets, each a row in the table that source.py reads",
     "data/images": "image files -> RGB tensors",
     "data/latent_cache": "latents that are encoded once and read at every epoch",
-    "data/check": "what a data set holds: bad files, modes, sizes, duplicates",
     "parallel": "the processes of a run, and which part of a model each holds",
     "checkpoint": "runs and models on disk",
     "checkpoint/layouts": "layouts of other projects, read and written",

@@ -173,7 +173,7 @@ MUTANTS = [
     Mutant("codecs/latents.py", "return (raw - _per_channel(config.shift, raw)) *", "return raw *", "tests/codecs tests/train"),
     Mutant("data/latent_cache/reader.py", "(2 * row + bool(flip))", "(2 * row)", DATA),
     Mutant("data/images/decoding.py", "    check_size(*image.size, decoding.max_pixels)\n", "", DATA),
-    Mutant("data/images/decoding.py", "_BACK.get(orientation, orientation)", "orientation", DATA),
+    Mutant("data/images/decoding.py", "_BACK.get(turned, turned)", "turned", DATA),
     Mutant("data/formats/tar_index.py", 'if head["key"] != key:', "if False:", DATA),
     Mutant("data/formats/tar_members.py", "or b\"..\" in parts ", "", DATA),
     Mutant("data/user_set.py", "if not 0 <= number < count:", "if number >= count:", DATA),

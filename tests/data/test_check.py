@@ -13,8 +13,8 @@ from commands.encoding import KEPT, TRAIN, encode, job, write_images
 from PIL import Image
 
 from ldit.cli.main import dispatch
-from ldit.data.check.scan import Reading, scan_folder
 from ldit.data.images.decoding import Decoding
+from ldit.data.scan import Reading, scan_folder
 from ldit.errors import ConfigError, DataError, LditError, RequestError
 
 

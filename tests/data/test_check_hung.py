@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from ldit.cli.main import dispatch
-from ldit.data.check import scan as check
-from ldit.data.check.scan import MOST_HUNG, Reading, scan_folder
+from ldit.data import scan as check
 from ldit.data.images.decoding import Decoding, Facts
+from ldit.data.scan import MOST_HUNG, Reading, scan_folder
 from ldit.errors import RunError
 
 COUNT = 12
@@ -82,7 +82,7 @@ def test_the_process_ends(folder: Path, interrupted: bool) -> None:
     code = (
         # A shell's background jobs ignore SIGINT, and so do their children.
         "import signal, sys, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ldit.cli.main import main\nfrom ldit.data.check import scan as check\n"
+        "from ldit.cli.main import main\nfrom ldit.data import scan as check\n"
         "def hang(source, decoding):\n"
         "    print('hangs', file=sys.stderr, flush=True)\n    threading.Event().wait()\n"
         "check.examine = hang\nsys.exit(main(sys.argv[1:]))"

@@ -16,9 +16,9 @@ import pytest
 from counts import count
 from PIL import Image
 
-from ldit.data.check.scan import scan_folder
 from ldit.data.formats.image_folder import ImageFolder
 from ldit.data.images.decoding import BadImage, Decoding, open_image
+from ldit.data.scan import scan_folder
 from ldit.errors import DataError, RunError
 
 SIZE = 12
@@ -365,6 +365,14 @@ def test_exif_that_names_itself_many_times_costs_little(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").write_bytes(jpeg(8, 8, segment))
     said = measured(tmp_path)
     assert all(not reason and seconds < 5 and peak < 0.5 for reason, seconds, peak in said.values()), said
+
+
+def test_files_that_are_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 2, b"", b"\0" * 6))
+    os.truncate(path, (256 << 20) + 1)
+    with pytest.raises(BadImage, match="the file is larger than 256 MiB"):
+        open_image(path, Decoding())
 
 
 def test_large_images_stay_below_a_gigabyte(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import SamplingRequest
-from ldit.config.spec import FlowConfig, ModelSpec, PixelCodecConfig, ProcessConfig, SamplingConfig
+from ldit.config.spec import ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level
 from ldit.errors import RequestError
@@ -253,7 +253,7 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
     if isinstance(guide.model, TextModelConfig) or isinstance(spec.model, TextModelConfig):
         raise RequestError("guide: text-to-image sampling is not built yet")
     facts = (
-        ("process", _convention(spec.process), _convention(guide.process)),
+        ("process", spec.process.convention, guide.process.convention),
         ("codec", _latents(spec), _latents(guide)),
         ("latent shape", _trained_shape(spec), _trained_shape(guide)),
         ("number of classes", spec.model.num_classes, guide.model.num_classes),
@@ -270,13 +270,6 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
     patch = guide.model.patch_size
     if shape[1] % patch or shape[2] % patch:
         raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {patch}")
-
-
-def _convention(process: ProcessConfig) -> str:
-    """What a network is given and predicts; a shift of times is no part of it."""
-    if not isinstance(process, FlowConfig):
-        return process.kind
-    return f"flow of {process.prediction} (time_scale {process.time_scale:g}, data_at {process.data_at})"
 
 
 def _latents(spec: ModelSpec) -> str:

@@ -119,18 +119,16 @@ def read_square(source: Path | BinaryIO, size: int, decoding: Decoding) -> np.nd
 def open_image(source: Path | BinaryIO, decoding: Decoding) -> Image.Image:
     """RGB, decoded whole, by the table above. A file object is read from its start. BadImage says why it cannot be;
     RunError names an image that cannot be read for now."""
-    with _decoded(source, decoding) as (image, orientation):
-        return _finish(image, orientation, decoding)
+    with _decoded(source, decoding) as (image, turned):
+        return _finish(image, turned, decoding)
 
 
 def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
     """Decode as `open_image` does and return what the file holds; raises as it does."""
-    with _decoded(source, decoding) as (image, orientation):
-        width, height = image.size
-        if _was_turned(image) and orientation >= 5:
-            width, height = height, width
-        mode = image.mode
-        _finish(image, orientation, decoding)
+    with _decoded(source, decoding) as (image, turned):
+        width, height = image.size if turned < 5 else image.size[::-1]
+        mode, orientation = image.mode, turned if _turns_itself(image) else _orientation(image)
+        _finish(image, turned, decoding)
         return Facts(str(image.format), mode, width, height, orientation, _animated(image))
 
 
@@ -152,8 +150,10 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 @contextmanager
 def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[ImageFile.ImageFile, int]]:
-    """The decoded image in the file's own mode, and its EXIF orientation. Damaged images raise nearly anything in
-    Pillow: all of it, from here and from the block inside, is BadImage, but for a lack of memory."""
+    """The decoded image in the file's own mode, and the orientation by which Pillow turned it.
+
+    Damaged images raise nearly anything in Pillow: all of it, from here and from the block inside, is BadImage, but for
+    a lack of memory."""
     data = _read(source)
     try:
         yield _decode(data, decoding)
@@ -174,19 +174,20 @@ def _read(source: Path | BinaryIO) -> bytes:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise unread(source, "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would pass unseen")
     try:
+        size = source.seek(0, os.SEEK_END)
+        if size > MOST_BYTES:
+            raise BadImage(f"the file is larger than {MOST_BYTES >> 20} MiB")
         source.seek(0)
-        data = source.read(MOST_BYTES + 1)
+        data = source.read()
     except (OSError, MemoryError) as error:
         raise unread(source, _reason(error)) from None
     if not data:
         raise BadImage("the file is empty")
-    if len(data) > MOST_BYTES:
-        raise BadImage(f"the file is larger than {MOST_BYTES >> 20} MiB")
     return data
 
 
 def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
-    """(image, orientation) of a file's bytes."""
+    """(image, orientation by which Pillow turned it, 1 = not at all) of a file's bytes."""
     reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
     if reader is None:
         raise BadImage("not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image")
@@ -194,14 +195,13 @@ def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
     file = HeaderLimit(data)
     image = reader(file, "")
     check_size(*image.size, decoding.max_pixels)
-    # A TIFF's tags are in its header, and Pillow drops the orientation as it turns the image; a PNG's EXIF block may
-    # follow the pixels.
-    orientation = _orientation(image) if _was_turned(image) else 1
+    # Read before loading: Pillow drops the tag as it turns the image.
+    turned = _orientation(image) if _turns_itself(image) else 1
     layout = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else ""
     file.lift()
     image.load()
     _scale_transparency(image, layout)
-    return image, orientation if _was_turned(image) else _orientation(image)
+    return image, turned
 
 
 def _scale_transparency(image: Image.Image, layout: object) -> None:
@@ -214,13 +214,12 @@ def _scale_transparency(image: Image.Image, layout: object) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
-def _finish(image: ImageFile.ImageFile, orientation: int, decoding: Decoding) -> Image.Image:
-    """RGB, turned by its EXIF orientation, or as stored."""
+def _finish(image: ImageFile.ImageFile, turned: int, decoding: Decoding) -> Image.Image:
+    """RGB, turned by its EXIF orientation, or turned back to as it is stored."""
     rgb = to_rgb(image, decoding.background)
-    if _was_turned(image):
-        orientation = 1 if decoding.exif else _BACK.get(orientation, orientation)
-    elif not decoding.exif:
-        orientation = 1
+    orientation = _BACK.get(turned, turned)
+    if decoding.exif:
+        orientation = 1 if _turns_itself(image) else _orientation(image)
     return rgb if orientation == 1 else rgb.transpose(_TURNS[orientation])
 
 
@@ -267,8 +266,8 @@ def _grey(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(rgb)
 
 
-def _was_turned(image: Image.Image) -> bool:
-    """Whether Pillow turns the image by its orientation as it loads it, whether asked to or not."""
+def _turns_itself(image: Image.Image) -> bool:
+    """Whether Pillow turns the image by its orientation as it loads it, always."""
     return isinstance(image, TiffImagePlugin.TiffImageFile)
 
 
