@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant("train/step.py", "learning_rate(config, state.step + 1)", "learning_rate(config, state.step)", TRAIN),
     Mutant("train/step.py", "* world.data_parts / config.batch_size", "/ config.batch_size", SHARED),
     Mutant("train/step.py", "sums[name] / world.tp", "sums[name]", SHARED),
-    Mutant("train/step.py", "1.0 / (world.replicate * layout.copies)", "1.0 / world.replicate", SHARED),
+    Mutant("train/state.py", "1.0 / (world.replicate * layout.copies)", "1.0 / world.replicate", SHARED),
     Mutant("train/step.py", "sync_gradients(model, micro is micros[-1])", "sync_gradients(model, False)", SHARED),
     Mutant("train/step.py", "sums[name] + value if sums else value", "value", TRAIN),
     # optimisers

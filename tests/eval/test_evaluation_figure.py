@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval.evaluation import Inceptive, Stub, folder, job, noise
+from eval.evaluation import Inceptive, Stub, folder, found, job, noise
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -16,7 +16,7 @@ from runs import ALONE
 from ldit.config.requests.evaluate import StatsRequest
 from ldit.errors import EvaluationError, RequestError
 from ldit.eval import outputs
-from ldit.eval.evaluate import check_evaluation, evaluate_with, save_statistics
+from ldit.eval.evaluate import evaluate_with, save_statistics
 from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.metrics.components import Cloud, cloud, principal_components
 from ldit.eval.plot import REFERENCE, SAMPLES, draw
@@ -148,10 +148,10 @@ def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_where_a_figure_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"figure: expected a name that ends in \.png or \.svg, got .*f\.jpg"):
-        check_evaluation(job("a", "b", figure=tmp_path / "f.jpg"))
+    with pytest.raises(RequestError, match=r"figure: expected a name that ends in \.png or \.svg, got .*f\.jpg"):
+        found(job("a", "b", figure=tmp_path / "f.jpg"))
     with pytest.raises(RequestError, match=r"no folder .*gone to write f\.png into"):
-        evaluate_with(job("a", "b", figure=tmp_path / "gone" / "f.png"), Stub(), ALONE)
+        found(job("a", "b", figure=tmp_path / "gone" / "f.png"))
 
 
 def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:
@@ -173,5 +173,5 @@ def test_without_matplotlib_the_extra_is_named_before_any_image_is_read(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     extractor = Stub()
     with pytest.raises(RequestError, match=r'figure: f\.png is drawn by matplotlib, .*pip install "large-dit\[plot\]"'):
-        evaluate_with(job(tmp_path / "a", tmp_path / "a", figure=tmp_path / "f.png"), extractor, ALONE)
+        found(job(tmp_path / "a", tmp_path / "a", figure=tmp_path / "f.png"), extractor)
     assert not extractor.seen

@@ -65,7 +65,7 @@ def test_a_trained_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Any folder is the classifier's to judge; it brings its own weights."""
     opened = SimpleNamespace()
     monkeypatch.setattr(
-        "ldit.eval.extractors.classifier.open_classifier", lambda *args: setattr(opened, "args", args) or opened
+        "ldit.eval.extractors.extractor.open_classifier", lambda *args: setattr(opened, "args", args) or opened
     )
     assert open_extractor(str(tmp_path), None, CPU) is opened
     assert opened.args == (tmp_path, CPU)

@@ -1,1 +1,1 @@
-"""How good images are: features of images, and figures computed from them."""
+"""How good images are: features of images, and metrics computed from them."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says of a batch, fp32 on its device: `pool` (B, D); `spatial` (B, S) from Inception alone, for
+    """Features of a batch, fp32 on the extractor's device: `pool` (B, D); `spatial` (B, S) from Inception alone, for
     sFID; `logits` (B, K) for the Inception Score, from Inception by the head without its bias."""
 
     pool: Tensor
@@ -17,7 +17,7 @@ class Features:
 
 
 class Extractor(Protocol):
-    """A network on its device. Figures are comparable where `fingerprint` and `resize` are the same."""
+    """A network on its device. Metrics are comparable where `fingerprint` and `resize` are the same."""
 
     @property
     def name(self) -> str:

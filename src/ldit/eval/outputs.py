@@ -1,4 +1,4 @@
-"""The files of an evaluation: what they may replace, which is looked at before the work, and how they are written."""
+"""The files that an evaluation writes, and what they may replace, which is checked before the work."""
 
 import json
 import os
@@ -51,16 +51,16 @@ def check_statistics_file(out: Path, source: str) -> None:
 
 
 def write_outputs(
-    target: Path | None, figure: Path | None, report: dict[str, Any], found: Collected, reference: Reference
+    target: Path | None, figure: Path | None, report: dict[str, Any], collected: Collected, reference: Reference
 ) -> None:
-    """RequestError where one was not written; the other is."""
+    """Write both. RequestError where one cannot be written; the other is."""
     try:
         if target is not None:
             with written(target):
                 write_json_atomic(target, report)
     finally:
         if figure is not None:
-            chart = draw(report, *clouds(found, reference))
+            chart = draw(report, *clouds(collected, reference))
             with written(figure), replaced(figure) as temporary:
                 write_figure(chart, temporary, figure.suffix[1:].lower(), {_TEXT: title(report)})
 
@@ -69,10 +69,10 @@ def _is_report(path: Path) -> bool:
     """An empty file may become one."""
     try:
         size = path.stat().st_size
-        found = json.loads(path.read_text(encoding="utf-8")) if 0 < size <= _LARGEST else None
+        report = json.loads(path.read_text(encoding="utf-8")) if 0 < size <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
         return False
-    return not size or (isinstance(found, dict) and {"compared", "figures"} <= found.keys())
+    return not size or (isinstance(report, dict) and {"compared", "figures"} <= report.keys())
 
 
 def _is_figure(path: Path) -> bool:

@@ -96,25 +96,25 @@ def read_statistics(path: Path) -> Statistics:
 
     EvaluationError names the file and the key that is missing, not finite, of another shape or dtype, or no covariance.
     """
-    found = members(path)
+    held = members(path)
     for key in (_MEAN, _COVARIANCE):
-        if key not in found:
-            raise EvaluationError(f"{path} has no {key}, statistics: it holds {', '.join(found) or 'nothing'}")
+        if key not in held:
+            raise EvaluationError(f"{path} has no {key}, statistics: it holds {', '.join(held) or 'nothing'}")
     for key, other in ((_SPATIAL_MEAN, _SPATIAL_COVARIANCE), (_SPATIAL_COVARIANCE, _SPATIAL_MEAN)):
-        if key in found and other not in found:
+        if key in held and other not in held:
             raise EvaluationError(f"{path} has {key} without {other}")
-    about = _read_about(found[ABOUT]) if ABOUT in found else {}
+    about = _read_about(held[ABOUT]) if ABOUT in held else {}
     spatial: tuple[Tensor | None, Tensor | None] = (None, None)
-    if _SPATIAL_MEAN in found:
-        spatial = _moments(found[_SPATIAL_MEAN], found[_SPATIAL_COVARIANCE])
+    if _SPATIAL_MEAN in held:
+        spatial = _moments(held[_SPATIAL_MEAN], held[_SPATIAL_COVARIANCE])
     return Statistics(
         about.pop("count", None),
-        *_moments(found[_MEAN], found[_COVARIANCE]),
+        *_moments(held[_MEAN], held[_COVARIANCE]),
         *spatial,
         **about,
-        images=Images(found[IMAGES]) if IMAGES in found else None,
+        images=Images(held[IMAGES]) if IMAGES in held else None,
         name=path.name,
-        crc32=" ".join(f"{found[key].info.CRC:08x}" for key in (_MEAN, _COVARIANCE)),
+        crc32=" ".join(f"{held[key].info.CRC:08x}" for key in (_MEAN, _COVARIANCE)),
     )
 
 
@@ -126,14 +126,14 @@ def _moments(mean: Member, covariance: Member) -> tuple[Tensor, Tensor]:
             raise member.refuse(f"has the shape {member.shape}; expected {axes} axes of 1 to {WIDEST}")
     if covariance.shape != mean.shape * 2:
         raise covariance.refuse(f"has the shape {covariance.shape}, and {mean.key} {mean.shape}")
-    found = tuple(torch.from_numpy(read_array(m).astype(np.float64)) for m in (mean, covariance))
-    for member, value in zip((mean, covariance), found, strict=True):
+    moments = tuple(torch.from_numpy(read_array(m).astype(np.float64)) for m in (mean, covariance))
+    for member, value in zip((mean, covariance), moments, strict=True):
         if not torch.isfinite(value).all():
             raise member.refuse("is not finite")
-    fault = _fault(found[1])
+    fault = _fault(moments[1])
     if fault:
         raise covariance.refuse(fault)
-    return found[0], found[1]
+    return moments[0], moments[1]
 
 
 def _fault(covariance: Tensor) -> str:

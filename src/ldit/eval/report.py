@@ -1,4 +1,4 @@
-"""A report of `ldit evaluate`: what every figure depends on, and all as a table."""
+"""The report of an evaluation: what every metric depends on, and all as a table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ CLASSES_SHOWN = 32
 
 
 def depends(extractor: Extractor, samples: ImageStream, reference: dict[str, Any]) -> dict[str, Any]:
-    """Of a report, what every figure depends on beside the numbers of images."""
+    """What every metric of a report depends on, beside the numbers of images."""
     random = samples.about.get("label_rule") == "random"
     return {
         "labels": "random" if random else balance(samples.labels, samples.classes),
@@ -54,27 +54,29 @@ def too_few(extractor: Extractor, samples: int, reference: int | None) -> str:
 
 
 def remarks(
-    samples: ImageStream, theirs: Statistics | ImageStream, compared: tuple[str, str], splits: bool
+    samples: ImageStream, reference: Statistics | ImageStream, compared: tuple[str, str], splits: bool
 ) -> list[str]:
-    """Lines on what both sides leave unsaid, or do not have in common. `compared` are their names, `splits` whether the
-    Inception Score is wanted, whose splits are taken in the order of the images."""
-    mine, reference = compared
-    said = []
-    if mine.endswith(".npz"):
-        path = path_of(mine)
+    """Lines to warn of what both sides do not say, or do not have in common. `compared` are their names; `splits` is
+    whether the Inception Score is computed, whose splits are taken in the order of the images."""
+    name, reference_name = compared
+    lines = []
+    if name.endswith(".npz"):
+        path = path_of(name)
         if has_statistics(path):
-            said.append(f"{mine} holds statistics too: its images are measured")
+            lines.append(f"{name} holds statistics too: its images are measured")
         if samples.labels is None and LABELS in members(path):
-            said.append(f"{mine}: {LABELS} is not one integer an image: labels are unknown")
+            lines.append(f"{name}: {LABELS} is not one integer an image: labels are unknown")
     if splits and samples.labels is not None and samples.count > SPLIT and _sorted(samples.labels):
-        said.append(f"{mine} is in the order of its classes: the Inception Score of its splits says little")
-    if isinstance(theirs, Statistics):
-        if not theirs.resize:
-            said.append(f"{reference} does not say which weights and resize rule its statistics are of: taken for ours")
-    elif theirs.size != samples.size:
-        sizes = (f"{height} x {width}" for height, width in (samples.size, theirs.size))
-        said.append("images of {} are compared with a reference of {}: resizing counts, too".format(*sizes))
-    return said
+        lines.append(f"{name} is in the order of its classes: the Inception Score of its splits says little")
+    if isinstance(reference, Statistics):
+        if not reference.resize:
+            lines.append(
+                f"{reference_name} does not say which weights and resize rule its statistics are of: taken for ours"
+            )
+    elif reference.size != samples.size:
+        sizes = (f"{height} x {width}" for height, width in (samples.size, reference.size))
+        lines.append("images of {} are compared with a reference of {}: resizing counts, too".format(*sizes))
+    return lines
 
 
 def _sorted(labels: Sequence[int]) -> bool:
@@ -82,9 +84,9 @@ def _sorted(labels: Sequence[int]) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Lines of text: what is compared, a figure each, then a class each where there are few."""
+    """Lines of text: what is compared, a metric each, then a class each where there are few."""
     depends = conditions(report)
-    rows = [["figure", "value", "", *depends]]
+    rows = [["metric", "value", "", *depends]]
     rows += [[name, number(report[name]), spread(report, name), *depends.values()] for name in report["figures"]]
     text = f"{title(report)}\n" + _aligned(rows)
     classes = report.get("classes") or []
@@ -101,7 +103,7 @@ def title(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> dict[str, str]:
-    """What every figure of the report depends on, by name."""
+    """What every metric of the report depends on, by name."""
     evaluations = report["evaluations"]
     return {
         "images": f"{report['num_samples']:,}",
@@ -113,7 +115,7 @@ def conditions(report: dict[str, Any]) -> dict[str, str]:
 
 
 def spread(report: dict[str, Any], name: str) -> str:
-    """The deviation or the interval of a figure, "" where it has none."""
+    """The deviation or the interval of a metric, "" where it has none."""
     if report.get(f"{name}_deviation"):  # none of a single subset or split
         return f"± {number(report[f'{name}_deviation'])}"
     if f"{name}_interval" in report:

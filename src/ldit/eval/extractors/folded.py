@@ -96,11 +96,11 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]],
     for name, shape in expected.items():
         if name not in state:
             raise EvaluationError(f"{where} lacks {name}")
-        found = state[name]
-        if not found.is_floating_point() or found.layout is not torch.strided:
-            raise EvaluationError(f"{where}: {name} is a {found.dtype} tensor, expected plain floating-point numbers")
-        if tuple(found.shape) != shape:
-            raise EvaluationError(f"{where}: {name} has shape {tuple(found.shape)}, the network needs {shape}")
+        tensor = state[name]
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            raise EvaluationError(f"{where}: {name} is a {tensor.dtype} tensor, expected plain floating-point numbers")
+        if tuple(tensor.shape) != shape:
+            raise EvaluationError(f"{where}: {name} has shape {tuple(tensor.shape)}, the network needs {shape}")
     for name in state:
         if name not in expected and name not in free:
             raise EvaluationError(f"{where}: {name[:100]} is not a tensor of this network")

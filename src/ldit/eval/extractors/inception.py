@@ -141,13 +141,13 @@ class _Mixed(nn.Module):
             self.width += sum(conv.width for conv in branch.fork) or now
 
     def forward(self, x: Tensor) -> Tensor:
-        found = []
+        parts = []
         for branch in self.branches:
             h = _POOLS[branch.pool](x) if branch.pool else x
             for conv in branch.chain:
                 h = self.get_submodule(conv.name)(h)
-            found += [self.get_submodule(conv.name)(h) for conv in branch.fork] or [h]
-        return torch.cat(found, dim=1)
+            parts += [self.get_submodule(conv.name)(h) for conv in branch.fork] or [h]
+        return torch.cat(parts, dim=1)
 
 
 class Inception(nn.Module):

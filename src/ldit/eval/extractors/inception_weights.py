@@ -39,7 +39,7 @@ def find_weights(given: Path | None = None) -> Path:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise EvaluationError(
-            f"the Inception weights are not at hand: {NAMES[0]} ({SIZE:,} bytes, sha256 {SHA256}), published at {URL}; "
+            f"the Inception weights were not found: {NAMES[0]} ({SIZE:,} bytes, sha256 {SHA256}), published at {URL}; "
             f"put it into {hub}, or name it with {FLAG} or {VARIABLE}"
         )
     return found
@@ -58,7 +58,7 @@ def _in(place: Path, otherwise: str) -> Path:
 
 
 def _hugging_face() -> Iterator[Path]:
-    """Snapshots in the Hub's cache, which stands where its client's variables say."""
+    """Snapshots in the Hub's cache, which lies where its client's variables say."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     home = Path(os.environ.get("HF_HOME") or cache)
     root = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
@@ -70,13 +70,13 @@ def check_weights(path: Path) -> str:
     """The sha256 of a file that is the published one; EvaluationError otherwise."""
     if not path.is_file():
         raise EvaluationError(f"{path}: no such file")
-    found = sha256_file(path)
-    if found != SHA256:
+    digest = sha256_file(path)
+    if digest != SHA256:
         raise EvaluationError(
-            f"{path} is not the published {NAMES[0]}: {path.stat().st_size:,} bytes with sha256 {found}, "
+            f"{path} is not the published {NAMES[0]}: {path.stat().st_size:,} bytes with sha256 {digest}, "
             f"expected {SIZE:,} with {SHA256}"
         )
-    return found
+    return digest
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -136,8 +136,8 @@ def load_lite0(path: Path | None = None) -> Lite0:
     path = package_weights() if path is None else path
     if not path.is_file():
         raise EvaluationError(f"{path}: no such file")
-    if (found := sha256_file(path)) != SHA256:
-        raise EvaluationError(f"{path} is not the weights of {PACKAGE}: its sha256 is {found}, expected {SHA256}")
+    if (digest := sha256_file(path)) != SHA256:
+        raise EvaluationError(f"{path} is not the weights of {PACKAGE}: its sha256 is {digest}, expected {SHA256}")
     network = Lite0()
     fill(open_state(path), list(network.places()), network.fc, "_fc", str(path))
     return network.eval()

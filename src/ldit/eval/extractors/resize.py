@@ -1,5 +1,6 @@
-"""Images at the size an extractor was trained on. A figure is comparable under one resize rule only, so each
-extractor has its own and says which."""
+"""Resize rules: images at the size an extractor was trained on.
+
+Metrics are comparable under one rule only, so each extractor has its own and says which."""
 
 import torch
 import torch.nn.functional as F

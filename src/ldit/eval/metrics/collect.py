@@ -16,7 +16,7 @@ from ldit.parallel.world import World
 @dataclass(frozen=True)
 class Collected:
     """A whole set, seen by all processes. `rows` (N, D) and `predicted` (N,), in the order of the images, are on the
-    first process alone, and None where they were not kept."""
+    main process alone, and None where they were not kept."""
 
     pool: Moments
     spatial: Moments | None
@@ -34,7 +34,7 @@ class Collector:
     With a total of 0, however many there are, moments and scores alone are kept.
 
     Memory: moments take 8·D² bytes whatever the number of images; with `keep_rows` 4·D bytes an image come on top,
-    on the host, which precision, recall, KID and intervals need: for all `total` of them on the first process, for its
+    on the host, which precision, recall, KID and intervals need: for all `total` of them on the main process, for its
     share on another.
     """
 
@@ -83,8 +83,8 @@ class Collector:
 
 
 class _Ordered:
-    """Rows that come in any order on several processes, each part with the number of its first row. On the first
-    process they lie where they belong from the start: parts that are joined in the end would be held twice."""
+    """Rows that come in any order on several processes, each part with the number of its first row. The main
+    process puts them where they belong at once: parts that are joined in the end would be held twice."""
 
     def __init__(self, world: World, total: int) -> None:
         self.world, self.total = world, total
@@ -109,7 +109,7 @@ class _Ordered:
         return self._whole
 
     def gathered(self) -> Tensor | None:
-        """All of them in order, on the first process; elsewhere None. All call it together."""
+        """All of them in order, on the main process; elsewhere None. All call it together."""
         heads = self.world.gather([[at, len(rows), list(rows.shape[1:]), str(rows.dtype)] for at, rows in self._parts])
         if not self.world.is_main:
             for _, rows in self._parts:

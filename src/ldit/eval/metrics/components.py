@@ -47,7 +47,7 @@ def principal_components(mean: Tensor, covariance: Tensor, count: int) -> Compon
 
 @dataclass(frozen=True)
 class Cloud:
-    """A set in two principal components: some of its points (n, 2), none where its features are not at hand; mean (2,)
+    """A set in two principal components: some of its points (n, 2), none where its features are unknown; mean (2,)
     and covariance (2, 2) of all of them. On the CPU."""
 
     points: Tensor
@@ -68,13 +68,13 @@ def bootstrap(rows: Tensor, target: tuple[Tensor, Tensor], resamples: int, seed:
     """Fréchet distances to `target` (mean, covariance) of the rows (N, K) drawn again with replacement, `resamples`
     times (Efron 1979). The same seed draws the same rows, so sets of equal size can be compared pair by pair."""
     random = generator(seed, "bootstrap")
-    found = []
+    distances = []
     for _ in range(resamples):
         chosen = rows[torch.randint(len(rows), (len(rows),), generator=random)]
         centred = chosen - chosen.mean(0)
         covariance = centred.T @ centred / (len(rows) - 1)
-        found.append(frechet_distance(chosen.mean(0), covariance, *target))
-    return found
+        distances.append(frechet_distance(chosen.mean(0), covariance, *target))
+    return distances
 
 
 def interval(value: float, resampled: list[float]) -> list[float]:

@@ -51,16 +51,16 @@ def kernel_distance(
         )
     if size == len(samples) == len(references):
         subsets = 1
-    found = torch.empty(subsets, dtype=torch.float64)
+    estimates = torch.empty(subsets, dtype=torch.float64)
     for number in range(subsets):
         x = double(_subset(samples, size, number, "samples"))
         y = double(_subset(references, size, number, "references"))
         own = _kernel_sum(x) + _kernel_sum(y)
-        found[number] = own / (size * (size - 1)) - 2.0 * _kernel(x, y).sum() / size**2
-    if not torch.isfinite(found).all():
+        estimates[number] = own / (size * (size - 1)) - 2.0 * _kernel(x, y).sum() / size**2
+    if not torch.isfinite(estimates).all():
         raise EvaluationError("the kernel distance is not finite: the features are too large")
-    scale = float(found.abs().max()) or 1.0  # squares of large numbers would be none
-    return KernelDistance(float(found.mean()), scale * float((found / scale).std(correction=0)), size, subsets)
+    scale = float(estimates.abs().max()) or 1.0  # squares of large numbers would be none
+    return KernelDistance(float(estimates.mean()), scale * float((estimates / scale).std(correction=0)), size, subsets)
 
 
 def _subset(rows: Tensor, size: int, number: int, side: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every figure asks of its features: rows that are finite, on a device that has float64."""
+"""What every metric asks of features: rows that are finite, on a device that has float64."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def check_finite(rows: Tensor, what: str, first: int = 0) -> None:
 
 
 def two_sets(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sets of features (N, D) and (M, D), looked at, on the samples' device or where there is float64."""
+    """Two sets of features (N, D) and (M, D), checked, on the samples' device or where there is float64."""
     for rows, what in ((samples, "features"), (references, "reference features")):
         if rows.ndim != 2:
             raise ValueError(f"{what}: expected rows, got the shape {tuple(rows.shape)}")
