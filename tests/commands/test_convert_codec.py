@@ -115,5 +115,5 @@ def test_a_codec_that_is_gone_or_another_one(codec: Path, tmp_path: Path) -> Non
     shutil.rmtree(codec)
     with said() as lines:
         convert(run, tmp_path / "out")
-    assert lines == [f"the autoencoder {codec} is not at hand: {tmp_path / 'out'} names it by that path"]
+    assert lines == [f"the autoencoder {codec} was not found: {tmp_path / 'out'} names it by that path"]
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]

@@ -15,7 +15,7 @@ from PIL import Image
 from ldit.cli.main import dispatch
 from ldit.data.images.decoding import Decoding
 from ldit.data.scan import Reading, scan_folder
-from ldit.errors import ConfigError, DataError, LditError, RequestError
+from ldit.errors import DataError, LditError, RequestError
 
 
 def image(path: Path, size: tuple[int, int], grey: int, **options: Any) -> None:
@@ -154,7 +154,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
             dispatch("data", ["check", *map(str, arguments)])
         assert caught.value.code == 2
     for arguments in ([], ["other", "x"], ["check"], ["check", "a", "--colour"]):
-        with pytest.raises(ConfigError):
+        with pytest.raises(LditError):
             dispatch("data", arguments)
 
 

@@ -172,7 +172,7 @@ def test_a_cache_does_without_its_codec_but_not_with_a_broken_one(
     assert not any(line.startswith("codec.scale") for line in lines)
     assert not (tmp_path / "run/samples").exists()
     run(*recipe(place, tmp_path / "none", place / "bf16", "--codec.name", tmp_path / "mse"), code=2)
-    assert "mse is not at hand" in capfd.readouterr().err
+    assert "mse was not found" in capfd.readouterr().err
     broken = shutil.copytree(place / "vae", tmp_path / "broken")
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     run(*recipe(place, tmp_path / "other", place / "bf16", "--codec.name", broken), code=2)
@@ -215,9 +215,9 @@ def test_a_cache_without_its_classes(place: Path, tmp_path: Path, codec: str, mo
     assert len(losses(tmp_path / "run")) == 3
 
 
-def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+def test_the_commands_of_the_documents(tmp_path: Path) -> None:
     """The latent recipe's two lines as they are printed, but for fewer images and steps."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = "".join((Path(__file__).parents[2] / "docs" / name).read_text() for name in ("data.md",))
     lines = [line.split("#")[0].split() for line in text.splitlines()]
     (encode,) = [line[1:] for line in lines if line[:3] == ["ldit", "encode", "emoji64"]]
     (training,) = [line[1:] for line in lines if line[:3] == ["ldit", "train", "emoji64-latent-s"] and "CACHE" in line]

@@ -137,9 +137,7 @@ def test_host_modulation_by_the_command(tmp_path: Path, monkeypatch: pytest.Monk
     """On a CPU nothing moves; the flag reaches the copy that samples."""
     asked: list[InferenceOptions | None] = []
     real = preparing.prepare
-    monkeypatch.setattr(
-        preparing, "prepare", lambda model, inference: asked.append(inference) or real(model, inference)
-    )
+    monkeypatch.setattr(preparing, "prepare", lambda model, given: asked.append(given) or real(model, given))
     command = ["sample", "--ckpt", NAME, "--device", "cpu", "--class-labels", "0", "--steps", "2", "--host-modulation"]
     assert main([*command, "--latents-out", str(tmp_path / "z.npy")]) == 0
     assert asked == [InferenceOptions(host_modulation=True)]

@@ -1,11 +1,14 @@
 """`ldit train`: from a configuration to weights, in four phases: prepare, claim, build, run."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ldit.checkpoint.export import read_any_spec
 from ldit.checkpoint.run import (
@@ -44,9 +47,9 @@ from ldit.train.tasks.task import HookContext, Task
 from ldit.train.telemetry import peak_flops
 from ldit.train.trainer import Trainer
 
-# What each kind of run trains: "module:function", called as function(experiment, data, device) -> Task, and imported
-# when a run asks for it. A new kind of trainable is one entry here.
-TASKS: dict[type[BaseRun], str] = {
+# What each kind of run trains: function(experiment, data, device) -> Task, or its name "module:function", which is
+# imported when a run asks for it. A new kind of trainable is one entry here.
+TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], Task]] = {
     RunConfig: "ldit.train.tasks.diffusion:open_diffusion",
     AutoencoderRun: "ldit.train.tasks.autoencoder:open_autoencoder",
     ClassifierRun: "ldit.train.tasks.classifier:open_classifier",
@@ -111,8 +114,11 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     config = experiment.config
     _check_shares(config, world)
     data, heldout = _open_data(experiment, out, world)
-    module, _, function = TASKS[type(config)].partition(":")
-    task = getattr(import_module(module), function)(experiment, data, world.device)
+    open_task = TASKS[type(config)]
+    if isinstance(open_task, str):
+        module, _, function = open_task.partition(":")
+        open_task = getattr(import_module(module), function)
+    task: Task = open_task(experiment, data, world.device)
     check_sampling(task)
     return _Prepared(config, data, heldout, task)
 
