@@ -24,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 TEXT, FAINT, GRID = "#333333", "#767676", "#E4E4E4"
 _STYLE = {
     "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # matplotlib's own: the same picture on every machine
+    "font.family": "DejaVu Sans",  # matplotlib's own: the same figure on every machine
     "font.size": 9.5,
     "text.color": TEXT,
     "text.parse_math": False,  # a run may be called "a$b$"

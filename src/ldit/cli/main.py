@@ -73,7 +73,7 @@ def _run(command: Command, arguments: list[str]) -> int:
 
 
 def _imported(place: str) -> Any:
-    """What stands at "module:name"."""
+    """The object named "module:name"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -15,7 +15,7 @@ class DataConfig:
     path: str = ""
     """The images: the bundled "emoji64", a *.tar file, or a folder with one of these, the first that is there: a
     latent cache, IDX files (MNIST kind), metadata.jsonl, *.tar files, class folders (classes in byte order), loose
-    images. Names led by a dot are passed over."""
+    images. Hidden files are ignored."""
     image_size: int = 256
     """Side of the square training images, in pixels."""
     flip: bool = True
@@ -27,34 +27,34 @@ class DataConfig:
     max_per_class: int = 0
     """Use at most this many images of a class, 0 = all (evens out lopsided sets)."""
     workers: int = 2
-    """Threads that read images ahead; 0 = read when needed."""
+    """Threads that prefetch images; 0 = read in the main thread."""
     bad: BadImages = "stop"
-    """What an image that cannot be read does: end the run, or be left out of its batch, with a line in
+    """What happens at an image that cannot be read: the run ends, or the image is left out of its batch, with a line in
     RUN/skipped.jsonl."""
     timeout: float = 25.0
-    """Seconds without an image read after which a run ends and names the thread and the image."""
+    """Seconds that reading one image may take; then the run ends and names the image."""
     exif: bool = False
-    """Turn images as their EXIF orientation says; off, as in ADM's ImageNet."""
+    """Apply the EXIF orientation of images; off, as in ADM's ImageNet."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent images."""
     max_pixels: int = 1 << 26
-    """Larger images are bad: they are not decoded."""
+    """Largest image in pixels; larger ones count as unreadable and are not decoded."""
     codec_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Dtype in which an autoencoder encodes images during training."""
     verify: bool = True
-    """Compare a latent cache with its checksums at the start."""
+    """Verify the checksums of a latent cache at the start."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Steps, batch, learning rate, and what happens how often (0 = never)."""
+    """Steps, batch, learning rate, precision, and intervals in steps (0 = off)."""
 
     steps: int = 100_000
     """Optimiser steps of the whole run."""
     batch_size: int = 256
     """Global batch size."""
     micro_batch_size: int | None = None
-    """Samples in one pass through the network of one process; default its whole share of the batch."""
+    """Samples of one forward pass of one process; default its whole share of the batch."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup: int = 0
@@ -65,9 +65,9 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, order, noise and times."""
     cooldown: int = 0
-    """Last steps over which the rate falls linearly to zero."""
+    """Steps at the end over which the learning rate falls linearly to zero."""
     precision: Precision = "fp32"
-    """Dtype of the weights in use and of activations; master weights are fp32. fp16 scales its loss."""
+    """Dtype of computation; master weights are fp32. fp16 scales the loss."""
     reduce_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Dtype in which gradients are summed over processes."""
     grad_clip: float = 2.0
@@ -75,17 +75,17 @@ class TrainConfig:
     log_every: int = 100
     """Steps between log lines."""
     checkpoint_every: int = 1000
-    """Steps between commits; the last step is always committed."""
+    """Steps between checkpoints; the last step is always saved."""
     sample_every: int = 0
-    """Steps between image grids from EMA weights."""
+    """Steps between sample grids of the EMA weights."""
     keep: int = 2
-    """Committed steps kept, newest first; 0 = all."""
+    """Newest checkpoints that are kept; 0 = all."""
     keep_every: int = 0
-    """Committed steps that this divides are kept for good."""
+    """Checkpoints at multiples of this step are kept for good."""
     async_save: bool = True
-    """Write checkpoints beside training; a step waits for the copy only."""
+    """Write checkpoints in the background; training waits for the copy to host memory only."""
     attention_every: int = 1000
-    """Steps between looks at the largest attention logit of each layer."""
+    """Steps between logs of the largest attention logit of each layer."""
     init_from: str = ""
     """Checkpoint whose matching weights the run starts with."""
     init_ema: bool = True
@@ -97,7 +97,7 @@ class OptimConfig:
     """Optimiser."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """Muon orthogonalises the updates of attention and FFN matrices; the rest goes with AdamW."""
+    """muon: orthogonalised updates for attention and FFN matrices, AdamW for the rest."""
     momentum: float = 0.95
     """Muon's momentum."""
     beta1: float = 0.9
@@ -115,7 +115,7 @@ class EMAConfig:
     decay: float = 0.9999
     """Decay after the warm-up, of the average that is sampled and exported."""
     more: tuple[float, ...] = ()
-    """Further decays, averaged beside it."""
+    """Further decays, each its own average."""
     power: tuple[float, ...] = ()
     """Relative widths of power-function averages (EDM2); snapshots of two, such as 0.05 0.10, give any width
     afterwards (`ldit ema`)."""
@@ -125,36 +125,36 @@ class EMAConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What a step does that must not be applied. It is applied on no process, and counts as done."""
+    """Non-finite steps and loss spikes. Such a step is skipped on all ranks, and counts as done."""
 
     nonfinite: Literal["skip", "stop", "rollback"] = "skip"
-    """Loss or gradient not finite: leave the step out, end the run, or go back to the last commit and past its data."""
+    """Loss or gradient not finite: skip the step, stop, or roll back to the last checkpoint and skip its data."""
     spike: Literal["skip", "stop", "rollback"] = "skip"
     """The same for a loss spike."""
     spike_z: float = 0.0
     """A loss this many deviations above its running mean is a spike, 0 = never."""
     limit: int = 10
-    """Steps left out in a row (unreadable batches too), or rollbacks between two commits, that end the run."""
+    """Skipped steps in a row (unreadable batches too), or rollbacks between two checkpoints, that end the run."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the processes of torchrun or Slurm share the work: replicate x shard x tp."""
+    """How the ranks of torchrun or Slurm share the work: replicate x shard x tp."""
 
     tp: int = 1
-    """Processes that share every layer (tensor parallelism)."""
+    """Ranks that share every layer (tensor parallelism)."""
     shard: int = 0
-    """Processes that share weights, gradients, averages and optimiser state (FSDP2); 0 = all that are left."""
+    """Ranks that share weights, gradients, averages and optimiser state (FSDP2); 0 = all that are left."""
     replicate: int = 1
-    """Groups that each hold everything."""
+    """Replicas of the model, each over shard x tp ranks (HSDP)."""
     reshard: bool = True
     """Free gathered weights between forward and backward pass."""
     recompute: Recompute = "none"
-    """Activations made again in the backward pass: none, all but matrix products, everything."""
+    """Activation checkpointing: none, selective (saves matmuls and attention, recomputes the rest), full."""
     compile: bool = False
     """Compile each block (needs a C++ compiler on the CPU)."""
     timeout: float = 600.0
-    """Seconds without progress after which a process ends itself and says who stalls."""
+    """Seconds without progress after which the run ends and the stalled rank is named."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,12 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Distance of generated images to real ones along the way, by EMA weights; the best step is kept."""
+    """Distance of samples of the EMA weights to real images during training; the best step is kept."""
 
     every: int = 0
     """Steps between evaluations."""
     num: int = 1000
-    """Images generated, as many of each class."""
+    """Samples, as many of each class."""
     reference: str = ""
     """Statistics (`ldit stats`) or images they are compared with; default up to 50,000 training images."""
     extractor: str = "inception"

@@ -14,7 +14,7 @@ class Tables:
         self._made: dict[Hashable, Tensor] = {}
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The table of `key`, which is `make()` where it is not at hand; the one made longest ago goes for it."""
+        """The table of `key`, which is `make()` where it was not made yet; the oldest one goes for it."""
         found = self._made.get(key)
         if found is None:
             found = make()

@@ -58,7 +58,7 @@ class Scaler:
         return cls(cls.START if precision == "fp16" else 1.0)
 
     def overflowed(self) -> bool:
-        """After a step that was not finite: whether a smaller scale may mend it, which is then set."""
+        """After a step that was not finite: whether a smaller loss scale may help, which is then set."""
         self.good = 0
         if self.scale <= 1.0:
             return False

@@ -166,7 +166,7 @@ def _conclude(state: TrainState, values: dict[str, float], limit: float, readabl
         state.scaler.passed(precision)
         state.guard.accept(loss)
         return ""
-    # The loss itself is not scaled: where it is not finite, another scale mends nothing.
+    # The loss itself is not scaled: where it is not finite, another scale does not help.
     if not finite and math.isfinite(loss) and state.scaler.overflowed():
         return "overflow"
     state.guard.left_out += 1

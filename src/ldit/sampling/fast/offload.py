@@ -1,4 +1,4 @@
-"""Models larger than the device: blocks stay on the host and are lent to the device while they compute.
+"""Models larger than the device: blocks stay on the host and are streamed to the device while they compute.
 
 A block is two loans, its modulation and the rest, since networks make all modulations before the first block. On CUDA
 the weights lie in page-locked memory, and the loan that followed last time is copied by a second stream while this one
@@ -59,7 +59,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
 
 
 class _HostBlock:
-    """Parameters that are lent together; `host` are their values at home."""
+    """Parameters that are streamed together; `host` are their values on the host."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
