@@ -14,6 +14,7 @@ from hostile import command, document, keys
 
 from ldit.cli.main import main
 from ldit.commands import train as flow
+from ldit.config.experiment import Experiment
 from ldit.config.run import RunConfig
 from ldit.errors import ConfigError
 
@@ -28,9 +29,9 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     """Configurations that came through to training, which does nothing; the current folder is empty."""
     came: list[RunConfig] = []
 
-    def stub(config: RunConfig, *rest: Any) -> int:
-        came.append(config)
-        return 0
+    def stub(experiment: Experiment, *rest: Any) -> None:
+        assert isinstance(experiment.config, RunConfig)
+        came.append(experiment.config)
 
     monkeypatch.setattr(flow, "_train", stub)
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import png
 
 from ldit.data.formats import metadata
-from ldit.data.formats.metadata import MetadataImages, has_metadata, other_metadata, read_metadata
+from ldit.data.formats.metadata import MetadataImages, read_metadata
+from ldit.data.formats.recognise import has_metadata, other_metadata
 from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 

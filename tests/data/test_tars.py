@@ -21,7 +21,8 @@ from hostile_tars import END, PNG, header, long_name, member, pax, png, record
 
 from ldit.config.sections import DataConfig
 from ldit.data.formats import tar_index, tars
-from ldit.data.formats.recognise import has_tars, kept_index, read_tars
+from ldit.data.formats.recognise import has_tars
+from ldit.data.formats.tar_index import kept_index, read_tars
 from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding
 from ldit.data.source import keep_index, open_run_data

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from ldit.checkpoint import save
 from ldit.checkpoint.run import step_folder
 from ldit.commands import train as flow
+from ldit.config.experiment import Experiment
 from ldit.config.run import RunConfig
 from ldit.config.sections import EMAConfig, OptimConfig, ParallelConfig
 from ldit.config.spec import FlowConfig
@@ -223,7 +224,7 @@ def failing_restore(folder: Path, where: str) -> Any:
     config = replace(config, data=replace(config.data, workers=0), parallel=ParallelConfig(timeout=LIMIT))
     run = folder / f"unread-{where}"
     with ExitStack() as stack:
-        flow._train(config, run, w, stack)
+        flow._train(Experiment(config=config), run, w, stack)
     state, task, loader = started(config, w)
     trainer = Trainer(config, task, state, loader.from_step, run, lambda record: None, Watchdog(w, LIMIT))
     longer = replace(config, train=replace(config.train, steps=4))
@@ -237,7 +238,13 @@ def failing_restore(folder: Path, where: str) -> Any:
     checkpointing.restore = restore
     try:
         with ExitStack() as stack:
-            found = _met(lambda: trainer._roll_back("a") if where == "back" else flow._train(longer, run, w, stack))
+            found = _met(
+                lambda: (
+                    trainer._roll_back("a")
+                    if where == "back"
+                    else flow._train(Experiment(config=longer), run, w, stack)
+                )
+            )
     finally:
         checkpointing.restore = sound
     return w.gather(found)

@@ -17,6 +17,7 @@ from runs import ALONE, tiny
 from ldit.commands import train as flow
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun, AutoencoderSpec
 from ldit.config.classifier import ClassifierModelConfig, ClassifierRun, ClassifierSpec
+from ldit.config.experiment import Experiment
 from ldit.config.run import BaseRun
 from ldit.config.sections import DataConfig, EvalConfig, HeldoutConfig, ParallelConfig
 from ldit.data.loader import Loader
@@ -63,7 +64,7 @@ def skipping(folder: Path, layout: str) -> Any:
                      heldout=HeldoutConfig(0, 0))  # fmt: skip
     out = folder / f"skipping-{layout}-{w.size}"
     with ExitStack() as stack:
-        flow._train(config, out, w, stack)
+        flow._train(Experiment(config=config), out, w, stack)
     found: list[Any] = []
     if w.is_main:
         lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
@@ -105,7 +106,7 @@ def evaluation(folder: Path, layout: str) -> Any:
         broken, real = Broken(w.rank == w.size - 1), evaluation_hook._Made.__base__
         extractor.open_extractor = lambda name, weights, device: broken
     with ExitStack() as stack:
-        flow._train(config, out, w, stack)
+        flow._train(Experiment(config=config), out, w, stack)
     found: list[Any] = []
     if w.is_main:
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -1,10 +1,7 @@
 """Python's keywords are the fields of the requests, by the same names, types and aliases; and what calls return."""
 
-import ast
-import inspect
 import typing
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,15 +56,3 @@ def test_wrong_keywords_are_named() -> None:
         tiny().sample([0], stepz=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"got 'steps' twice"):
         from_keywords(SamplingRequest, {"steps": 3, "num_inference_steps": 4}, "sample")
-
-
-def test_pipelines_need_no_deferred_import() -> None:
-    """A deferred or type-checking import hides a circle of files."""
-    import ldit.pipeline
-
-    for path in Path(inspect.getfile(ldit.pipeline)).parent.rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        inner = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.If)
-                 for node in ast.walk(function)}  # fmt: skip
-        late = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and id(n) in inner]
-        assert not [n for n in late if "ldit" in ast.dump(n)], path

@@ -13,9 +13,9 @@ import ldit
 from ldit.cli.main import main
 from ldit.errors import RequestError
 from ldit.pipeline import load as pipeline
-from ldit.pipeline import loaded
 from ldit.pipeline.generate import Done, Preview, Sample
 from ldit.pipeline.load import Pipeline
+from ldit.sampling.fast import prepare as preparing
 from ldit.sampling.fast.options import InferenceOptions, is_offloaded
 from ldit.storage.tensors import write_safetensors
 
@@ -136,8 +136,10 @@ def test_switches_that_cannot_be(
 def test_host_modulation_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU nothing moves; the flag reaches the copy that samples."""
     asked: list[InferenceOptions | None] = []
-    real = loaded.prepare
-    monkeypatch.setattr(loaded, "prepare", lambda model, inference: asked.append(inference) or real(model, inference))
+    real = preparing.prepare
+    monkeypatch.setattr(
+        preparing, "prepare", lambda model, inference: asked.append(inference) or real(model, inference)
+    )
     command = ["sample", "--ckpt", NAME, "--device", "cpu", "--class-labels", "0", "--steps", "2", "--host-modulation"]
     assert main([*command, "--latents-out", str(tmp_path / "z.npy")]) == 0
     assert asked == [InferenceOptions(host_modulation=True)]

@@ -14,9 +14,10 @@ from sampling.captures import Recorder
 from torch import Tensor
 
 from ldit.errors import RequestError
-from ldit.pipeline import load as pipeline
+from ldit.pipeline import loaded as pipeline
 from ldit.pipeline.generate import Sample
 from ldit.pipeline.load import Pipeline
+from ldit.sampling.fast import prepare as preparing
 from ldit.sampling.fast.conditioning_cache import Modulations
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.prepare import Prepared
@@ -120,7 +121,7 @@ def test_an_iterator_goes_on_in_another_thread() -> None:
 
 def test_what_is_made_at_first_use_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, copies, codecs = tiny(), [], []
-    prepare, open_codec = pipeline.prepare, pipeline.open_codec
+    prepare, open_codec = preparing.prepare, pipeline.open_codec
 
     def slow(made: list[int], function: Any) -> Any:
         def run(*given: Any) -> Any:
@@ -130,7 +131,7 @@ def test_what_is_made_at_first_use_is_made_once(monkeypatch: pytest.MonkeyPatch)
 
         return run
 
-    monkeypatch.setattr(pipeline, "prepare", slow(copies, prepare))
+    monkeypatch.setattr(preparing, "prepare", slow(copies, prepare))
     monkeypatch.setattr(pipeline, "open_codec", slow(codecs, open_codec))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: pipe.sample([0], seed=seed, steps=1), range(4)))

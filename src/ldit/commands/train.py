@@ -75,13 +75,17 @@ def train(config: str | BaseRun | Experiment, out: str | Path, data: Any = None)
         stack.enter_context(products(experiment.config.train.precision))
         if not world.is_main:
             silence_other_ranks()
-        # Each phase is agreed upon by all ranks: if one fails, every rank raises before the next begins.
-        prepared = world.run_on_all(lambda: _prepare(experiment, out, world))
-        claim = world.from_rank0(lambda: _claim(prepared, out, stack))
-        resume = latest_valid_step(out, world) if claim["steps"] else None
-        state = world.run_on_all(lambda: _build(prepared, out, claim, resume, world))
-        _run(prepared, out, claim["record"], state, resume, world, stack)
+        _train(experiment, out, world, stack)
     return out
+
+
+def _train(experiment: Experiment, out: Path, world: World, stack: ExitStack) -> None:
+    """The four phases. Each is agreed upon by all ranks: if one fails, every rank raises before the next begins."""
+    prepared = world.run_on_all(lambda: _prepare(experiment, out, world))
+    claim = world.from_rank0(lambda: _claim(prepared, out, stack))
+    resume = latest_valid_step(out, world) if claim["steps"] else None
+    state = world.run_on_all(lambda: _build(prepared, out, claim, resume, world))
+    _run(prepared, out, claim["record"], state, resume, world, stack)
 
 
 def _named(experiment: Experiment) -> Experiment:

@@ -122,9 +122,9 @@ class DiT(nn.Module):
         """Embed, blocks, unembed: the output for rotary `rope` and modulations that are there already. `layers` are the
         network's own blocks or others called alike, such as those of an inference copy."""
         tokens = self.embed(x)
-        features, mask = (None, None) if context is None else (context.features, context.mask)
+        text = () if context is None else (context.features, context.mask)
         for layer, modulation in zip(layers, modulations, strict=True):
-            tokens = layer(tokens, rope, modulation, features, mask)
+            tokens = layer(tokens, rope, modulation, *text)
         return self.unembed(tokens, final, x)
 
     def embed(self, x: Tensor | Sequence[Tensor]) -> Tensor:
