@@ -55,7 +55,7 @@ def merged(world: World) -> dict[str, Any]:
 
 def evaluated(place: Path, world: World) -> dict[str, Any]:
     """Figures of 23 images in blocks of 5: in a world of four, one process has two of them, the others one."""
-    report = evaluate_with(job(place / "a", place / "b", components=2, resamples=5), Inceptive(), world)
+    report = evaluate_with(job(place / "a", place / "b", components=2, bootstrap=5), Inceptive(), world)
     known = evaluate_with(job(place / "a", place / "statistics.npz"), Inceptive(), world)
     found = {name: report[name] for name in [*report["figures"], "fid_2_interval"]}
     return found | {f"known-{name}": known[name] for name in known["figures"]}

@@ -280,8 +280,8 @@ def test_conditions_are_said_once_and_few_images_warned_of(tmp_path: Path) -> No
         assert train(over(data, {**SETTINGS, "train.steps": 2, "eval.num": 5}), tmp_path / "run") == 0
     words = [line for line in lines if line.startswith("evaluation every")]
     assert words == [
-        "evaluation every 1 steps: fd_stub of balanced labels, pictures 5, evaluations 10, extractor stub, "
-        f"extractor_sha256 {'0' * 64}, resize none, reference training images, reference_pictures 12"
+        "evaluation every 1 steps: fd_stub of balanced labels, images 5, evaluations 10, extractor stub, "
+        f"extractor_sha256 {'0' * 64}, resize none, reference training images, reference_images 12"
     ]
     assert len([line for line in lines if line.startswith("5 images for 6 features: a Fréchet")]) == 1
 

@@ -79,7 +79,7 @@ def evaluation_hook(
         "precision": config.train.precision,
     }
     if world.is_main:
-        words = ", ".join(f"{name} {value}" for name, value in conditions.items())
+        words = ", ".join(f"{name.replace('pictures', 'images')} {value}" for name, value in conditions.items())
         logger.info("evaluation every %d steps: %s of balanced labels, %s", options.every, extractor.metric, words)
         if few := too_few(extractor, options.num, reference.count):
             logger.warning("%s", few)
