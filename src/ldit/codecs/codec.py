@@ -27,6 +27,10 @@ class Autoencoder(Codec, Protocol):
     """A codec with a posterior, as `ldit.codecs.autoencoder.AutoencoderCodec`."""
 
     config: AutoencoderConfig
+    factor: int
+    """Pixels a latent pixel, along a side."""
+    channels: int
+    """Channels of a latent."""
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, C, h, w) fp32 of raw latents."""

@@ -11,8 +11,7 @@ from typing import Literal, TypedDict, Unpack
 
 import torch
 
-from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.codec import open_codec
+from ldit.codecs import codec as codecs
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.open import codec_folder
 from ldit.config.requests.encode import EncodeRequest
@@ -29,7 +28,7 @@ from ldit.data.latent_cache.description import (
     ImagesRecord,
     SourceRecord,
 )
-from ldit.data.latent_cache.encoder import Codec, Encoder
+from ldit.data.latent_cache.encoder import Encoder
 from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
 from ldit.data.latent_cache.writer import CacheJob
@@ -119,7 +118,9 @@ def make_cache(request: EncodeRequest) -> bool:
             """Encode and write the shards of these blocks."""
             progress = Progress(total, cache.count_done, launch.rank == 0, "images")
             skip = request.bad == "skip"
-            encoder = Encoder(codec, device, request.batch_size, request.workers, skip, request.timeout, progress.begun)
+            encoder = Encoder(
+                codec.moments, device, request.batch_size, request.workers, skip, request.timeout, progress.begun
+            )
             try:
                 for number in numbers:
                     part, rows = cache.shard(number)[0], cache.blocks[number]
@@ -136,18 +137,18 @@ def make_cache(request: EncodeRequest) -> bool:
         return complete
 
 
-def open_autoencoder(request: EncodeRequest, device: torch.device) -> Codec:
+def open_autoencoder(request: EncodeRequest, device: torch.device) -> codecs.Autoencoder:
     """The codec of a request, with its own scale and shift, which are recorded; latents are kept raw."""
     roots = () if request.local_diffusers_model_root is None else (request.local_diffusers_model_root,)
     own = read_kl_config(codec_folder(request.codec, roots))
     scale, shift = own.scaling
     config = AutoencoderConfig(name=request.codec, scale=scale, shift=shift, factor=own.factor)
-    codec = open_codec(config, roots, device, DTYPES[request.precision])
-    assert isinstance(codec, AutoencoderCodec)
-    return codec
+    return codecs.open_autoencoder(config, roots, device, DTYPES[request.precision])
 
 
-def _describe(request: EncodeRequest, codec: Codec, source: Samples, heldout: Samples | None) -> CacheDescription:
+def _describe(
+    request: EncodeRequest, codec: codecs.Autoencoder, source: Samples, heldout: Samples | None
+) -> CacheDescription:
     config, size = codec.config, request.image_size
     if size % codec.factor:
         raise ConfigError(f"--image-size: {size} is not a multiple of the codec's factor {codec.factor}")

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldit.config.spec import AutoencoderConfig
 from ldit.data.latent_cache.job import EncodedShard, Part
 from ldit.data.samples import Samples
 from ldit.data.workers import Job, Stuck, Workers
@@ -16,17 +14,8 @@ from ldit.errors import DataError, RunError
 from ldit.log import logger
 from ldit.precision import DTYPES
 
-
-class Codec(Protocol):
-    """What encoding needs of an autoencoder (`ldit.codecs.autoencoder`)."""
-
-    config: AutoencoderConfig
-    factor: int
-    channels: int
-
-    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def fingerprint(self) -> str: ...
+Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images (B, 3, S, S) -> mean and log-variance (B, C, h, w): an autoencoder's posterior."""
 
 
 class Encoder:
@@ -39,7 +28,7 @@ class Encoder:
 
     def __init__(
         self,
-        codec: Codec,
+        moments: Moments,
         device: torch.device,
         batch_size: int,
         workers: int,
@@ -49,7 +38,7 @@ class Encoder:
     ) -> None:
         """`skip`: bad images are left out. `timeout`: seconds that a thread may be at one image. `progress`
         is called with the number of images of each batch."""
-        self.codec, self.device, self.batch_size, self.skip = codec, device, batch_size, skip
+        self.codec_moments, self.device, self.batch_size, self.skip = moments, device, batch_size, skip
         self.progress = progress
         self.timeout = timeout
         self.workers = Workers(workers, "encode") if workers else None
@@ -116,8 +105,8 @@ class Encoder:
 
     def _computed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if self.computers is None:
-            return self.codec.moments(images)
-        means, logvars = zip(*self.computers.map(self.codec.moments, images.split(1)), strict=True)
+            return self.codec_moments(images)
+        means, logvars = zip(*self.computers.map(self.codec_moments, images.split(1)), strict=True)
         return torch.cat(means), torch.cat(logvars)
 
 
