@@ -166,7 +166,7 @@ def test_a_cache_does_without_its_codec_but_not_with_a_broken_one(
     with said() as lines:
         run(*recipe(place, tmp_path / "run", place / "bf16", "--codec.name", absent, "--codec.shift", 7))
     assert any("known by that name alone" in line for line in lines) and any(
-        "no images along" in line for line in lines
+        "no sample grids" in line for line in lines
     )
     assert any(line.startswith("codec.shift: 7.0, that of the autoencoder") for line in lines)
     assert not any(line.startswith("codec.scale") for line in lines)
