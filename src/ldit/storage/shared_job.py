@@ -137,7 +137,7 @@ class SharedJob(ABC, Generic[Block]):
 
     def make_share(self, rank: int, size: int, make: Callable[[Iterator[int]], None]) -> bool:
         """Make what is missing of the blocks of process `rank` of `size`; whether the job is complete afterwards, False
-        where other processes are still at work. `make` writes the blocks whose numbers it is given, if there are any.
+        where other processes are still at work. `make` is given the numbers of the blocks to write, if there are any.
         """
         try:
             for _ in range(2):  # a second time where a block that was there turned out to be damaged
