@@ -177,6 +177,10 @@ MUTANTS = [
     Mutant("data/formats/tar_index.py", 'if head["key"] != key:', "if False:", DATA),
     Mutant("data/formats/tar_members.py", "or b\"..\" in parts ", "", DATA),
     Mutant("data/user_set.py", "if not 0 <= number < count:", "if number >= count:", DATA),
+    # a network or a process of the user's
+    Mutant("pipeline/load.py", "source.experiment.objective if is_own", "None if is_own", "tests/e2e/test_extend.py"),
+    Mutant("pipeline/load.py", "if own and given is None:", "if False:", "tests/e2e/test_extend.py"),
+    Mutant("train/resume.py", "if old.get(what) != new.get(what):", "if False:", "tests/e2e/test_extend.py"),
     Mutant("train/resume.py", 'if old.get("codec") != new.get("codec"):', "if False:", "tests/e2e/test_latents.py"),
 ]  # fmt: skip
 

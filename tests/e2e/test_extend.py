@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import ldit
 from ldit.cli.main import main
 from ldit.commands.train import TASKS
 from ldit.config.recipes.registry import recipe
-from ldit.errors import SourceError
+from ldit.errors import ConfigError, SourceError
+from ldit.rng import normal
+from ldit.sampling.grids import build_grid
 from ldit.sampling.solvers import SOLVERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extend.md"
@@ -90,9 +93,23 @@ def test_a_process(files: Path) -> None:
     torch.testing.assert_close(estimate.eps, noise, atol=1e-6, rtol=0)
     exact = process.losses(lambda x_t, time: level.alpha * noise - level.sigma * x0, x0, t, noise)
     assert exact["loss"].max() < 1e-12
-    train("my_process.py:experiment", files / "run", "--train.steps", "2", "--train.sample-every", "0")
-    made = own.sample(files / "run", [0, 1], "3")
-    assert made.shape == (2, 3, 16, 16) and made.isfinite().all()
+    run = files / "run"
+    # The run's own sample grids and whoever has the file sample with the process of the file.
+    train("my_process.py:experiment", run, "--train.steps", "2", "--train.sample-every", "2")
+    pipe = ldit.load(run, experiment="my_process.py:experiment", device="cpu", inference=None)
+    made = pipe.sample_latents(class_labels=[0], seed=5, steps=3, solver="euler", guidance=1.0)
+    x = normal((3, 16, 16), 5, "picture")[None]
+    for a, b in pairwise(build_grid(process, "3", "uniform")):
+        estimate = process.denoised(pipe.model(x, torch.full((1,), a.time), torch.tensor([0])), x, a)
+        x = b.alpha * estimate.x0 + b.sigma * estimate.eps
+    torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
+    grid = ["--class-labels", "0", "--steps", "2", "--guidance", "1", "--image-save-path", "grid.png"]
+    assert main(["sample", str(run), *grid, "--experiment", "my_process.py:experiment"]) == 0
+    # Without the file the package's process would be wrong, silently.
+    with pytest.raises(SourceError, match=r"its process is not of this package \(my_process\.TrigFlow\)"):
+        ldit.load(run)
+    with pytest.raises(ConfigError, match=r"objective: .* my_process\.TrigFlow, this start has the package's own"):
+        ldit.train(str(run), run)
 
 
 def test_a_solver(files: Path) -> None:
@@ -104,9 +121,12 @@ def test_a_solver(files: Path) -> None:
 
 def test_a_network(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("my_network.py:experiment", files / "run", "--train.steps", "2")
-    network = importlib.import_module("my_network").network
-    (image,) = ldit.load(files / "run", network=network)(class_labels=[0], steps=2)
+    experiment = importlib.import_module("my_network").experiment()
+    (image,) = ldit.load(files / "run", experiment=experiment)(class_labels=[0], steps=2)
     assert isinstance(image, Image.Image)
+    assert main(["sample", str(files / "run"), "--num", "4", "--out", "set", "--steps", "2", "--experiment",
+                 "my_network.py:experiment"]) == 0  # fmt: skip
+    assert len(list((files / "set").glob("*.png"))) == 4
     with pytest.raises(SourceError, match=r"its network is not of this package \(my_network\.network\)"):
         ldit.load(files / "run")
     assert main(["sample", str(files / "run")]) == 2

@@ -14,6 +14,7 @@ from ldit.checkpoint.run import committed_steps, open_step, run_kind
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.classifier import CLASSIFIER
+from ldit.config.experiment import Experiment
 from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
 from ldit.precision import dtype_word
@@ -36,6 +37,8 @@ class Source:
     """Which weights are there: "raw", "ema" (kept apart) or both."""
     verified: bool | None = None
     """The value of `ema` whose files were compared with their checksums when this was opened."""
+    experiment: Experiment | None = None
+    """The user's own objects, for a run that was trained with a network or process of the user's."""
 
     def tensors(self, ema: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first."""

@@ -15,7 +15,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ldit.checkpoint.open import open_source
 from ldit.codecs.codec import check_codec
 from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.codecs.pixels import labelled_grid, published_grid
@@ -25,7 +24,14 @@ from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.log import setup
 from ldit.pipeline.generate import Done, Generator, Sample
-from ldit.pipeline.load import checked_device, inference_options, load_source, open_guide
+from ldit.pipeline.load import (
+    checked_device,
+    inference_options,
+    load_source,
+    open_guide,
+    open_requested,
+    own_process,
+)
 from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.make import make_set
@@ -77,12 +83,13 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     raised before weights are read. `published`: the original's unlabelled grid and its three guided channels."""
     _check_targets(request)
     # Check everything against the spec alone.
-    opened = open_source(request.source, request.heads, request.ema, request.process)
+    opened = open_requested(request)
     weaker = open_guide(request)
     conditioner = build_conditioner(opened.spec)
     resolved = check_request(
         opened.spec,
         _sampling(request, opened.spec, conditioner, published),
+        process=own_process(opened),
         guide=None if weaker is None else weaker.spec,
     )
     root = request.local_diffusers_model_root

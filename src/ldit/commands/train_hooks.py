@@ -52,10 +52,11 @@ def grid_request(task: DiffusionTask) -> ResolvedRequest:
     """The request of the sample grids: the first classes, unguided where the model has no null class."""
     conditioner = task.conditioner
     if conditioner.is_unconditional:
-        return check_request(task.spec, SamplingRequest(num=6 * SAMPLES_PER_CLASS))
+        return check_request(task.spec, SamplingRequest(num=6 * SAMPLES_PER_CLASS), process=task.process)
     labels = [label for label in range(min(conditioner.count, MOST_CLASSES)) for _ in range(SAMPLES_PER_CLASS)]
     guidance = 1.0 if conditioner.null is None else None
-    return check_request(task.spec, SamplingRequest(class_labels=labels, guidance=guidance))
+    request = SamplingRequest(class_labels=labels, guidance=guidance)
+    return check_request(task.spec, request, process=task.process)
 
 
 def sample_hook(

@@ -12,8 +12,9 @@ from ldit.errors import ConfigError
 class Experiment:
     """What `ldit.train` takes, and what a recipe in a file of one's own may return: `ldit train my.py:recipe`.
 
-    The objects are made anew by the recipe at every start, also at a resume; checkpoints hold numbers and the
-    configuration alone. ConfigError where an object does not go with the kind of run.
+    The recipe makes the objects anew at every start, also at a resume; checkpoints hold numbers and the configuration
+    alone. Whoever samples a run with a network or a process of its own needs the experiment again
+    (`ldit.load(RUN, experiment=…)`). ConfigError where an object does not go with the kind of run.
     """
 
     config: BaseRun
@@ -21,11 +22,10 @@ class Experiment:
     """A data set object in the place of `data.path`: `__len__()`, `names`, `fingerprint()`, `read(index)`; see
     `ldit.data.user_set`."""
     objective: Any = None
-    """A process in the place of `process`, such as a subclass of `ldit.diffusion.Flow` with other losses; see
-    `ldit.diffusion.process.Process`. Steps are sampled by what `process` says."""
+    """A process in the place of `config.process`, such as a subclass of `ldit.diffusion.Flow` with other losses; see
+    `ldit.diffusion.process.Process`."""
     network: Callable[[Any], Any] | None = None
-    """Builds the network from `config.model`: a torch.nn.Module called as network(x, t, y). Steps of such a run open
-    with `ldit.load(RUN, network=…)` alone."""
+    """Builds the network from `config.model`: a torch.nn.Module called as network(x, t, y)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.config, BaseRun):

@@ -124,6 +124,16 @@ class Process(Protocol):
         ...
 
 
+def samples_alike(one: Process, other: Process) -> bool:
+    """Whether two processes sample a network in the same way: equal levels, and equal estimates from one output."""
+    if one.own_grid("4") != other.own_grid("4"):
+        return False
+    numbers = torch.linspace(-1, 1, 12)
+    x, out = numbers[:4].view(1, 1, 2, 2), numbers[4:].view(1, 2, 2, 2)  # one channel, and its variance
+    estimates = [process.denoised(out, x, one.level(0.5)) for process in (one, other)]
+    return all(torch.equal(a, b) for a, b in zip(estimates[0][:2], estimates[1][:2], strict=True))
+
+
 def output_of(prediction: Tensor | Prediction) -> Tensor:
     """The output in fp32: objectives compute in fp32 whatever the network's dtype."""
     return (prediction.out if isinstance(prediction, Prediction) else prediction).float()

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldit.codecs.pixels import to_pil, to_uint8
-from ldit.diffusion.build import build_process
 from ldit.errors import RequestError
 from ldit.log import logger
 from ldit.pipeline.loaded import LoadedModel
@@ -108,7 +107,6 @@ class Generator:
             from ldit.pipeline.init_image import encoded
 
             self._starts = encoded(request.init, pipe.codec)
-        self.process = build_process(pipe.spec.process)
 
     @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
     def events(self) -> Iterator[Event]:
@@ -164,9 +162,8 @@ class Generator:
         """The network with the positions of the request."""
         settings, model = self.request.settings, pipe.spec.model
         rows, columns = (side // model.patch_size for side in self.request.shape[1:])
-        process = build_process(pipe.spec.process)
         return positioned(
-            network, process, model, rows, columns, settings.rope_scaling, settings.proportional_attention
+            network, self.request.process, model, rows, columns, settings.rope_scaling, settings.proportional_attention
         )
 
     def _batch(self, rows: range, counts: "_Counts", bar: "tqdm[Any]") -> Iterator[Event]:
@@ -199,7 +196,7 @@ class Generator:
         counts.guided_rows += predict.guided_rows
 
     def _steps(self, predict: Guided, x: Tensor, rows: range) -> Iterator[Step]:
-        denoise = build_denoiser(self.process, predict)
+        denoise = build_denoiser(self.request.process, predict)
         return self.request.solve(denoise, x, self.request.levels, lambda i: self._noise(i, rows))
 
     def _guided(self, rows: range) -> Guided:

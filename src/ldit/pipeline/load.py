@@ -1,6 +1,7 @@
 """`ldit.load`: a source to an object that makes images."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -12,9 +13,12 @@ from ldit.checkpoint.layouts.dit_pt import ProcessName, is_pt
 from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.conditioners import Labels
+from ldit.config.experiment import Experiment
+from ldit.config.recipes.registry import find_experiment
 from ldit.config.requests.fields import from_keywords
 from ldit.config.requests.sampling import Machine, ModelRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
+from ldit.diffusion.process import Process
 from ldit.errors import RequestError, SourceError
 from ldit.nn.build import build_model
 from ldit.parallel.world import launched
@@ -29,8 +33,6 @@ from ldit.sampling.fast.options import InferenceOptions, is_offloaded
 from ldit.sampling.fast.prepare import check_options
 from ldit.storage.tensors import assign
 
-NetworkBuilder = Callable[[Any], nn.Module]
-"""Builds a network from the model section of a configuration."""
 OutputType = Literal["pil", "tensor", "latent"]
 RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")
 """Keywords that say how a call runs."""
@@ -133,7 +135,7 @@ class Pipeline(LoadedModel):
         request = from_keywords(SamplingRequest, {**keywords, "class_labels": class_labels}, "sample")
         guide = self._opened_guide(request.guide)
         spec = None if guide is None else guide.spec
-        resolved = check_request(self.spec, request, guide=spec, **noise)
+        resolved = check_request(self.spec, request, process=self.process, guide=spec, **noise)
         if isinstance(guide, Source):  # its weights are read once the request is known to be sound
             guide = self._loaded_guide(str(request.guide), guide)
         return Generator(self, resolved, guide=guide, decode=decode, **running)
@@ -145,7 +147,7 @@ class Pipeline(LoadedModel):
         if not isinstance(guide, (str, Path)):
             raise RequestError(f"guide: expected a Pipeline, a path or a name, got {type(guide).__name__}")
         known = self._guide
-        return known[1] if known is not None and known[0] == str(guide) else open_source(guide)
+        return known[1] if known is not None and known[0] == str(guide) else open_model(guide)
 
     def _loaded_guide(self, name: str, source: Source) -> "Pipeline":
         """The weights of a guide on this model's device, which are kept until another is named."""
@@ -171,7 +173,7 @@ def load(
     process: ProcessName | None = None,
     offload: bool = False,
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
-    network: NetworkBuilder | None = None,
+    experiment: Experiment | str | None = None,
 ) -> Pipeline:
     """Open a model: a folder in the original's layout, a folder or run in ours, a DiT or SiT `.pt`, a diffusers
     DiTPipeline folder, a bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on
@@ -181,14 +183,45 @@ def load(
     `offload` leaves the blocks on the host, for models larger than the device (see `ldit.sampling.fast.offload`).
     `inference` says what the copy that samples is like, int8 and compiled among them (see
     `ldit.sampling.fast.prepare`); with None `pipe.model` itself is called, so that hooks on its parts see every
-    evaluation. `network` builds the network of a run that was trained with a network of the user's
-    (`ldit.Experiment(network=…)`).
+    evaluation. `experiment` is what a run was trained with (or "FILE.py:FUNCTION", which is run), for runs whose
+    network or process is the user's own.
 
     SourceError names what is missing, damaged or unknown; RequestError says that the device has no room for the model,
     or that a switch does not go with it.
     """
-    opened = open_source(source, heads, ema, process)
-    return load_source(opened, device, dtype, ema, codec_root, offload, inference, network)
+    opened = open_model(source, heads, ema, process, experiment)
+    return load_source(opened, device, dtype, ema, codec_root, offload, inference)
+
+
+def open_model(
+    source: str | Path,
+    heads: int | None = None,
+    ema: bool = True,
+    process: ProcessName | None = None,
+    experiment: Experiment | str | None = None,
+) -> Source:
+    """A source of images: recognised, and with the user's own objects where its training had any. SourceError where
+    they are missing: a step holds numbers, and the package's own network or process may accept them and be wrong."""
+    if isinstance(experiment, str):
+        experiment = find_experiment(experiment)
+    opened = replace(open_source(source, heads, ema, process), experiment=experiment)
+    for what, given in (
+        ("network", experiment and experiment.network),
+        ("process", experiment and experiment.objective),
+    ):
+        own = (opened.spec.training or {}).get(what)
+        if own and given is None:
+            raise SourceError(
+                f"{opened.path}: its {what} is not of this package ({own}); give the experiment that it was trained "
+                "with: --experiment FILE.py:FUNCTION, or ldit.load(…, experiment=…)"
+            )
+    return opened
+
+
+def own_process(source: Source) -> Process | None:
+    """The user's process that a source was trained with; None where its configuration describes it."""
+    is_own = "process" in (source.spec.training or {})
+    return source.experiment.objective if is_own and source.experiment else None
 
 
 def load_source(
@@ -199,7 +232,6 @@ def load_source(
     codec_root: str | Path | None = None,
     offload: bool = False,
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
-    network: NetworkBuilder | None = None,
 ) -> Pipeline:
     """`load` for a source that is open already."""
     # Settle device and dtype, and check what they allow, before weights are read.
@@ -215,16 +247,16 @@ def load_source(
     # Read the weights; what does not fit is an error that names a way out.
     try:
         if offload:  # as the files have them, so that they need no memory of their own
-            model = blocks.offload(load_model(source, "cpu", None, ema, network), device, dtype)
+            model = blocks.offload(load_model(source, "cpu", None, ema), device, dtype)
         else:
-            model = load_model(source, device, dtype, ema, network)
+            model = load_model(source, device, dtype, ema)
     except Exception as error:
         if not out_of_memory(error):
             raise
         advice = "" if offload else "; --offload (offload=True) keeps its blocks on the host"
         raise RequestError(f"{source.path} does not fit into the memory of {device}{advice}") from None
     root = Path(codec_root) if codec_root else None
-    return Pipeline(model, source.spec, source.path, root, inference=inference)
+    return Pipeline(model, source.spec, source.path, root, inference=inference, process=own_process(source))
 
 
 def _check_inference(
@@ -244,17 +276,19 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     ema: bool = True,
-    network: NetworkBuilder | None = None,
 ) -> nn.Module:
     """The network with its weights, for inference: built on the meta device, filled tensor by tensor, so that the peak
-    of memory is the final size and one tensor. SourceError for a network of the user's without its builder."""
-    own = (source.spec.training or {}).get("network")
-    if own and network is None:  # its names may fit the package's network, which would compute something else
-        raise SourceError(f"{source.path}: its network is not of this package ({own}); use ldit.load(…, network=…)")
+    of memory is the final size and one tensor."""
+    network = source.experiment.network if source.experiment else None
     with torch.device("meta"):
         model = network(source.spec.model) if network else build_model(source.spec.model, "meta")
     assign(model, source.tensors(ema), str(source.path), device, dtype)
     return model.eval().requires_grad_(False)
+
+
+def open_requested(request: ModelRequest) -> Source:
+    """The source that a request names."""
+    return open_model(request.source, request.heads, request.ema, request.process, request.experiment)
 
 
 def open_guide(request: ModelRequest) -> Source | None:
@@ -263,7 +297,7 @@ def open_guide(request: ModelRequest) -> Source | None:
     if request.guide is None:
         return None
     heads, process = (request.heads, request.process) if is_pt(request.guide) else (None, None)
-    return open_source(request.guide, heads, request.ema, process)
+    return open_model(request.guide, heads, request.ema, process)
 
 
 def inference_options(machine: Machine) -> InferenceOptions:

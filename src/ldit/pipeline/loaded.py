@@ -9,6 +9,8 @@ from torch import nn
 
 from ldit.codecs.codec import Codec, open_codec
 from ldit.config.spec import ModelSpec
+from ldit.diffusion.build import build_process
+from ldit.diffusion.process import Process
 from ldit.sampling.fast.options import InferenceCopy, InferenceOptions, is_offloaded
 
 
@@ -24,10 +26,12 @@ class LoadedModel:
         dtype: torch.dtype | None = None,
         codec: Codec | None = None,
         inference: InferenceOptions | None = None,
+        process: Process | None = None,
     ) -> None:
-        """`inference`: sample with an inference copy of the network; None: with the network itself."""
+        """`inference`: sample with an inference copy of the network; None: with the network itself. `process` takes the
+        place of the spec's."""
         self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
-        self.inference = inference
+        self.inference, self.process = inference, process or build_process(spec.process)
         self._network: Any = None
         self._dtype = dtype
         self._codec = codec

@@ -13,7 +13,7 @@ from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import SamplingRequest
 from ldit.config.spec import ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.diffusion.build import build_process
-from ldit.diffusion.process import Level
+from ldit.diffusion.process import Level, Process
 from ldit.errors import RequestError
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
@@ -46,6 +46,7 @@ class ResolvedRequest:
     shape: tuple[int, int, int]
     settings: SamplingConfig
     steps: str
+    process: Process
     solve: Solver
     levels: tuple[Level, ...]
     channels: int
@@ -81,6 +82,7 @@ def check_request(
     spec: ModelSpec,
     request: SamplingRequest,
     *,
+    process: Process | None = None,
     guide: ModelSpec | None = None,
     initial_noise: Tensor | None = None,
     step_noise: StepNoise | None = None,
@@ -89,8 +91,8 @@ def check_request(
 
     A model with classes makes one image a label. A model without classes takes no labels: it makes `num` images,
     by default one for each of `seeds` or of `init_image`, else one. Alone it has nothing to guide, so its guidance is 1
-    whatever the spec's sampling section says, and asking for another is an error. `guide` is the spec of the weaker
-    model that guides in the null class's place.
+    whatever the spec's sampling section says, and asking for another is an error. `process` takes the
+    place of the spec's. `guide` is the spec of the weaker model that guides in the null class's place.
     """
     if request.prompts is not None or isinstance(spec.model, TextModelConfig):
         raise RequestError("text-to-image sampling is not built yet")
@@ -103,6 +105,7 @@ def check_request(
     steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
     guidance = _guidance(spec, request.guidance, conditioner.is_unconditional and guide is None)
     settings = _settings(spec, request, steps, guidance)
+    process = process or build_process(spec.process)
     # What is made: latents of this shape, from noise or from images at this strength.
     shape = _latent_shape(spec, request.height, request.width)
     if guide is not None:
@@ -115,8 +118,9 @@ def check_request(
         shape=shape,
         settings=settings,
         steps=steps,
+        process=process,
         solve=find_solver(settings.solver, settings.eta),
-        levels=_levels(spec, steps, request.steps is not None, settings.grid, strength),
+        levels=_levels(process, steps, request.steps is not None, settings.grid, strength),
         channels=_channels(spec, settings),
         null=_null(conditioner, settings, guide),
         initial_noise=initial_noise,
@@ -309,9 +313,9 @@ def _grid(grid: Any) -> str | None:
     return ",".join(repr(as_float("grid", time)).removesuffix(".0") for time in times)
 
 
-def _levels(spec: ModelSpec, steps: str, named: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
+def _levels(process: Process, steps: str, named: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
     """The grid, with a strength from its first level that is no noisier than that."""
-    levels = build_grid(build_process(spec.process), steps, grid)
+    levels = build_grid(process, steps, grid)
     if named and is_listed(grid) and steps != str(len(levels) - 1):
         raise RequestError(f"steps {steps}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
     if strength is None:

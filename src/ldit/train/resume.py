@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ldit.checkpoint.export import (
-    read_any_spec,
-)
+from ldit.checkpoint.export import read_any_spec
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.kinds import AnySpec, run_from_json
@@ -87,6 +85,13 @@ def _data_record(folder: Path) -> dict[str, Any]:
 
 
 def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    for what in ("objective", "network"):
+        if old.get(what) != new.get(what):
+            there, now = (f"{record[what]}" if what in record else "the package's own" for record in (old, new))
+            raise ConfigError(
+                f"{what}: {folder} was trained with {there}, this start has {now}; resume with the recipe that began "
+                "the run (ldit train FILE.py:FUNCTION)"
+            )
     encoded, cached = "images that are encoded in the step", "a latent cache"
     if ("codec" in old) != ("codec" in new):
         there, now = (encoded, cached) if "codec" in old else (cached, encoded)

@@ -78,6 +78,8 @@ class Checkpoint:
     """Attention heads of a DiT .pt of an unlisted size."""
     process: Literal["ddpm", "flow"] | None = None
     """What a .pt was trained as: ddpm = DiT, flow = SiT. Default: what its settings or its name say, else ddpm."""
+    experiment: Any = field(default=None, metadata=flag(command_line=str | None))
+    """FILE.py:FUNCTION that a run was trained with, where its network or process is your own. The file is run."""
     local_diffusers_model_root: Path | None = field(default=None, metadata=flag("codec_root"))
     """Folder that holds autoencoders by name (stabilityai/sd-vae-ft-ema)."""
 

@@ -17,7 +17,6 @@ from ldit.codecs.open import codec_folder
 from ldit.config.requests.sampling import ModelRequest, Rule
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
-from ldit.diffusion.build import build_process
 from ldit.errors import RequestError, brief
 from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest
@@ -139,7 +138,7 @@ def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, in
         weak=nothing if weak else None,
     )
     zero = torch.zeros(1, request.shape[0], 1, 1)
-    for _ in request.solve(build_denoiser(build_process(spec.process), predict), zero, request.levels, lambda i: zero):
+    for _ in request.solve(build_denoiser(request.process, predict), zero, request.levels, lambda i: zero):
         pass
     return predict.evaluations, predict.guided_rows
 

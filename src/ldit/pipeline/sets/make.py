@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.open import open_source
 from ldit.codecs.codec import check_codec
 from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.pixels import to_uint8
@@ -27,7 +26,15 @@ from ldit.errors import RequestError, RunError
 from ldit.log import logger
 from ldit.parallel.world import launched, report_once
 from ldit.pipeline.generate import Done, Generator, Sample
-from ldit.pipeline.load import Pipeline, inference_options, load_source, open_guide, process_device
+from ldit.pipeline.load import (
+    Pipeline,
+    inference_options,
+    load_source,
+    open_guide,
+    open_requested,
+    own_process,
+    process_device,
+)
 from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.array import ArrayWriter
@@ -137,7 +144,7 @@ class SampleSet:
             if value < 1:
                 raise RequestError(f"{name}: must be at least 1, got {value}")
         self.request, self.num, self.device = request, num, process_device(request.device)
-        self.source = open_source(request.source, request.heads, request.ema, request.process)
+        self.source = open_requested(request)
         self.guide = open_guide(request)
         spec = self.source.spec
         # What is the same for every block: all but labels and seeds.
@@ -148,7 +155,8 @@ class SampleSet:
             class_labels=() if self.labels.rule is None else self.labels.of(first),
             num=len(first) if self.labels.rule is None else None,
         )
-        self.resolved = check_request(spec, block, guide=None if self.guide is None else self.guide.spec)
+        weaker = None if self.guide is None else self.guide.spec
+        self.resolved = check_request(spec, block, process=own_process(self.source), guide=weaker)
         roots = codec_roots(request.local_diffusers_model_root, self.source.path)
         check_codec(spec.codec, roots, spec.model.in_channels)
         self.dtype = request.dtype or ("fp32" if self.device.type == "cpu" else "bf16")

@@ -17,7 +17,8 @@ from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpe
 from ldit.data.batch import Batch
 from ldit.data.samples import Samples
 from ldit.diffusion.build import build_process
-from ldit.diffusion.process import Process
+from ldit.diffusion.process import Process, samples_alike
+from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops
 from ldit.nn.dit import init_parameter
@@ -63,8 +64,13 @@ class DiffusionTask:
         return f"{sum(p.numel() for p in self.network().parameters()):,} parameters"
 
     def record(self) -> dict[str, str]:
-        """The fingerprint of the autoencoder that images go through; that of cached latents is in their manifest."""
-        return {"codec": self.inputs.codec.fingerprint()} if isinstance(self.inputs, EncodedInputs) else {}
+        """Names of the user's objects, and the fingerprint of the autoencoder that images go through; that of cached
+        latents is in their manifest."""
+        objects = {"objective": type(self.process), "network": self._network}
+        record = {key: _name_of(item) for key, item in objects.items() if item is not None and not _is_ours(item)}
+        if isinstance(self.inputs, EncodedInputs):
+            record["codec"] = self.inputs.codec.fingerprint()
+        return record
 
     def network(self) -> nn.Module:
         if self._network is None:
@@ -147,13 +153,35 @@ class DiffusionTask:
 
 def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) -> DiffusionTask:
     """The task of a run on `data`. ConfigError, DataError or CodecError when codec, data and model do not fit."""
-    config, network = experiment.config, experiment.network
+    config, network, objective = experiment.config, experiment.network, experiment.objective
     assert isinstance(config, RunConfig)
     inputs, codec = open_inputs(config, data, device)
-    training: dict[str, Any] | None = None
-    if network is not None:  # who opens a step must know that the package cannot build its network
-        training = {"network": f"{network.__module__}.{network.__qualname__}"}
-    return DiffusionTask(config, model_spec(config, data, training), inputs, experiment.objective, network, codec)
+    # The steps say what the package does not have: a network, a process that samples in another way.
+    training: dict[str, Any] = {}
+    if objective is not None:
+        _check_process(objective)
+    if network is not None:
+        training["network"] = _name_of(network)
+    if objective is not None and not samples_alike(objective, build_process(config.process)):
+        training["process"] = _name_of(type(objective))
+    return DiffusionTask(config, model_spec(config, data, training or None), inputs, objective, network, codec)
+
+
+def _check_process(objective: Any) -> None:
+    lacking = [name for name in vars(Process) if not name.startswith("_") and not hasattr(objective, name)]
+    if lacking:
+        raise ConfigError(
+            f"objective: {_name_of(type(objective))} has no {', '.join(lacking)}; subclass ldit.diffusion.Flow or DDPM"
+        )
+
+
+def _is_ours(item: Any) -> bool:
+    return str(item.__module__).split(".")[0] == "ldit"
+
+
+def _name_of(item: Any) -> str:
+    """Of a class or function, as it is imported."""
+    return f"{item.__module__}.{item.__qualname__}"
 
 
 def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None = None) -> ModelSpec:
