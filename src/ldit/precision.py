@@ -20,13 +20,17 @@ def dtype_word(name: str) -> str:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """With precision "tf32", fp32 products within the block are rounded to tf32 where the device has it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    """With precision "tf32", fp32 products and convolutions within the block are rounded to tf32 where the device has
+    it; with any other they are not, whatever was set before (convolutions are by cuDNN's default)."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
 
 
 class _Unrounded:

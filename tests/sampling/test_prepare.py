@@ -14,10 +14,11 @@ from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConf
 from ldit.errors import RequestError
 from ldit.nn.build import build_model
 from ldit.nn.dit import DiT
+from ldit.nn.layers import Attention
 from ldit.nn.rope import GridScale
 from ldit.sampling.fast.conditioning_cache import Modulations
 from ldit.sampling.fast.options import InferenceOptions
-from ldit.sampling.fast.packed import joined
+from ldit.sampling.fast.packed import is_packable, joined
 from ldit.sampling.fast.prepare import Prepared, prepare
 from ldit.sampling.fast.quantised import Int8Linear
 
@@ -285,6 +286,37 @@ def test_other_networks_come_back_as_they_are(kind: str) -> None:
         config = TextModelConfig(**TINY, max_seq_len=24, cap_feat_dim=12)
     model = build_model(config)
     assert prepare(model) is model
+
+
+class _Doubled(DiT):
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return 2 * super().forward(*arguments, **keywords)
+
+
+class _Negated(Attention):
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        return -super().forward(*arguments, **keywords)
+
+
+def test_what_the_user_changed_is_kept() -> None:
+    """A forward pass, attention and linears of one's own: no copy, and no joined products, in their place."""
+    model = tiny()
+    config = model.config
+    assert isinstance(config, ClassModelConfig)
+    doubled = _Doubled(config)
+    assert prepare(doubled) is doubled
+    model.layers[0].attention.__class__ = _Negated
+    x, t, y = batch(model)
+    with torch.no_grad():
+        assert error(prepared(model, packed=True)(x, t, y), model(x, t, y)) < 1e-5
+    for one in (doubled, model):
+        with pytest.raises(RequestError, match="int8"):
+            prepare(one, InferenceOptions(int8=True))
+    plain = tiny()
+    plain.layers[0].feed_forward.w1.__class__ = type("LoRA", (torch.nn.Linear,), {})
+    assert not is_packable(plain.layers[0]) and is_packable(plain.layers[1])  # type: ignore[arg-type]
+    plain.layers[1].adaLN_modulation.append(torch.nn.Tanh())  # type: ignore[operator]
+    assert prepare(plain) is plain
 
 
 def test_half_precision() -> None:

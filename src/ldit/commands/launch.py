@@ -51,9 +51,8 @@ def write_slurm(request: SlurmRequest, flags: Sequence[str], file: Path) -> Path
 def slurm_script(request: SlurmRequest, flags: Sequence[str] = ()) -> str:
     """The text for sbatch: one task a GPU, which finds its rank in srun's variables; stopped near the time limit by
     SIGUSR1, it commits a step, ends with 138, and the job is queued again under the same id."""
-    name = request.job_name or request.recipe
     options: Sequence[tuple[str, object]] = (
-        ("job-name", name),
+        ("job-name", request.name),
         ("partition", request.partition),
         ("account", request.account),
         ("nodes", request.nodes),
@@ -61,7 +60,7 @@ def slurm_script(request: SlurmRequest, flags: Sequence[str] = ()) -> str:
         ("gpus-per-node", request.gpus_per_node),
         ("cpus-per-task", request.cpus_per_task),
         ("time", request.time),
-        ("output", f"{name}-%j.log"),
+        ("output", f"{request.name}-%j.log"),
         ("open-mode", "append"),
         ("signal", f"USR1@{request.notice}"),
     )

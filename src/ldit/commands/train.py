@@ -137,11 +137,10 @@ def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples
 
 
 def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
-    """Phase 2, on the main process: make the run directory this run's own, and see what is in it."""
+    """Phase 2, on the main process: make the run directory this run's own, and see what is in it. Nothing in it is
+    changed: it may be another run's."""
     check_run_dir(out)
     stack.enter_context(run_lock(out))
-    clean(out)  # leftovers of a run that was killed
-    keep_index(prepared.data, out)  # of tar archives, so that the next start reads none
     # What identifies the training set; it is committed with every step and compared at a resume.
     data = prepared.data
     record = {"pictures": len(data), "sha256": data.fingerprint(), **prepared.task.record()}
@@ -182,6 +181,8 @@ def _run(
         """The main process alone writes into the run directory, but for the tensors of checkpoints."""
         if not world.is_main:
             return Trackers([]), None
+        clean(out)  # leftovers of a run that was killed
+        keep_index(data, out)  # of tar archives, so that the next start reads none
         if resume is not None:
             quarantine_newer(out, resume[0])
         drop_after(out, state.step)  # what a run that was rolled back or damaged left of later steps

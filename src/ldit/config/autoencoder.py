@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ldit.config.run import BaseRun, check_format, check_idle, model_kind
+from ldit.config.sections import TrainConfig
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import FORMAT
 from ldit.errors import ConfigError
@@ -87,6 +88,7 @@ class AutoencoderRun(BaseRun):
 
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     objective: AutoencoderObjectiveConfig = field(default_factory=AutoencoderObjectiveConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(attention_every=0))
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
@@ -145,6 +147,8 @@ class AutoencoderSpec(dict[str, Any]):
         """Strict reader; ConfigError names the key at fault."""
         if not is_autoencoder(data):
             raise ConfigError(f"{where}: not an autoencoder of ours")
+        if data.get("format") != FORMAT:
+            raise ConfigError(f"{where}: format: expected {FORMAT}, got {show(data.get('format'))}")
         try:
             return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
         except ConfigError as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ldit.config.run import BaseRun, check_format, check_idle, model_kind
+from ldit.config.sections import TrainConfig
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import FORMAT
 from ldit.errors import ConfigError
@@ -86,6 +87,7 @@ class ClassifierRun(BaseRun):
 
     model: ClassifierModelConfig = field(default_factory=ClassifierModelConfig)
     objective: ClassifierObjectiveConfig = field(default_factory=ClassifierObjectiveConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(attention_every=0, sample_every=0))
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""

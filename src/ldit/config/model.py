@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.serial import from_dict, show
+from ldit.config.serial import convert, show
 from ldit.errors import ConfigError
 
 
@@ -175,15 +175,11 @@ _MOST = {
     "max_seq_len": 1 << 20,
 }
 
-_KINDS: dict[str, type[Any]] = {"class": ClassModelConfig, "text": TextModelConfig, "dit": OriginalDiTConfig}
-
 
 def model_from_dict(data: Any, where: str = "model") -> ModelConfig:
-    """Read the `model` section of a config.json; `kind` selects the class."""
-    kind = data.get("kind", "class") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ConfigError(f"{where}.kind: expected one of {', '.join(_KINDS)}, got {show(kind)}")
-    return from_dict(_KINDS[kind], data, where)
+    """Read the `model` section of a config.json, of kind "class" where it names none."""
+    config: ModelConfig = convert(ModelConfig, {"kind": "class", **data} if isinstance(data, dict) else data, where)
+    return config
 
 
 def _within(config: Any, name: str, least: int) -> None:

@@ -25,8 +25,6 @@ from ldit.config.spec import (
     PixelCodecConfig,
     ProcessConfig,
     SamplingConfig,
-    codec_from_dict,
-    process_from_dict,
 )
 from ldit.errors import ConfigError
 
@@ -191,15 +189,10 @@ class RunConfig(BaseRun):
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
         """Strict reader of RUN/config.json."""
         check_format(data)
-        body = {key: value for key, value in data.items() if key not in ("format", "process", "codec")}
-        config = from_dict(cls, body)
-        return cls(
-            **{
-                **{name: getattr(config, name) for name in cls.__dataclass_fields__},
-                "process": process_from_dict(data.get("process")),
-                "codec": codec_from_dict(data.get("codec")),
-            }
-        )
+        for key in ("process", "codec"):  # whose defaults are for new runs
+            if key not in data:
+                raise ConfigError(f"missing key {key!r}")
+        return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
 
 
 def check_format(data: Any) -> None:

@@ -85,6 +85,12 @@ def _convert_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and type(None) in choices:
         return None
     options = [choice for choice in choices if choice is not type(None)]
+    kinds = {_kind_of(choice): choice for choice in options}
+    if len(options) > 1 and None not in kinds:  # sections of several kinds say which they are
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ConfigError(f"{path}.kind: expected one of {', '.join(map(str, kinds))}, got {show(kind)}")
+        return convert(kinds[kind], value, path)
     errors = []
     for choice in options:
         try:
@@ -92,6 +98,12 @@ def _convert_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         except ConfigError as error:
             errors.append(error)
     raise errors[-1] if len(options) == 1 else _wrong(path, value, " or ".join(map(_name, choices)))
+
+
+def _kind_of(choice: Any) -> str | None:
+    """The value of a dataclass's field `kind`, which tells it from others of its union."""
+    fields = dataclasses.fields(choice) if dataclasses.is_dataclass(choice) else ()
+    return next((field.default for field in fields if field.name == "kind"), None)  # type: ignore[return-value]
 
 
 def _convert_sequence(hint: Any, value: Any, path: str) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ldit.config.model import ModelConfig, TextModelConfig, model_from_dict
+from ldit.config.model import ModelConfig, TextModelConfig
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError
 
@@ -142,10 +142,6 @@ ProcessConfig = DDPMConfig | FlowConfig
 ConditionerConfig = ClassConditionerConfig | TextConditionerConfig
 CodecConfig = PixelCodecConfig | AutoencoderConfig
 
-_PROCESSES: dict[str, type[Any]] = {"ddpm": DDPMConfig, "flow": FlowConfig}
-_CONDITIONERS: dict[str, type[Any]] = {"class": ClassConditionerConfig, "text": TextConditionerConfig}
-_CODECS: dict[str, type[Any]] = {"pixels": PixelCodecConfig, "autoencoder_kl": AutoencoderConfig}
-
 
 @dataclass(frozen=True)
 class ModelSpec(dict[str, Any]):
@@ -198,45 +194,10 @@ class ModelSpec(dict[str, Any]):
             raise ConfigError(f"{where}: missing key 'format'")
         if data["format"] > FORMAT:
             raise ConfigError(f"{where}: format {data['format']} is newer than {FORMAT}; update ldit")
-        known = {"format", "model", "process", "conditioner", "codec", "sampling", "training"}
-        for key in data:
-            if key not in known:
-                raise ConfigError(f"{where}: unknown key {key!r:.200}")
-        for key in ("model", "process", "codec"):
-            if key not in data:
-                raise ConfigError(f"{where}: missing key {key!r}")
+        body = {key: value for key, value in data.items() if key != "format"}
+        if isinstance(body.get("model"), dict):
+            body["model"] = {"kind": "class", **body["model"]}
         try:
-            spec = cls(
-                model=model_from_dict(data["model"]),
-                process=process_from_dict(data["process"]),
-                codec=codec_from_dict(data["codec"]),
-                conditioner=_by_kind(_CONDITIONERS, data["conditioner"], "conditioner")
-                if data.get("conditioner") is not None
-                else None,
-                sampling=from_dict(SamplingConfig, data["sampling"], "sampling")
-                if data.get("sampling") is not None
-                else None,
-                training=data.get("training"),
-            )
+            return from_dict(cls, body)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        if spec.training is not None and not isinstance(spec.training, dict):
-            raise ConfigError(f"{where}: training: expected an object")
-        return spec
-
-
-def _by_kind(kinds: dict[str, type[Any]], data: Any, where: str) -> Any:
-    kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"{where}.kind: expected one of {', '.join(kinds)}, got {show(kind)}")
-    return from_dict(kinds[kind], data, where)
-
-
-def process_from_dict(data: Any) -> ProcessConfig:
-    """Read a `process` section; `kind` selects the class."""
-    return _by_kind(_PROCESSES, data, "process")
-
-
-def codec_from_dict(data: Any) -> CodecConfig:
-    """Read a `codec` section; `kind` selects the class."""
-    return _by_kind(_CODECS, data, "codec")

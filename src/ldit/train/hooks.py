@@ -98,7 +98,8 @@ def attention_hook(task: Task, data: Samples) -> Callable[[TrainState], dict[str
             task.evaluate(state.weights.model, probe[0], world.device, dtype)
 
         with eager(), torch.no_grad():
-            return {"attention_logit": largest_logits(state.weights.model, forward, world)}
+            logits = largest_logits(state.weights.model, forward, world)
+            return {"attention_logit": logits} if logits else {}
 
     return run
 

@@ -76,7 +76,9 @@ def _null(spec: ModelSpec) -> int | None:
 
 def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:
     """Shapes do not show these: a network that reads its weights in another way has to learn them anew."""
-    keys = [("model", key) for key in ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind")] + [("process", None)]
+    model = ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind", "input_size")
+    codec = ("kind", "scale", "shift", "factor")
+    keys = [*(("model", key) for key in model), ("process", None), *(("codec", key) for key in codec)]
     for section, key in keys:
         old, new = (one[section] if key is None else one[section].get(key) for one in (source, spec))
         if old != new:

@@ -1,19 +1,21 @@
 """Optimisers over the masters, and the learning rate of a step."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ldit.config.sections import OptimConfig, TrainConfig
+from ldit.errors import ConfigError
 from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
 from ldit.train.muon import Muon
 from ldit.train.weights import Weights
 
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
-_MATRICES = ("attention.", "feed_forward.")
+_MATRIX = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w\w*\.weight")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALAR = Layout(())
 
@@ -28,6 +30,10 @@ class Optimizer:
     def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
         self.weights = weights
         chosen = [config.kind == "muon" and _is_matrix(name) for name in weights.names]
+        if config.kind == "muon" and not any(chosen):
+            raise ConfigError(
+                "optim.kind: muon is for attention and FFN matrices named as DiT's; this network has none"
+            )
         rows = list(zip(weights.names, weights.masters, weights.layouts, chosen, strict=True))
         self.matrices = {name: master for name, master, _, muon in rows if muon}
         self.others = {name: master for name, master, _, muon in rows if not muon}
@@ -89,8 +95,7 @@ class Optimizer:
 
 def _is_matrix(name: str) -> bool:
     """The 2-D weights of attention and FFN in a block; the text's keys and values too."""
-    parts = name.split(".")
-    return parts[0] == "layers" and f"{parts[2]}." in _MATRICES and parts[3].startswith("w")
+    return _MATRIX.fullmatch(name) is not None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

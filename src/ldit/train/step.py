@@ -25,6 +25,9 @@ from ldit.train.tasks.task import Task
 from ldit.train.weights import Weights
 
 TIME_BUCKETS = 4
+_LOSS, _COUNT = ([f"{name}_q{q + 1}" for q in range(TIME_BUCKETS)] for name in ("loss", "count"))
+RESERVED = frozenset({"count", "time", "lr", "grad_norm", "step", "best", "left_out", "memory", *_LOSS, *_COUNT})
+"""Names in metrics.jsonl that a task's losses must not have."""
 
 
 def new_state(config: BaseRun, task: Task, world: World) -> TrainState:
@@ -124,8 +127,8 @@ def _sums(losses: dict[str, Tensor], count: int, exact: torch.dtype) -> dict[str
         quarter = (losses["time"] * TIME_BUCKETS).floor().long().clamp(max=TIME_BUCKETS - 1)
         for q in range(TIME_BUCKETS):
             inside = quarter == q
-            found[f"loss_q{q + 1}"] = torch.where(inside, loss, 0).sum()
-            found[f"count_q{q + 1}"] = inside.sum().to(exact)
+            found[_LOSS[q]] = torch.where(inside, loss, 0).sum()
+            found[_COUNT[q]] = inside.sum().to(exact)
     return found
 
 
@@ -144,10 +147,10 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     """Means over the samples that could be read, and over those of each quarter of the time range that has any; NaN
     where none could be."""
     count = totals["count"] or math.nan
-    values = {name: total / count for name, total in totals.items() if name != "count" and name[-3:-1] != "_q"}
-    for q in range(1, TIME_BUCKETS + 1):
-        if totals.get(f"count_q{q}"):
-            values[f"loss_q{q}"] = totals[f"loss_q{q}"] / totals[f"count_q{q}"]
+    values = {name: total / count for name, total in totals.items() if name not in RESERVED}
+    for loss, number in zip(_LOSS, _COUNT, strict=True):
+        if totals.get(number):
+            values[loss] = totals[loss] / totals[number]
     return values
 
 

@@ -77,7 +77,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def largest_logits(model: nn.Module, forward: Callable[[], object], world: World) -> list[float]:
-    """max |q·k| / sqrt(d) of each layer's self-attention during `forward()`, over all heads, images and processes.
+    """max |q·k| / sqrt(d) of each layer's self-attention during `forward()`, over all heads, images and processes;
+    empty for a network without `ldit.nn.layers.Attention`.
 
     Looks through module hooks: compiled blocks must be made to run eagerly for the time.
     """
@@ -91,6 +92,8 @@ def largest_logits(model: nn.Module, forward: Callable[[], object], world: World
     finally:
         for handle in handles:
             handle.remove()
+    if not found:  # a network of the user's, without this attention
+        return []
     largest = torch.stack(found)
     if world.size > 1:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)

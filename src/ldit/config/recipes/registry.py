@@ -1,6 +1,5 @@
 """Recipes by name: functions that return a whole configuration. `ldit train NAME` starts one; every field is a flag."""
 
-import difflib
 import importlib.util
 import json
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from ldit.config.experiment import Experiment
 from ldit.config.kinds import run_from_json
+from ldit.config.requests.fields import nearest
 from ldit.config.run import BaseRun, RunConfig
 from ldit.errors import ConfigError
 
@@ -26,12 +26,14 @@ RECIPES = {
     "imagenet512-3b": f"{_HERE}.imagenet:imagenet512_3b",
 }
 """Name -> "module:function", imported when it is asked for."""
+_LOADED: set[str] = set()
+"""Modules that files of the user's were loaded as."""
 
 
 def recipe_function(name: str) -> Callable[[], BaseRun]:
     """The function of a registered recipe; its docstring is the recipe's one line of help."""
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)}{_nearest(name)})")
+        raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)}){_nearest(name)}")
     module, _, function = RECIPES[name].partition(":")
     made: Callable[[], BaseRun] = getattr(importlib.import_module(module), function)
     return made
@@ -80,7 +82,12 @@ def _from_run(folder: Path) -> BaseRun:
 def _from_file(path: Path, function: str) -> Experiment:
     if not path.is_file():
         raise ConfigError(f"no file {path}")
-    # Under its own name, so that classes that it defines are found again by worker processes.
+    # Under its own name, so that classes that it defines are found again by worker processes; never in the place of
+    # another module.
+    taken = importlib.util.find_spec(path.stem) if path.stem.isidentifier() and path.stem not in _LOADED else None
+    if taken is not None and Path(taken.origin or "").resolve() != path.resolve():
+        raise ConfigError(f"{path}: there is a module {path.stem!r} already; give the file another name")
+    _LOADED.add(path.stem)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     sys.path.insert(0, str(path.resolve().parent))
@@ -99,5 +106,4 @@ def _from_file(path: Path, function: str) -> Experiment:
 
 
 def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, RECIPES, 1)
-    return f"; did you mean {close[0]}?" if close else "; FILE.py:FUNCTION is a recipe of your own"
+    return nearest(name, RECIPES) or "; FILE.py:FUNCTION is a recipe of your own"

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ldit.config.recipes.registry import is_run_directory
 from ldit.config.requests.fields import flag
 from ldit.errors import RequestError
 
@@ -56,4 +57,11 @@ class SlurmRequest:
     @property
     def run(self) -> Path:
         """Directory of the run."""
-        return self.out or Path("runs") / self.recipe
+        if self.out is None and is_run_directory(self.recipe):
+            return Path(self.recipe)
+        return self.out or Path("runs") / self.name
+
+    @property
+    def name(self) -> str:
+        """Name of the job: the recipe's, without the folders and signs of FILE.py:FUNCTION."""
+        return self.job_name or re.sub(r"[^\w.+-]+", "-", Path(self.recipe).name)

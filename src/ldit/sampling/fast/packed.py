@@ -30,6 +30,14 @@ def packed_block(block: Block, product: Product = lambda linear: linear) -> Bloc
     return twin
 
 
+def is_packable(block: Block) -> bool:
+    """Whether attention and FFN are the package's own, made of plain products: others may compute something else."""
+    if type(block.attention) is not Attention or type(block.feed_forward) is not SwiGLU:
+        return False
+    a, f = block.attention, block.feed_forward
+    return all(type(product) is nn.Linear for product in (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3))
+
+
 def shell(module: _Module) -> _Module:
     """The same module with a table of children of its own: children can be replaced, parameters are shared."""
     twin = copy.copy(module)

@@ -19,7 +19,7 @@ from ldit.nn.tables import Tables
 from ldit.sampling.fast.conditioning_cache import Modulations, Pair
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.options import InferenceCopy, InferenceOptions
-from ldit.sampling.fast.packed import packed_block, shell
+from ldit.sampling.fast.packed import is_packable, packed_block, shell
 from ldit.sampling.fast.quantised import Int8Linear
 
 _MOST_TABLES = 32
@@ -30,17 +30,31 @@ _CHOOSING = threading.Lock()
 
 def prepare(model: nn.Module, inference: InferenceOptions | None = None) -> "Prepared | nn.Module":
     """The network for sampling: `network(x, time, cond, *, grid=None)` as `model`. Networks other than a
-    class-conditional `ldit.nn.dit.DiT` come back as they are; int8, graph and host_modulation of those are a
-    RequestError, and so is graph outside CUDA.
+    class-conditional `ldit.nn.dit.DiT` come back as they are, and so do a DiT's heirs with a forward pass of their own;
+    int8, graph and host_modulation of those are a RequestError, and so is graph outside CUDA.
 
     No weight is held twice, but for int8 beside fp32: the model's become views of the joined ones, so it stays whole
     and follows changes in place. Moving or converting the model afterwards parts the two, see `Prepared.current`.
     """
     inference = inference or InferenceOptions()
-    check_options(model.config, inference, next(model.parameters()).device)
-    if not isinstance(model, DiT) or not isinstance(model.config, ClassModelConfig):
+    copied = model if isinstance(model, DiT) and _is_plain(model) else None
+    check_options(copied and copied.config, inference, next(model.parameters()).device)
+    if copied is None or not isinstance(copied.config, ClassModelConfig):
         return model
-    return Prepared(model, inference)
+    return Prepared(copied, inference)
+
+
+def _is_plain(model: DiT) -> bool:
+    """Whether the copy computes what the network does: DiT's own forward pass, and modulations that are one product."""
+    own = all(getattr(type(model), name) is getattr(DiT, name) for name in ("forward", "modulations"))
+    modulated = (*model.layers, model.final_layer)
+    return own and all(
+        type(part.adaLN_modulation) is nn.Sequential and [type(one) for one in part.adaLN_modulation] == _MODULATION
+        for part in modulated
+    )
+
+
+_MODULATION = [nn.SiLU, nn.Linear]
 
 
 def check_options(config: Any, inference: InferenceOptions, device: torch.device) -> None:
@@ -129,11 +143,13 @@ class Prepared(InferenceCopy):
 
 
 def _prepared(block: Block, inference: InferenceOptions) -> Block:
+    if inference.int8 and not is_packable(block):
+        raise RequestError(f"int8: the attention or FFN of {type(block).__name__} is not the package's own")
     if inference.int8:
         return packed_block(block, Int8Linear)
-    on_cpu = block.attention.wo.weight.device.type == "cpu"
+    on_cpu = next(block.parameters()).device.type == "cpu"
     joined = not on_cpu if inference.packed is None else inference.packed
-    twin = packed_block(block) if joined else shell(block)
+    twin = packed_block(block) if joined and is_packable(block) else shell(block)
     if inference.compiled:
         twin.forward = _compiled(twin.forward)  # type: ignore[method-assign]
     return twin

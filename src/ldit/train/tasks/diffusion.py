@@ -25,7 +25,7 @@ from ldit.nn.dit import init_parameter
 from ldit.rng import generator, normal, uniform
 from ldit.train.hooks import attention_hook, heldout_hook
 from ldit.train.state import TrainState
-from ldit.train.step import fill_fresh
+from ldit.train.step import RESERVED, fill_fresh
 from ldit.train.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device
 from ldit.train.tasks.task import Hook, HookContext
 
@@ -138,7 +138,9 @@ class DiffusionTask:
         def predict(x_t: Tensor, time: Tensor) -> Tensor:
             return model(x_t.to(dtype), time, labels)
 
-        return self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
+        losses = self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
+        _check_losses(losses, len(x0), self.process)
+        return losses
 
     def hooks(self, context: HookContext) -> list[Hook]:
         """Held-out loss, and the largest attention logits. Sample grids and evaluation are the command's business."""
@@ -161,6 +163,7 @@ def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) 
     if objective is not None:
         _check_process(objective)
     if network is not None:
+        _check_network(network, config.model)
         training["network"] = _name_of(network)
     if objective is not None and not samples_alike(objective, build_process(config.process)):
         training["process"] = _name_of(type(objective))
@@ -173,6 +176,30 @@ def _check_process(objective: Any) -> None:
         raise ConfigError(
             f"objective: {_name_of(type(objective))} has no {', '.join(lacking)}; subclass ldit.diffusion.Flow or DDPM"
         )
+
+
+def _check_network(network: NetworkBuilder, config: ClassModelConfig) -> None:
+    with torch.device("meta"):
+        built = network(config)
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"network: {_name_of(network)} must return a torch.nn.Module, got a {type(built).__name__}")
+    buffers = [name for name, _ in built.named_buffers()]
+    if buffers:  # nothing would fill them: they are built without memory, and not saved
+        raise ConfigError(f"network: {_name_of(network)} has the buffer {buffers[0]}; compute constants in forward")
+
+
+def _check_losses(losses: Any, count: int, objective: Process) -> None:
+    """ConfigError for what a user's objective must not return."""
+    where = f"objective: {_name_of(type(objective))}.losses()"
+    if not isinstance(losses, dict) or "loss" not in losses:
+        got = sorted(losses) if isinstance(losses, dict) else type(losses).__name__
+        raise ConfigError(f"{where} must return a dict with 'loss', got {got}")
+    for name, value in losses.items():
+        if name in RESERVED:
+            raise ConfigError(f"{where}: the name {name!r} is taken by metrics.jsonl; choose another")
+        if not isinstance(value, Tensor) or tuple(value.shape) != (count,):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"{where}: {name!r} must be a tensor of one value a sample, shape ({count},), got {got}")
 
 
 def _is_ours(item: Any) -> bool:
