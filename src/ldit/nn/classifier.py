@@ -1,4 +1,4 @@
-"""The network of classifiers that are trained here."""
+"""A small residual network that classifies images."""
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,10 @@ class _Residual(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """Residual convolutional network with group norms, which need no running statistics: averages of its weights are a
-    network as they are. With the default widths and nine classes it has 0.62 million parameters."""
+    """Residual convolutional network. With the default widths and nine classes it has 0.62 million parameters.
+
+    Group norms keep no running statistics, so an average of its weights can be used without further work.
+    """
 
     def __init__(self, config: ClassifierModelConfig, classes: int) -> None:
         super().__init__()
@@ -41,14 +43,14 @@ class ClassifierNetwork(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [-1, 1] -> (B, D): the mean over places of the last level."""
+        """(B, 3, S, S) in [-1, 1] -> (B, D): the last level, averaged over positions."""
         x = F.relu(self.stem_norm(self.stem(images.contiguous(memory_format=torch.channels_last))))
         for level in self.levels:
             x = level(x)
         return x.mean((2, 3))
 
     def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """(B, 3, S, S) in [-1, 1] -> logits (B, K). `keep` (B, D) is multiplied into the features: dropout."""
+        """(B, 3, S, S) in [-1, 1] -> logits (B, K). For dropout the features are multiplied by `keep` (B, D)."""
         features = self.features(images)
         logits: Tensor = self.head(features if keep is None else features * keep)
         return logits
