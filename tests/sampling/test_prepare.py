@@ -222,7 +222,7 @@ def test_int8_is_for_fp32_on_the_cpu() -> None:
         InferenceOptions(graph=True),
         InferenceOptions(host_modulation=True),
     ):
-        with pytest.raises(RequestError, match=r"[a-z8_]+: built for class-conditional Large-DiT"):
+        with pytest.raises(RequestError, match=r"[a-z8_]+: only class-conditional Large-DiT"):
             prepare(other, inference)
 
 
