@@ -60,7 +60,7 @@ class Chain:
         # A new plan, so that every run computes its conditioning anew.
         if isinstance(network, Prepared):
             network.plan([])
-            network.plan(guided.asked(self.levels[:-1]))
+            network.plan(guided.network_calls(self.levels[:-1]))
         # Sample, each image with its own noise.
         x = self.noise
         steps = find_solver(self.solver)(
@@ -145,7 +145,7 @@ def needed_flops(
         *network.modulations.linears,
         *(m for m in network.model.t_embedder.modules() if isinstance(m, nn.Linear)),
     ]
-    pairs = len(set(guided.asked(levels[:-1])))
+    pairs = len(set(guided.network_calls(levels[:-1])))
     return total - (rows - pairs) * 2 * sum(linear.weight.numel() for linear in linears)
 
 

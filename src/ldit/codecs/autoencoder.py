@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldit.codecs.kl_config import CONFIG, KLConfig, Scaling, read_kl_config
 from ldit.codecs.kl_weights import fingerprint, read_tensors, weight_files
 from ldit.codecs.latents import scaled, unscaled
-from ldit.codecs.tiles import Grid, Tiling, through
+from ldit.codecs.tiles import Grid, Tiling, apply_tiled
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import CodecError, SourceError
 from ldit.log import logger
@@ -139,7 +139,7 @@ class AutoencoderCodec:
         pixels = _PIXELS_CPU if self.device.type == "cpu" else _PIXELS
         # Without TF32: a latent cache may be used on other devices than it was made on, so fp32 is fp32 on all of them.
         with torch.no_grad(), unrounded():
-            return through(network, x, grid, self.tiling, pixels)
+            return apply_tiled(network, x, grid, self.tiling, pixels)
 
     def _open(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype, self._wide = device, dtype, None

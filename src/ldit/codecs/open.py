@@ -20,7 +20,7 @@ _HELP = "--local_diffusers_model_root ROOT names a folder that holds it; --laten
 
 
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
-    """The local folder of codec `name`; None if there is none.
+    """The local folder of codec `name`, or None.
 
     A path (/…, ./…, ../…) is used as it is. If it does not exist, its last two parts and its last part are looked for
     in each of `roots`. Any other name is looked for in `roots`, then among the bundled models, then in the working
@@ -43,7 +43,7 @@ def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
     return folder
 
 
-def whole_name(name: str) -> str:
+def portable_name(name: str) -> str:
     """The name that a checkpoint stores, so that its codec is found from any working directory.
 
     This is the absolute path of a local folder; bundled codecs and those of the Hub keep their name.

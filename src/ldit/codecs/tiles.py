@@ -47,7 +47,7 @@ def in_slices(network: Network, x: Tensor, rows: int) -> Tensor:
     return torch.cat([network(part).float() for part in x.split(max(1, rows))])
 
 
-def through(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int) -> Tensor:
+def apply_tiled(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int) -> Tensor:
     """`network` (B, C, H, W) -> (B, C', H', W') fp32, about `pixels` pixels of images at a time.
 
     Images above the tiling's limit are computed in tiles and blended, with weights that fall linearly towards the inner

@@ -1,4 +1,4 @@
-"""Flow matching on straight lines: x_t = (1-t)·x0 + t·noise, t = 0 data, t = 1 noise (Lipman et al. 2023, SiT, JiT)."""
+"""Flow matching on straight lines: x_t = (1-t)·x0 + t·noise, so 0 is data and 1 noise (Lipman et al. 2023)."""
 
 import math
 from collections.abc import Sequence

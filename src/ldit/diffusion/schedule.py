@@ -47,9 +47,9 @@ def respace(steps: int, sections: str) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def _count(text: str, whole: str) -> int:
+def _count(text: str, sections: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ValueError(f"steps {whole!r}: expected positive numbers such as '250', '10,15,20' or 'ddim50'")
+        raise ValueError(f"steps {sections!r}: expected positive numbers such as '250', '10,15,20' or 'ddim50'")
     return int(text)
 
 

@@ -94,10 +94,10 @@ class ShardedLayerNorm(nn.Module):
     as a difference of large squares would lose digits.
     """
 
-    def __init__(self, whole: nn.LayerNorm, group: Group) -> None:
+    def __init__(self, norm: nn.LayerNorm, group: Group) -> None:
         super().__init__()
-        self.eps, self.group, self.parts = whole.eps, group, dist.get_world_size(group)
-        self.weight, self.bias = whole.weight, whole.bias
+        self.eps, self.group, self.parts = norm.eps, group, dist.get_world_size(group)
+        self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()  # (B, T, width / parts)
@@ -110,9 +110,9 @@ class ShardedLayerNorm(nn.Module):
 class SharedRMSNorm(RMSNorm):
     """RMSNorm of each head, with one weight for the heads of all processes: its gradient is summed over them."""
 
-    def __init__(self, whole: RMSNorm, group: Group) -> None:
-        super().__init__(whole.weight.shape[0], whole.eps)
-        self.weight, self.group = whole.weight, group
+    def __init__(self, norm: RMSNorm, group: Group) -> None:
+        super().__init__(norm.weight.shape[0], norm.eps)
+        self.weight, self.group = norm.weight, group
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, _Enter.apply(self.weight, self.group), self.eps)

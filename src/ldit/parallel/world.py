@@ -151,7 +151,7 @@ class World:
         """Whether any process has raised this alarm."""
         return self.store is not None and bool(self.store.check([f"alarm {subject}"]))
 
-    def calm(self, subject: str) -> None:
+    def clear_alarm(self, subject: str) -> None:
         """Clear an alarm, so that the work can be tried again. All processes call it together, after all saw it."""
         if self.store is not None:
             self.from_rank0(lambda: self.store.delete_key(f"alarm {subject}"))

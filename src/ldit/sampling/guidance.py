@@ -86,8 +86,8 @@ class Guided:
         c, u, n = strong.float(), other.float(), self.channels
         return torch.cat([u[:, :n] + scale * (c[:, :n] - u[:, :n]), c[:, n:]], dim=1)
 
-    def asked(self, levels: Iterable[Level], second: bool = False) -> list[tuple[float, int]]:
-        """The pairs (time, label) that these levels will ask of `network`, or with `second` of `weak`, in order.
+    def network_calls(self, levels: Iterable[Level], of_weak: bool = False) -> list[tuple[float, int]]:
+        """The pairs (time, label) of the calls of `network`, or with `of_weak` of `weak`, at these levels, in order.
 
         For class labels only; an inference copy prepares its conditioning from them.
         """
@@ -95,7 +95,7 @@ class Guided:
         labels, pairs = list(dict.fromkeys(self.cond.tolist())), []
         for level in levels:
             guided = self.scale_at(level.noise_time) != 1.0
-            pairs += [(level.time, label) for label in labels if guided or not second]
+            pairs += [(level.time, label) for label in labels if guided or not of_weak]
             if guided and self.weak is None and isinstance(self.null, Tensor):
                 pairs += [(level.time, label) for label in dict.fromkeys(self.null.tolist())]
         return pairs

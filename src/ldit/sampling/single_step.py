@@ -19,7 +19,7 @@ def ancestral(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Nois
     """DDPM (Ho et al. 2020) with learned-range variance (Nichol & Dhariwal 2021): x' ~ p(x_s | x_t).
 
     With r = alpha_t/alpha_s and b = sigma_t² - r²·sigma_s² (beta of the respaced chain) the mean is
-    (alpha_s·b·x0 + r·sigma_s²·x)/sigma_t² and the log-variance lies between log(b·sigma_s²/sigma_t²) and log b.
+    (alpha_s·b·x0 + r·sigma_s²·x)/sigma_t² and the log-variance is between log(b·sigma_s²/sigma_t²) and log b.
     """
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)

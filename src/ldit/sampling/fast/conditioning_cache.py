@@ -1,4 +1,4 @@
-"""Caches the modulations of all blocks: they depend on time and label alone, so steps can be prepared together."""
+"""Computes the modulations of all blocks for many steps at once: they depend on time and label alone."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -47,9 +47,10 @@ class Modulations:
 
     def plan(self, pairs: Iterable[Pair]) -> None:
         """Announce the pairs that will be asked for, in order. Cached rows are dropped unless the plan is the same."""
+        # Distinct pairs in order, times rounded to fp32 as calls have them. Clean data (NaN) is not evaluated.
         listed = [(time, label) for time, label in pairs if not math.isnan(time)]
-        exact = torch.tensor([time for time, _ in listed], dtype=torch.float32).tolist()
-        keys = dict.fromkeys((time, label) for time, (_, label) in zip(exact, listed, strict=True))
+        rounded = torch.tensor([time for time, _ in listed], dtype=torch.float32).tolist()
+        keys = dict.fromkeys((time, label) for time, (_, label) in zip(rounded, listed, strict=True))
         planned = {pair: place for place, pair in enumerate(keys)}
         if planned != self._planned:
             self._planned, self._cached = planned, (None, {})

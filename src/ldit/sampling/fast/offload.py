@@ -1,4 +1,4 @@
-"""Models larger than the device: weights stay on the host, and each block's are streamed to the device for its turn.
+"""Models larger than the device: blocks stay on the host and are streamed to the device while they compute.
 
 The parameters of a block are streamed as two groups, its modulation and the rest, because networks compute all
 modulations before the first block. On CUDA the weights are in page-locked memory. While one group computes, a second

@@ -39,11 +39,11 @@ class InferenceCopy(ABC):
         """The output of the network."""
 
     @abstractmethod
-    def current(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the model still has the weights that this copy computes with."""
 
     @abstractmethod
-    def apart(self) -> "InferenceCopy":
+    def for_request(self) -> "InferenceCopy":
         """A copy for one request: it shares the weights and has its own plan."""
 
     @abstractmethod

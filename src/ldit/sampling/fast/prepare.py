@@ -36,7 +36,7 @@ def prepare(model: nn.Module, inference: InferenceOptions | None = None) -> "Pre
 
     The copy shares its weights with the model, but for int8 ones: the model's become views of joined ones, so the model
     still works, and weights that are changed in place change in both. After the model is moved or converted the copy
-    is out of date, see `Prepared.current`.
+    is out of date, see `Prepared.is_current`.
     """
     inference = inference or InferenceOptions()
     check_options(model.config, inference, next(model.parameters()).device)
@@ -57,7 +57,7 @@ def check_options(config: Any, inference: InferenceOptions, device: torch.device
 
 
 class Prepared(InferenceCopy):
-    """See `prepare`. Call `plan` before the first step of a batch; requests that share a copy call `apart` first."""
+    """See `prepare`. Call `plan` before the first step of a batch; to share a copy, call `for_request` first."""
 
     def __init__(self, model: DiT, inference: InferenceOptions) -> None:
         weight = model.x_embedder.weight
@@ -71,7 +71,7 @@ class Prepared(InferenceCopy):
         self.graphs = Graphs() if inference.graph else None
         self._weights_at_start = self._weights_state()
 
-    def current(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the model still has the weights that this copy computes with.
 
         Not after `model.to(…)` moved or converted them. With int8, not after they were changed in place.
@@ -83,7 +83,7 @@ class Prepared(InferenceCopy):
         shared = (p for name, p in self.model.layers.named_parameters() if "adaLN_modulation" not in name)
         return [(p.data_ptr(), p.dtype, p._version if self.inference.int8 else 0) for p in shared]
 
-    def apart(self) -> "Prepared":
+    def for_request(self) -> "Prepared":
         """A copy for one request: it shares weights, tables and graphs, and has its own `plan` and `release`.
 
         Steps of several requests may interleave, and another thread may continue a request. So no lock is held between

@@ -160,7 +160,7 @@ def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None
     """The spec of the run's steps. A codec's folder is named by its whole path, for steps are opened from anywhere."""
     codec, names = config.codec, data.names or None
     if isinstance(codec, AutoencoderConfig):
-        from ldit.codecs.open import whole_name
+        from ldit.codecs.open import portable_name
 
-        codec = replace(codec, name=whole_name(codec.name))
+        codec = replace(codec, name=portable_name(codec.name))
     return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling, training)
