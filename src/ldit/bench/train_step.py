@@ -150,6 +150,7 @@ def started(config: RunConfig, device: torch.device) -> tuple[TrainState, Diffus
 
     All weights are small random numbers: with the zero gates of a new network its blocks would have no effect.
     """
+    # The state of a run that starts, then its weights.
     task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
     state = new_state(config, task, World(device))
     source = torch.Generator(device).manual_seed(0)
@@ -157,6 +158,7 @@ def started(config: RunConfig, device: torch.device) -> tuple[TrainState, Diffus
         torch.nn.init.normal_(master, 0.0, 0.02, generator=source)
     state.weights.sync_to_model()
     state.averages.start(state.weights.masters)
+    # The batch: random latents, classes in turn.
     count, model = config.train.batch_size, config.model
     shape = (count, model.in_channels, model.input_size, model.input_size)
     latents = torch.randn(shape, generator=generator(0, "bench"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldit.codecs.kl_config import CONFIG, KLConfig, Scaling, read_kl_config
 from ldit.codecs.kl_weights import fingerprint, read_tensors, weight_files
 from ldit.codecs.latents import scaled, unscaled
-from ldit.codecs.tiles import Grid, Tiling, apply_tiled
+from ldit.codecs.tiles import Cell, Tiling, apply_tiled
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import CodecError, SourceError
 from ldit.log import logger
@@ -69,7 +69,7 @@ class AutoencoderCodec:
                 f"the autoencoder {self.config.name!r} takes images of 3 channels with sides that are multiples of "
                 f"{self.factor}, got {tuple(images.shape[1:])}"
             )
-        mean, logvar = self._through(_encode, images, Grid(self.factor, 1)).chunk(2, dim=1)
+        mean, logvar = self._through(_encode, images, Cell(self.factor, 1)).chunk(2, dim=1)
         return mean.contiguous(), logvar.contiguous()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class AutoencoderCodec:
                 f"the autoencoder {self.config.name!r} has latents of {self.channels} channels, got {latents.shape[1]}"
             )
         raw = unscaled(latents.to(self.device, torch.float32), self.config)
-        return self._through(_decode, raw, Grid(1, self.factor)).contiguous()
+        return self._through(_decode, raw, Cell(1, self.factor)).contiguous()
 
     def fingerprint(self) -> str:
         """Hex sha256 of configuration and weights, the same for any file format; computed at first use."""
@@ -102,7 +102,7 @@ class AutoencoderCodec:
             nn.Module.to(self._network, self.device)  # diffusers' own method warns about dtypes
         return self
 
-    def _through(self, part: "_Part", x: Tensor, grid: Grid) -> Tensor:
+    def _through(self, part: "_Part", x: Tensor, cell: Cell) -> Tensor:
         """Run the encoder or decoder; fp32 out.
 
         Rows that overflow in fp16 are computed again in fp32. So the result of an image depends on that image alone,
@@ -110,14 +110,14 @@ class AutoencoderCodec:
         """
         x = x.to(self.device, torch.float32)
         if not len(x):  # not all convolutions take an empty batch
-            height, width = (size // grid.inward * grid.outward for size in x.shape[-2:])
+            height, width = (size // cell.input * cell.output for size in x.shape[-2:])
             return x.new_empty(0, 2 * self.channels if part is _encode else 3, height, width)
-        out = self._compute(part, self._network, self.dtype, x, grid)
+        out = self._compute(part, self._network, self.dtype, x, cell)
         if self.dtype is torch.float16:
             # Rows whose input is finite and whose result is not.
             overflowed = x.isfinite().flatten(1).all(1) & ~out.isfinite().flatten(1).all(1)
             if overflowed.any():
-                out[overflowed] = self._compute(part, self._widened(), torch.float32, x[overflowed], grid)
+                out[overflowed] = self._compute(part, self._widened(), torch.float32, x[overflowed], cell)
         return out
 
     def _widened(self) -> "KLNetwork":
@@ -132,14 +132,14 @@ class AutoencoderCodec:
                 self._wide = self._built(torch.float32)
             return self._wide
 
-    def _compute(self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, grid: Grid) -> Tensor:
+    def _compute(self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, cell: Cell) -> Tensor:
         def network(rows: Tensor) -> Tensor:
             return part(net, rows.to(dtype, memory_format=torch.channels_last))
 
         pixels = _PIXELS_CPU if self.device.type == "cpu" else _PIXELS
         # Without TF32: a latent cache may be used on other devices than it was made on, so fp32 is fp32 on all of them.
         with torch.no_grad(), unrounded():
-            return apply_tiled(network, x, grid, self.tiling, pixels)
+            return apply_tiled(network, x, cell, self.tiling, pixels)
 
     def _open(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype, self._wide = device, dtype, None

@@ -22,11 +22,11 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """How many input and output pixels a latent pixel has along a side: encoding (factor, 1), decoding (1, factor)."""
+class Cell:
+    """A latent pixel: its side in the network's input and output. Encoding: (factor, 1); decoding: (1, factor)."""
 
-    inward: int
-    outward: int
+    input: int
+    output: int
 
     @property
     def factor(self) -> int:
@@ -47,7 +47,7 @@ def in_slices(network: Network, x: Tensor, rows: int) -> Tensor:
     return torch.cat([network(part).float() for part in x.split(max(1, rows))])
 
 
-def apply_tiled(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int) -> Tensor:
+def apply_tiled(network: Network, x: Tensor, cell: Cell, tiling: Tiling, pixels: int) -> Tensor:
     """`network` (B, C, H, W) -> (B, C', H', W') fp32, about `pixels` pixels of images at a time.
 
     Images above the tiling's limit are computed in tiles and blended, with weights that fall linearly towards the inner
@@ -56,30 +56,30 @@ def apply_tiled(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels:
     (decoding), where diffusers' tiling had 8 % and 32 % (tests/codecs/test_tiles.py).
     """
     # Sizes are in latent pixels. Small images: parts of the batch.
-    height, width = (size // grid.inward for size in x.shape[-2:])
-    area = grid.factor**2
+    height, width = (size // cell.input for size in x.shape[-2:])
+    area = cell.factor**2
     if height * width * area <= tiling.limit:
         return in_slices(network, x, pixels // (height * width * area))
     # The tiles: their side, where they start, and how many rows of the batch fit at a time.
-    overlap = max(1, tiling.overlap // grid.factor)
-    side = max(tiling.side // grid.factor, overlap + 1)
+    overlap = max(1, tiling.overlap // cell.factor)
+    side = max(tiling.side // cell.factor, overlap + 1)
     tile = min(side, height), min(side, width)
     tops, lefts = starts(height, side, overlap), starts(width, side, overlap)
     rows = pixels // (tile[0] * tile[1] * area)
     total: Tensor | None = None
     for top in tops:
         for left in lefts:
-            i, j = top * grid.inward, left * grid.inward
-            part = x[:, :, i : i + tile[0] * grid.inward, j : j + tile[1] * grid.inward]
+            i, j = top * cell.input, left * cell.input
+            part = x[:, :, i : i + tile[0] * cell.input, j : j + tile[1] * cell.input]
             out = in_slices(network, part, rows)
             # The sum of weighted tiles, and of the weights.
             if total is None:
-                total = out.new_zeros(*out.shape[:2], height * grid.outward, width * grid.outward)
+                total = out.new_zeros(*out.shape[:2], height * cell.output, width * cell.output)
                 weights = out.new_zeros(total.shape[-2:])
-            vertical = _ramp(top, tile[0], height, overlap, grid.outward).to(out.device)
-            horizontal = _ramp(left, tile[1], width, overlap, grid.outward).to(out.device)
+            vertical = _ramp(top, tile[0], height, overlap, cell.output).to(out.device)
+            horizontal = _ramp(left, tile[1], width, overlap, cell.output).to(out.device)
             weight = vertical[:, None] * horizontal
-            i, j = top * grid.outward, left * grid.outward
+            i, j = top * cell.output, left * cell.output
             total[:, :, i : i + len(vertical), j : j + len(horizontal)] += out * weight
             weights[i : i + len(vertical), j : j + len(horizontal)] += weight
     assert total is not None

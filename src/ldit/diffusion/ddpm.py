@@ -181,6 +181,7 @@ class DDPM:
 
         It is KL(q(x_{t-1}|x_t,x0) || p), and at t=0 the negative log-likelihood of x0 in 256 bins.
         """
+        # The KL divergence between the true posterior and the network's, both Gaussians.
         mean, _, log_variance, _ = self.posterior(out, x_t, t)
         true_mean = self.posterior_mean(x0, x_t, t)
         true_log = self._at("log_small", t, x0)
@@ -191,6 +192,7 @@ class DDPM:
             + (true_log - log_variance).exp()
             + (true_mean - mean).square() * (-log_variance).exp()
         )
+        # At t=0 there is no earlier step: how likely the data is.
         nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
         return torch.where(t == 0, per_sample(nll), per_sample(kl)) / math.log(2.0)
 

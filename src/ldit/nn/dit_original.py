@@ -11,7 +11,7 @@ from ldit.nn.conditioning import LabelEmbedder, TimestepEmbedder
 from ldit.nn.dit import FinalLayer
 from ldit.nn.layers import gated_add, modulate
 from ldit.nn.rope import AS_TRAINED, GridScale, ntk_factors
-from ldit.nn.tables import Tables
+from ldit.nn.tables import TableCache
 from ldit.nn.tokens import unpatchify
 
 _MOST_TABLES = 8  # a table of 64 x 64 tokens and width 1152 takes 19 MB
@@ -123,7 +123,7 @@ class OriginalDiT(nn.Module):
         self.t_embedder = TimestepEmbedder(hidden_size, last=is_diffusers)
         self.y_embedder = LabelEmbedder(num_classes, class_dropout_prob > 0, hidden_size)
         self.pos_embed = nn.Parameter(position_table(side, side, hidden_size), requires_grad=False)
-        self._tables = Tables(_MOST_TABLES)  # of other grids than the stored one
+        self._tables = TableCache(_MOST_TABLES)  # of other grids than the stored one
         hidden = round(hidden_size * mlp_ratio)
         eps = DIFFUSERS_EPS if is_diffusers else NORM_EPS
         self.blocks = nn.ModuleList(_Block(hidden_size, num_heads, hidden, eps) for _ in range(depth))

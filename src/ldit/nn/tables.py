@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from torch import Tensor
 
 
-class Tables:
+class TableCache:
     """The last `most` tables, by a key of all they depend on.
 
     It has no lock, so that a network that holds it can be copied. Two threads that ask for the same new table at once

@@ -46,7 +46,7 @@ def check_schedule(name: str) -> str:
 class Guided:
     """out = u + w·(c - u) on the first `channels` channels of the network's output; the other channels are c's.
 
-    c is the network's output for `cond` (B). u is its output for `null`, run as one batch [conditional; null]; with
+    c is the network's output for `cond`. u is its output for `null`, run as one batch [conditional; null]; with
     `weak`, u is that network's output for `cond`, and `null` is not used. Outside `interval` of noise time, and where
     w is 1, u is not computed. `evaluations` counts conditional calls, `guided_rows` the rows of u.
     """

@@ -15,7 +15,7 @@ from ldit.errors import RequestError
 from ldit.nn.dit import Block, DiT
 from ldit.nn.kernels import attention_kernels
 from ldit.nn.rope import GridScale
-from ldit.nn.tables import Tables
+from ldit.nn.tables import TableCache
 from ldit.sampling.fast.conditioning_cache import Modulations, Pair
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.options import InferenceCopy, InferenceOptions
@@ -67,7 +67,7 @@ class Prepared(InferenceCopy):
         self.modulations = Modulations(model, inference.host_modulation)
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
         self._choosing = _CHOOSING if self.device.type == "cuda" else nullcontext()
-        self._tables = Tables(_MOST_TABLES)
+        self._tables = TableCache(_MOST_TABLES)
         self.graphs = Graphs() if inference.graph else None
         self._weights_at_start = self._weights_state()
 
