@@ -31,7 +31,7 @@ class Cell:
     @property
     def factor(self) -> int:
         """Pixels of the image along the side of a latent pixel."""
-        return max(self.inward, self.outward)
+        return max(self.input, self.output)
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
