@@ -151,7 +151,7 @@ MUTANTS = [
     Mutant("eval/during_training.py", "fault is not None or world.alarmed(STOP)", "False", "tests/distributed/test_variants.py"),
     Mutant("eval/outputs.py", "if file.exists() and not (", "if False and (", STREAMS),
     Mutant("checkpoint/run.py", "pair[0] <= step and pair[0] in committed", "pair[0] <= step", STREAMS),
-    Mutant("eval/measure.py", "world.calm(STOP)", "pass", "tests/distributed/test_variants.py"),
+    Mutant("eval/measure.py", "world.clear_alarm(STOP)", "pass", "tests/distributed/test_variants.py"),
     Mutant("checkpoint/run.py", "if best is not None and not (best.step <= step and best.step in committed):", "if False:", STREAMS),
     Mutant("checkpoint/run.py", "max(set(chain) & {number for number, _ in committed}, default=None)", "best and best.step", STREAMS),
     Mutant("train/tasks/classifier.py", "loss * to_device(self.weights, device)[labels]", "loss", TRAIN),

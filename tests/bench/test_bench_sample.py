@@ -74,7 +74,7 @@ def test_a_plain_network_makes_the_conditioning_of_every_row() -> None:
     [
         (["--batch", "1", "0"], "--batch: must be at least 1, got 0"),
         (["--rounds", "0"], "--rounds: must be at least 1, got 0"),
-        (["--solver", "rk45"], "unknown solver 'rk45'"),
+        (["--solver", "rk45"], "solver: expected one of ddpm, "),
         (["--steps", "1001"], "steps: "),
         (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
         (["--int8", "--compile"], "int8: its products cannot be compiled"),

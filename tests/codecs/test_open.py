@@ -13,7 +13,7 @@ import torch
 from ldit.codecs import open as opening
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.codec import check_codec, open_codec
-from ldit.codecs.open import codec_folder, find_codec, whole_name
+from ldit.codecs.open import codec_folder, find_codec, portable_name
 from ldit.codecs.pixels import PixelCodec
 from ldit.config.spec import AutoencoderConfig, PixelCodecConfig
 from ldit.errors import CodecError
@@ -74,14 +74,14 @@ def test_a_path_that_is_gone(saved: Path, here: Path, tmp_path: Path, offline: P
         assert find_codec(gone, [root]) == place
 
 
-def test_whole_names(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portable_names(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step says, which is opened from anywhere: bundled names and those of the Hub stay."""
     monkeypatch.setattr(opening, "ASSETS", tmp_path / "assets")
     shutil.copytree(saved, tmp_path / "assets" / "models" / "bundled")
     for name in ("bundled", "own"):
         shutil.copytree(saved, here / name)
-    assert whole_name("bundled") == "bundled" and whole_name("org/name") == "org/name"
-    assert whole_name("./bundled") == str(here / "bundled") and whole_name("own") == str(here / "own")
+    assert portable_name("bundled") == "bundled" and portable_name("org/name") == "org/name"
+    assert portable_name("./bundled") == str(here / "bundled") and portable_name("own") == str(here / "own")
 
 
 @pytest.mark.parametrize("name", ["", "x\0y", "a" * 5000, "~nobody/x", "../../../x", "-"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldit.codecs.autoencoder import AutoencoderCodec
-from ldit.codecs.tiles import Grid, Tiling, starts, through
+from ldit.codecs.tiles import Cell, Tiling, apply_tiled, starts
 from ldit.config.spec import AutoencoderConfig
 
 SMALL = Tiling(limit=32 * 32, side=32, overlap=8)
@@ -39,9 +39,9 @@ def test_local_networks_do_not_notice(size: tuple[int, int]) -> None:
     """What depends on one cell alone comes out the same whatever the tiles: blended values are equal ones. Weights of
     up to four tiles are summed and divided by: a few units of 2^-24."""
     x = smooth(*size) * torch.arange(1.0, 4.0).view(3, 1, 1, 1)
-    down = through(lambda rows: F.avg_pool2d(rows, 8), x, Grid(8, 1), SMALL, 1)
+    down = apply_tiled(lambda rows: F.avg_pool2d(rows, 8), x, Cell(8, 1), SMALL, 1)
     torch.testing.assert_close(down, F.avg_pool2d(x, 8), rtol=1e-6, atol=1e-6)
-    up = through(lambda rows: F.interpolate(rows, scale_factor=8), down, Grid(1, 8), SMALL, 10**9)
+    up = apply_tiled(lambda rows: F.interpolate(rows, scale_factor=8), down, Cell(1, 8), SMALL, 10**9)
     torch.testing.assert_close(up, F.interpolate(down, scale_factor=8), rtol=1e-6, atol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_blending_is_linear() -> None:
     """Two tiles of constants 1 and 2 that share four cells: 1 + (k + ½)/4 over them."""
     values = iter([1.0, 2.0])
     x = torch.zeros(1, 1, 1, 12)
-    out = through(lambda rows: torch.full_like(rows, next(values)), x, Grid(1, 1), Tiling(4, 8, 4), 10**9)
+    out = apply_tiled(lambda rows: torch.full_like(rows, next(values)), x, Cell(1, 1), Tiling(4, 8, 4), 10**9)
     assert out.flatten().tolist() == [1.0] * 4 + [1.125, 1.375, 1.625, 1.875] + [2.0] * 4
 
 
@@ -60,10 +60,12 @@ def test_pixels_at_a_time_are_bounded() -> None:
         seen.append(tuple(rows.shape))
         return rows
 
-    through(network, torch.zeros(5, 1, 200, 300), Grid(1, 1), SMALL, 2 * 32 * 32)
+    apply_tiled(network, torch.zeros(5, 1, 200, 300), Cell(1, 1), SMALL, 2 * 32 * 32)
     assert {shape[-2:] for shape in seen} == {(32, 32)} and {shape[0] for shape in seen} == {1, 2}
     seen.clear()
-    through(network, torch.zeros(5, 1, 32, 32), Grid(1, 1), SMALL, 1)  # at the limit: whole, and never less than one
+    apply_tiled(
+        network, torch.zeros(5, 1, 32, 32), Cell(1, 1), SMALL, 1
+    )  # at the limit: whole, and never less than one
     assert seen == [(1, 1, 32, 32)] * 5
 
 

@@ -43,7 +43,7 @@ def test_same_outputs(inference: dict[str, Any], dtype: torch.dtype, tolerance: 
             assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
     if inference.get("graph"):
         assert isinstance(network.graphs, Graphs) and len(network.graphs) == 2, "captured, not fallen back"
-        view = network.apart()
+        view = network.for_request()
         assert view.release() and len(network.graphs) == 0 and not view.release()
         for found in (view(x, t, y), network(x, t, y)):
             assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
@@ -58,7 +58,7 @@ def test_threads_that_share_graphs() -> None:
     y = torch.tensor(LABELS)
 
     def work(number: int) -> list[torch.Tensor]:
-        view, out = network.apart(), []
+        view, out = network.for_request(), []
         for turn in range(20):
             x = torch.full((3, 4, 8, 8), number + turn / 20, device="cuda")
             out.append(view(x, torch.full((3,), float(number)), y).cpu())

@@ -11,13 +11,13 @@ from ldit.config.model import OriginalDiTConfig
 from ldit.nn import dit_original as baseline
 from ldit.nn.build import build_model
 from ldit.nn.rope import GridScale
-from ldit.nn.tables import Tables
+from ldit.nn.tables import TableCache
 
 CONFIG = OriginalDiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4, num_classes=5)
 
 
 def test_the_last_ones_are_kept() -> None:
-    tables, made = Tables(3), []
+    tables, made = TableCache(3), []
 
     def table(number: int) -> Tensor:
         def make() -> Tensor:
@@ -64,7 +64,7 @@ def test_positions_of_the_baseline(made: list[tuple[Any, ...]]) -> None:
             if turn == 2:
                 assert not torch.equal(plain, scaled)
                 again = copy.deepcopy(model)
-                again._tables = Tables(8)
+                again._tables = TableCache(8)
                 assert torch.equal(again(x, t, y), plain) and torch.equal(again(x, t, y, grid=grid), scaled)
                 del made[-2 if (height, width) != (8, 8) else -1 :]
     assert len(made) == len(set(made)) == 5

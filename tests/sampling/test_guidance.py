@@ -123,7 +123,7 @@ def test_what_a_grid_will_ask_for() -> None:
     levels = Flow().own_grid(str(4))[:-1]
     guided = Guided(lambda x, t, y: x, torch.tensor([3, 1, 3]), torch.tensor([9, 9, 9]), 2.0, 3, (0.5, 0.8))
     asked = [(1000.0, 3), (1000.0, 1), (750.0, 3), (750.0, 1), (750.0, 9), (500.0, 3), (500.0, 1), (500.0, 9)]
-    assert guided.asked(levels) == [*asked, (250.0, 3), (250.0, 1)]
+    assert guided.network_calls(levels) == [*asked, (250.0, 3), (250.0, 1)]
     guided.weak = guided.network
-    assert guided.asked(levels) == [(t, y) for t in (1000.0, 750.0, 500.0, 250.0) for y in (3, 1)]
-    assert guided.asked(levels, second=True) == [(t, y) for t in (750.0, 500.0) for y in (3, 1)]
+    assert guided.network_calls(levels) == [(t, y) for t in (1000.0, 750.0, 500.0, 250.0) for y in (3, 1)]
+    assert guided.network_calls(levels, of_weak=True) == [(t, y) for t in (750.0, 500.0) for y in (3, 1)]

@@ -57,24 +57,23 @@ def inputs(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Any
 
 
 def in_two_slots(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
-    """The ring of a CUDA device, with copies that are done at once; `log` takes what happens to which loan."""
+    """The ring of a CUDA device, with copies that are done at once; `log` takes what happens to which group."""
 
     class Slot(module._Slot):
-        def fill(self, loan: module._HostBlock) -> None:
-            assert not in_use or in_use[-1] is not self.holds, "the loan in use is overwritten"
-            log.append(f"fill {names[loan]}")
-            super().fill(loan)
+        def fill(self, group: module._ParameterGroup) -> None:
+            assert not in_use or in_use[-1] is not self.group, "the group in use is overwritten"
+            log.append(f"fill {names[group]}")
+            super().fill(group)
 
-    names: dict[module._HostBlock, int] = {}
-    in_use: list[module._HostBlock] = []
+    names: dict[module._ParameterGroup, int] = {}
+    in_use: list[module._ParameterGroup] = []
 
-    def lender(loans: list[module._HostBlock], device: torch.device, dtype: torch.dtype) -> module._Lender:
-        names.update({loan: i for i, loan in enumerate(loans)})
-        size = max(loan.size for loan in loans)
-        made = module._Lender([Slot(size, device, dtype) for _ in range(2)])
-        return made
+    def streamer(groups: list[module._ParameterGroup], device: torch.device, dtype: torch.dtype) -> module._Streamer:
+        names.update({group: i for i, group in enumerate(groups)})
+        size = max(group.size for group in groups)
+        return module._Streamer([Slot(size, device, dtype) for _ in range(2)])
 
-    def point(self: module._HostBlock, values: list[Tensor]) -> None:
+    def point(self: module._ParameterGroup, values: list[Tensor]) -> None:
         if values is self.host:
             in_use.pop()
         else:
@@ -82,9 +81,9 @@ def in_two_slots(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
             log.append(f"use {names[self]}")
         original(self, values)
 
-    original = module._HostBlock.point
-    monkeypatch.setattr(module._HostBlock, "point", point)
-    monkeypatch.setattr(module, "_lender", lender)
+    original = module._ParameterGroup.point
+    monkeypatch.setattr(module._ParameterGroup, "point", point)
+    monkeypatch.setattr(module, "_streamer", streamer)
 
 
 @pytest.mark.parametrize("config", [CLASS, TEXT, BASELINE], ids=["class", "text", "baseline"])
@@ -123,7 +122,7 @@ def test_what_needs_no_conversion_is_used_where_it_lies() -> None:
     assert "forward" not in vars(model) and is_offloaded(model)
 
 
-def test_each_loan_is_fetched_once_a_call_and_ahead_of_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_group_is_fetched_once_a_call_and_ahead_of_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     in_two_slots(monkeypatch, log)
     model = offload(network(CLASS, weights(CLASS, torch.bfloat16), None), "cpu", torch.float32)
@@ -252,10 +251,10 @@ before = anonymous()
 model = load_model(source, "cpu", None)
 mapped = anonymous() - before
 seen.clear(); call(offload(model, "cpu", torch.float32))
-lent = max(seen) - before
+streamed = max(seen) - before
 del model
 seen.clear(); call(load_model(source, "cpu", torch.float32))
-print(json.dumps({"mapped": mapped, "lent": lent, "whole": max(seen) - before}))
+print(json.dumps({"mapped": mapped, "streamed": streamed, "whole": max(seen) - before}))
 """
 
 
@@ -275,4 +274,4 @@ def test_memory_is_that_of_one_block(tmp_path: Path) -> None:
     assert found["mapped"] < 8 << 20
     assert found["whole"] > 5 * block
     ends = 4 * 1024 * (256 + 1024 + 6 + 2 * 1024 + 64)
-    assert found["lent"] < block - modulation + ends + (16 << 20)
+    assert found["streamed"] < block - modulation + ends + (16 << 20)

@@ -176,13 +176,13 @@ def test_nothing_is_held_twice() -> None:
     network = prepared(model, packed=True)
     assert held(model, *network.blocks) == before
     again = prepared(model, packed=True)
-    assert held(model, *network.blocks, *again.blocks) == before and network.current()
+    assert held(model, *network.blocks, *again.blocks) == before and network.is_current()
     model.layers[0].attention.wk.weight.mul_(2.0)
     model.layers[1].feed_forward.w3.weight.mul_(0.5)
     x, t, y = batch(model)
     assert error(network(x, t, y), model(x, t, y)) <= TOLERANCE
     model.double()
-    assert not network.current()
+    assert not network.is_current()
 
 
 def test_joined_weights_that_adjoin_already_are_not_copied() -> None:
@@ -223,7 +223,7 @@ def test_int8_is_for_fp32_on_the_cpu() -> None:
         InferenceOptions(graph=True),
         InferenceOptions(host_modulation=True),
     ):
-        with pytest.raises(RequestError, match=r"[a-z8_]+: built for class-conditional Large-DiT"):
+        with pytest.raises(RequestError, match=r"[a-z8_]+: only class-conditional Large-DiT"):
             prepare(other, inference)
 
 

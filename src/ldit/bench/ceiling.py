@@ -1,4 +1,4 @@
-"""What a measurement is held against: the machine's name, its rate of matrix products, and seconds of a call."""
+"""What measurements are compared with: the device's name, its rate of matrix products, and timing of calls."""
 
 import platform
 import time
@@ -12,14 +12,14 @@ from ldit.rng import normal
 
 
 def open_device(name: str | None) -> torch.device:
-    """The device of that name; None = the GPU where there is one. ConfigError where there is none."""
+    """The device of that name; None = the GPU if there is one, else the CPU. ConfigError if cuda is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU here")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def device_name(device: torch.device) -> str:
-    """What is measured, as its maker calls it."""
+    """The name of the GPU or CPU, as its maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -29,13 +29,13 @@ def device_name(device: torch.device) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Until all that was started on the device is done."""
+    """Wait until the device has done all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, with all that it starts on the device."""
+    """Seconds of one call, including all work that it queues on the device."""
     wait(device)
     began = time.perf_counter()
     call()
@@ -44,8 +44,10 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Best FLOP/s of square matrix products on this device, now. None for fp16 on a CPU, which emulates it: that is
-    no ceiling for a network that is not made of products alone."""
+    """FLOP/s of square matrix products on this device, the best of three measurements.
+
+    None for fp16 on a CPU, which emulates fp16: other operations of a network may be faster, so it would be no ceiling.
+    """
     if (device.type, dtype) == ("cpu", torch.float16):
         return None
     side, count = (8192, 20) if device.type == "cuda" else (1024, 3)

@@ -1,4 +1,4 @@
-"""`ldit bench sample`: how fast sampling is on random weights, against the measured matrix ceiling."""
+"""`ldit bench sample`: speed of sampling with random weights, compared with the measured matrix ceiling."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ COLUMNS = "batch  evaluations  ms/evaluation  images/s  of ceiling  peak GB"
 
 @dataclass(frozen=True)
 class Chain:
-    """One way of sampling: from `noise` (B, C, h, w) along `levels`."""
+    """A sampling run from `noise` (B, C, h, w) along `levels`."""
 
     process: Process
     solver: str
@@ -48,20 +48,20 @@ class Chain:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def run(self, network: Network | nn.Module, dtype: torch.dtype) -> tuple[Tensor, Guided, float]:
-        """The latents, what was counted, and seconds, those of planning among them."""
+        """The latents, the guided network with its counts, and seconds, planning included."""
         device = self.noise.device
         wait(device)
         began = time.perf_counter()
-        home = device
-        if isinstance(network, Prepared):
-            home = torch.device("cpu")  # labels that lie on the host cost no wait
-        labels = torch.tensor(self.labels, device=home)
+        # Labels for an inference copy are on the host, where it reads them without waiting for the device.
+        labels = torch.tensor(self.labels, device="cpu" if isinstance(network, Prepared) else device)
         guided = Guided(
             network, labels, torch.full_like(labels, self.null), self.guidance, self.channels, self.interval, dtype
         )
+        # A new plan, so that every run computes its conditioning anew.
         if isinstance(network, Prepared):
             network.plan([])
-            network.plan(guided.asked(self.levels[:-1]))
+            network.plan(guided.network_calls(self.levels[:-1]))
+        # Sample, each image with its own noise.
         x = self.noise
         steps = find_solver(self.solver)(
             build_denoiser(self.process, guided),
@@ -76,19 +76,22 @@ class Chain:
 
 
 def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
-    """Measure every batch size: evaluations, milliseconds each, images/s (median and spread of rounds), share of the
-    matrix ceiling (of the FLOPs that `needed_flops` counts), peak memory. Returns the report; ConfigError or
-    RequestError names a flag that cannot be served."""
+    """Measure every batch size; returns the report.
+
+    Each has evaluations, milliseconds an evaluation, images/s (median and range of rounds), share of the matrix ceiling
+    (by the FLOPs of `needed_flops`) and peak memory. ConfigError or RequestError names a flag that is not supported.
+    """
     if job.size not in RECIPES:
         raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
     device = open_device(job.device)
-    word = job.dtype or ("fp32" if device.type == "cpu" else "bf16")
-    config, dtype = diffusion_recipe(RECIPES[job.size]).model, DTYPES[word]
-    # Solver, grid and options are checked before anything is measured.
+    dtype_name = job.dtype or ("fp32" if device.type == "cpu" else "bf16")
+    config, dtype = diffusion_recipe(RECIPES[job.size]).model, DTYPES[dtype_name]
+    # Check solver, grid and options before anything is measured.
     find_solver(job.solver)
     build_grid(DDPM(), str(job.steps))
     inference = InferenceOptions(None, job.int8, job.compile, job.graphs, job.host_modulation)
     check_options(config, inference, device)
+    # Measure the ceiling, then one batch size after the other with the same network.
     ceiling = matrix_ceiling(device, dtype)
     network = prepare(random_network(config, device, dtype), inference)
     logger.info(COLUMNS)
@@ -102,7 +105,7 @@ def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
         "size": job.size,
         "parameters": parameter_count(config),
         "tokens": (config.input_size // config.patch_size) ** 2,
-        "dtype": word,
+        "dtype": dtype_name,
         "solver": job.solver,
         "steps": job.steps,
         "guidance": job.guidance,
@@ -114,33 +117,36 @@ def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
 
 
 def random_network(config: ClassModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Random numbers everywhere, matrices of unit gain: a fresh network, with its zero gates, would compute nothing."""
+    """A network with random weights, matrices of unit gain: with the zero gates of a new one, blocks have no effect."""
     model = build_model(config, "meta").to(dtype).to_empty(device=device)
     source = torch.Generator(device).manual_seed(0)
     for name, p in model.named_parameters():
-        spread = p.shape[-1] ** -0.5 if p.ndim > 1 else 0.1
-        torch.nn.init.normal_(p, float("norm" in name and name.endswith("weight")), spread, generator=source)
+        std = p.shape[-1] ** -0.5 if p.ndim > 1 else 0.1
+        torch.nn.init.normal_(p, float("norm" in name and name.endswith("weight")), std, generator=source)
     return model.eval().requires_grad_(False)
 
 
 def needed_flops(
     network: Network | nn.Module, config: ClassModelConfig, guided: Guided, levels: tuple[Level, ...]
 ) -> int:
-    """FLOPs of matrix products that a chain of `guided` needs, at the training size. Every row of every evaluation is a
-    forward pass, as `forward_flops` counts one. But a prepared network makes its conditioning (the time's MLP and all
-    adaLN products) once for each pair of time and label, however many rows share it: so often it counts there, and no
-    row that only fills a product up counts."""
+    """FLOPs of the matrix products that a run of `guided` needs, at the training size.
+
+    Every row of every evaluation is a forward pass of `forward_flops`. An inference copy, however, computes its
+    conditioning (the time's MLP and all adaLN products) once for each pair of time and label, so there it counts once
+    a pair. Rows that only fill up a product are not counted.
+    """
     count = len(guided.cond)
     rows = guided.evaluations * count + guided.guided_rows
-    whole = rows * forward_flops(config, config.input_size, config.input_size)
+    total = rows * forward_flops(config, config.input_size, config.input_size)
     if not isinstance(network, Prepared):
-        return whole
+        return total
+    # Take off the conditioning of every row beyond one a pair.
     linears = [
         *network.modulations.linears,
         *(m for m in network.model.t_embedder.modules() if isinstance(m, nn.Linear)),
     ]
-    pairs = len(set(guided.asked(levels[:-1])))
-    return whole - (rows - pairs) * 2 * sum(linear.weight.numel() for linear in linears)
+    pairs = len(set(guided.network_calls(levels[:-1])))
+    return total - (rows - pairs) * 2 * sum(linear.weight.numel() for linear in linears)
 
 
 @torch.no_grad()
@@ -153,6 +159,8 @@ def _batch(
     dtype: torch.dtype,
     ceiling: float | None,
 ) -> dict[str, Any]:
+    """The report's row of a batch size; it is also logged."""
+    # Images of different noise and class, sampled with the original's process and guided channels.
     side = config.input_size
     noise = torch.stack([normal((config.in_channels, side, side), k, "picture") for k in range(count)]).to(device)
     process = DDPM()
@@ -164,12 +172,13 @@ def _batch(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        chain.run(network, dtype)  # warms up: kernels, compilation, graphs
+        chain.run(network, dtype)  # warm-up: kernels, compilation, graphs
         runs = [chain.run(network, dtype)[1:] for _ in range(job.rounds)]
     except torch.OutOfMemoryError:
         logger.info("%5d  does not fit", count)
         return {"batch": count, "fits": False}
-    seconds = [taken for _, taken in runs]
+    # Speed from the median round; all rounds have the same counts.
+    seconds = [elapsed for _, elapsed in runs]
     guided = runs[0][0]
     middle = median(seconds)
     needed = needed_flops(network, config, guided, chain.levels)

@@ -1,8 +1,8 @@
-"""`ldit bench train`: how fast the training step is, one variant of it after the other, on random latents.
+"""`ldit bench train`: speed of the training step on random latents, in several variants.
 
-Variants: "original" is the step as the original takes it (eager blocks, loops over tensors, a look at the loss after
-every micro-batch); "fused" is ours (fused optimiser, foreach clip and average, one wait a step); "compiled" is ours
-with compiled blocks. All train the same network on the same numbers: the loss of the first step must agree.
+"original" is the step of the original code (eager blocks, loops over tensors, `.item()` on the loss after every
+micro-batch). "fused" is ours (fused optimiser, foreach clip and average, one synchronisation a step). "compiled" is
+ours with compiled blocks. All train the same network on the same numbers, so their first losses must agree.
 """
 
 import gc
@@ -39,22 +39,22 @@ from ldit.train.telemetry import peak_flops, peak_memory
 from ldit.version import __version__
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}
-AGREEMENT = 2e-2  # relative, of the first loss: bf16 in another order
-CLIP, DECAY = 2.0, 0.9999  # of the gradient's norm; of the moving average
+AGREEMENT = 2e-2  # relative tolerance of the first loss: bf16 sums in another order
+CLIP, DECAY = 2.0, 0.9999  # largest gradient norm; decay of the EMA
 
 
 def check_report(file: Path) -> None:
-    """ConfigError for a report that cannot be written there; before anything is measured."""
+    """ConfigError if the report cannot be written to `file`; called before anything is measured."""
     check_not_in_checkpoint(file)
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"--json: no folder {file.absolute().parent}")
 
 
 def bench_train(job: BenchTrainRequest) -> dict[str, Any]:
-    """Measure every variant: images/s (median and spread of rounds), FLOP/s, MFU and share of the measured matrix
-    ceiling, peak memory. Returns the report; of a variant that does not fit in memory it says so instead.
+    """Measure every variant; returns the report.
 
-    ConfigError names a flag that cannot be served.
+    Each has images/s (median and range of rounds), FLOP/s, MFU, share of the measured matrix ceiling, and peak memory;
+    or "fits": false if memory runs out. ConfigError names a flag that is not supported.
     """
     if job.size not in RECIPES:
         raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
@@ -68,18 +68,18 @@ def bench_train(job: BenchTrainRequest) -> dict[str, Any]:
 def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     config = bench_config(RECIPES[job.size], job.batch, job.precision, job.micro)
     config = replace(config, parallel=replace(config.parallel, recompute=job.recompute))
-    # What a step needs, and what the device can do at best.
+    # FLOPs of an image in a training step, and the most that the device can do.
     flops = 3.0 * forward_flops(config.model, config.model.input_size, config.model.input_size)
     ceiling = matrix_ceiling(device, COMPUTE[job.precision])
     peak = peak_flops(World(device), job.precision)
     variants: list[dict[str, Any]] = []
     for name in job.variants:
-        # Measure; a variant that does not fit leaves the others their memory.
+        # Measure. A variant that does not fit must not stop the others.
         try:
             row = _measure(name, config, job, device)
         except torch.cuda.OutOfMemoryError:
             row = {"name": name, "fits": False}
-        # Put it in relation: to the ceiling, to the datasheet, and its loss to that of the first variant.
+        # Compare it with the ceiling and the datasheet, and its loss with that of the first variant.
         if row["fits"]:
             rate = row["images_per_second"]
             row |= {"tflops": rate * flops / 1e12}
@@ -110,13 +110,14 @@ def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
 
 
 def bench_config(recipe: str, batch: int, precision: Precision, micro: int | None = None) -> RunConfig:
-    """A recipe's run with another batch and precision."""
+    """The configuration of a recipe with another batch size and precision."""
     config = diffusion_recipe(recipe)
     train = replace(config.train, batch_size=batch, micro_batch_size=micro, precision=precision, grad_clip=CLIP)
     return replace(config, train=train)
 
 
 def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
+    """The report's row of a variant."""
     if name == "compiled":
         config = replace(config, parallel=replace(config.parallel, compile=True))
     if device.type == "cuda":
@@ -125,7 +126,7 @@ def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch
     if not job.ema:
         state.averages.tracks.clear()
     step = step_of(name, state, task, batch)
-    # The first step compiles and fills the optimiser, the second lets the allocator settle.
+    # Warm up: the first step compiles and creates the optimiser state, the second lets the allocator settle.
     losses: list[float] = []
     warm = timed(lambda: losses.append(step()), device)
     step()
@@ -145,8 +146,11 @@ def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch
 
 
 def started(config: RunConfig, device: torch.device) -> tuple[TrainState, DiffusionTask, Batch]:
-    """A run's state and task, and a batch of random latents. Weights are small random numbers everywhere: with zero
-    gates the network would compute nothing worth the name."""
+    """A run's state and task, and a batch of random latents.
+
+    All weights are small random numbers: with the zero gates of a new network its blocks would have no effect.
+    """
+    # The state of a run that starts, then its weights.
     task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
     state = new_state(config, task, World(device))
     source = torch.Generator(device).manual_seed(0)
@@ -154,6 +158,7 @@ def started(config: RunConfig, device: torch.device) -> tuple[TrainState, Diffus
         torch.nn.init.normal_(master, 0.0, 0.02, generator=source)
     state.weights.sync_to_model()
     state.averages.start(state.weights.masters)
+    # The batch: random latents, classes in turn.
     count, model = config.train.batch_size, config.model
     shape = (count, model.in_channels, model.input_size, model.input_size)
     latents = torch.randn(shape, generator=generator(0, "bench"))
@@ -168,15 +173,17 @@ def step_of(variant: str, state: TrainState, task: DiffusionTask, batch: Batch) 
 
 
 class OriginalUpdate:
-    """Clip, optimiser and average as the original has them: loops over tensors, AdamW unfused, `.item()` where it
-    looks. `averages` may be empty."""
+    """Gradient clipping, optimiser and EMA as in the original: loops over tensors, unfused AdamW, `.item()`.
+
+    `averages` may be empty.
+    """
 
     def __init__(self, parameters: list[Tensor], averages: list[Tensor], lr: float) -> None:
         self.parameters, self.averages = parameters, averages
         self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, foreach=False, fused=False)
 
     def __call__(self, grads: list[Tensor]) -> None:
-        """`grads` are those of the parameters, which hold them."""
+        """`grads` are the parameters' own `.grad`."""
         norm = sum(grad.norm().item() ** 2 for grad in grads) ** 0.5
         if norm > CLIP:
             for grad in grads:

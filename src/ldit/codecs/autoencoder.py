@@ -1,4 +1,4 @@
-"""A KL autoencoder in diffusers' layout, frozen: images to posteriors, scaled latents to images."""
+"""The codec of a frozen KL autoencoder in diffusers' layout: images to posteriors, scaled latents to images."""
 
 import math
 import threading
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldit.codecs.kl_config import CONFIG, KLConfig, Scaling, read_kl_config
 from ldit.codecs.kl_weights import fingerprint, read_tensors, weight_files
 from ldit.codecs.latents import scaled, unscaled
-from ldit.codecs.tiles import Grid, Tiling, through
+from ldit.codecs.tiles import Cell, Tiling, apply_tiled
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import CodecError, SourceError
 from ldit.log import logger
@@ -22,24 +22,24 @@ from ldit.storage.tensors import NamedTensors, assign
 if TYPE_CHECKING:
     from ldit.codecs.kl_network import KLNetwork
 
-# Pixels of images at a time. At the widely used size a decoder holds about 4 KB a pixel in fp32.
+# Pixels in one pass. A decoder of the usual size needs about 4 KB of memory a pixel in fp32.
 _PIXELS_CPU = 1 << 18
 _PIXELS = 1 << 20
 
 
 class AutoencoderCodec:
-    """`config.name` opened from `folder`; `factor` pixels a latent pixel along a side, `channels` of a latent.
+    """The autoencoder in `folder`: `factor` pixels a latent pixel along a side, `channels` channels of a latent.
 
-    Scale and shift are the model's, never the folder's. Numbers go in and come out in fp32; `dtype` is what is computed
-    in between. Weights and activations are channels_last: on a CPU with AVX-512 (torch 2.13, one thread, 256 px, the
-    network of 84 million parameters, fp32) encoding took 3.1 s instead of 4.1, decoding 6.9 instead of 9.0.
+    Scale and shift are those of `config`, the diffusion model's, not the folder's. Tensors go in and come out in fp32;
+    `dtype` is the dtype of the network. Weights and activations are channels_last: on a CPU with AVX-512 (torch 2.13,
+    one thread, 256 px, 84 million parameters, fp32) encoding took 3.1 s instead of 4.1, decoding 6.9 instead of 9.0.
     """
 
     device: torch.device
     dtype: torch.dtype
     _network: "KLNetwork"
     _wide: "KLNetwork | None" = None
-    """The network in fp32, once something did not fit into fp16."""
+    """The network in fp32, opened when a result does not fit into fp16."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class AutoencoderCodec:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """CodecError names the file and the key or tensor that is missing, unknown, misshapen or does not fit."""
+        """CodecError names the file, and the key or tensor that is missing, unknown, misshapen or does not fit."""
         self.config, self.folder, self.tiling = config, folder, Tiling()
         self.network_config = check_folder(config, folder)
         self.factor, self.channels = self.network_config.factor, self.network_config.latent_channels
@@ -59,19 +59,21 @@ class AutoencoderCodec:
         self._open(torch.device(device), dtype)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw posterior, (B, C, H/f, W/f) fp32 on the codec's
-        device. No gradients. CodecError when the sides are no multiples of `factor`."""
+        """(B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw posterior, each (B, C, H/f, W/f) fp32.
+
+        On the codec's device, without gradients. CodecError unless the sides are multiples of `factor`.
+        """
         height, width = images.shape[-2:]
         if images.shape[1] != 3 or not height or not width or height % self.factor or width % self.factor:
             raise CodecError(
-                f"the autoencoder {self.config.name!r} takes 3 channels with sides that are multiples of "
+                f"the autoencoder {self.config.name!r} takes images of 3 channels with sides that are multiples of "
                 f"{self.factor}, got {tuple(images.shape[1:])}"
             )
-        mean, logvar = self._through(_encode, images, Grid(self.factor, 1)).chunk(2, dim=1)
+        mean, logvar = self._through(_encode, images, Cell(self.factor, 1)).chunk(2, dim=1)
         return mean.contiguous(), logvar.contiguous()
 
     def encode(self, images: Tensor) -> Tensor:
-        """The posterior's mean, scaled, of images as `moments` takes them: (B, C, H/f, W/f) fp32. No gradients."""
+        """Images as for `moments` -> the posterior's mean, scaled: (B, C, H/f, W/f) fp32. No gradients."""
         return scaled(self.moments(images)[0], self.config)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -81,62 +83,67 @@ class AutoencoderCodec:
                 f"the autoencoder {self.config.name!r} has latents of {self.channels} channels, got {latents.shape[1]}"
             )
         raw = unscaled(latents.to(self.device, torch.float32), self.config)
-        return self._through(_decode, raw, Grid(1, self.factor)).contiguous()
+        return self._through(_decode, raw, Cell(1, self.factor)).contiguous()
 
     def fingerprint(self) -> str:
-        """Hex sha256 of configuration and weights, whatever file or dtype they came from; computed at first use."""
+        """Hex sha256 of configuration and weights, the same for any file format; computed at first use."""
         if self._fingerprint is None:
             self._check_files()
             self._fingerprint = fingerprint(self.folder, self.network_config)
         return self._fingerprint
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "AutoencoderCodec":
-        """Move it. Another dtype is read from the files anew, so that nothing is rounded twice."""
+        """Move the codec. For another dtype the files are read again, so that nothing is rounded twice."""
         if dtype not in (None, self.dtype):
             self._check_files()
             self._open(torch.device(device), dtype)
         elif torch.device(device) != self.device:
             self.device, self._wide = torch.device(device), None
-            nn.Module.to(self._network, self.device)  # diffusers' own would speak of dtypes
+            nn.Module.to(self._network, self.device)  # diffusers' own method warns about dtypes
         return self
 
-    def _through(self, part: "_Part", x: Tensor, grid: Grid) -> Tensor:
-        """fp32. Images that fp16 cannot hold are made again in fp32, so that what becomes of an image depends on
-        that image alone, not on those before it or beside it."""
+    def _through(self, part: "_Part", x: Tensor, cell: Cell) -> Tensor:
+        """Run the encoder or decoder; fp32 out.
+
+        Rows that overflow in fp16 are computed again in fp32. So the result of an image depends on that image alone,
+        not on earlier ones or on its batch.
+        """
         x = x.to(self.device, torch.float32)
-        if not len(x):  # convolutions do not all take an empty batch
-            height, width = (size // grid.inward * grid.outward for size in x.shape[-2:])
+        if not len(x):  # not all convolutions take an empty batch
+            height, width = (size // cell.input * cell.output for size in x.shape[-2:])
             return x.new_empty(0, 2 * self.channels if part is _encode else 3, height, width)
-        out = self._compute(part, self._network, self.dtype, x, grid)
+        out = self._compute(part, self._network, self.dtype, x, cell)
         if self.dtype is torch.float16:
-            lost = x.isfinite().flatten(1).all(1) & ~out.isfinite().flatten(1).all(1)
-            if lost.any():
-                out[lost] = self._compute(part, self._widened(), torch.float32, x[lost], grid)
+            # Rows whose input is finite and whose result is not.
+            overflowed = x.isfinite().flatten(1).all(1) & ~out.isfinite().flatten(1).all(1)
+            if overflowed.any():
+                out[overflowed] = self._compute(part, self._widened(), torch.float32, x[overflowed], cell)
         return out
 
     def _widened(self) -> "KLNetwork":
+        """The network in fp32, opened once by the first thread that needs it."""
         with self._widening:
             if self._wide is None:
                 logger.warning(
-                    "the autoencoder %r does not fit into fp16 (results are not finite): such images go through fp32",
+                    "the autoencoder %r overflows in fp16: images whose results are not finite are computed in fp32",
                     self.config.name,
                 )
                 self._check_files()
                 self._wide = self._built(torch.float32)
             return self._wide
 
-    def _compute(self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, grid: Grid) -> Tensor:
+    def _compute(self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, cell: Cell) -> Tensor:
         def network(rows: Tensor) -> Tensor:
             return part(net, rows.to(dtype, memory_format=torch.channels_last))
 
         pixels = _PIXELS_CPU if self.device.type == "cpu" else _PIXELS
-        # A cache made on one device is taken for another's latents, so fp32 means fp32 on all of them.
+        # Without TF32: a latent cache may be used on other devices than it was made on, so fp32 is fp32 on all of them.
         with torch.no_grad(), unrounded():
-            return through(network, x, grid, self.tiling, pixels)
+            return apply_tiled(network, x, cell, self.tiling, pixels)
 
     def _open(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype, self._wide = device, dtype, None
-        self.__dict__.pop("_network", None)  # the old one goes before the new one comes
+        self.__dict__.pop("_network", None)  # frees the old network before the new one is read
         self._network = self._built(dtype)
 
     def _built(self, dtype: torch.dtype) -> "KLNetwork":
@@ -152,7 +159,7 @@ class AutoencoderCodec:
         return network
 
     def _state_of_files(self) -> list[tuple[str, int, int]]:
-        """What would tell that a file was written anew."""
+        """Name, size and time of every file: they change when a file is written again."""
         try:
             states = [(name, (self.folder / name).stat()) for name in (CONFIG, *weight_files(self.folder))]
         except OSError as error:
@@ -164,9 +171,10 @@ class AutoencoderCodec:
             raise CodecError(f"the files of the autoencoder {self.folder} changed since it was opened")
 
     def _warn_of_scaling(self) -> None:
+        """Log when the folder has another scale or shift than the model."""
         own, used = self.network_config, (self.config.scale, self.config.shift)
-        stated = own.scaling_factor is not None or own.shift_factor is not None or own.latents_mean is not None
-        if stated and not _same(own.scaling, used, self.channels):
+        has_scaling = own.scaling_factor is not None or own.shift_factor is not None or own.latents_mean is not None
+        if has_scaling and not _same(own.scaling, used, self.channels):
             logger.warning(
                 "%s has scale %s and shift %s; the model's codec.scale %s and codec.shift %s are used",
                 self.folder / CONFIG,
@@ -176,7 +184,7 @@ class AutoencoderCodec:
 
 
 def _channels_last(tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
-    """Convolutions' weights with their input channels last, one by one."""
+    """The tensors one by one, convolution weights in channels_last memory format."""
     for name, tensor in tensors:
         convolution = tensor.layout is torch.strided and tensor.ndim == 4
         yield name, tensor.contiguous(memory_format=torch.channels_last) if convolution else tensor
@@ -194,8 +202,10 @@ def _decode(network: "KLNetwork", raw: Tensor) -> Tensor:
 
 
 def check_folder(config: AutoencoderConfig, folder: Path, channels: int | None = None) -> KLConfig:
-    """The folder's own configuration; CodecError when it is damaged, its weights are not there, or it does not fit the
-    model's codec section or its number of latent channels. Reads no weights and does without diffusers."""
+    """The folder's configuration, checked without reading weights or importing diffusers.
+
+    CodecError if it is damaged, has no weights, or does not fit the model's codec section or latent `channels`.
+    """
     own = read_kl_config(folder)
     weight_files(folder)
     if own.factor != config.factor:

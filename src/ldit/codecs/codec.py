@@ -1,4 +1,4 @@
-"""Codec: latents to images and back, and how the one of a configuration is opened; autoencoders are imported then."""
+"""The interface of a codec, and opening the codec of a configuration; autoencoders are imported only when needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ class Codec(Protocol):
 
 
 class Autoencoder(Codec, Protocol):
-    """A codec with a posterior, as `ldit.codecs.autoencoder.AutoencoderCodec`."""
+    """A codec whose encoder gives a posterior, such as `ldit.codecs.autoencoder.AutoencoderCodec`."""
 
     config: AutoencoderConfig
     factor: int
@@ -33,11 +33,11 @@ class Autoencoder(Codec, Protocol):
     """Channels of a latent."""
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (B, C, h, w) fp32 of raw latents."""
+        """Mean and log-variance of raw latents, each (B, C, h, w) fp32."""
         ...
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the weights and of the configuration that they are used with."""
+        """Hex sha256 of the weights and their configuration."""
         ...
 
 
@@ -48,10 +48,10 @@ def open_codec(
     dtype: torch.dtype = torch.float32,
     channels: int | None = None,
 ) -> Codec:
-    """The codec of `config`: of a local folder (`ldit.codecs.open.find_codec`), else of the Hub.
+    """The codec of `config`: from a local folder (`ldit.codecs.open.find_codec`), else from the Hub.
 
-    CodecError says where was looked, or what in the folder is wrong; `channels` is the number of latent channels that
-    it must have.
+    CodecError names the places where it was looked for, or what is wrong with the folder. `channels` is the number of
+    latent channels that it must have.
     """
     if isinstance(config, AutoencoderConfig):
         return open_autoencoder(config, roots, device, dtype, channels)
@@ -65,7 +65,7 @@ def open_autoencoder(
     dtype: torch.dtype = torch.float32,
     channels: int | None = None,
 ) -> Autoencoder:
-    """As `open_codec`."""
+    """As `open_codec`, for an autoencoder."""
     from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
     from ldit.codecs.open import codec_folder
 
@@ -75,7 +75,7 @@ def open_autoencoder(
 
 
 def check_codec(config: CodecConfig, roots: Sequence[Path] = (), channels: int | None = None) -> None:
-    """CodecError where `open_codec` would find no codec or none that fits; no weights are read."""
+    """CodecError if `open_codec` would not find a codec that fits; reads no weights."""
     if isinstance(config, AutoencoderConfig):
         from ldit.codecs.autoencoder import check_folder
         from ldit.codecs.open import codec_folder

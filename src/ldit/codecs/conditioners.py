@@ -1,4 +1,4 @@
-"""Conditioners: from what a user names, labels today, to what the network is given, with its null and its dropout."""
+"""Conditioners: turn labels into what the network is given, with a null label and label dropout."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,35 +13,35 @@ from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 
 Labels = int | str | Iterable[int | str] | Tensor | None
-"""Class numbers or names as a user gives them: one, a list, an array."""
+"""Class numbers or names as a user gives them: one, a list, or an array."""
 
 
 @dataclass(frozen=True)
 class ClassConditioner:
-    """Class labels. `null` is the label of "no class", which guidance and label dropout use; None without one. A model
-    without classes (`count` 0) is given the null label alone."""
+    """Class labels. A model without classes (`count` 0) is only given the null label."""
 
     count: int
-    """Number of classes, the null class not among them; 0 = unconditional."""
+    """Number of classes without the null class; 0 = unconditional."""
     names: tuple[str, ...] | None
-    """Class names in the order of their labels, where known."""
+    """Class names in the order of their labels; None if unknown."""
     null: int | None
+    """The label that means "no class", for guidance and label dropout; None if the model has none."""
     dropout: float
-    """Share of labels that training replaces by the null label."""
+    """Probability that training replaces a label by the null label."""
 
     @property
     def is_unconditional(self) -> bool:
         return self.count == 0
 
     def resolve(self, given: Labels) -> tuple[int, ...]:
-        """Labels from numbers or names; one alone is a list of one. RequestError names what is no class."""
+        """Labels from numbers or names; a single one gives a tuple of one. RequestError names what is not a class."""
         if isinstance(given, (str, int)):
             given = [given]
         try:
             listed: Any = given.tolist() if hasattr(given, "tolist") else list(given or ())  # type: ignore[union-attr]
         except TypeError:
             raise RequestError(f"class_labels: expected numbers or names, got {given!r:.80}") from None
-        if not isinstance(listed, list):  # an array without dimensions
+        if not isinstance(listed, list):  # an array without dimensions gives a number
             listed = [listed]
         return tuple(resolve_label(label, self.count, self.names) for label in listed)
 
@@ -50,7 +50,7 @@ class ClassConditioner:
         return torch.tensor(labels, dtype=torch.int64, device=device)
 
     def drop(self, labels: Tensor, u: Tensor) -> Tensor:
-        """Labels (B,) with the null label where u (B,), uniform in [0, 1), is below the dropout share."""
+        """Labels (B,) with the null label where u (B,), uniform in [0, 1), is below `dropout`."""
         return labels if self.null is None else torch.where(u < self.dropout, self.null, labels)
 
     def name_of(self, label: int) -> str:

@@ -1,4 +1,4 @@
-"""Imports large libraries without the optional packages that they would load along."""
+"""Imports large libraries without their optional packages."""
 
 import sys
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def absent(package: str) -> Iterator[None]:
-    """Imports within the block go as if `package` were not installed, unless it is loaded already.
+    """Within the block `package` looks as if it were not installed, unless it is already loaded.
 
-    A library that asks once, at its import, does without it from then on.
+    A library that checks for it once, at import, does not use it afterwards either.
     """
     hidden = package not in sys.modules
     if hidden:
-        sys.modules[package] = None  # type: ignore[assignment]  # documented: the import system takes it for missing
+        sys.modules[package] = None  # type: ignore[assignment]  # documented: None makes an import fail
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""config.json of a KL autoencoder in diffusers' layout, read strictly and bounded, without diffusers."""
+"""The config.json of a KL autoencoder in diffusers' layout, read and checked without diffusers."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -16,8 +16,8 @@ _BLOCKS = {
     "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
 _ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
-_MAX_BLOCKS = 11  # a factor of 1024, the largest of a model's configuration
-_LEAST = 1e-30  # of a number that is divided by
+_MAX_BLOCKS = 11  # a factor of 1024, the largest that a model's configuration allows
+_LEAST = 1e-30  # smallest size of a divisor
 _RANGES = {"layers_per_block": 16, "latent_channels": 1024, "norm_num_groups": 8192}
 _MAX_WIDTH = 8192
 MAX_BYTES = 1 << 20
@@ -27,8 +27,10 @@ Scaling = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 
 @dataclass(frozen=True)
 class KLConfig:
-    """The arguments of diffusers' AutoencoderKL under its names, with its defaults; a scaling factor that is not
-    there is None here and 0.18215 there."""
+    """The arguments of diffusers' AutoencoderKL, with its names and defaults.
+
+    Only a missing scaling factor differs: it is None here, and 0.18215 in diffusers.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -56,14 +58,14 @@ class KLConfig:
 
     @property
     def scaling(self) -> Scaling:
-        """(scale, shift) of z = (raw - shift)·scale as the folder itself has them, numbers or one a channel."""
+        """(scale, shift) of z = (raw - shift)·scale as the folder has them, each a number or one a channel."""
         scale = _SCALING_FACTOR if self.scaling_factor is None else self.scaling_factor
         if self.latents_mean is not None and self.latents_std is not None:
             return tuple(scale / std for std in self.latents_std), self.latents_mean
         return scale, self.shift_factor or 0.0
 
     def function(self) -> dict[str, Any]:
-        """What changes the network's function: everything but sizes of tiles, scaling and precision."""
+        """The arguments that change what the network computes: all but sample size, scaling and precision."""
         return {key: value for key, value in asdict(self).items() if key not in _NO_FUNCTION}
 
 
@@ -71,8 +73,10 @@ _NO_FUNCTION = ("sample_size", "scaling_factor", "shift_factor", "latents_mean",
 
 
 def kl_config(data: Any, where: str = CONFIG) -> KLConfig:
-    """The content of config.json, checked. CodecError names `where` and the key: an unknown key that does not begin
-    with "_", a wrong type, a block or an activation that is not there, sizes out of bounds."""
+    """The checked content `data` of a config.json. Keys that start with "_" are ignored.
+
+    CodecError names `where` and the key that is unknown, of a wrong type, not supported or out of bounds.
+    """
     if not isinstance(data, dict):
         raise CodecError(f"{where}: expected an object")
     if data.get("_class_name") != CLASS_NAME:
@@ -102,7 +106,7 @@ def read_kl_config(folder: Path) -> KLConfig:
 
 
 def diffusers_arguments(config: KLConfig) -> dict[str, Any]:
-    """Arguments of diffusers' constructor, tuples as it has them."""
+    """Arguments of diffusers' constructor."""
     arguments = {field.name: getattr(config, field.name) for field in fields(config)}
     if config.scaling_factor is None:
         arguments["scaling_factor"] = _SCALING_FACTOR
@@ -110,12 +114,15 @@ def diffusers_arguments(config: KLConfig) -> dict[str, Any]:
 
 
 def _shape_problem(config: KLConfig) -> str | None:
+    """What is wrong with the sizes of the network, naming the key; None if nothing is."""
+    # Sizes within bounds.
     widths = config.block_out_channels
     if not 1 <= len(widths) <= _MAX_BLOCKS:
         return f"block_out_channels: must be 1 to {_MAX_BLOCKS} blocks, got {len(widths)}"
     for key, largest in _RANGES.items():
         if not 1 <= getattr(config, key) <= largest:
             return f"{key}: must be 1 to {largest}, got {show(getattr(config, key))}"
+    # Group norms must divide every width, and images are RGB.
     for width in widths:
         if not 1 <= width <= _MAX_WIDTH:
             return f"block_out_channels: must be 1 to {_MAX_WIDTH}, got {show(width)}"
@@ -124,6 +131,7 @@ def _shape_problem(config: KLConfig) -> str | None:
     for key in ("in_channels", "out_channels"):
         if getattr(config, key) != 3:
             return f"{key}: images have 3 channels, got {show(getattr(config, key))}"
+    # A kind of block for every width.
     for key, known in _BLOCKS.items():
         kinds = getattr(config, key)
         if len(kinds) != len(widths):
@@ -135,6 +143,7 @@ def _shape_problem(config: KLConfig) -> str | None:
 
 
 def _value_problem(config: KLConfig) -> str | None:
+    """What is wrong with the other values, naming the key; None if nothing is."""
     if config.act_fn not in _ACTIVATIONS:
         return f"act_fn: expected one of {', '.join(_ACTIVATIONS)}, got {show(config.act_fn)}"
     sizes = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,)

@@ -1,6 +1,6 @@
-"""diffusers' KL autoencoder as one module that a trainer can call and a codec can fill.
+"""diffusers' KL autoencoder as one module, for training and for codecs.
 
-The only file that imports diffusers, which takes seconds: import it inside functions.
+The only file that imports diffusers. That takes seconds, so import this file inside functions.
 """
 
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from ldit.codecs.kl_config import CONFIG, KLConfig, diffusers_arguments, kl_conf
 from ldit.codecs.latents import LOGVAR_RANGE, draw
 from ldit.errors import CodecError
 
-with absent("torchvision"):  # diffusers would import it for networks of no concern here
+with absent("torchvision"):  # diffusers would import it for networks that are not used here
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 MAX_PARAMETERS = 2_000_000_000
-"""More than twenty times the widely used network of 84 million."""
+"""More than twenty times the usual network, which has 84 million."""
 
 
 class Reconstruction(NamedTuple):
-    """Images (B, 3, H, W) and the raw posterior they were drawn from, mean and clamped log-variance (B, C, h, w)."""
+    """Images (B, 3, H, W), and mean and clamped log-variance (B, C, h, w) of the posterior they were decoded from."""
 
     images: Tensor
     mean: Tensor
@@ -29,19 +29,19 @@ class Reconstruction(NamedTuple):
 
 
 class KLNetwork(AutoencoderKL):
-    """Parameter names, configuration and arithmetic are diffusers' own; `forward` takes its noise from outside."""
+    """diffusers' parameter names, configuration and arithmetic; `forward` is given its noise."""
 
     def to(self, *args: Any, **kwargs: Any) -> "KLNetwork":  # type: ignore[override]
-        """As torch.nn.Module.to; diffusers' own warns of every change of dtype."""
+        """As torch.nn.Module.to; diffusers' own method warns at every change of dtype."""
         return nn.Module.to(self, *args, **kwargs)
 
     def forward(self, images: Tensor, noise: Tensor) -> Reconstruction:  # type: ignore[override]
-        """Encode (B, 3, H, W) in [-1, 1], draw with `noise` (B, C, h, w), decode."""
+        """Encode images (B, 3, H, W) in [-1, 1], sample the posterior with `noise` (B, C, h, w), decode."""
         mean, logvar = self.moments(images)
         return Reconstruction(self.images(draw(mean, logvar, noise)), mean, logvar)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> raw mean and log-variance (B, C, h, w), the latter clamped to [-30, 20]."""
+        """(B, 3, H, W) -> raw mean and log-variance (B, C, h, w), the log-variance clamped to [-30, 20]."""
         out = self.encoder(images)
         if self.quant_conv is not None:
             out = self.quant_conv(out)
@@ -56,10 +56,9 @@ class KLNetwork(AutoencoderKL):
 
 
 def build_network(config: KLConfig | dict[str, Any], where: str = CONFIG) -> KLNetwork:
-    """The network of a config.json, on torch's current device, with fresh weights (none on the meta device).
+    """The network of a config.json on torch's current device, with new weights (none on the meta device).
 
-    CodecError names `where` and the key that diffusers would ignore or cannot serve. The size is bounded before
-    anything is allocated.
+    CodecError names `where` and the key that is not supported. The size is checked before memory is allocated.
     """
     checked = config if isinstance(config, KLConfig) else kl_config(config, where)
     arguments = diffusers_arguments(checked)

@@ -1,4 +1,4 @@
-"""Weights of an autoencoder's folder: read tensor by tensor under today's names, and their fingerprint."""
+"""The weights in an autoencoder's folder: read one tensor at a time under current names, and their fingerprint."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from ldit.storage.shards import SUFFIX, has_set, read_set, set_files
 STEM = "diffusion_pytorch_model"
 PICKLED = f"{STEM}.bin"
 
-# diffusers renamed the attention's matrices in 2023, and the older LDM files hold them as 1x1 convolutions.
+# diffusers renamed the matrices of attention in 2023. Files from LDM store them as 1x1 convolutions.
 _OLD = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _MATRIX = re.compile(r".*\battentions\.\d+\.(to_q|to_k|to_v|to_out\.0)\.weight")
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold the weights; CodecError when there are none or a shard is missing."""
+    """Names of the files with the weights; CodecError if there are none or a shard is missing."""
     try:
         if has_set(folder, STEM):
             return set_files(folder, STEM)
@@ -36,9 +36,9 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Named tensors, memory-mapped, one by one; old attention names and shapes are made new ones.
+    """Named tensors one by one, memory-mapped; old names and shapes of attention are converted.
 
-    CodecError for files that are missing, damaged, or hold anything but tensors.
+    CodecError for files that are missing, damaged, or contain anything but tensors.
     """
     try:
         if weight_files(folder) == [PICKLED]:
@@ -54,7 +54,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def _pickled(path: Path) -> dict[str, Tensor]:
     state = open_state(path)
     total = sum(tensor.nbytes for tensor in state.values() if tensor.layout is torch.strided)
-    if total > path.stat().st_size:  # several tensors may be made of the same numbers
+    if total > path.stat().st_size:  # a small file may declare many tensors over the same numbers
         raise CodecError(f"{path}: its tensors claim {total} bytes, more than the file has")
     return state
 
@@ -68,10 +68,10 @@ def _renamed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
 
 
 def fingerprint(folder: Path, config: KLConfig) -> str:
-    """sha256 over what the network computes: its configuration, and each tensor's name, shape and fp32 numbers.
+    """sha256 of what the network computes: its configuration, and each tensor's name, shape and fp32 numbers.
 
-    The same for .safetensors, shards and .bin, for old and new names; another one when one number changes by one bit
-    that fp32 shows. Takes the memory of one tensor.
+    It is the same for .safetensors, shards and .bin, and for old and new names. It changes with any bit of any number
+    in fp32. Needs the memory of one tensor.
     """
     entries = sorted((name, list(tensor.shape), _digest(tensor)) for name, tensor in read_tensors(folder))
     body = {"kind": "autoencoder_kl", "config": config.function(), "tensors": entries}

@@ -1,4 +1,4 @@
-"""Raw latents, as an autoencoder knows them, and scaled ones, as the diffusion knows them. Pure tensors."""
+"""Raw latents of an autoencoder <-> scaled latents of a diffusion model. Pure tensors."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from ldit.config.spec import AutoencoderConfig
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""A posterior's log-variance is clamped to this, as latent diffusion and its children do."""
+"""A posterior's log-variance is clamped to this range, as in latent diffusion."""
 
 
 def scaled(raw: Tensor, config: AutoencoderConfig) -> Tensor:
-    """Raw latents (B, C, h, w) -> z = (raw - shift)·scale, numbers or one a channel."""
+    """Raw latents (B, C, h, w) -> z = (raw - shift)·scale; scale and shift are numbers or one a channel."""
     return (raw - _per_channel(config.shift, raw)) * _per_channel(config.scale, raw)
 
 
@@ -20,12 +20,12 @@ def unscaled(z: Tensor, config: AutoencoderConfig) -> Tensor:
 
 
 def draw(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """A raw sample of the posterior, all (B, C, h, w): mean + exp(logvar / 2)·noise, the log-variance clamped."""
+    """A sample of the posterior, mean + exp(logvar / 2)·noise with clamped logvar; all (B, C, h, w)."""
     return mean + torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE)) * noise
 
 
 def _per_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tensor:
-    """A number as it is; one a channel as (C, 1, 1)."""
+    """A single number unchanged; one a channel as a tensor (C, 1, 1)."""
     if isinstance(value, tuple):
         return torch.tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
     return value

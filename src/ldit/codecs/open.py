@@ -1,4 +1,4 @@
-"""Opens a codec: from its configuration to the object that turns images into latents and back."""
+"""Finds the folder of a codec: local, bundled or on the Hub; and copies it into an export."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -20,20 +20,22 @@ _HELP = "--local_diffusers_model_root ROOT names a folder that holds it; --laten
 
 
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
-    """The local folder `name`; None when there is none.
+    """The local folder of codec `name`, or None.
 
-    A path (/…, ./…, ../…) is taken as it is; if it does not exist, its last two parts and its last one are looked for
-    in each of `roots`. Any other name is looked for in `roots`, among the bundled models, and last in the working
-    directory, so that a folder there does not hide a model. A folder without a configuration counts only where no other
-    has one.
+    A path (/…, ./…, ../…) is used as it is. If it does not exist, its last two parts and its last part are looked for
+    in each of `roots`. Any other name is looked for in `roots`, then among the bundled models, then in the working
+    directory, so that a folder there does not hide a model. A folder without config.json is returned only if no other
+    place has one.
     """
     folders = [folder for folder in _places(name, roots) if _is_dir(folder)]
     return next((folder for folder in folders if _has_config(folder)), folders[0] if folders else None)
 
 
 def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
-    """The folder with config.json and weights of autoencoder `name`, local or of the Hub, which is downloaded to its
-    cache (HF_HUB_OFFLINE is honoured). CodecError otherwise."""
+    """The folder with config.json and weights of autoencoder `name`: local, or downloaded from the Hub to its cache.
+
+    HF_HUB_OFFLINE is honoured. CodecError if there is none, or if the folder holds something else.
+    """
     folder = find_codec(name, roots) or _downloaded(name, roots)
     if (folder / _SUB / CONFIG).is_file() and not any(folder.glob(f"{STEM}*")):
         return folder / _SUB
@@ -41,16 +43,20 @@ def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
     return folder
 
 
-def whole_name(name: str) -> str:
-    """The name by which a checkpoint, which is opened from anywhere, finds its codec: the absolute path of a folder;
-    bundled codecs and those of the Hub keep their name."""
+def portable_name(name: str) -> str:
+    """The name that a checkpoint stores, so that its codec is found from any working directory.
+
+    This is the absolute path of a local folder; bundled codecs and those of the Hub keep their name.
+    """
     folder = find_codec(name)
     return name if folder is None or folder == _bundled(name) else str(folder.resolve())
 
 
 def private_codec(name: str, own: Path) -> Path | None:
-    """The folder of a codec that only this machine finds by `name`: it is given by path, or is inside `own`, the
-    folder of its model. None for one that is bundled, of the Hub, or missing."""
+    """The folder of a codec that other machines cannot find by `name`; None if it is bundled, on the Hub or missing.
+
+    Such a codec is given by path, or is inside `own`, the folder of its model.
+    """
     folder = find_codec(name, [own])
     if folder is None or not (_is_path(name) or folder.is_relative_to(own)):
         return None
@@ -58,8 +64,10 @@ def private_codec(name: str, own: Path) -> Path | None:
 
 
 def copy_codec(source: Path, target: Path) -> None:
-    """Make the folder `target` of a codec's configuration and weights, one file of safetensors whatever they were in.
-    CodecError when they cannot be read."""
+    """Copy a codec's configuration and weights to the new folder `target`, the weights as one safetensors file.
+
+    CodecError if they cannot be read.
+    """
     read_kl_config(source)
     target.mkdir()
     (target / CONFIG).write_bytes((source / CONFIG).read_bytes())
@@ -67,6 +75,7 @@ def copy_codec(source: Path, target: Path) -> None:
 
 
 def _places(name: str, roots: Sequence[Path]) -> Iterator[Path]:
+    """Where `find_codec` looks, in order."""
     if not name or "\0" in name:
         return
     if not _is_path(name):
@@ -89,7 +98,7 @@ def _bundled(name: str) -> Path:
 def _is_dir(folder: Path) -> bool:
     try:
         return folder.is_dir()
-    except OSError:  # a name longer than the file system takes
+    except OSError:  # the name is too long for the file system
         return False
 
 
@@ -98,7 +107,7 @@ def _has_config(folder: Path) -> bool:
 
 
 def _refuse_own(folder: Path) -> None:
-    """CodecError for a run or a model of ours, which is not an autoencoder's folder."""
+    """CodecError for a folder of ldit's own: a run, or a model that is not a codec."""
     content: object = None
     path = folder / CONFIG
     if path.is_file() and path.stat().st_size <= MAX_BYTES:
@@ -113,6 +122,7 @@ def _refuse_own(folder: Path) -> None:
 
 
 def _downloaded(name: str, roots: Sequence[Path]) -> Path:
+    """The codec's folder in the Hub's cache. The pickled file is downloaded only if there are no safetensors."""
     looked = ", ".join(dict.fromkeys(str(folder.absolute()) for folder in _places(name, roots))) or "no folder"
     try:
         if not is_hub_id(name):

@@ -1,4 +1,4 @@
-"""Tensors in [-1, 1] to images, and grids of images."""
+"""The codec of pixel models; tensors <-> images, and grids of images."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PixelCodec:
-    """Latents are the images themselves."""
+    """The codec of models without an autoencoder: latents are the images themselves."""
 
     factor = 1
 
@@ -28,7 +28,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_pil(images: Sequence[Image.Image]) -> Tensor:
-    """RGB images of one size -> (B, 3, H, W) fp32, value/127.5 - 1, as in training."""
+    """RGB images of one size -> (B, 3, H, W) fp32 as in training: value/127.5 - 1."""
     arrays = [np.asarray(image, np.float32).transpose(2, 0, 1) for image in images]
     return torch.from_numpy(np.stack(arrays) / np.float32(127.5) - np.float32(1.0))
 
@@ -39,7 +39,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.Image:
-    """The original's sample.png: black padding, clamp to [-1, 1], (x+1)/2·255 + 0.5 truncated; images (B, 3, H, W)."""
+    """The original's sample.png of (B, 3, H, W): black padding, clamp to [-1, 1], (x+1)/2·255 + 0.5 truncated."""
     array = ((images.float().clamp(-1, 1) + 1) / 2 * 255 + 0.5).clamp(0, 255).to(torch.uint8)
     n, _, height, width = array.shape
     columns = min(columns, n)
@@ -54,7 +54,8 @@ def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.
 def labelled_grid(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, padding: int = 6, scale: int = 1
 ) -> Image.Image:
-    """Images on white with a line of text below each, cut to the image's width."""
+    """Images on white with a line of text below each, cut to the image's width; sides multiplied by `scale`."""
+    # The canvas: cells of an image and a line of text, with padding around them.
     width, height = (side * scale for side in images[0].size)
     size = max(10, min(14, width // 6))
     font = ImageFont.load_default(size=size)
@@ -65,13 +66,14 @@ def labelled_grid(
         "RGB", (columns * (width + padding) + padding, rows * (height + text_height + padding) + padding), "white"
     )
     draw = ImageDraw.Draw(canvas)
+    # Paste each image and write its caption below, shortened until it fits.
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = (
             (i % columns) * (width + padding) + padding,
             (i // columns) * (height + text_height + padding) + padding,
         )
-        shown = image if scale == 1 else image.resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(shown, (left, top))
+        enlarged = image if scale == 1 else image.resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(enlarged, (left, top))
         while caption and draw.textlength(caption, font=font) > width:
             caption = caption[:-1]
         draw.text((left + width // 2, top + height + 2), caption, fill="black", font=font, anchor="ma")

@@ -1,4 +1,4 @@
-"""Large images through a network in constant memory: slices of the batch, and overlapping tiles. Pure tensors."""
+"""Runs a network on large images in constant memory: parts of the batch, and overlapping tiles. Pure tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,32 +11,31 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sides and areas in pixels of the image, whatever is being computed from what."""
+    """When and how images are tiled, in pixels of the image, for encoding and decoding."""
 
     limit: int = 1 << 20
-    """Images of up to so many pixels go through whole."""
+    """Largest image, in pixels, that is not tiled."""
     side: int = 1024
     """Side of a tile."""
     overlap: int = 256
-    """Least overlap of neighbouring tiles, over which they are blended linearly."""
+    """Smallest overlap of neighbouring tiles, over which they are blended linearly."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Sides of an input's and an output's cell, where a cell is one latent pixel: (factor, 1) encodes, (1, factor)
-    decodes."""
+class Cell:
+    """A latent pixel: its side in the network's input and output. Encoding: (factor, 1); decoding: (1, factor)."""
 
-    inward: int
-    outward: int
+    input: int
+    output: int
 
     @property
     def factor(self) -> int:
-        """Pixels of the image along a cell's side."""
-        return max(self.inward, self.outward)
+        """Pixels of the image along the side of a latent pixel."""
+        return max(self.input, self.output)
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
-    """First cells of tiles of `side` cells that cover `length`, evenly spread, neighbours sharing `overlap` or more."""
+    """Starts of evenly spread tiles of `side` latent pixels that cover `length` and overlap by `overlap` or more."""
     if length <= side:
         return [0]
     count = -(-(length - overlap) // (side - overlap))
@@ -44,40 +43,43 @@ def starts(length: int, side: int, overlap: int) -> list[int]:
 
 
 def in_slices(network: Network, x: Tensor, rows: int) -> Tensor:
-    """`network` on `rows` rows of the batch at a time."""
+    """`network` on `rows` rows of the batch at a time; fp32 out."""
     return torch.cat([network(part).float() for part in x.split(max(1, rows))])
 
 
-def through(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int) -> Tensor:
-    """`network` (B, C, H, W) -> (B, C', H', W'), fp32, about `pixels` pixels of images at a time.
+def apply_tiled(network: Network, x: Tensor, cell: Cell, tiling: Tiling, pixels: int) -> Tensor:
+    """`network` (B, C, H, W) -> (B, C', H', W') fp32, about `pixels` pixels of images at a time.
 
-    Images above the tiling's limit go through in tiles, whose values are blended with weights that fall linearly to
-    the tile's inner edges. Group norms and attention see the tile alone, so the result is close to the whole image's,
-    not equal: with random weights and 1.3 x 1.7 tiles the deviation was 5 % of the values' own (encoding) and 29 %
+    Images above the tiling's limit are computed in tiles and blended, with weights that fall linearly towards the inner
+    edges of a tile. Group norms and attention see one tile only, so the result is close to that of the whole image, not
+    equal. With random weights and 1.3 x 1.7 tiles the deviation was 5 % of the values' own (encoding) and 29 %
     (decoding), where diffusers' tiling had 8 % and 32 % (tests/codecs/test_tiles.py).
     """
-    height, width = (size // grid.inward for size in x.shape[-2:])
-    area = grid.factor**2
+    # Sizes are in latent pixels. Small images: parts of the batch.
+    height, width = (size // cell.input for size in x.shape[-2:])
+    area = cell.factor**2
     if height * width * area <= tiling.limit:
         return in_slices(network, x, pixels // (height * width * area))
-    overlap = max(1, tiling.overlap // grid.factor)
-    side = max(tiling.side // grid.factor, overlap + 1)
+    # The tiles: their side, where they start, and how many rows of the batch fit at a time.
+    overlap = max(1, tiling.overlap // cell.factor)
+    side = max(tiling.side // cell.factor, overlap + 1)
     tile = min(side, height), min(side, width)
     tops, lefts = starts(height, side, overlap), starts(width, side, overlap)
     rows = pixels // (tile[0] * tile[1] * area)
     total: Tensor | None = None
     for top in tops:
         for left in lefts:
-            i, j = top * grid.inward, left * grid.inward
-            part = x[:, :, i : i + tile[0] * grid.inward, j : j + tile[1] * grid.inward]
+            i, j = top * cell.input, left * cell.input
+            part = x[:, :, i : i + tile[0] * cell.input, j : j + tile[1] * cell.input]
             out = in_slices(network, part, rows)
+            # The sum of weighted tiles, and of the weights.
             if total is None:
-                total = out.new_zeros(*out.shape[:2], height * grid.outward, width * grid.outward)
+                total = out.new_zeros(*out.shape[:2], height * cell.output, width * cell.output)
                 weights = out.new_zeros(total.shape[-2:])
-            vertical = _ramp(top, tile[0], height, overlap, grid.outward).to(out.device)
-            horizontal = _ramp(left, tile[1], width, overlap, grid.outward).to(out.device)
+            vertical = _ramp(top, tile[0], height, overlap, cell.output).to(out.device)
+            horizontal = _ramp(left, tile[1], width, overlap, cell.output).to(out.device)
             weight = vertical[:, None] * horizontal
-            i, j = top * grid.outward, left * grid.outward
+            i, j = top * cell.output, left * cell.output
             total[:, :, i : i + len(vertical), j : j + len(horizontal)] += out * weight
             weights[i : i + len(vertical), j : j + len(horizontal)] += weight
     assert total is not None
@@ -85,7 +87,7 @@ def through(network: Network, x: Tensor, grid: Grid, tiling: Tiling, pixels: int
 
 
 def _ramp(start: int, side: int, length: int, overlap: int, scale: int) -> Tensor:
-    """Weights of a tile's outputs along an axis: 1 inside and at the image's edges, falling over the overlap."""
+    """Blending weights of a tile along an axis: 1 inside and at the image's edges, falling over the overlap."""
     count, extent = side * scale, overlap * scale
     weights = torch.ones(count)
     rising = (torch.arange(min(extent, count)) + 0.5) / extent

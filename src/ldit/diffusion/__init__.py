@@ -1,4 +1,4 @@
-"""Objectives: `from ldit.diffusion import DDPM, Flow, Prediction`."""
+"""Diffusion processes: `from ldit.diffusion import DDPM, Flow, Prediction`."""
 
 from ldit.diffusion.ddpm import DDPM
 from ldit.diffusion.flow import Flow

@@ -1,4 +1,4 @@
-"""From a process configuration to its objective."""
+"""Builds a diffusion process from its configuration."""
 
 from ldit.config.spec import DDPMConfig, ProcessConfig
 from ldit.diffusion.ddpm import DDPM
@@ -7,7 +7,7 @@ from ldit.diffusion.process import Process
 
 
 def build_process(config: ProcessConfig) -> Process:
-    """The objective of `config`."""
+    """The process of `config`."""
     if isinstance(config, DDPMConfig):
         return DDPM()
     return Flow(config.prediction, config.time_scale, config.data_at, config.shift)

@@ -1,4 +1,4 @@
-"""Flow matching on straight lines: x_t = (1-t)·x0 + t·noise, t = 0 data, t = 1 noise (Lipman et al. 2023, SiT, JiT)."""
+"""Flow matching on straight lines: x_t = (1-t)·x0 + t·noise, so 0 is data and 1 noise (Lipman et al. 2023)."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,16 @@ from torch import Tensor
 from ldit.config.sections import ObjectiveConfig
 from ldit.diffusion.process import CLEAN, MOST_STEPS, Denoised, Level, Predict, output_of, per_sample
 
-LEAST_TIME = 0.05  # floor of t where a data prediction is turned into a velocity (JiT)
+LEAST_TIME = 0.05  # t is clamped to this where a data prediction is turned into a velocity (JiT)
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The objective and the network's conventions: `data_at` is the native time of the data (0 here, 1 in SiT), the
-    network is given native time x `time_scale` and predicts the native velocity "v" or the data "x0"."""
+    """The flow process and the conventions of its network.
+
+    `data_at`: native time of the data, 0 here and 1 in SiT. The network is given native time x `time_scale`, and
+    predicts the native velocity ("v") or the data ("x0"). `shift`: resolution shift of times (Esser et al. 2024).
+    """
 
     prediction: Literal["v", "x0"] = "v"
     time_scale: float = 1000.0
@@ -26,7 +29,7 @@ class Flow:
 
     @property
     def least_noise_time(self) -> float:
-        """A flow has levels arbitrarily near the data."""
+        """0: a flow has levels arbitrarily close to the data."""
         return 0.0
 
     def draw_times(self, generators: Sequence[torch.Generator], config: ObjectiveConfig) -> Tensor:
@@ -54,14 +57,14 @@ class Flow:
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """(1-t)·x0 + t·noise."""
-        t = _columns(t, x0)
+        t = _per_row(t, x0)
         return (1.0 - t) * x0 + t * noise
 
     def velocity(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """dx/dt = noise - x0 from the network's output; a network with 2C channels predicts in the first C (SiT)."""
+        """dx/dt = noise - x0 from the network's output; of 2C channels (SiT) only the first C are used."""
         out = out[:, : x_t.shape[1]]
         if self.prediction == "x0":
-            return (x_t - out) / _columns(t, x_t).clamp(min=LEAST_TIME)
+            return (x_t - out) / _per_row(t, x_t).clamp(min=LEAST_TIME)
         return out if self.data_at == 0 else -out
 
     def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -71,13 +74,13 @@ class Flow:
         """
         x_t = self.q_sample(x0, t, noise)
         out = output_of(predict(x_t, self.network_time(t)))
-        # With t below the floor the target is rescaled like the estimate, so a perfect x0 still has zero loss.
+        # For t below LEAST_TIME the target is scaled as the estimate is, so that a perfect x0 still has zero loss.
         target = self.velocity(x0, x_t, t) if self.prediction == "x0" else noise - x0
         mse = per_sample((self.velocity(out, x_t, t) - target).square())
         return {"loss": mse, "mse": mse}
 
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
-        """Squared error of eps = x_t + (1-t)·v (B,), comparable across processes."""
+        """Squared error (B,) of eps = x_t + (1-t)·v, comparable across processes."""
         return (1.0 - t).square() * losses["mse"]
 
     def level(self, noise_time: float) -> Level:
@@ -97,7 +100,7 @@ class Flow:
         return [self.level(shifted((count - i) / count, self.shift)) for i in range(count)] + [CLEAN]
 
     def denoised(self, out: Tensor, x: Tensor, level: Level) -> Denoised:
-        """From the first C channels: x0 itself, or x0 and eps at the two ends of the velocity."""
+        """x0 and eps from the first C channels, which predict x0 or the velocity eps - x0."""
         out = out[:, : x.shape[1]]
         if self.prediction == "x0":
             return Denoised(out, (x - level.alpha * out) / level.sigma)
@@ -106,9 +109,10 @@ class Flow:
 
 
 def shifted(u: float, k: float) -> float:
-    """k·u/(1 + (k-1)·u), noisier for k > 1, and exactly 1 for u = 1: a level beyond pure noise has no logarithm."""
+    """k·u/(1 + (k-1)·u), noisier for k > 1. This form gives exactly 1 for u = 1, never a level beyond pure noise."""
     return k * u / (k * u + (1.0 - u))
 
 
-def _columns(t: Tensor, like: Tensor) -> Tensor:
+def _per_row(t: Tensor, like: Tensor) -> Tensor:
+    """t (B,) in a shape that multiplies `like` (B, C, H, W) row by row."""
     return t.view(-1, *[1] * (like.ndim - 1))

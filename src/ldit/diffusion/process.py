@@ -1,4 +1,4 @@
-"""What every diffusion process answers: training times, losses, noise levels, and estimates from a network's output."""
+"""The interface of a diffusion process: training times, losses, noise levels, estimates from a network's output."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from ldit.config.sections import ObjectiveConfig
 
 MOST_STEPS = 100_000
-"""Sampling steps that a request may ask for."""
+"""Largest number of sampling steps."""
 
 
 class Prediction(NamedTuple):
-    """A network's output and whatever else its objective may want."""
+    """A network's output, and whatever else a loss of the user's may need."""
 
     out: Tensor
     aux: Any = None
@@ -27,8 +27,10 @@ Predict = Callable[[Tensor, Tensor], Tensor | Prediction]
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level: x = alpha·x0 + sigma·eps. `time` is what the network is given, `noise_time` in [0, 1] is the scale
-    that users name (0 = data, 1 = noise)."""
+    """A noise level: x = alpha·x0 + sigma·eps.
+
+    `time` is what the network is given. `noise_time` in [0, 1] is the same for every process: 0 = data, 1 = noise.
+    """
 
     alpha: float
     sigma: float
@@ -42,12 +44,12 @@ class Level:
 
     @property
     def r(self) -> float:
-        """sigma/(alpha + sigma), the time along that line: 0 data, 1 noise."""
+        """sigma/(alpha + sigma), the time along that line: 0 = data, 1 = noise."""
         return self.sigma / self.length
 
     @property
     def half_logsnr(self) -> float:
-        """log(alpha/sigma)."""
+        """log(alpha/sigma): inf for clean data, -inf for pure noise."""
         if not self.alpha or not self.sigma:
             return math.inf if self.alpha else -math.inf
         return math.log(self.alpha / self.sigma)
@@ -58,8 +60,11 @@ CLEAN = Level(1.0, 0.0, math.nan, 0.0)
 
 
 class Denoised(NamedTuple):
-    """Estimates at a level, x = alpha·x0 + sigma·eps. `variance` in about [-1, 1] interpolates the log of the step's
-    variance between the posterior's (-1) and the forward process's (1); None for networks that do not learn it."""
+    """Estimates of data and noise at a level, x = alpha·x0 + sigma·eps, each (B, C, H, W).
+
+    `variance` in about [-1, 1] interpolates the log of the step's variance between the posterior's (-1) and the
+    forward process's (1). It is None for networks that do not learn a variance.
+    """
 
     x0: Tensor
     eps: Tensor
@@ -67,12 +72,15 @@ class Denoised(NamedTuple):
 
 
 class Process(Protocol):
-    """A diffusion process with the conventions of its network. It owns no random state: noise and generators are given
-    to it. Its times t (B,) are its own (DDPM: indices, flow: 0 data to 1 noise); noise times are floats in [0, 1]."""
+    """A diffusion process and the conventions of its network. Noise and generators come from outside.
+
+    Times t (B,) are in the process's own scale (DDPM: indices; flow: 0 = data to 1 = noise). Noise times are floats in
+    [0, 1], the same for every process.
+    """
 
     @property
     def least_noise_time(self) -> float:
-        """Smallest noise time of a level of its own; 0 where there is none."""
+        """Smallest noise time that the process has a level for; 0 if there is no smallest."""
         ...
 
     def draw_times(self, generators: Sequence[torch.Generator], config: ObjectiveConfig) -> Tensor:
@@ -80,7 +88,7 @@ class Process(Protocol):
         ...
 
     def times_at(self, share: Tensor) -> Tensor:
-        """Times t (B,) at these shares, in [0, 1), of the time range; for measurements at fixed times."""
+        """Times t (B,) at these fractions, in [0, 1), of the time range: for measurements at fixed times."""
         ...
 
     def noise_times(self, t: Tensor) -> Tensor:
@@ -100,7 +108,7 @@ class Process(Protocol):
         ...
 
     def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Per-sample values (B,): "loss" is what is minimised, others are logged. x0, noise (B, C, H, W) fp32."""
+        """Per-sample values (B,): "loss" is minimised, the others are logged. x0, noise (B, C, H, W) fp32."""
         ...
 
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
@@ -112,11 +120,11 @@ class Process(Protocol):
         ...
 
     def level_of_ratio(self, ratio: float) -> Level:
-        """The level of sigma/alpha = ratio, at most the noisiest."""
+        """The level with sigma/alpha = ratio, or the noisiest if none is as noisy."""
         ...
 
     def own_grid(self, steps: str) -> list[Level]:
-        """The process's own sampling grid, noisiest first, ending in CLEAN. ValueError for steps that it has not."""
+        """The process's own sampling grid, noisiest first, CLEAN last. ValueError for `steps` it does not support."""
         ...
 
     def denoised(self, out: Tensor, x: Tensor, level: Level) -> Denoised:
@@ -135,7 +143,7 @@ def samples_alike(one: Process, other: Process) -> bool:
 
 
 def output_of(prediction: Tensor | Prediction) -> Tensor:
-    """The output in fp32: objectives compute in fp32 whatever the network's dtype."""
+    """The output in fp32: losses are computed in fp32 whatever the network's dtype."""
     return (prediction.out if isinstance(prediction, Prediction) else prediction).float()
 
 

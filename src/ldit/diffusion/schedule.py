@@ -18,17 +18,17 @@ def linear_betas(steps: int) -> Array:
 
 
 def respace(steps: int, sections: str) -> tuple[int, ...]:
-    """The kept indices of 0..steps-1, ascending.
+    """The indices of 0 … steps-1 that a respacing string keeps, ascending.
 
-    "N" or "a,b,c": section i of n has steps//n indices (+1 for the first steps%n) of which the i-th number are kept,
-    spread by repeated addition of (size-1)/(count-1) and rounded half to even. "ddimN": the smallest stride that keeps
-    exactly N. ValueError where that is impossible.
+    "N" or "a,b,c": the steps are divided into as many sections as there are numbers, the first ones a step longer where
+    needed. Each section keeps as many steps as its number says, spread evenly from its first to its last. "ddimN":
+    every k-th step, with the smallest k that keeps exactly N. ValueError if that is impossible.
     """
     if sections.startswith("ddim"):
         count = _count(sections[4:], sections)
-        for every in range(1, steps + 1):
-            if len(range(0, steps, every)) == count:
-                return tuple(range(0, steps, every))
+        for stride in range(1, steps + 1):
+            if len(range(0, steps, stride)) == count:
+                return tuple(range(0, steps, stride))
         raise ValueError(f"no stride keeps exactly {count} of {steps} steps")
     counts = [_count(part, sections) for part in sections.split(",")]
     kept: list[int] = []
@@ -37,24 +37,25 @@ def respace(steps: int, sections: str) -> tuple[int, ...]:
         size = steps // len(counts) + (1 if i < steps % len(counts) else 0)
         if count > size:
             raise ValueError(f"cannot keep {count} steps of a section of {size}")
-        stride = 1.0 if count == 1 else (size - 1) / (count - 1)
+        # Places are added up and rounded half to even, as in the original: a product would round elsewhere.
+        spacing = 1.0 if count == 1 else (size - 1) / (count - 1)
         current = 0.0
         for _ in range(count):
             kept.append(start + round(current))
-            current += stride
+            current += spacing
         start += size
     return tuple(kept)
 
 
-def _count(text: str, whole: str) -> int:
+def _count(text: str, sections: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ValueError(f"steps {whole!r}: expected positive numbers such as '250', '10,15,20' or 'ddim50'")
+        raise ValueError(f"steps {sections!r}: expected positive numbers such as '250', '10,15,20' or 'ddim50'")
     return int(text)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What the equations of DDPM read, float64, one entry a kept step."""
+    """The coefficients of DDPM's equations, float64, one entry a kept step."""
 
     betas: Array
     alphas_cumprod: Array
@@ -66,13 +67,14 @@ class Tables:
 
 
 def tables(steps: int, kept: Sequence[int]) -> Tables:
-    """Tables over the kept steps, whose betas are 1 - a_i/a_prev of the full schedule's cumulative products."""
+    """Tables over the kept steps, which have the full schedule's cumulative products a_i: beta_i = 1 - a_i/a_prev."""
     full = np.cumprod(1.0 - linear_betas(steps))[list(kept)]
     betas = 1.0 - full / np.append(1.0, full[:-1])
     alphas = 1.0 - betas
     cumprod = np.cumprod(alphas)
     previous = np.append(1.0, cumprod[:-1])
     variance = betas * (1.0 - previous) / (1.0 - cumprod)
+    # The posterior's variance is 0 at the first step and has no logarithm: that of the second step replaces it.
     clipped = np.append(variance[1], variance[1:]) if len(variance) > 1 else betas
     return Tables(
         betas=betas,

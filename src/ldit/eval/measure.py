@@ -64,7 +64,7 @@ def collect(
         world.run_on_all(run)
     except Exception:
         with suppress(RuntimeError):  # of a process group that has ended
-            world.calm(STOP)
+            world.clear_alarm(STOP)
         raise
     return collector.merged()
 

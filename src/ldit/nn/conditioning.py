@@ -1,4 +1,4 @@
-"""What the network is conditioned on: time, and a class or a text."""
+"""Embeds what the network is conditioned on: time, and a class or a text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ FEATURES = 256
 
 
 class TimestepEmbedder(nn.Module):
-    """256 sinusoids in fp32, then Linear SiLU Linear in the weights' dtype; t (B,) -> (B, width). `last` as in
-    `timestep_features`."""
+    """256 sinusoids in fp32, then Linear, SiLU, Linear in the weights' dtype; t (B,) -> (B, width).
+
+    `last` is that of `timestep_features`.
+    """
 
     def __init__(self, width: int, last: bool = False) -> None:
         super().__init__()
@@ -27,9 +29,9 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of class vectors; with `null`, one row more for "no class" (classifier-free guidance).
+    """A table of class vectors. `null` adds a row for "no class", which classifier-free guidance needs.
 
-    Without classes the table is that one row, with or without `null`.
+    Without classes the table has that one row, whatever `null` is.
     """
 
     def __init__(self, num_classes: int, null: bool, width: int) -> None:
@@ -42,7 +44,7 @@ class LabelEmbedder(nn.Module):
 
 @dataclass(frozen=True)
 class TextCondition:
-    """Text features (B, T, F) and their mask (B, T), bool, True = a token of the text."""
+    """Text features (B, T, F) and a bool mask (B, T), True = a token of the text."""
 
     features: Tensor
     mask: Tensor
@@ -57,19 +59,19 @@ class TextCondition:
         return len(self.features)
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> "TextCondition":
-        """Some of the texts; one number gives a batch of one."""
+        """The texts at `index`; an int gives a batch of one."""
         if isinstance(index, int):
             index = [index]
         return TextCondition(self.features[index], self.mask[index])
 
     def to(self, *args: Any, **kwargs: Any) -> "TextCondition":
-        """Features as torch.Tensor.to, the mask on the same device."""
+        """As torch.Tensor.to for the features; the mask moves to their device and stays bool."""
         features = self.features.to(*args, **kwargs)
         return TextCondition(features, self.mask.to(features.device))
 
     @staticmethod
     def cat(parts: Sequence["TextCondition"]) -> "TextCondition":
-        """Joined along the batch; shorter texts are padded with masked zeros."""
+        """Concatenate along the batch; shorter texts are padded with masked zeros."""
         length = max(part.features.shape[1] for part in parts)
         pads = [length - part.features.shape[1] for part in parts]
         features = [nn.functional.pad(part.features, (0, 0, 0, n)) for part, n in zip(parts, pads, strict=True)]
@@ -78,5 +80,5 @@ class TextCondition:
 
     def mean(self) -> Tensor:
         """Mean of the features over the text's tokens, (B, F); zero for a text without tokens."""
-        weight = self.mask.unsqueeze(-1).to(self.features.dtype)
+        weight = self.mask.unsqueeze(-1).to(self.features.dtype)  # (B, T, 1)
         return (self.features * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Large-DiT: LLaMA blocks with adaLN-zero conditioning, for classes and for text, under the original's names."""
+"""Large-DiT: LLaMA blocks with adaLN-zero conditioning, for class and text models, under the original's names."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,10 +16,11 @@ EMBEDDING_STD = 0.02
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind RMSNorm, shift, scale and an unbounded gate (Peebles & Xie 2023, adaLN-zero).
+    """Attention and SwiGLU, each with RMSNorm, shift, scale and an unbounded gate (Peebles & Xie 2023, adaLN-zero).
 
-    The block is given its `modulation` (B, 6, D) = shift, scale, gate of attention, then of the FFN; its own
-    `adaLN_modulation` makes it from the conditioning vector, and a sampler may make it once for all steps.
+    `modulation` (B, 6, D) holds shift, scale and gate of attention, then those of the FFN. The block's
+    `adaLN_modulation` computes it from the conditioning vector. It is an argument of `forward` so that a sampler can
+    compute it once for all steps.
     """
 
     def __init__(self, config: ClassModelConfig | TextModelConfig) -> None:
@@ -37,7 +38,7 @@ class Block(nn.Module):
         self, x: Tensor, rope: Tensor, modulation: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D), rope (T, d/2, 2), modulation (B, 6, D), context (B, L, F), mask (B, L) -> (B, T, D)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)  # each (B, D)
         if context is not None:
             context = self.attention_y_norm(context)
         x = gated_add(
@@ -47,7 +48,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm without affine, shift and scale, projection to the pixels of a patch."""
+    """LayerNorm without affine parameters, shift and scale, then a projection to the values of a patch."""
 
     def __init__(self, dim: int, cond_dim: int, out: int) -> None:
         super().__init__()
@@ -56,23 +57,25 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """x (B, T, D), modulation (B, 2, D) = shift, scale -> (B, T, out)."""
-        shift, scale = modulation.unbind(1)
+        shift, scale = modulation.unbind(1)  # each (B, D)
         return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale))
 
 
 class DiT(nn.Module):
     """The diffusion transformer. `forward` is deterministic: no label dropout, no guidance, no random numbers.
 
-    Class models: `model(x, t, y)`, x (B, C, H, W), t (B,), y (B,) integer labels. Text models: `model(x, t, cond)`,
-    cond a TextCondition, x a tensor or a list of (C, H_i, W_i); list in, list out. t is given to the sinusoids as it
-    is: the index 0..999 for DDPM models, native time x time_scale for flow models. Output: out_channels channels.
-    Any height and width that are multiples of the patch; `grid` (class models) says how positions are made there.
+    Class models: `model(x, t, y)` with x (B, C, H, W), t (B,) and integer labels y (B,). Text models:
+    `model(x, t, cond)` with a TextCondition and x as above or a list of (C, H_i, W_i); a list gives a list.
+    t goes into the sinusoids unchanged: the index 0..999 for DDPM models, native time x time_scale for flow models.
+    The output has config.out_channels channels. Height and width may be any multiples of the patch size. `grid`
+    (class models only) sets how positions are computed at sizes other than the training size.
     """
 
     def __init__(self, config: ClassModelConfig | TextModelConfig) -> None:
         super().__init__()
         self.config = config
         p = config.patch_size
+        # Embedders of patches and time, then of the text or the class.
         self.x_embedder = nn.Linear((config.in_channels + config.cond_channels) * p * p, config.dim)
         self.t_embedder = TimestepEmbedder(config.cond_dim)
         if isinstance(config, TextModelConfig):
@@ -84,6 +87,7 @@ class DiT(nn.Module):
             )
         else:
             self.y_embedder = LabelEmbedder(config.num_classes, config.class_dropout_prob > 0, config.cond_dim)
+        # The blocks, and the projection back to patches.
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_layer = FinalLayer(config.dim, config.cond_dim, p * p * config.out_channels)
 
@@ -94,7 +98,7 @@ class DiT(nn.Module):
         return self.t_embedder(t) + self.y_embedder(cond)
 
     def modulations(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Per block (B, 6, D) and for the final layer (B, 2, D), from the conditioning vector."""
+        """From the conditioning vector: one modulation (B, 6, D) a block, and the final layer's (B, 2, D)."""
         blocks = [layer.adaLN_modulation(vector).unflatten(-1, (6, -1)) for layer in self.layers]  # type: ignore[operator]
         return blocks, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1))
 
@@ -119,8 +123,10 @@ class DiT(nn.Module):
         final: Tensor,
         context: TextCondition | None = None,
     ) -> Tensor | list[Tensor]:
-        """Embed, blocks, unembed: the output for rotary `rope` and modulations that are there already. `layers` are the
-        network's own blocks or others called alike, such as those of an inference copy."""
+        """The rest of the forward pass, once the rotary table and the modulations are computed.
+
+        `layers` are `self.layers`, or blocks with the same call such as those of an inference copy.
+        """
         tokens = self.embed(x)
         text = () if context is None else (context.features, context.mask)
         for layer, modulation in zip(layers, modulations, strict=True):
@@ -128,7 +134,7 @@ class DiT(nn.Module):
         return self.unembed(tokens, final, x)
 
     def embed(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        """Latents to tokens (B, T, D), a token a patch; text models have end-of-line and padding tokens too."""
+        """Latents to tokens (B, T, D), one a patch; text models add end-of-line and padding tokens."""
         if isinstance(self.config, TextModelConfig):
             return self.layout.pack(x, self.x_embedder, self.eol_token, self.pad_token)
         if not isinstance(x, Tensor):
@@ -136,7 +142,7 @@ class DiT(nn.Module):
         return self.x_embedder(patchify(x, self.config.patch_size)).flatten(1, 2)
 
     def positions(self, x: Tensor | Sequence[Tensor], grid: GridScale | None = None) -> Tensor:
-        """Rotary table (T, head_dim/2, 2) of the tokens of x, or one an image for text models; see `GridScale`."""
+        """Rotary table of the tokens of x: (T, head_dim/2, 2), or (B, T, head_dim/2, 2) for a list of several sizes."""
         config, device = self.config, self.x_embedder.weight.device
         if isinstance(config, TextModelConfig):
             if grid is not None:
@@ -148,7 +154,7 @@ class DiT(nn.Module):
         return rope_table(config.rope, rows, columns, config.head_dim, device, grid)
 
     def unembed(self, tokens: Tensor, final: Tensor, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Tokens (B, T, D) to an output of the sizes of x, through the final layer with modulation (B, 2, D)."""
+        """Tokens (B, T, D) -> output of the height and width of x, by the final layer with its modulation (B, 2, D)."""
         out = self.final_layer(tokens, final)
         if isinstance(self.config, TextModelConfig):
             return self.layout.unpack(out, x)
@@ -158,16 +164,17 @@ class DiT(nn.Module):
 
 
 def init_weights(model: nn.Module, generator: Callable[[str], torch.Generator]) -> None:
-    """Fill every trained parameter in place, see `init_parameter`; `generator(name)` gives its random numbers."""
+    """Initialise every trained parameter in place, see `init_parameter`; `generator(name)` gives its random numbers."""
     for name, p in model.named_parameters():
-        if p.requires_grad:  # the baseline's position table is fixed
+        if p.requires_grad:  # the position table of the original DiT is fixed
             init_parameter(name, p, generator)
 
 
 @torch.no_grad()
 def init_parameter(name: str, p: Tensor, generator: Callable[[str], torch.Generator]) -> None:
-    """Fill the whole parameter `name` in place. Its values depend on its name alone, not on the order of filling or on
-    who holds which part.
+    """Initialise the full parameter `name` in place.
+
+    Its values depend on its name alone, not on the order of parameters or on how they are sharded.
 
     | parameter                                                        | value                |
     |------------------------------------------------------------------|----------------------|
@@ -176,7 +183,7 @@ def init_parameter(name: str, p: Tensor, generator: Callable[[str], torch.Genera
     | norm weights                                                     | 1                    |
     | every other matrix (attention, FFN, patch embedder)              | Xavier uniform       |
 
-    (The original leaves the text embedder's weight at torch's default.) Works for the baseline too, whose patch
+    The original leaves the text embedder's weight at torch's default. The same table serves `OriginalDiT`, whose patch
     convolution counts as a matrix.
     """
     owner = name.split(".")

@@ -1,4 +1,4 @@
-"""Which attention kernel torch may take on a GPU: an order, each entry checked once against the plain arithmetic."""
+"""Chooses the attention kernels that torch may use on a GPU, each checked once against plain arithmetic."""
 
 import logging
 from collections.abc import Callable
@@ -14,8 +14,10 @@ _ROUNDINGS = 4  # of the dtype, relative to the largest value: the kernels sum i
 
 
 def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> Callable[[], AbstractContextManager]:  # type: ignore[type-arg]
-    """A context within which scaled_dot_product_attention tries the kernels that are right for heads of this width, the
-    fastest first: cuDNN's from compute capability 9.0 on, else flash. On the CPU, where there is one, nothing to set.
+    """A context in which scaled_dot_product_attention uses only kernels that are correct for heads of this width.
+
+    The fastest is tried first: cuDNN's from compute capability 9.0 on, flash attention before. The CPU has one kernel,
+    so the context does nothing there.
     """
     if device.type != "cuda":
         return nullcontext
@@ -25,24 +27,29 @@ def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -
 
 @cache
 def _checked(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[SDPBackend, ...]:
+    # The order, fastest first: cuDNN's kernel overtakes flash attention from Hopper on.
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     place = 0 if torch.cuda.get_device_capability(device) >= (9, 0) else 1
     order.insert(place, SDPBackend.CUDNN_ATTENTION)
+    # The right answer: plain arithmetic in fp32, on random queries, keys and values.
     source = torch.Generator(device).manual_seed(0)
     shape = (1, 2, _TOKENS, head_dim)
     q, k, v = (torch.randn(shape, generator=source, device=device).to(dtype) for _ in range(3))
     with sdpa_kernel(SDPBackend.MATH):
         expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
     allowed = _ROUNDINGS * torch.finfo(dtype).eps * expected.abs().max()
+    # Keep the kernels that run here and agree with it.
     kept = []
     for backend in order:
         try:
             with sdpa_kernel(backend):
-                found = F.scaled_dot_product_attention(q, k, v)
-        except RuntimeError:  # not for this width, dtype or device
+                out = F.scaled_dot_product_attention(q, k, v)
+        except RuntimeError:  # does not support this width, dtype or device
             continue
-        if bool((found.float() - expected).abs().max() <= allowed):
+        if bool((out.float() - expected).abs().max() <= allowed):
             kept.append(backend)
         else:
-            logging.getLogger("ldit").warning("attention by %s is wrong here and is not used", backend.name)
+            logging.getLogger("ldit").warning(
+                "attention kernel %s gives wrong results on this GPU and is not used", backend.name
+            )
     return (*kept, SDPBackend.MATH)

@@ -1,4 +1,4 @@
-"""Bricks: normalisation, SwiGLU, attention, timestep features. Tensors in, tensors out.
+"""Layers: normalisation, SwiGLU, attention, timestep features.
 
 Shapes: B batch, T tokens, D width, H heads, d head width, F text feature width, L text tokens.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldit.config.model import BackboneConfig
 from ldit.nn.rope import rotate
 
-QK_NORM_EPS = 1e-5  # fixed in the original, whatever norm_eps
+QK_NORM_EPS = 1e-5  # a constant of the original, independent of norm_eps
 
 
 class RMSNorm(nn.Module):
@@ -28,8 +28,10 @@ class RMSNorm(nn.Module):
 
 
 def _reused(fresh: Tensor) -> Tensor | None:
-    """`out` of an element-wise product: the memory of an operand that nobody else holds, where no gradient will need
-    it. Large temporaries that are freed and allocated again cost a page fault for every 4 KiB."""
+    """The `out` argument of an element-wise product: its fresh operand, unless a gradient needs that later.
+
+    Reusing the memory is faster: large temporaries that are freed and allocated again cost a page fault every 4 KiB.
+    """
     return None if torch.is_grad_enabled() else fresh
 
 
@@ -49,30 +51,32 @@ class SwiGLU(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, with x (B, T, D), fresh (overwritten when gradients are off), shift, scale (B, D)."""
+    """x·(1 + scale) + shift; x (B, T, D), shift and scale (B, D). Without gradients x is overwritten."""
     return torch.addcmul(shift.unsqueeze(1), x, (1 + scale).unsqueeze(1), out=_reused(x))
 
 
 def gated_add(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    """x + gate·update, with x, update (B, T, D), update fresh (overwritten when gradients are off), gate (B, D)."""
+    """x + gate·update; x and update (B, T, D), gate (B, D). Without gradients update is overwritten."""
     return torch.addcmul(x, gate.unsqueeze(1), update, out=_reused(update))
 
 
 def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0, last: bool = False) -> Tensor:
-    """[cos(t·f) | sin(t·f)] in fp32 with f_i = max_period^(-i/(dim/2)); t (B,) -> (B, dim). With `last` the divisor is
-    dim/2 - 1, so that the last frequency is 1/max_period."""
+    """Sinusoids [cos(t·f) | sin(t·f)] in fp32 with f_i = max_period^(-i/(dim/2)); t (B,) -> (B, dim).
+
+    With `last` the divisor is dim/2 - 1, so that the last frequency is 1/max_period, as in diffusers.
+    """
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * index / (half - last))[None]
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * index / (half - last))[None]  # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class Attention(nn.Module):
-    """Full bidirectional attention with normalised queries and keys, RoPE, grouped heads, and for text models a
-    second, gated attention of the same rotated queries to the text (Large-DiT).
+    """Bidirectional attention with normalised queries and keys, RoPE and grouped-query heads (Large-DiT).
 
-    `qk_norm`: False; True = affine LayerNorm over the full projected width (all heads together), before RoPE; "head" =
-    RMSNorm of each head. With `context_dim`, keys and values of the text come from `context_dim`-wide features.
+    Text models add a second, gated attention from the same rotated queries to the text, whose features are
+    `context_dim` wide. `config.qk_norm`, applied before RoPE: False; True = affine LayerNorm over the full projected
+    width, all heads together; "head" = RMSNorm of each head.
     """
 
     def __init__(self, config: BackboneConfig, context_dim: int | None = None) -> None:
@@ -81,12 +85,14 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, d
         self.norm_heads = config.qk_norm == "head"
         kv_width = self.kv_heads * d
+        # Self-attention.
         self.wq = nn.Linear(dim, dim, bias=False)
         self.wk = nn.Linear(dim, kv_width, bias=False)
         self.wv = nn.Linear(dim, kv_width, bias=False)
         self.wo = nn.Linear(dim, dim, bias=False)
         self.q_norm = self._norm(config, dim)
         self.k_norm = self._norm(config, kv_width)
+        # Attention to the text; its gate starts at zero, one number a head.
         if context_dim is not None:
             self.wk_y = nn.Linear(context_dim, kv_width, bias=False)
             self.wv_y = nn.Linear(context_dim, kv_width, bias=False)
@@ -100,11 +106,11 @@ class Attention(nn.Module):
         return nn.LayerNorm(width, eps=QK_NORM_EPS) if config.qk_norm else nn.Identity()
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, fresh, before any norm; the inference copy makes them in one product."""
+        """Queries, keys and values before any norm; the inference copy computes them in one product."""
         return self.wq(x), self.wk(x), self.wv(x)
 
     def _heads(self, x: Tensor, heads: int, norm: nn.Module) -> Tensor:
-        """(B, T, heads·d) -> normalised (B, T, heads, d)."""
+        """Normalise and split: (B, T, heads·d) -> (B, T, heads, d)."""
         shape = (*x.shape[:-1], heads, self.head_dim)
         return norm(x.view(shape)) if self.norm_heads else norm(x).view(shape)
 
@@ -115,13 +121,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B, T, D), rope (T, d/2, 2), context (B, L, F) and mask (B, L), True = attend -> (B, T, D)."""
+        # Attention among the image tokens.
         q, k, v = self._project(x)
-        q = rotate(self._heads(q, self.heads, self.q_norm), rope).transpose(1, 2)
-        k = rotate(self._heads(k, self.kv_heads, self.k_norm), rope)
-        v = v.unflatten(-1, (self.kv_heads, self.head_dim))
-        out = self._attend(q, k, v)
+        q = rotate(self._heads(q, self.heads, self.q_norm), rope).transpose(1, 2)  # (B, H, T, d)
+        k = rotate(self._heads(k, self.kv_heads, self.k_norm), rope)  # (B, T, kv_heads, d)
+        v = v.unflatten(-1, (self.kv_heads, self.head_dim))  # (B, T, kv_heads, d)
+        out = self._attend(q, k, v)  # (B, H, T, d)
+        # The same queries attend to the text, whose keys have no positions; a gate a head adds the result.
         if context is not None:
-            k_y = self._heads(self.wk_y(context), self.kv_heads, self.ky_norm)
+            k_y = self._heads(self.wk_y(context), self.kv_heads, self.ky_norm)  # (B, L, kv_heads, d)
             v_y = self.wv_y(context).unflatten(-1, (self.kv_heads, self.head_dim))
             text = self._attend(q, k_y, v_y, None if mask is None else mask[:, None, None, :])
             out = out + text * self.gate.tanh()[None, :, None, None]

@@ -1,27 +1,30 @@
-"""Tables of positions that were made, kept for the calls that follow."""
+"""A small cache of position tables."""
 
 from collections.abc import Callable, Hashable
 
 from torch import Tensor
 
 
-class Tables:
-    """The last `most` tables by what they depend on. Without a lock, so that a network that holds one can be copied:
-    threads that ask for the same at once both make it."""
+class TableCache:
+    """The last `most` tables, by a key of all they depend on.
+
+    It has no lock, so that a network that holds it can be copied. Two threads that ask for the same new table at once
+    both compute it.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._made: dict[Hashable, Tensor] = {}
+        self._tables: dict[Hashable, Tensor] = {}
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The table of `key`, which is `make()` where it was not made yet; the oldest one goes for it."""
-        found = self._made.get(key)
-        if found is None:
-            found = make()
-            for old in list(self._made)[: max(0, len(self._made) + 1 - self.most)]:
-                self._made.pop(old, None)
-            self._made[key] = found
-        return found
+        """The table of `key`; `make()` computes it if it is not cached, and the oldest one is dropped for it."""
+        table = self._tables.get(key)
+        if table is None:
+            table = make()
+            for oldest in list(self._tables)[: max(0, len(self._tables) + 1 - self.most)]:
+                self._tables.pop(oldest, None)
+            self._tables[key] = table
+        return table
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._tables)

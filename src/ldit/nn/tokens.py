@@ -1,4 +1,7 @@
-"""Images <-> token rows. Input tokens order a patch as (C, p_row, p_col), output tokens as (p_row, p_col, C)."""
+"""Images <-> sequences of tokens, and the positions of the tokens.
+
+A patch is ordered (C, p_row, p_col) in input tokens and (p_row, p_col, C) in output tokens, as in the original.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ def unpatchify(tokens: Tensor, p: int) -> Tensor:
 def rope_table(
     kind: str, rows: int, columns: int, head_dim: int, device: torch.device, grid: GridScale | None = None
 ) -> Tensor:
-    """The table of a plain grid of tokens for `kind` "raster" or "2d", made as in training or as `grid` says."""
+    """The rotary table of a grid of tokens, `kind` "raster" or "2d": as in training, or scaled by `grid`."""
     if grid is not None:
         if kind == "2d":
             table = grid_table(rows, columns, head_dim, device, grid=grid)
@@ -41,10 +44,10 @@ def rope_table(
 
 @dataclass(frozen=True)
 class TextLayout:
-    """Tokens of the text model: every row of patches is followed by `eol`, the sequence padded with `pad`.
+    """Tokens of the text model: an end-of-line token after every row of patches, then padding up to `length`.
 
-    `pack` turns images (one (B, C, H, W) tensor, or a list of (C, H_i, W_i)) into (B, length, D) tokens; `unpack`
-    turns the network's output tokens back, list in, list out.
+    `pack` turns images, one tensor (B, C, H, W) or a list of (C, H_i, W_i), into tokens (B, length, D). `unpack` turns
+    output tokens back into images of the same sizes; a list gives a list.
     """
 
     patch: int
@@ -56,13 +59,15 @@ class TextLayout:
         return torch.cat([self._pack(image[None], embed, eol, pad) for image in x])
 
     def _pack(self, x: Tensor, embed: nn.Module, eol: Tensor, pad: Tensor) -> Tensor:
-        tokens = embed(patchify(x, self.patch))
+        tokens = embed(patchify(x, self.patch))  # (B, rows, columns, D)
         b, rows, columns, dim = tokens.shape
-        need = rows * (columns + 1)
-        if need > self.length:
-            raise ValueError(f"size {x.shape[2]}x{x.shape[3]} needs {need} tokens, more than max_seq_len {self.length}")
-        rows_with_eol = torch.cat([tokens, eol.expand(b, rows, 1, dim)], dim=2).flatten(1, 2)
-        return torch.cat([rows_with_eol, pad.expand(b, self.length - need, dim)], dim=1)
+        count = rows * (columns + 1)
+        if count > self.length:
+            raise ValueError(
+                f"size {x.shape[2]}x{x.shape[3]} needs {count} tokens, more than max_seq_len {self.length}"
+            )
+        with_eol = torch.cat([tokens, eol.expand(b, rows, 1, dim)], dim=2).flatten(1, 2)  # (B, count, D)
+        return torch.cat([with_eol, pad.expand(b, self.length - count, dim)], dim=1)  # (B, length, D)
 
     def unpack(self, tokens: Tensor, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         if isinstance(x, Tensor):
@@ -71,19 +76,19 @@ class TextLayout:
 
     def _unpack(self, tokens: Tensor, height: int, width: int) -> Tensor:
         rows, columns = height // self.patch, width // self.patch
-        grid = tokens[:, : rows * (columns + 1)].unflatten(1, (rows, columns + 1))
+        grid = tokens[:, : rows * (columns + 1)].unflatten(1, (rows, columns + 1))  # the padding cut off
         return unpatchify(grid[:, :, :-1], self.patch)
 
     def rope(
         self, kind: str, x: Tensor | Sequence[Tensor], head_dim: int, scale: float, device: torch.device
     ) -> Tensor:
-        """Positions of every token: the flattened index for "raster", (row, column) for "2d", eol one column more."""
+        """Rotary table of every token, padding included: by sequence index for "raster", by row and column for "2d"."""
         if kind == "raster":
             return raster_table(self.length, head_dim, device, scale)
         shapes = [x.shape[-2:]] if isinstance(x, Tensor) else [image.shape[-2:] for image in x]
         tables = []
         for height, width in shapes:
-            rows, columns = height // self.patch, width // self.patch + 1
-            spare = -(-self.length // columns)  # pads go on below the image
-            tables.append(grid_table(max(rows, spare), columns, head_dim, device, scale)[: self.length])
+            rows, columns = height // self.patch, width // self.patch + 1  # end-of-line tokens are a column
+            padded_rows = -(-self.length // columns)  # padding continues below the image
+            tables.append(grid_table(max(rows, padded_rows), columns, head_dim, device, scale)[: self.length])
         return tables[0] if len(tables) == 1 else torch.stack(tables)

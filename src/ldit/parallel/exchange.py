@@ -1,4 +1,4 @@
-"""Whole tensors gathered from the parts that a group holds, and scattered back: one tensor for each process.
+"""Gathers whole tensors from the parts that a group holds, one for each process, and scatters them back.
 
 So work on whole tensors (Muon's iterations, writing files) is shared, and no process holds more than one at a time.
 """
@@ -15,7 +15,7 @@ from ldit.parallel.layout import Layout, view
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """The processes that together hold one whole model: (shard, tp) of each, and which of them this one is."""
+    """The processes that together hold one whole model: `members` are their (shard, tp), `me` the index of this one."""
 
     members: tuple[tuple[int, int], ...] = ((0, 0),)
     me: int = 0
@@ -33,8 +33,11 @@ class ModelGroup:
 def gather_whole(
     parts: Sequence[Tensor | None], layouts: Sequence[Layout | None], model_group: ModelGroup
 ) -> Tensor | None:
-    """Member j gets tensor j whole. `parts[j]` is this process's part of it, `layouts[j]` its layout; None = nothing
-    for j, the same on all. All of one dtype and device. One all-to-all."""
+    """Give member j of the group the whole tensor j, by one all-to-all; returns this process's tensor.
+
+    `parts[j]` is this process's part of tensor j, `layouts[j]` its layout, the same on all. None: no tensor for j. All
+    parts must have one dtype and device.
+    """
     if len(model_group) == 1:
         return parts[0]
     # Send to member j this process's part of tensor j, flat; of equal copies only one is sent.
@@ -58,14 +61,18 @@ def gather_whole(
 def scatter_parts(
     whole: Tensor | None, layouts: Sequence[Layout | None], model_group: ModelGroup, like: Tensor
 ) -> list[Tensor | None]:
-    """The reverse of `gather_whole`: member j, which holds tensor j whole, gives every process its part. Returns this
-    process's part of each tensor."""
+    """The reverse of `gather_whole`: member j sends every process its part of the whole tensor j.
+
+    Returns this process's part of each tensor, with the dtype and device of `like`.
+    """
     if len(model_group) == 1:
         return [whole]
+    # Cut this process's own tensor into a part for each member.
     own = layouts[model_group.me]
     outgoing: list[Tensor | None] = [None] * len(model_group)
     if own is not None and whole is not None:
         outgoing = [view(whole, own.part(*member)).reshape(-1) for member in model_group.members]
+    # Receive one part from each member.
     sizes = [_count(layout, *model_group.here) if layout is not None else 0 for layout in layouts]
     received = _all_to_all(outgoing, sizes, like, model_group)
     return [
@@ -79,7 +86,7 @@ def _count(layout: Layout, shard: int, tp: int) -> int:
 
 
 def _all_to_all(outgoing: Sequence[Tensor | None], sizes: list[int], like: Tensor, model_group: ModelGroup) -> Tensor:
-    """What the others sent to this process, `sizes` numbers from each, flat; `outgoing[j]` goes to member j."""
+    """Send `outgoing[j]` to member j. Returns what this process got, flat: `sizes[j]` numbers from member j."""
     flat = [part for part in outgoing if part is not None]
     sent = torch.cat(flat) if flat else like.new_empty(0)
     received = like.new_empty(sum(sizes))

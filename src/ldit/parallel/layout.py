@@ -1,4 +1,4 @@
-"""Which part of a full tensor each process holds: arithmetic alone, so any process knows every other's part."""
+"""Which part of a full tensor each process holds, computed without communication."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,12 @@ Part = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """A full tensor of `shape`, cut in two ways: tensor parallelism cuts axis `tp_axis` into `tp` equal parts (None =
-    every tensor-parallel process holds the same), then FSDP cuts axis 0 of that into `shard` chunks as torch.chunk
-    does: equal but for the last, which may be short or empty."""
+    """How a full tensor of `shape` is cut.
+
+    Tensor parallelism cuts axis `tp_axis` into `tp` equal parts; None = every tensor-parallel process has all of it.
+    Then FSDP cuts axis 0 of each part into `shard` chunks like torch.chunk: equal ones, but the last may be short or
+    empty.
+    """
 
     shape: tuple[int, ...]
     tp_axis: int | None = None
@@ -19,9 +22,9 @@ class Layout:
     shard: int = 1
 
     def part(self, shard: int = 0, tp: int = 0) -> Part:
-        """What the process at these two indices holds, as slices of the full tensor."""
+        """The part of the process at these indices, as slices of the full tensor."""
         bounds = [(0, size) for size in self.shape]
-        # First the cut of tensor parallelism, then FSDP's along axis 0 of what is left.
+        # First the cut of tensor parallelism, then FSDP's along axis 0 of the result.
         if self.tp_axis is not None:
             size = self.shape[self.tp_axis] // self.tp
             bounds[self.tp_axis] = (tp * size, (tp + 1) * size)
@@ -32,18 +35,19 @@ class Layout:
         return tuple(slice(low, high) for low, high in bounds)
 
     def part_shape(self, shard: int = 0, tp: int = 0) -> tuple[int, ...]:
+        """The shape of `part`."""
         return tuple(s.stop - s.start for s in self.part(shard, tp))
 
     @property
     def copies(self) -> int:
-        """Processes of one group that hold the same numbers."""
+        """How many processes of a model group hold the same part."""
         return self.tp if self.tp_axis is None else 1
 
     def sent_by(self, shard: int, tp: int) -> bool:
-        """Whether the process at these indices sends its part: of equal copies the first one does."""
+        """Whether the process at these indices sends its part; of equal copies only the first is sent."""
         return self.tp_axis is not None or tp == 0
 
 
 def view(full: Tensor, part: Part) -> Tensor:
-    """The part of a full tensor, without a copy."""
+    """A view of this part of a full tensor."""
     return full[part] if part else full

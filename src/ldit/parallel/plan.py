@@ -1,7 +1,6 @@
-"""Parallelism, applied to a network from outside: tensor parallelism, activation checkpointing, compilation, FSDP2.
+"""Applies parallelism to a network: tensor parallelism, activation checkpointing, compilation, FSDP2.
 
-Always in this order, on the meta device. (fp8 matrix products will come between the first two, where the layers are
-already cut and not yet wrapped.)
+Always in this order, on the meta device.
 """
 
 from collections.abc import Callable
@@ -38,7 +37,8 @@ def parallelise(
 ) -> dict[str, Layout]:
     """Change `model` in place; returns the layout of every parameter by name, in the order of the network.
 
-    A network without `layers`, as an autoencoder, is one unit; it is not cut over a tensor-parallel group.
+    `compute` and `reduce` are the dtypes of FSDP's computation and gradient sums. Networks other than DiT, such as
+    autoencoders, are one FSDP unit and are not cut by tensor parallelism.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     # Tensor parallelism: each process keeps its part of every matrix.
@@ -74,9 +74,9 @@ def _shard(
     compute: torch.dtype,
     reduce: torch.dtype,
 ) -> None:
-    """FSDP2: one unit a block, one for all modulations (they are made before the first block), one for the rest.
+    """FSDP2: a unit for each block, one for all modulations (computed before the first block), and one for the rest.
 
-    Inputs are not cast: times and rotary tables stay fp32.
+    Inputs are not cast, because times and rotary tables must stay fp32.
     """
     assert world.mesh is not None
     policy = MixedPrecisionPolicy(
@@ -87,19 +87,20 @@ def _shard(
         modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]  # type: ignore[misc]
         fully_shard(modulations, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
     for block in blocks:
-        # The backward pass begins with the last block: freeing it would gather it twice in a row.
+        # The backward pass starts with the last block: if it were freed, it would be gathered twice in a row.
         reshard = config.reshard and block is not blocks[-1]
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
 
 
 def sync_gradients(model: nn.Module, on: bool) -> None:
-    """Whether the next backward pass sums gradients over processes: only the last micro-batch's needs to."""
+    """Set whether the next backward pass sums gradients over processes. Only that of the last micro-batch must."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(on)
 
 
 def _recomputed(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """`forward` with activation checkpointing: "full", or "selective" as `_policy` says."""
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)

@@ -1,13 +1,13 @@
 """Tensor parallelism: the matrices of every layer cut over the processes of a group (Shoeybi et al. 2019).
 
-| parameter                                             | cut along                    | forward        | backward     |
-|-------------------------------------------------------|------------------------------|----------------|--------------|
-| wq wk wv w1 w3 (wk_y wv_y)                            | output rows                  |                | sum of dx    |
-| wo w2                                                 | input columns                | sum            |              |
-| q_norm k_norm (ky_norm), full width; gate of the text | their width                  | sum of moments | sum          |
-| q_norm k_norm per head                                | whole on each                |                | sum          |
-| adaLN                                                 | output rows, gathered after  | gather         | sum of dcond |
-| everything else                                       | whole on each, computed alike |               |              |
+| parameter                                             | cut along                   | forward        | backward     |
+|-------------------------------------------------------|-----------------------------|----------------|--------------|
+| wq wk wv w1 w3 (wk_y wv_y)                            | output rows                 |                | sum of dx    |
+| wo w2                                                 | input columns               | sum            |              |
+| q_norm k_norm (ky_norm), full width; gate of the text | their width                 | sum of moments | sum          |
+| q_norm k_norm per head                                | not cut                     |                | sum          |
+| adaLN                                                 | output rows, gathered after | gather         | sum of dcond |
+| everything else                                       | not cut, same on each       |                |              |
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _sum(x: Tensor, group: Group) -> Tensor:
 
 
 class _Enter(torch.autograd.Function):
-    """Forward: the whole tensor, into cut layers. Backward: the sum of the gradients that each process computes."""
+    """Where a tensor enters cut layers. Forward: unchanged. Backward: the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -48,7 +48,7 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """Forward: the sum of the partial results, the same on every process. Backward: the gradient, unchanged."""
+    """Where a tensor leaves cut layers. Forward: the sum of the partial results. Backward: unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -60,7 +60,7 @@ class _Leave(torch.autograd.Function):
 
 
 class _Share(torch.autograd.Function):
-    """Forward: a sum over processes. Backward: also a sum, as each process uses the result in a way of its own."""
+    """Forward: a sum over processes. Backward: also a sum, because each process uses the result for its own part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -73,8 +73,7 @@ class _Share(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Forward: the parts of the last axis joined, the same on every process. Backward: this process's own part of the
-    gradient."""
+    """Forward: the parts of the last axis, concatenated. Backward: this process's own part of the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -89,39 +88,40 @@ class _Gather(torch.autograd.Function):
 
 
 class ShardedLayerNorm(nn.Module):
-    """LayerNorm over the full projected width, of which this process holds a part: mean and variance are of all of it.
+    """LayerNorm over the full projected width, of which this process holds a part.
 
-    In fp32, the variance about the mean of all parts: two small sums, and no difference of large squares.
+    Mean and variance are those of the full width, in fp32. The mean is summed first and the variance about it second,
+    as a difference of large squares would lose digits.
     """
 
-    def __init__(self, whole: nn.LayerNorm, group: Group) -> None:
+    def __init__(self, norm: nn.LayerNorm, group: Group) -> None:
         super().__init__()
-        self.eps, self.group, self.parts = whole.eps, group, dist.get_world_size(group)
-        self.weight, self.bias = whole.weight, whole.bias
+        self.eps, self.group, self.parts = norm.eps, group, dist.get_world_size(group)
+        self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        mean = _Share.apply(wide.mean(-1, keepdim=True), self.group) / self.parts
-        off = wide - mean
+        x32 = x.float()  # (B, T, width / parts)
+        mean = _Share.apply(x32.mean(-1, keepdim=True), self.group) / self.parts
+        off = x32 - mean
         variance = _Share.apply(off.square().mean(-1, keepdim=True), self.group) / self.parts
         return (off * (variance + self.eps).rsqrt() * self.weight.float() + self.bias.float()).type_as(x)
 
 
 class SharedRMSNorm(RMSNorm):
-    """RMSNorm of each head with one weight for all heads, of which this process has some: the gradient is summed."""
+    """RMSNorm of each head, with one weight for the heads of all processes: its gradient is summed over them."""
 
-    def __init__(self, whole: RMSNorm, group: Group) -> None:
-        super().__init__(whole.weight.shape[0], whole.eps)
-        self.weight, self.group = whole.weight, group
+    def __init__(self, norm: RMSNorm, group: Group) -> None:
+        super().__init__(norm.weight.shape[0], norm.eps)
+        self.weight, self.group = norm.weight, group
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, _Enter.apply(self.weight, self.group), self.eps)
 
 
 def cut_layers(model: DiT, group: Group) -> dict[str, int]:
-    """Cut every block of `model` (on the meta device) for this group; returns parameter name -> axis that was cut.
+    """Cut every block of `model` (on the meta device) for this group; returns name -> axis of the cut parameters.
 
-    ConfigError when heads or widths do not divide.
+    ConfigError unless the size of the group divides heads and widths.
     """
     parts = dist.get_world_size(group)
     config = model.config
@@ -145,7 +145,7 @@ def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
     attention = block.attention
     attention.heads //= parts
     attention.kv_heads //= parts
-    # Which parameters are cut along which axis (the table above), and the cut.
+    # Cut the parameters, each along the axis of the table above.
     axes = {}
     for name, module in list(block.named_modules()):
         if name in _ROWS or name in _COLUMNS:
@@ -159,7 +159,7 @@ def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
     for name, axis in axes.items():
         _shrink(block, name, axis, parts)
     _swap_norms(attention, group)
-    # Communication, as hooks: sums where tensors enter and leave cut layers, a gather behind adaLN.
+    # Communicate by hooks: sums where tensors enter and leave cut layers, a gather after adaLN.
     attention.register_forward_pre_hook(_entering(group))
     block.feed_forward.register_forward_pre_hook(_entering(group))
     for linear in (attention.wo, block.feed_forward.w2):
@@ -180,7 +180,7 @@ def _swap_norms(attention: Attention, group: Group) -> None:
 
 
 def _entering(group: Group) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """Of the arguments (x, rope, context, mask) x and the text's features enter cut layers."""
+    """A hook for the arguments (x, rope, context, mask): x and the features of the text enter cut layers."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
@@ -192,6 +192,7 @@ def _entering(group: Group) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any,
 
 
 def _shrink(block: nn.Module, name: str, axis: int, parts: int) -> None:
+    """Replace a parameter by one of a `parts`-th of its size along `axis`, uninitialised."""
     owner_name, _, leaf = name.rpartition(".")
     owner = block.get_submodule(owner_name)
     old: Tensor = getattr(owner, leaf)

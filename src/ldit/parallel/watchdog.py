@@ -1,4 +1,4 @@
-"""A watchdog that ends a run in which one process stalls, and says which one and where."""
+"""A watchdog that ends a run when a process stalls, and reports which one and where."""
 
 import json
 import os
@@ -13,32 +13,32 @@ from typing import Any
 from ldit.parallel.world import World
 
 EXIT = 1
-LISTEN = 3.0  # seconds within which a living process sends a sign
+LISTEN = 3.0  # seconds within which a process that runs sends a heartbeat
 _COLLECTIVES = os.path.join("torch", "distributed")
 
 
 class Watchdog:
-    """The run marks its progress; a thread ends the process when no mark comes for `timeout` seconds.
+    """The run marks its progress; a thread ends the process if no mark comes for `timeout` seconds.
 
-    Every process publishes its mark each second or so, so that the one behind can be named: the one with the lowest
-    count of marks, or of equals the one that is not waiting for others.
+    Every process publishes its count of marks each second, so that the process that stalls can be named: the one with
+    the lowest count, or of several the one that is not waiting in a collective.
     """
 
     def __init__(self, world: World, timeout: float) -> None:
         self.world, self.timeout = world, timeout
         self.interval = min(1.0, timeout / 10)
-        self._mark: tuple[int, str] = (0, "start")  # how many marks, and what comes next
-        self._beat = 0  # signs of life sent
+        self._mark: tuple[int, str] = (0, "start")  # number of marks, and what comes next
+        self._heartbeats = 0
         self._main = threading.main_thread().ident
         self._done = threading.Event()
 
     def mark(self, what: str) -> None:
-        """Something was done; `what` names what comes next."""
+        """Mark progress; `what` names what comes next."""
         self._mark = (self._mark[0] + 1, what)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while the block runs. A single process waits for nobody and is not watched."""
+        """Watch while the block runs. A run of one process is not watched."""
         if self.world.size == 1:
             yield
             return
@@ -56,7 +56,7 @@ class Watchdog:
         while not self._done.wait(self.interval):
             try:
                 self._publish(store)
-            except Exception:  # the store died with the main process; collectives will fail by themselves
+            except Exception:  # the store is gone with the main process; collectives will fail by themselves
                 store = None
             if self._mark != seen:
                 seen, since = self._mark, time.monotonic()
@@ -64,22 +64,23 @@ class Watchdog:
                 self._end(store)
 
     def _publish(self, store: Any) -> None:
-        """This process's mark, where its main thread is, and a sign of life."""
+        """Publish this process's mark, where its main thread is, and a heartbeat."""
         if store is not None:
-            self._beat += 1
-            store.set(f"mark/{self.world.rank}", json.dumps([*self._mark, *self._where(), self._beat]))
+            self._heartbeats += 1
+            store.set(f"mark/{self.world.rank}", json.dumps([*self._mark, *self._where(), self._heartbeats]))
 
     def _published(self, store: Any) -> dict[int, list[Any]]:
-        """What each process published last: [marks, next, where, whether it waits for others, signs of life]."""
+        """What each process published last: [marks, next, where, whether it is in a collective, heartbeats]."""
         names = {rank: f"mark/{rank}" for rank in range(self.world.size)}
         return {rank: json.loads(store.get(name)) for rank, name in names.items() if store.check([name])}
 
     def _end(self, store: Any) -> None:
+        """Print which process stalls, and end this one."""
         line = f"process {self.world.rank}: no progress for {self.timeout:g} s"
         try:
             if store is None:
                 raise ConnectionError("the main process is gone")
-            # Listen for some seconds: a process that sends no sign meanwhile is frozen or gone.
+            # Listen for some seconds: a process that sends no heartbeat meanwhile is frozen or gone.
             before = self._published(store)
             for _ in range(int(LISTEN / self.interval) + 1):
                 time.sleep(self.interval)
@@ -91,29 +92,32 @@ class Watchdog:
         os._exit(EXIT)
 
     def _verdict(self, before: dict[int, list[Any]], now: dict[int, list[Any]]) -> str:
-        """Which process holds up the others."""
+        """Which process stalls, from what was published before and after listening."""
         silent = [rank for rank in range(self.world.size) if before.get(rank) == now.get(rank)]
         if silent:
             return f"process {', '.join(map(str, silent))} stalls and does not answer"
-        # Those with the fewest marks, by what they published first: by now some may have begun to end.
+        # Those with the fewest marks before: by now some may be ending.
         least = min(entry[0] for entry in before.values())
         behind = {rank: entry for rank, entry in before.items() if entry[0] == least}
-        # Of these the ones that do not wait for others, if that tells them apart.
+        # Of these the ones that are not in a collective, if only some are.
         busy = {rank: entry for rank, entry in behind.items() if not entry[3]}
-        guilty = busy if 0 < len(busy) < len(behind) else behind
-        return "; ".join(f"process {rank} stalls in {entry[1]!r} at {entry[2]}" for rank, entry in guilty.items())
+        stalled = busy if 0 < len(busy) < len(behind) else behind
+        return "; ".join(f"process {rank} stalls in {entry[1]!r} at {entry[2]}" for rank, entry in stalled.items())
 
     def _where(self) -> tuple[str, bool]:
-        """Innermost line of the main thread, or of the saving one that it waits for, and whether that waits for other
-        processes."""
+        """The innermost line of the main thread, and whether it is in a collective.
+
+        If the main thread waits for the thread that saves checkpoints, that one is described instead.
+        """
         frames = sys._current_frames()
         frame: FrameType | None = frames.get(self._main or 0)
-        if frame is not None and frame.f_code.co_filename == threading.__file__:  # it waits for the thread that saves
+        if frame is not None and frame.f_code.co_filename == threading.__file__:  # waits for another thread
             saver = next((thread.ident for thread in threading.enumerate() if thread.name == "saver"), None)
             frame = frames.get(saver or 0, frame)
         if frame is None:
             return "an unknown place", False
         place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} ({frame.f_code.co_name})"
+        # A collective anywhere in the stack means that it waits for other processes.
         waits = False
         while frame is not None:
             waits = waits or _COLLECTIVES in frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""The processes of a run: rank and size, process groups, and how they agree."""
+"""The processes of a run: ranks, process groups, and how they agree on results and errors."""
 
 import json
 import os
@@ -24,18 +24,19 @@ from ldit.parallel.exchange import ModelGroup
 
 T = TypeVar("T")
 TP, SHARD, REPLICATE = "tp", "shard", "replicate"
-UNHEARD = 10.0  # seconds after which a process logs its failure itself, as the others do not answer
-GRACE = 10.0  # seconds by which collectives outlast the watchdog, which can say who stalls
+UNHEARD = 10.0  # seconds after which a process logs its failure itself, if the others do not answer
+GRACE = 10.0  # seconds that collectives wait longer than the watchdog, which can name the process that stalls
 MEETING = timedelta(hours=1)
-"""Within which all processes must have started."""
+"""All processes must start within this time."""
 
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes as replicate x shard x tp, tensor-parallel neighbours next to each other.
+    """`size` processes as replicate x shard x tp; neighbouring ranks share a tensor-parallel group.
 
-    `model_group` joins the shard x tp processes that together hold one whole model. `control` is a CPU group for small
-    messages. `saving` and `saving_model_group` are CPU groups for the thread that writes checkpoints.
+    `model_group`: the shard x tp processes that together hold one whole model. `control`: a CPU group for small
+    messages. `saving`, `saving_model_group`: CPU groups for the thread that writes checkpoints. `store`: a key-value
+    store for messages that nobody waits for; None in a single process.
     """
 
     device: torch.device
@@ -53,38 +54,39 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes files and logs."""
+        """Whether this is the main process, rank 0, which writes files and logs."""
         return self.rank == 0
 
     @property
     def tp_index(self) -> int:
-        """Place in the tensor-parallel group."""
+        """Index in the tensor-parallel group."""
         return self.rank % self.tp
 
     @property
     def replica(self) -> int:
-        """Which copy of the model this process holds a part of."""
+        """Index of the model copy that this process holds a part of."""
         return self.rank // (self.tp * self.shard)
 
     @property
     def data_parts(self) -> int:
-        """Processes that see different samples."""
+        """Number of parts of a batch: the processes that get different samples."""
         return self.shard * self.replicate
 
     @property
     def data_part(self) -> int:
-        """Which of the `data_parts` shares of a batch this process sees."""
+        """Index of the part of a batch that this process gets."""
         return self.rank // self.tp
 
     @property
     def tp_group(self) -> dist.ProcessGroup | None:
+        """The tensor-parallel group; None if there is no tensor parallelism."""
         return self.mesh.get_group(TP) if self.mesh is not None and self.tp > 1 else None
 
     def gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
         """The JSON-able `value` of every process, on every process, in rank order."""
         if self.size == 1:
             return [value]
-        # As bytes of JSON, padded to the longest: tensors are what every backend can gather, and nothing is unpickled.
+        # As bytes of JSON, padded to the longest: every backend can gather tensors, and nothing is unpickled.
         group = group or self.control
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -97,24 +99,24 @@ class World:
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
     def run_on_all(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """`work()` on every process. If one rank fails, every rank raises: the one that failed its own exception, the
-        others a LditError with the same message.
+        """Run `work()` on every process. If one rank fails, every rank raises.
 
-        Of several failures all raise the first rank's, but a SourceError only if there is no other kind: a caller that
-        skips damaged files must do so on every process or on none.
+        The rank that failed raises its own exception, the others an LditError with the same message. If several fail,
+        all raise the failure of the lowest rank, but a SourceError only if there is no other kind: a caller that skips
+        damaged files must do so on all ranks or on none.
         """
-        # Do the work, and tell all the others how it went.
+        # Run it, and tell all ranks how it went.
         result, failure = None, None
         try:
             result = work()
         except Exception as error:
             failure = error
         reports = self._reported(failure, group)
-        faults = [(rank, kind, text) for rank, (kind, text) in enumerate(reports) if kind]
-        if not faults:
+        failures = [(rank, kind, text) for rank, (kind, text) in enumerate(reports) if kind]
+        if not failures:
             return result  # type: ignore[return-value]
-        # All choose the same failure, and raise it.
-        rank, kind, text = next((f for f in faults if f[1] != SourceError.__name__), faults[0])
+        # All ranks choose the same failure and raise it.
+        rank, kind, text = next((f for f in failures if f[1] != SourceError.__name__), failures[0])
         if rank == self.rank and failure is not None:
             raise failure
         known: type[LditError] | None = getattr(errors, kind, None)
@@ -123,8 +125,11 @@ class World:
         raise reported from failure
 
     def _reported(self, failure: Exception | None, group: dist.ProcessGroup | None) -> list[tuple[str, str]]:
-        """(class, message) of every process's failure. The others may take long until they ask, or never do: then this
-        process logs its failure, or raises it."""
+        """(class, message) of the failure of every process, empty for success.
+
+        The others may be busy for long, or gone. So a process that failed logs its failure after UNHEARD seconds, and
+        raises it if the exchange fails.
+        """
         if failure is None or self.size == 1:
             return self.gather(["" if failure is None else type(failure).__name__, str(failure or "")], group)
         timer = threading.Timer(UNHEARD, logger.error, ("process %d waits for the others: %s", self.rank, failure))
@@ -132,34 +137,34 @@ class World:
         timer.start()
         try:
             return self.gather([type(failure).__name__, str(failure)], group)
-        except RuntimeError:  # of the group: nobody answered
+        except RuntimeError:  # from the process group: the others did not answer
             raise failure from None
         finally:
             timer.cancel()
 
     def alarm(self, subject: str) -> None:
-        """Tell the others, without waiting for them, that this process cannot continue what they do together."""
+        """Tell the others, without waiting for them, that this process cannot continue the work `subject`."""
         if self.store is not None:
             self.store.set(f"alarm {subject}", b"1")
 
     def alarmed(self, subject: str) -> bool:
-        """Whether any process has given that alarm."""
+        """Whether any process has raised this alarm."""
         return self.store is not None and bool(self.store.check([f"alarm {subject}"]))
 
-    def calm(self, subject: str) -> None:
-        """Take an alarm back, so that the same work can be tried again; all call it together, once all know of it."""
+    def clear_alarm(self, subject: str) -> None:
+        """Clear an alarm, so that the work can be tried again. All processes call it together, after all saw it."""
         if self.store is not None:
             self.from_rank0(lambda: self.store.delete_key(f"alarm {subject}"))
 
     def from_rank0(self, work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """`work()` on rank 0 alone. Every process gets its result, which must be JSON-able, or raises its error."""
+        """Run `work()` on rank 0 only. Every process gets its result, which must be JSON-able, or raises its error."""
         result = self.run_on_all(lambda: work() if self.is_main else None, group)
         return self.gather(result, group)[0]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says of this process."""
+    """The place of this process, from the launcher's environment variables."""
 
     rank: int = 0
     size: int = 1
@@ -168,13 +173,13 @@ class Launch:
 
 
 def launched() -> Launch:
-    """Rank and size from torchrun's variables, or from srun's; a single process without either."""
+    """Rank and size from the variables of torchrun or srun; a single process without them."""
     env = os.environ
     # torchrun
     if "RANK" in env and "WORLD_SIZE" in env:
         size, local = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE"))
         return Launch(_number("RANK"), size, _number("LOCAL_RANK", 0), max(size // max(local, 1), 1))
-    # srun: set the variables that torchrun would set, which torch reads.
+    # srun: set the variables that torchrun would set, because torch reads them.
     if "SLURM_PROCID" in env and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         size, rank = _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_PROCID")
         env.setdefault("MASTER_ADDR", _first_host())
@@ -182,7 +187,7 @@ def launched() -> Launch:
         env.update(RANK=str(rank), WORLD_SIZE=str(size))
         return Launch(rank, size, _number("SLURM_LOCALID", 0), _number("SLURM_STEP_NUM_NODES", 1))
     if _number("WORLD_SIZE", 1) > 1:
-        raise ConfigError("WORLD_SIZE is set and RANK is not: start with torchrun or srun")
+        raise ConfigError("WORLD_SIZE is set but RANK is not: start with torchrun or srun")
     return Launch()
 
 
@@ -197,6 +202,7 @@ def _number(name: str, default: int | None = None) -> int:
 
 
 def _first_host() -> str:
+    """The first host of the Slurm job, where rank 0 runs."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
     if not any(c in nodes for c in "[,"):
         return nodes or "127.0.0.1"
@@ -208,7 +214,7 @@ def _first_host() -> str:
 
 
 def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
-    """(replicate, shard, tp) for `size` processes; ConfigError when they do not multiply to it."""
+    """(replicate, shard, tp) for `size` processes; ConfigError unless their product is `size`."""
     fixed = config.tp * config.replicate
     shard = config.shard or max(size // fixed, 1)
     if fixed * shard != size:
@@ -222,8 +228,7 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
 
 @contextmanager
 def report_once(kind: type[LditError] = LditError) -> Iterator[None]:
-    """Errors that every process finds by itself, such as a mistake in the command: the main process alone prints
-    them."""
+    """Let only the main process print an error that every process raises by itself, such as a mistake in a flag."""
     try:
         yield
     except kind as error:
@@ -233,9 +238,9 @@ def report_once(kind: type[LditError] = LditError) -> Iterator[None]:
 
 @contextmanager
 def joined(config: ParallelConfig) -> Iterator[World]:
-    """The world of this run; a single process needs no launcher and makes no process group."""
+    """The world of this run. A single process needs no launcher and makes no process group."""
     launch = launched()
-    # The command first: does the number of processes fit it?
+    # Check the number of processes before they wait for each other.
     with report_once():
         shape(config, launch.size)
     limit = timedelta(seconds=config.timeout + GRACE)
@@ -246,23 +251,23 @@ def joined(config: ParallelConfig) -> Iterator[World]:
     if launch.size == 1:
         yield World(device)
         return
-    # Meet the others at a store, then make the process group.
+    # Meet the other processes at a store, then make the process group.
     meeting = min(limit, MEETING)
     store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=meeting))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield world_of(config, device, PrefixStore("ldit", store.clone()))
-    dist.destroy_process_group()  # only after a good run: after a failure it could wait for dead processes
+    dist.destroy_process_group()  # only after success: after a failure it could wait for dead processes
 
 
 def world_of(config: ParallelConfig, device: torch.device, store: Any = None) -> World:
-    """The world of a process group that exists already."""
+    """The world of the default process group, which must exist."""
     rank, size = dist.get_rank(), dist.get_world_size()
     replicate, shard, tp = shape(config, size)
     limit = timedelta(seconds=config.timeout + GRACE)
     backend = dist.get_backend_config() if device.type == "cuda" else "gloo"
     mesh = init_device_mesh(device.type, (replicate, shard, tp), mesh_dim_names=(REPLICATE, SHARD, TP))
-    for name in (REPLICATE, SHARD, TP):  # the mesh makes its groups with torch's own limit
+    for name in (REPLICATE, SHARD, TP):  # the mesh creates its groups with torch's default timeout
         _set_pg_timeout(limit, mesh.get_group(name))
     return World(
         device, rank, size, tp, shard, replicate,
@@ -276,7 +281,7 @@ def world_of(config: ParallelConfig, device: torch.device, store: Any = None) ->
 
 
 def _model_group(rank: int, shard: int, tp: int, replicate: int, backend: str, limit: timedelta) -> ModelGroup:
-    """The group of this process; every process makes the groups of all replicas, as torch demands."""
+    """The model group of this process. Every process creates the groups of all replicas, as torch requires."""
     size = shard * tp
     groups = [
         dist.new_group(list(range(r * size, (r + 1) * size)), timeout=limit, backend=backend) for r in range(replicate)

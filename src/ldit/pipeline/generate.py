@@ -110,7 +110,7 @@ class Generator:
 
     @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
     def events(self) -> Iterator[Event]:
-        """Previews, images, and Done last. Iterators of one pipeline may run side by side (`InferenceCopy.apart`)."""
+        """Previews, images, and Done last. Iterators of one pipeline may run side by side (see `for_request`)."""
         started, counts = time.perf_counter(), _Counts()
         self._ready()
         total, steps = len(self.request.labels), len(self.request.levels) - 1
@@ -146,7 +146,7 @@ class Generator:
                 continue
             network = pipe.network
             if isinstance(network, InferenceCopy):
-                network = network.apart()
+                network = network.for_request()
                 self._home = torch.device("cpu") if pipe is self.pipe else self._home
             self._copies.append(network if isinstance(network, InferenceCopy) else None)
             self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
@@ -176,7 +176,7 @@ class Generator:
         # Tell inference copies which pairs of time and label will come, so that they compute conditioning once.
         for network, second in zip(self._copies, (False, True), strict=False):
             if network is not None:
-                network.plan(predict.asked(self.request.levels[:-1], second))
+                network.plan(predict.network_calls(self.request.levels[:-1], second))
         # Walk the solver; every step is a chance to look, to show a preview and to stop.
         for step in self._steps(predict, x, rows):
             x = step.x

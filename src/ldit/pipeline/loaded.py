@@ -53,7 +53,7 @@ class LoadedModel:
         if self.inference is None or is_offloaded(self.model):
             return self.model
         with self._opening:
-            if self._network is None or (isinstance(self._network, InferenceCopy) and not self._network.current()):
+            if self._network is None or (isinstance(self._network, InferenceCopy) and not self._network.is_current()):
                 from ldit.sampling.fast.prepare import prepare  # training samples with the network itself
 
                 self._network = prepare(self.model, self.inference)

@@ -1,4 +1,4 @@
-"""One interface for every solver: (x, level) -> estimates of the data and the noise."""
+"""What every solver calls: (x, level) -> estimates of the data and the noise."""
 
 from collections.abc import Callable
 
@@ -10,5 +10,5 @@ Denoiser = Callable[[Tensor, Level], Denoised]
 
 
 def build_denoiser(process: Process, predict: Callable[[Tensor, Level], Tensor]) -> Denoiser:
-    """Adapt a network's (guided) output to estimates, by what the process trains it to predict."""
+    """A denoiser from `predict(x, level)`, the network's (guided) output, read as the process defines it."""
     return lambda x, level: process.denoised(predict(x, level), x, level)

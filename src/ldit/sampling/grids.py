@@ -1,12 +1,12 @@
-"""Grids of levels by name: where the steps of a solver lie.
+"""Grids by name: the levels that a solver visits.
 
 | name        | levels                                                                                             |
 |-------------|----------------------------------------------------------------------------------------------------|
-| uniform     | the process's own: DDPM the original's respacing, flow uniform in t, then the process's shift      |
-| shifted:K   | noise time K·u/(1 + (K-1)·u) of uniform u (Esser et al. 2024); K > 1 dwells at noise               |
-| karras      | sigma/alpha to the power 1/7 uniform (Karras et al. 2022), from 80 to 0.002, or of DDPM its own ends |
-| cosine      | the angle atan(sigma/alpha) uniform, which a cosine schedule (Nichol & Dhariwal 2021) has          |
-| A,B,C,…     | these noise times, falling, the first at most 1                                                    |
+| uniform     | the process's own. DDPM: the original's respacing. Flow: uniform in t, then the process's shift    |
+| shifted:K   | noise time K·u/(1 + (K-1)·u) of uniform u (Esser et al. 2024); K > 1 spends more steps near noise  |
+| karras      | (sigma/alpha)^(1/7) uniform (Karras et al. 2022), from 80 to 0.002; for DDPM between its own ends  |
+| cosine      | the angle atan(sigma/alpha) uniform, as a cosine schedule has it (Nichol & Dhariwal 2021)          |
+| A,B,C,…     | these noise times, falling, each above 0 and at most 1                                             |
 """
 
 import math
@@ -22,8 +22,11 @@ _RATIOS = (80.0, 0.002)  # of sigma/alpha, as in Karras et al.
 
 
 def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Level, ...]:
-    """`steps` intervals of a grid (of a list as many as it has), ending in clean data. RequestError says what is wrong
-    with either."""
+    """The levels of `steps` intervals, noisiest first, clean data last. A list has its own number of steps.
+
+    RequestError names what is wrong with `steps` or `grid`.
+    """
+    # The process's own grid also takes its own strings as steps, such as "ddim50".
     if grid == "uniform":
         try:
             return tuple(process.own_grid(steps))
@@ -33,6 +36,7 @@ def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Lev
         return _checked(process, grid, _listed(process, grid))
     if not steps.isdecimal() or not 1 <= int(steps) <= MOST_STEPS:
         raise RequestError(f"steps: expected a number from 1 to {MOST_STEPS}, got {steps!r}")
+    # The others by name, each from a number of steps.
     count = int(steps)
     kind, _, argument = grid.partition(":")
     makers: dict[str, Callable[[], Iterator[Level]]] = {
@@ -48,7 +52,7 @@ def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Lev
 
 
 def is_listed(grid: str) -> bool:
-    """Whether it is a list of noise times, which has its own number of steps."""
+    """Whether the grid is a list of noise times, which sets the number of steps."""
     return grid[:1].isdigit() or grid[:1] == "."
 
 
@@ -64,6 +68,7 @@ def _shifted(process: Process, count: int, argument: str) -> Iterator[Level]:
 
 
 def _karras(process: Process, count: int) -> Iterator[Level]:
+    # From the noisiest level to the least noisy that the process has; the paper's values where it has no such end.
     first, low = process.level(1.0), _RATIOS[1]
     high = first.sigma / first.alpha if first.alpha else _RATIOS[0]
     if process.least_noise_time:
@@ -89,12 +94,12 @@ def _listed(process: Process, text: str) -> list[Level]:
     except ValueError:
         raise RequestError(f"grid: expected noise times such as 1,0.6,0.2, got {text!r}") from None
     if not all(0.0 < time <= 1.0 for time in times):
-        raise RequestError(f"grid: noise times lie above 0 and up to 1, got {text!r}")
+        raise RequestError(f"grid: noise times must be above 0 and at most 1, got {text!r}")
     return [*(process.level(time) for time in times), CLEAN]
 
 
 def _checked(process: Process, grid: str, levels: list[Level]) -> tuple[Level, ...]:
-    """Solvers divide by differences of neighbours."""
+    """The levels, or RequestError unless noise falls at every step: solvers divide by the differences."""
     if any(b.sigma * a.alpha >= a.sigma * b.alpha for a, b in pairwise(levels)):
         least = f" and not below {process.least_noise_time:g}" if process.least_noise_time else ""
         raise RequestError(f"grid {grid!r}: {len(levels) - 1} noise times must fall from step to step{least}")

@@ -1,8 +1,9 @@
-"""Guidance over any network: classifier-free (Ho & Salimans 2022) or by a weaker model (autoguidance, Karras et al.
-2024), within an interval (Kynkäänniemi et al. 2024), with a scale that may follow the noise time (Wang et al. 2024).
+"""Guidance of any network: classifier-free, or by a weaker model.
 
-The scale s of a request is the mean of w(t) over noise time t uniform in (0, 1), whatever the interval; 1 is no
-guidance, so s - 1 is what a schedule deals out. Wang et al. write w = 1 + omega and scale their omega to the same mean.
+Classifier-free guidance is Ho & Salimans 2022; a weaker model instead is autoguidance (Karras et al. 2024). Both apply
+within an interval of noise time (Kynkäänniemi et al. 2024), with a scale w(t) that may depend on noise time (Wang et
+al. 2024). The scale s of a request is the mean of w(t) over t uniform in (0, 1), whatever the interval. s = 1 means no
+guidance, so a schedule distributes s - 1. Wang et al. write w = 1 + omega and scale omega to the same mean.
 
 | schedule | w(t)                         | from noise to data     |
 |----------|------------------------------|------------------------|
@@ -24,18 +25,18 @@ from ldit.errors import RequestError
 from ldit.nn.conditioning import TextCondition
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
-_ROUNDING = 1e-9  # of noise times: an interval that ends at a step has that step
+_ROUNDING = 1e-9  # tolerance of noise times, so that an interval includes the step at its end
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda t: 1.0,
     "linear": lambda t: 2.0 * (1.0 - t),
     "cosine": lambda t: 1.0 + math.cos(math.pi * t),
 }
-"""Share of s - 1 by noise time; each has mean 1 over [0, 1] and none grows with the noise."""
+"""Factor on s - 1 by noise time; each has mean 1 over [0, 1], and none increases with noise."""
 
 
 def check_schedule(name: str) -> str:
-    """The name itself, or RequestError."""
+    """The name, or RequestError if there is no such schedule."""
     if name not in SCHEDULES:
         raise RequestError(f"guidance_schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
     return name
@@ -43,12 +44,11 @@ def check_schedule(name: str) -> str:
 
 @dataclass
 class Guided:
-    """out = u + w·(c - u) on the first `channels` channels of the network's output; the others are c's own.
+    """out = u + w·(c - u) on the first `channels` channels of the network's output; the other channels are c's.
 
-    c is the network's output for `cond`. u is the same network's for `null`, both halves run as one batch
-    [conditional; null]; with `weak` it is that network's for the same `cond`, and `null` plays no part. Outside
-    `interval` of noise time, and where w is 1, u is not computed. `evaluations` counts conditional calls,
-    `guided_rows` the rows of u.
+    c is the network's output for `cond`. u is its output for `null`, run as one batch [conditional; null]; with
+    `weak`, u is that network's output for `cond`, and `null` is not used. Outside `interval` of noise time, and where
+    w is 1, u is not computed. `evaluations` counts conditional calls, `guided_rows` the rows of u.
     """
 
     network: Network
@@ -66,34 +66,39 @@ class Guided:
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """x (B, C, H, W) fp32 -> the network's output in fp32."""
         self.evaluations += 1
-        rows, taken = len(x), x.to(self.dtype)
-        # Beside the labels: where those are on the host, a prepared network need not wait for the device.
-        home = self.cond.features.device if isinstance(self.cond, TextCondition) else self.cond.device
-        time = torch.full((rows,), level.time, dtype=torch.float32, device=home)
+        # Times are put on the device of the labels: with both on the host, an inference copy reads them without a sync.
+        rows, x = len(x), x.to(self.dtype)
+        device = self.cond.features.device if isinstance(self.cond, TextCondition) else self.cond.device
+        time = torch.full((rows,), level.time, dtype=torch.float32, device=device)
+        # Without guidance one conditional call is all.
         scale = self.scale_at(level.noise_time)
         if scale == 1.0 or (self.null is None and self.weak is None):
-            return self.network(taken, time, self.cond).float()
+            return self.network(x, time, self.cond).float()
+        # c and u: from two networks, or from both halves of one batch.
         self.guided_rows += rows
         if self.weak is not None:
-            strong, other = self.network(taken, time, self.cond), self.weak(taken, time, self.cond)
+            strong, other = self.network(x, time, self.cond), self.weak(x, time, self.cond)
         else:
             assert self.null is not None
             both = _cat(self.cond, self.null)
-            strong, other = self.network(torch.cat([taken, taken]), torch.cat([time, time]), both).chunk(2)
+            strong, other = self.network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
+        # Combined in fp32, on the guided channels alone.
         c, u, n = strong.float(), other.float(), self.channels
         return torch.cat([u[:, :n] + scale * (c[:, :n] - u[:, :n]), c[:, n:]], dim=1)
 
-    def asked(self, levels: Iterable[Level], second: bool = False) -> list[tuple[float, int]]:
-        """(time, label) of what these levels will ask of `network`, in order; with `second` of what they ask of `weak`.
-        For class labels."""
+    def network_calls(self, levels: Iterable[Level], of_weak: bool = False) -> list[tuple[float, int]]:
+        """The pairs (time, label) of the calls of `network`, or with `of_weak` of `weak`, at these levels, in order.
+
+        For class labels only; an inference copy prepares its conditioning from them.
+        """
         assert isinstance(self.cond, Tensor)
-        labels, found = list(dict.fromkeys(self.cond.tolist())), []
+        labels, pairs = list(dict.fromkeys(self.cond.tolist())), []
         for level in levels:
             guided = self.scale_at(level.noise_time) != 1.0
-            found += [(level.time, label) for label in labels if guided or not second]
+            pairs += [(level.time, label) for label in labels if guided or not of_weak]
             if guided and self.weak is None and isinstance(self.null, Tensor):
-                found += [(level.time, label) for label in dict.fromkeys(self.null.tolist())]
-        return found
+                pairs += [(level.time, label) for label in dict.fromkeys(self.null.tolist())]
+        return pairs
 
     def scale_at(self, noise_time: float) -> float:
         """w at this noise time, 1 outside the interval."""
@@ -101,7 +106,7 @@ class Guided:
         if not low - _ROUNDING <= noise_time <= high + _ROUNDING:
             return 1.0
         if self.schedule == "constant":
-            return self.scale  # 1 + (s - 1) would round it
+            return self.scale  # 1 + (s - 1) would round
         return 1.0 + (self.scale - 1.0) * SCHEDULES[self.schedule](noise_time)
 
 

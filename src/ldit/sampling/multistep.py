@@ -1,8 +1,9 @@
-"""Solvers that remember: one evaluation a step, and the estimates of the steps before raise the order.
+"""Multistep solvers: one evaluation a step; estimates of earlier steps raise the order.
 
 Adams-Bashforth integrates dz/dr = eps - x0 in straight coordinates, z = x/(alpha+sigma), r = sigma/(alpha+sigma). The
 exponential integrators DPM-Solver++ and UniPC integrate x_t = sigma_t/sigma_s·x_s + sigma_t·∫ e^l·x0(l) dl over the
-half log-SNR l = log(alpha/sigma); a level of pure noise has l = -∞ and takes no part in polynomials.
+half log-SNR l = log(alpha/sigma). A level of pure noise has l = -∞ and is left out of the polynomials. In every loop a
+is the level of the state x, b the next one, and d the estimates at a.
 """
 
 import math
@@ -21,10 +22,10 @@ Known = list[tuple[float, Tensor]]
 
 
 def adams_bashforth(order: int) -> Solver:
-    """Of 2nd, 3rd or 4th order (Bashforth & Adams 1883), steps of any lengths.
+    """The solver of 2nd, 3rd or 4th order (Bashforth & Adams 1883), for steps of any lengths.
 
-    A start of low order would hold back the whole, so the first step of order 3 is Heun's, and of order 4 the second
-    one is corrected too: 1 and 2 evaluations more than steps.
+    The first steps have few estimates to use, and their low order would limit that of the result. So the first step of
+    order 3, and the first two of order 4, are corrected with an evaluation at their end: 1 and 2 evaluations more.
     """
 
     def solve(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
@@ -34,6 +35,7 @@ def adams_bashforth(order: int) -> Solver:
             d = denoise(x, a)
             known = [(a.r, d.eps - d.x0), *known][:order]
             x = b.length * (x / a.length + _integral(known, a.r, b.r))
+            # Correct the first steps: integrate again from the start, with the slope at the end of the step.
             if i < order - 2 and b.sigma > 0:
                 ahead = denoise(x, b)
                 x = b.length * (start[1] + _integral([(b.r, ahead.eps - ahead.x0), *known], start[0], b.r))
@@ -43,7 +45,7 @@ def adams_bashforth(order: int) -> Solver:
 
 
 def dpm_2m(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022), second order; the last step, to clean data, is the estimate of the data."""
+    """DPM-Solver++(2M) (Lu et al. 2022), second order. The last step, to clean data, returns the estimate of it."""
     before: tuple[float, Tensor] | None = None
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
@@ -74,22 +76,27 @@ def dpm_2m_sde(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noi
 
 
 def unipc_2(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """UniPC of order 2 (Zhao et al. 2023) in its form with varying coefficients, whose corrector makes it third order:
-    the estimate at the predicted state corrects that state, at no evaluation more. The last step is the estimate."""
+    """UniPC of order 2 (Zhao et al. 2023) with varying coefficients; its corrector raises the order to three.
+
+    The estimate at a predicted state also corrects that state, without another evaluation. The last step, to clean
+    data, returns the estimate of the data.
+    """
     known: Known = []
     last: tuple[Level, Tensor] | None = None
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
         known = [(a.half_logsnr, d.x0), *known][:3]
+        # Correct the state: the last step again, now with the estimate at its end.
         if last is not None and last[0].alpha > 0:
             x = _exponential(last[1], last[0], a, known)
         last = (a, x)
+        # Predict the next one.
         x = _exponential(x, a, b, known[:2]) if b.sigma > 0 else b.alpha * d.x0
         yield Step(i, x, d.x0)
 
 
 def _extrapolated(x0: Tensor, a: Level, before: tuple[float, Tensor] | None, h: float) -> Tensor:
-    """The estimate in the middle of the next step of length h."""
+    """The estimate of the data extrapolated to the middle of the next step, which is h long."""
     if before is None or not math.isfinite(before[0]):
         return x0
     share = h / (2 * (a.half_logsnr - before[0]))
@@ -97,18 +104,19 @@ def _extrapolated(x0: Tensor, a: Level, before: tuple[float, Tensor] | None, h: 
 
 
 def _integral(known: Known, low: float, high: float) -> Tensor:
-    """∫ from low to high of the polynomial through the known values."""
+    """The integral from low to high of the polynomial through the known values."""
     places = [place - low for place, _ in known]
     return _sum(known, [float(p.integ()(high - low)) for p in _lagrange(places)])
 
 
 def _exponential(x: Tensor, a: Level, b: Level, known: Known) -> Tensor:
-    """The step from a to b with the polynomial in the half log-SNR through the known estimates."""
+    """The exponential step from a to b, with x0(l) the polynomial through the known estimates."""
     finite = [pair for pair in known if math.isfinite(pair[0])] or known[:1]
     h = b.half_logsnr - a.half_logsnr
-    if not math.isfinite(h):  # pure noise: a constant is all there is
+    if not math.isfinite(h):  # from pure noise only a constant x0 can be integrated
         return (b.sigma / a.sigma) * x + b.alpha * known[0][1]
-    moments = [-math.expm1(-h)]  # ∫ u^k e^u du from -h to 0
+    # Moments ∫ u^k e^u du from -h to 0, by recursion in k; with them the weight of each estimate.
+    moments = [-math.expm1(-h)]
     for k in range(1, len(finite)):
         moments.append(-((-h) ** k) * math.exp(-h) - k * moments[-1])
     polynomials = _lagrange([place - b.half_logsnr for place, _ in finite])
@@ -118,12 +126,12 @@ def _exponential(x: Tensor, a: Level, b: Level, known: Known) -> Tensor:
 
 def _lagrange(places: Sequence[float]) -> list[Polynomial]:
     """The polynomials that are 1 at one place and 0 at the others."""
-    found = []
+    polynomials = []
     for j, place in enumerate(places):
         others = [other for k, other in enumerate(places) if k != j]
         product = Polynomial.fromroots(others) if others else Polynomial([1.0])
-        found.append(product / math.prod(place - other for other in others))
-    return found
+        polynomials.append(product / math.prod(place - other for other in others))
+    return polynomials
 
 
 def _sum(known: Known, weights: Sequence[float]) -> Tensor:

@@ -1,17 +1,17 @@
-"""Positions for images of another size than those of training, without training again.
+"""Scales positions, so that a network samples at sizes it was not trained at.
 
 | scaling    | an axis s times as long as in training                                                                |
 |------------|-------------------------------------------------------------------------------------------------------|
-| none       | positions go on beyond the trained ones                                                               |
-| linear     | all frequencies divided by s (position interpolation, Chen et al. 2023): the whole image is framed  |
-|            | as in training, neighbours look nearer than they are                                                  |
+| none       | positions beyond the trained ones                                                                     |
+| linear     | all frequencies divided by s (position interpolation, Chen et al. 2023): the layout is as in          |
+|            | training, but neighbours are closer together than they were                                           |
 | ntk        | the highest frequency kept, the lowest divided by s, geometrically between (NTK-aware scaling)        |
-| time-aware | from linear in pure noise, when the layout is settled, to ntk in clean data, when details are         |
-|            | (Zhuo et al. 2024, Lumina-Next, who step from one to the other; here blended over noise time)         |
+| time-aware | linear in pure noise, where the layout is decided, to ntk in clean data, where details are (Zhuo et   |
+|            | al. 2024, Lumina-Next, switch from one to the other; here they are blended over noise time)           |
 
-An axis that is not longer than in training stays as it is. For raster positions the next row is always as far as in
-training, and columns are scaled; rows get NTK in every scaling, for a fraction of a row's distance is not half a row
-further down but some columns to the right. Interpolated rows shred an image.
+An axis that is no longer than in training is not scaled. With raster positions a row is always as far from the next as
+in training, and columns are scaled. Rows get NTK in every scaling: half of a row's distance in a raster is not half a
+row down but some columns to the right, so interpolated rows destroy the image.
 """
 
 import math
@@ -32,9 +32,9 @@ SCALINGS: tuple[str, ...] = get_args(Scaling)
 
 @dataclass(frozen=True)
 class Positioned:
-    """A network whose positions are scaled at every call: `network(x, time, cond, grid=…)`; see `positioned`.
+    """A network with scaled positions, called as `network(x, time, cond)`; see `positioned`.
 
-    `side`: rows and columns of tokens in training; `rows`, `columns`: of the images asked for.
+    `side`: rows and columns of tokens in training. `rows`, `columns`: those of the images to be sampled.
     """
 
     network: Any
@@ -47,16 +47,17 @@ class Positioned:
     proportional: bool
 
     def __call__(self, x: Tensor, time: Tensor, cond: Any) -> Tensor:
-        """x (B, C, H, W), time (B,) the same for all rows -> the network's output."""
-        # Only time-aware positions need the number, for which a GPU has to be waited for.
+        """x (B, C, H, W), time (B,) the same in all rows -> the network's output."""
+        # Reading the time may wait for the GPU, so only time-aware scaling does.
         noise = self.process.noise_time_of(float(time[0])) if self.scaling == "time-aware" else 1.0
         return self.network(x, time, cond, grid=self.scale(noise))
 
     def scale(self, noise: float) -> GridScale:
-        """The positions at noise time `noise`, 0 = data, 1 = noise."""
+        """How positions are computed at noise time `noise`, 0 = data, 1 = noise."""
+        # How many times as long as in training each axis is.
         rows, columns = (max(1.0, count / self.side) for count in (self.rows, self.columns))
-        # s^w of interpolation and s^(1-w) of NTK divide frequency i of n by s^(w + (1-w)·i/(n-1)): the lowest always
-        # by s, the highest by s^w.
+        # w blends the two: interpolation by s^w and NTK by s^(1-w) divide frequency i of n by s^(w + (1-w)·i/(n-1)),
+        # the lowest always by s, the highest by s^w.
         w = {"none": 0.0, "linear": 1.0, "ntk": 0.0}.get(self.scaling, min(max(noise, 0.0), 1.0))
         if self.scaling == "none":
             rows = columns = 1.0
@@ -80,11 +81,11 @@ def positioned(
     scaling: str = "none",
     proportional: bool = False,
 ) -> Network:
-    """`network(x, time, cond, *, grid)` as the sampler calls it, for images of rows x columns tokens: with `scaling`
-    of positions (see the table above) and, if `proportional`, logits of attention multiplied by `proportion`. The
-    network itself where that changes nothing, at the training size above all.
+    """The network as the sampler calls it, with positions for images of rows x columns tokens.
 
-    RequestError for an unknown scaling and for networks whose positions cannot be scaled.
+    `network` takes (x, time, cond, *, grid). `scaling` is a row of the table above; `proportional` multiplies attention
+    logits by `proportion`. Where neither changes anything, as at the training size, the network is returned as it is.
+    RequestError for an unknown scaling, and for networks whose positions cannot be scaled.
     """
     check_scaling(config, scaling, proportional)
     if not isinstance(config, (ClassModelConfig, OriginalDiTConfig)):
@@ -98,7 +99,7 @@ def positioned(
 
 
 def check_scaling(config: ModelConfig, scaling: str, proportional: bool = False) -> None:
-    """RequestError unless the network of `config` can be given such positions."""
+    """RequestError unless the network of `config` supports this scaling."""
     if scaling not in SCALINGS:
         raise RequestError(f"rope_scaling: expected {', '.join(SCALINGS[:-1])} or {SCALINGS[-1]}, got {scaling!r}")
     if (scaling != "none" or proportional) and not isinstance(config, (ClassModelConfig, OriginalDiTConfig)):
@@ -106,6 +107,8 @@ def check_scaling(config: ModelConfig, scaling: str, proportional: bool = False)
 
 
 def proportion(tokens: int, trained: int) -> float:
-    """sqrt(log tokens / log trained): as a factor on logits it keeps the entropy of attention over more tokens where it
-    was in training (Jin et al. 2023)."""
+    """sqrt(log tokens / log trained), a factor on attention logits (Jin et al. 2023).
+
+    It keeps the entropy of attention over more tokens as it was in training.
+    """
     return math.sqrt(math.log(tokens) / math.log(trained)) if min(tokens, trained) > 1 else 1.0

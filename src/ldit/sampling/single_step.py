@@ -1,6 +1,7 @@
-"""Solvers that remember nothing of the steps before.
+"""Single-step solvers, which use nothing of earlier steps.
 
-Written in (alpha, sigma), so that the same function serves DDPM and flow models.
+They are written in (alpha, sigma), so that the same function serves DDPM and flow models. In every loop a is the level
+of the state x, b the next one, and d the estimates at a.
 """
 
 import math
@@ -18,13 +19,15 @@ def ancestral(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Nois
     """DDPM (Ho et al. 2020) with learned-range variance (Nichol & Dhariwal 2021): x' ~ p(x_s | x_t).
 
     With r = alpha_t/alpha_s and b = sigma_t² - r²·sigma_s² (beta of the respaced chain) the mean is
-    (alpha_s·b·x0 + r·sigma_s²·x)/sigma_t² and the log-variance lies between log(b·sigma_s²/sigma_t²) and log b.
+    (alpha_s·b·x0 + r·sigma_s²·x)/sigma_t² and the log-variance is between log(b·sigma_s²/sigma_t²) and log b.
     """
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
+        # The posterior's mean.
         ratio = a.alpha / b.alpha
         beta = a.sigma**2 - ratio**2 * b.sigma**2
         x = (b.alpha * beta / a.sigma**2) * d.x0 + (ratio * b.sigma**2 / a.sigma**2) * x
+        # Noise of the variance that the network predicts between its two bounds, but none in the last step.
         if b.sigma > 0:
             low, high = math.log(beta * b.sigma**2 / a.sigma**2), math.log(beta)
             if d.variance is None:
@@ -36,25 +39,32 @@ def ancestral(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Nois
 
 
 def ddim(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 0.0) -> Iterator[Step]:
-    """DDIM (Song et al. 2021): x' = alpha_s·x0 + sqrt(sigma_s² - d²)·eps + d·noise with d = eta·sqrt(b)·sigma_s/sigma_t
-    and b as in `ancestral`. eta 0 is deterministic, and on a flow Euler's method; 1 has the posterior's variance."""
+    """DDIM (Song et al. 2021): x' = alpha_s·x0 + sqrt(sigma_s² - d²)·eps + d·noise.
+
+    d = eta·sqrt(b)·sigma_s/sigma_t with b as in `ancestral`. eta 0 is deterministic, and Euler's method on a flow;
+    eta 1 has the posterior's variance.
+    """
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
-        drawn = 0.0
+        fresh = 0.0  # standard deviation of the noise that is added
         if eta and b.sigma > 0:
             beta = a.sigma**2 - (a.alpha / b.alpha) ** 2 * b.sigma**2
-            drawn = eta * math.sqrt(beta) * b.sigma / a.sigma
-        x = b.alpha * d.x0 + math.sqrt(b.sigma**2 - drawn**2) * d.eps
-        if drawn:
-            x = x + drawn * noise(i)
+            fresh = eta * math.sqrt(beta) * b.sigma / a.sigma
+        x = b.alpha * d.x0 + math.sqrt(b.sigma**2 - fresh**2) * d.eps
+        if fresh:
+            x = x + fresh * noise(i)
         yield Step(i, x, d.x0)
 
 
 def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """Heun's second-order method on dz/dr = eps - x0 with z = x/(alpha+sigma), r = sigma/(alpha+sigma), the straight
-    coordinates of any such process. Two evaluations a step; one in the last, which ends at clean data."""
+    """Heun's second-order method (Karras et al. 2022) on dz/dr = eps - x0.
+
+    z = x/(alpha+sigma) moves on a straight line over r = sigma/(alpha+sigma), whatever the process. Two evaluations a
+    step, one in the last.
+    """
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
+        # An Euler step, then again with the mean of the slopes at both ends.
         x_next = b.alpha * d.x0 + b.sigma * d.eps
         if b.sigma > 0:
             second = denoise(x_next, b)
@@ -65,9 +75,11 @@ def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) ->
 
 
 def euler_maruyama(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """SiT's SDE (Ma et al. 2024): dz = (eps - x0 + eps/2) dr + sqrt(r) dW backwards in r, in straight coordinates (see
-    `heun`), which is its reverse-time SDE with diffusion coefficient w = sigma. The last step, to clean data, is
-    the estimate of the data itself."""
+    """SiT's SDE (Ma et al. 2024), by Euler-Maruyama: dz = (eps - x0 + eps/2) dr + sqrt(r) dW, backwards in r.
+
+    z and r are those of `heun`; it is SiT's reverse-time SDE with diffusion coefficient w = sigma. The last step, to
+    clean data, returns the estimate of the data.
+    """
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
         if b.sigma > 0:

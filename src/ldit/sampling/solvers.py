@@ -1,4 +1,4 @@
-"""Solvers by name: plain generators over a denoiser, a start and a grid of levels. State is fp32.
+"""Solvers by name: generators over a denoiser, a start and a grid of levels, with fp32 state.
 
 | name            | order | evaluations | draws noise | source                                    |
 |-----------------|-------|-------------|-------------|-------------------------------------------|
@@ -16,15 +16,14 @@
 from functools import partial
 
 from ldit.errors import RequestError
-from ldit.sampling import multistep
-from ldit.sampling import single_step as onestep
+from ldit.sampling import multistep, single_step
 from ldit.sampling.step import Solver
 
 SOLVERS: dict[str, Solver] = {
-    "ddpm": onestep.ancestral,
-    "ddim": onestep.ddim,
-    "euler": onestep.ddim,
-    "heun": onestep.heun,
+    "ddpm": single_step.ancestral,
+    "ddim": single_step.ddim,
+    "euler": single_step.ddim,
+    "heun": single_step.heun,
     "ab2": multistep.adams_bashforth(2),
     "ab3": multistep.adams_bashforth(3),
     "ab4": multistep.adams_bashforth(4),
@@ -32,16 +31,16 @@ SOLVERS: dict[str, Solver] = {
     "dpm++": multistep.dpm_2m,
     "dpm++2m-sde": multistep.dpm_2m_sde,
     "unipc2": multistep.unipc_2,
-    "euler-maruyama": onestep.euler_maruyama,
+    "euler-maruyama": single_step.euler_maruyama,
 }
 
 
 def find_solver(name: str, eta: float = 0.0) -> Solver:
-    """The solver of that name, or RequestError. `eta` 0 … 1: the share of noise, of ddim alone."""
+    """The solver of that name. `eta` 0 … 1: how much noise ddim adds. RequestError names what is wrong."""
     if name not in SOLVERS:
-        raise RequestError(f"unknown solver {name!r} (there are: {', '.join(SOLVERS)})")
+        raise RequestError(f"solver: expected one of {', '.join(SOLVERS)}, got {name!r}")
     if not 0.0 <= eta <= 1.0:
         raise RequestError(f"eta: must be 0 to 1, got {eta:g}")
     if eta and name != "ddim":
-        raise RequestError(f"eta {eta:g}: solver {name!r} has none, ddim has")
-    return partial(onestep.ddim, eta=eta) if eta else SOLVERS[name]
+        raise RequestError(f"eta {eta:g}: only solver 'ddim' takes it, got {name!r}")
+    return partial(single_step.ddim, eta=eta) if eta else SOLVERS[name]

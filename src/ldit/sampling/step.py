@@ -1,4 +1,4 @@
-"""What every solver yields and is given."""
+"""The interface of a solver: its arguments, and the steps that it yields."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,10 +9,11 @@ from ldit.diffusion.process import Level
 from ldit.sampling.denoiser import Denoiser
 
 Noise = Callable[[int], Tensor]
+"""noise(i): standard normal numbers of solver step i, shaped as x."""
 
 
 class Step(NamedTuple):
-    """After step `number` (0 = noisiest): the state and the estimate of the data it rests on."""
+    """The state x after step `number` (0 = noisiest), and the estimate x0 of the data that led to it."""
 
     number: int
     x: Tensor
@@ -20,5 +21,7 @@ class Step(NamedTuple):
 
 
 Solver = Callable[[Denoiser, Tensor, Sequence[Level], Noise], Iterator[Step]]
-"""(denoiser, start, levels, noise) -> steps. `noise(i)` gives step i's standard normal numbers, shaped as x;
-deterministic solvers never call it."""
+"""(denoiser, start (B, C, H, W), levels, noise) -> one Step for each interval of levels.
+
+Deterministic solvers never call `noise`.
+"""

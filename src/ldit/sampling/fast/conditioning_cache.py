@@ -1,4 +1,4 @@
-"""The modulations of all blocks, known before the first step: they depend on time and label alone."""
+"""Computes the modulations of all blocks for many steps at once: they depend on time and label alone."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from ldit.nn.dit import DiT
 
 ROWS = 32
-"""Rows of every product. A row's sum depends on how many there are (a few take other kernels), so there are always as
-many: an image does not depend on which labels are asked for beside it, nor on what was planned."""
+"""Rows of every matrix product, filled up where needed. Products of few rows use other kernels, which sum in another
+order. With a constant number an image does not depend on the other labels of its request, nor on the plan."""
 
 Pair = tuple[float, int]
+"""(time, label)."""
 
 
 class Modulations:
-    """Rows (6·D a block in their order, then 2·D of the final layer), by (time, label).
+    """A row for each (time, label): the modulations of all blocks in order, 6·D each, then the final layer's 2·D.
 
-    `plan` says which will be wanted, in their order. A call looks its own up; where they are not there yet, it makes as
-    many of those planned from there on as take the memory of the adaLN weights they are made from (`most`), in one pass
-    over those, in place of the ones before. What was not planned is made alone. Times are compared as fp32. With `host`
-    the adaLN weights (a quarter of a 600M network) are taken off the device, the network's own copies too, and stream
-    through it when rows are made.
+    `plan` names the pairs that will be asked for, in order. A call looks up its rows. If one is missing, the planned
+    rows from there on are computed in one pass over the adaLN weights, as many as take the memory of those weights
+    (`most`), and replace the rows before. Pairs that were not planned are computed alone. Times are compared as fp32.
+    With `host` the adaLN weights (a quarter of a 600M network) move to the host, for the network too, and are streamed
+    to the device when rows are computed.
     """
 
     def __init__(self, model: DiT, host: bool = False) -> None:
@@ -33,56 +34,61 @@ class Modulations:
         self.widths = [linear.out_features for linear in self.linears]
         self.device, self.dtype = model.x_embedder.weight.device, model.x_embedder.weight.dtype
         self._planned: dict[Pair, int] = {}
-        self._made: tuple[Tensor | None, dict[Pair, int]] = (None, {})  # as one: threads may call
+        # The rows there are and the place of each pair, replaced together because threads may call.
+        self._cached: tuple[Tensor | None, dict[Pair, int]] = (None, {})
         if host:
             for linear in self.linears:
                 linear.to("cpu")
 
     @property
     def most(self) -> int:
-        """Rows that take as much memory as the weights they are made from."""
+        """Number of rows that take as much memory as the adaLN weights."""
         return self.linears[0].in_features
 
     def plan(self, pairs: Iterable[Pair]) -> None:
-        """What will be wanted, in that order. What was made before is forgotten, unless the same is planned again."""
+        """Announce the pairs that will be asked for, in order. Cached rows are dropped unless the plan is the same."""
+        # Distinct pairs in order, times rounded to fp32 as calls have them. Clean data (NaN) is not evaluated.
         listed = [(time, label) for time, label in pairs if not math.isnan(time)]
-        exact = torch.tensor([time for time, _ in listed], dtype=torch.float32).tolist()
-        keys = dict.fromkeys((time, label) for time, (_, label) in zip(exact, listed, strict=True))
+        rounded = torch.tensor([time for time, _ in listed], dtype=torch.float32).tolist()
+        keys = dict.fromkeys((time, label) for time, (_, label) in zip(rounded, listed, strict=True))
         planned = {pair: place for place, pair in enumerate(keys)}
         if planned != self._planned:
-            self._planned, self._made = planned, (None, {})
+            self._planned, self._cached = planned, (None, {})
 
     def __call__(self, time: Tensor, labels: Tensor) -> Tensor:
-        """time (B,) fp32, labels (B,) -> (B, sum of widths). Both are read on the host: where they lie there, nothing
-        waits for the device."""
-        wanted: list[Pair] = list(zip(time.tolist(), labels.tolist(), strict=True))
-        table, places = self._made
-        if table is None or any(pair not in places for pair in wanted):
-            table, places = self._make(wanted)
-        index = torch.tensor([places[pair] for pair in wanted]).to(self.device, non_blocking=True)
+        """time (B,) fp32, labels (B,) -> (B, sum of widths). With both on the host nothing waits for the device."""
+        pairs: list[Pair] = list(zip(time.tolist(), labels.tolist(), strict=True))
+        table, places = self._cached
+        if table is None or any(pair not in places for pair in pairs):
+            table, places = self._compute(pairs)
+        index = torch.tensor([places[pair] for pair in pairs]).to(self.device, non_blocking=True)
         return table.index_select(0, index)
 
-    def _make(self, wanted: Sequence[Pair]) -> tuple[Tensor, dict[Pair, int]]:
-        """Rows with those `wanted` among them, and their places; kept where they were planned."""
+    def _compute(self, pairs: Sequence[Pair]) -> tuple[Tensor, dict[Pair, int]]:
+        """Rows that include those of `pairs`, and their places; cached if all were planned."""
         planned = self._planned
-        alone = list(dict.fromkeys(wanted))
-        if all(pair in planned for pair in alone):
-            first = min(planned[pair] for pair in alone)
+        distinct = list(dict.fromkeys(pairs))
+        # The next chunk of the plan, if it has all these pairs.
+        if all(pair in planned for pair in distinct):
+            first = min(planned[pair] for pair in distinct)
             chunk = list(planned)[first : first + self.most]
-            if all(planned[pair] < first + self.most for pair in alone):
-                self._made = (None, {})  # the old one goes before the new one comes
+            if all(planned[pair] < first + self.most for pair in distinct):
+                self._cached = (None, {})  # frees the memory of the old rows first
                 try:
-                    self._made = made = self.rows(chunk), {pair: i for i, pair in enumerate(chunk)}
-                    return made
+                    self._cached = cached = self.rows(chunk), {pair: i for i, pair in enumerate(chunk)}
+                    return cached
                 except torch.OutOfMemoryError:
-                    pass  # they can be done without
-        return self.rows(alone), {pair: i for i, pair in enumerate(alone)}
+                    pass  # the chunk only saves time
+        # Else these pairs alone.
+        return self.rows(distinct), {pair: i for i, pair in enumerate(distinct)}
 
     def rows(self, pairs: Sequence[Pair]) -> Tensor:
-        """The rows of these pairs, in their order."""
+        """The rows of these pairs (P, sum of widths), in their order."""
+        # Fill up with the last pair to a multiple of ROWS.
         filled = [*pairs, *[pairs[-1]] * (-len(pairs) % ROWS)]
         time = torch.tensor([pair[0] for pair in filled], dtype=torch.float32, device=self.device)
         label = torch.tensor([pair[1] for pair in filled], device=self.device)
+        # SiLU of the conditioning vectors, then each adaLN layer in turn, whose weights may have to be streamed.
         vectors = [F.silu(self.model.condition(t, y)) for t, y in zip(time.split(ROWS), label.split(ROWS), strict=True)]
         out = torch.empty(len(filled), sum(self.widths), dtype=self.dtype, device=self.device)
         for linear, columns in zip(self.linears, out.split(self.widths, dim=1), strict=True):

@@ -1,4 +1,4 @@
-"""One whole evaluation as a CUDA graph: a launch in the place of hundreds."""
+"""Runs an evaluation of a network as a CUDA graph: one launch instead of hundreds."""
 
 import logging
 import threading
@@ -12,11 +12,11 @@ from ldit.sampling.fast.oom import out_of_memory
 
 Body = Callable[[Tensor, Tensor, Tensor], Tensor]
 Shapes = tuple[torch.Size, ...]
-MOST = 8  # shapes that are kept; a graph holds the memory of its activations
+MOST = 8  # graphs that are kept; each holds the memory of its activations
 
 
 class Captured(NamedTuple):
-    """`replay` computes `out` from what `inputs` hold."""
+    """A captured graph: `replay` computes `out` from the contents of `inputs`."""
 
     replay: Callable[[], None]
     inputs: tuple[Tensor, ...]
@@ -24,31 +24,34 @@ class Captured(NamedTuple):
 
 
 def on_cuda(body: Body, inputs: tuple[Tensor, ...]) -> Captured:
-    """`body` recorded as a CUDA graph over these tensors. One at a time in a process."""
+    """Capture `body` as a CUDA graph over these tensors. Only one capture at a time may run in a process."""
+    # Run it twice on a side stream, as torch asks for: kernels are chosen and libraries opened before the capture.
     current = torch.cuda.current_stream()
     side = torch.cuda.Stream()
     side.wait_stream(current)
-    with torch.cuda.stream(side):  # kernels are chosen and libraries opened before
+    with torch.cuda.stream(side):
         for _ in range(2):
             body(*inputs)
     current.wait_stream(side)
+    # Capture.
     graph = torch.cuda.CUDAGraph()
     try:
-        # Other threads may allocate meanwhile, where they decode.
+        # "thread_local": other threads may allocate meanwhile, for example to decode.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = body(*inputs)
     finally:
-        torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+        torch.cuda.set_stream(current)  # after a failed capture torch leaves the capture's stream set
     return Captured(graph.replay, inputs, out)
 
 
 class Graphs:
-    """A network's evaluation of three tensors, captured at the first call of each combination of shapes (so of batch,
-    size, and guided or not) and replayed afterwards. Where a capture fails, one line says so and the evaluation runs as
-    it is; where memory is short, that is raised as it is.
+    """Evaluations of a network, captured at the first call of each combination of shapes and replayed afterwards.
 
-    Threads may share it: a graph's tensors are one call's until its result is copied. That takes the time of queueing,
-    not of computing. All of them work on one stream, as threads do that choose none.
+    Shapes differ by batch, image size, and with or without guidance. If a capture fails, one warning says so and the
+    network runs without graphs; out-of-memory errors are raised.
+
+    Threads may share it, on one CUDA stream. A lock keeps a graph's tensors for one call until its result is copied,
+    which takes the time of queueing the work, not of computing it.
     """
 
     def __init__(self, capture: Callable[[Body, tuple[Tensor, ...]], Captured] = on_cuda) -> None:
@@ -58,7 +61,7 @@ class Graphs:
         self._one_call = threading.Lock()
 
     def __call__(self, body: Body, *inputs: Tensor) -> Tensor:
-        """body(*inputs); `body` is the same at every call."""
+        """body(*inputs). `body` must be the same at every call."""
         key = tuple(value.shape for value in inputs)
         with self._one_call:
             if key in self._captured or (not self._fails and self._capture(body, key, inputs)):
@@ -73,26 +76,28 @@ class Graphs:
         return len(self._captured)
 
     def forget(self) -> None:
-        """Let go of every graph and its memory; they are captured again when they are next wanted."""
+        """Free every graph and its memory. The next call of a shape captures it again."""
         with self._one_call:
             self._drop(list(self._captured))
 
     def _drop(self, keys: Iterable[Shapes]) -> None:
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # what is queued still computes in their memory
+            torch.cuda.synchronize()  # replays that are queued still use their memory
         for key in keys:
             del self._captured[key]
 
     def _capture(self, body: Body, key: Shapes, inputs: tuple[Tensor, ...]) -> bool:
+        """Capture the graph of these shapes; whether it worked."""
         if len(self._captured) >= MOST:
             self._drop([next(iter(self._captured))])
         try:
             self._captured[key] = self._record(body, tuple(value.clone() for value in inputs))
         except (RuntimeError, AssertionError) as error:
-            for fault in (error, error.__context__):  # the end of a capture complains too, and hides why
-                if fault is not None and out_of_memory(fault):
-                    raise fault from None
+            # Ending a failed capture raises too, and hides the error that made it fail.
+            for cause in (error, error.__context__):
+                if cause is not None and out_of_memory(cause):
+                    raise cause from None
             self._fails = True
-            logging.getLogger("ldit").warning("no CUDA graph: %s", str(error).splitlines()[0])
+            logging.getLogger("ldit").warning("CUDA graphs are off, the capture failed: %s", str(error).splitlines()[0])
             return False
         return True

@@ -1,4 +1,4 @@
-"""Images in batches that fit: where memory runs out, a batch is begun again in halves."""
+"""Runs work in batches that fit into memory: a batch that does not is repeated with half its rows."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -12,7 +12,7 @@ _WORDS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the host or the device, did not suffice. Most of torch says so in words alone."""
+    """Whether the host or the device is out of memory. Most of torch raises a RuntimeError, known by its text alone."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
@@ -27,14 +27,15 @@ def in_batches(
     smallest: int = 1,
     release: Callable[[], bool] = lambda: False,
 ) -> Iterator[Item]:
-    """What `run(rows)` yields for rows 0 … count-1, at most `size` of them together.
+    """Yield all of `run(rows)` for rows 0 … count-1, at most `size` rows at a time.
 
-    When memory runs out, `halved(new size, images still to be made)` is told, and the batch begins again with half
-    its rows; the new size stays. `run` must yield nothing final before its last allocation: what it yielded before the
-    error is superseded. A batch of no more than `smallest` rows is not halved: RequestError with `advice`, what to do.
+    When memory runs out, `halved(new size, rows left)` is called, and the batch starts again with half its rows; later
+    batches keep the new size. Repeated items replace those that `run` yielded before the error, so `run` must yield
+    nothing final before its last allocation. Batches have at least `smallest` rows: if these do not fit, RequestError
+    with `advice`, which says what to do.
 
-    Before, `release()` lets go of memory that is held for speed alone, and says whether there was any: then the
-    smallest batch is tried once more. It must say so a finite number of times.
+    `release()` frees memory that is held only for speed, and returns whether there was any. If so, a smallest batch is
+    tried once more, so `release` must return False in the end.
     """
     first = 0
     while first < count:
@@ -44,6 +45,7 @@ def in_batches(
         except Exception as error:
             if not out_of_memory(error):
                 raise
+            # Free what can be spared; a batch that cannot be halved has no other chance.
             if not release() and len(rows) <= smallest:
                 number = "one image" if len(rows) == 1 else f"{len(rows)} images that cannot be split"
                 raise RequestError(f"memory does not suffice for {number}: {advice}") from error
@@ -51,7 +53,7 @@ def in_batches(
         else:
             first = rows.stop
             continue
-        # Only here are the frames of the failed batch gone, and their tensors with them.
+        # Outside the except block the frames of the failed batch are gone, and with them its tensors.
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if smaller < len(rows):

@@ -1,4 +1,4 @@
-"""InferenceOptions and InferenceCopy: how sampling may call a network, without the code that does it."""
+"""InferenceOptions and InferenceCopy: the options and the interface of `ldit.sampling.fast.prepare`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -13,43 +13,48 @@ OFFLOADED = "_blocks_on_host"  # attribute of a network that `ldit.sampling.fast
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What is done to the blocks. `packed`: q, k, v in one product and w1, w3 in one; None: on a GPU, which saves
-    launches; on a CPU the strided halves cost more than the larger products gain. `int8`: the products of attention
-    and FFN in 8 bits, CPU and fp32 alone. `compiled`: torch.compile, block by block. `graph`: an evaluation is a CUDA
-    graph, on a GPU alone. `host_modulation`: the adaLN weights live on the host."""
+    """What is done to a network for sampling."""
 
     packed: bool | None = None
+    """q, k, v in one product, and w1, w3 in one. None: on a GPU only, where it saves launches; on a CPU the strided
+    halves cost more than the larger products gain."""
     int8: bool = False
+    """Matrix products of attention and FFN in 8 bits; for fp32 on a CPU."""
     compiled: bool = False
+    """torch.compile, block by block."""
     graph: bool = False
+    """An evaluation is a CUDA graph; on a GPU."""
     host_modulation: bool = False
+    """The adaLN weights stay on the host."""
 
 
 class InferenceCopy(ABC):
-    """A network for sampling with the outputs of the one that it was made of (`ldit.sampling.fast.prepare`). It looks
-    conditioning up on the host, so times and labels may be there whatever the device."""
+    """A copy of a network for sampling, with the same outputs (`ldit.sampling.fast.prepare`).
+
+    It looks up its conditioning on the host, so times and labels may be there whatever the device.
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None) -> Tensor:
-        """As the network."""
+        """The output of the network."""
 
     @abstractmethod
-    def current(self) -> bool:
-        """Whether the model's weights are still those that this computes with."""
+    def is_current(self) -> bool:
+        """Whether the model still has the weights that this copy computes with."""
 
     @abstractmethod
-    def apart(self) -> "InferenceCopy":
-        """The same network for one request, with a plan of its own."""
+    def for_request(self) -> "InferenceCopy":
+        """A copy for one request: it shares the weights and has its own plan."""
 
     @abstractmethod
     def release(self) -> bool:
-        """Free what is held for speed alone; whether there was any."""
+        """Free memory that is held only for speed; whether there was any."""
 
     @abstractmethod
     def plan(self, pairs: Iterable[tuple[float, int]]) -> None:
-        """Tell which (time, label) will be asked for, so that their conditioning is made together."""
+        """Announce the (time, label) that will be asked for, so that their conditioning is computed together."""
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether a network's blocks stay on the host: it cannot be moved, converted or copied any more."""
+    """Whether a network's blocks are streamed from the host: then it cannot be moved, converted or copied."""
     return getattr(model, OFFLOADED, False)

@@ -1,7 +1,7 @@
-"""Blocks whose products are joined: queries, keys and values in one, the two halves of SwiGLU in one.
+"""Blocks with joined matrix products: queries, keys and values in one, the two halves of SwiGLU in one.
 
-Files and the trained module keep the published names. Packing happens in memory, a block at a time, and makes the
-module's own weights views of the joined ones, so that both stand at the cost of one; nothing has to be thrown away.
+Files and the trained module keep the published names. Weights are joined in memory, a block at a time, and the module's
+own weights become views of the joined ones. So the module still works, and no weight is held twice.
 """
 
 import copy
@@ -17,13 +17,13 @@ from ldit.nn.dit import Block
 from ldit.nn.layers import Attention, SwiGLU
 
 Product = Callable[[nn.Linear], nn.Module]
-"""What computes a block's matrix product in place of the Linear given."""
+"""Replaces a Linear of a block by another module that computes its product."""
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def packed_block(block: Block, product: Product = lambda linear: linear) -> Block:
-    """The block with joined products; `product` puts something else in the place of each of the four."""
+    """A copy of the block with joined products, each passed through `product`."""
     twin = shell(block)
     twin.attention = PackedAttention(block.attention, product)
     twin.feed_forward = PackedSwiGLU(block.feed_forward, product)
@@ -39,28 +39,30 @@ def is_packable(block: Block) -> bool:
 
 
 def shell(module: _Module) -> _Module:
-    """The same module with a table of children of its own: children can be replaced, parameters are shared."""
+    """A shallow copy: it shares the parameters, and its children can be replaced."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
 
 
 def joined(linears: Sequence[nn.Linear]) -> nn.Linear:
-    """One Linear without bias that gives their outputs side by side; their weights become views of its weight."""
+    """One Linear without bias whose output is theirs side by side; their weights become views of its weight."""
     parts = [linear.weight.data for linear in linears]
     rows, width = [len(part) for part in parts], parts[0].shape[1]
-    if _adjoin(parts):  # joined before, or they lie so in the file
+    # Weights that are neighbours in memory need no copy: joined before, or mapped from a file that stores them so.
+    if _are_adjacent(parts):
         weight = parts[0].as_strided((sum(rows), width), (width, 1))
     else:
         weight = torch.cat(parts)
         for linear, part in zip(linears, weight.split(rows), strict=True):
             linear.weight.data = part
-    whole = nn.Linear(width, sum(rows), bias=False, device="meta")
-    whole.weight = nn.Parameter(weight, requires_grad=False)
-    return whole
+    result = nn.Linear(width, sum(rows), bias=False, device="meta")
+    result.weight = nn.Parameter(weight, requires_grad=False)
+    return result
 
 
-def _adjoin(parts: Sequence[Tensor]) -> bool:
+def _are_adjacent(parts: Sequence[Tensor]) -> bool:
+    """Whether the parts follow each other in one piece of memory."""
     return all(part.is_contiguous() for part in parts) and all(
         a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
         and a.storage_offset() + a.numel() == b.storage_offset()
@@ -85,7 +87,7 @@ class PackedAttention(Attention):
 
 
 class PackedSwiGLU(SwiGLU):
-    """SwiGLU with one product for the gate and what it gates. For sampling: it keeps nothing for gradients."""
+    """SwiGLU with one product for w1 and w3. For sampling only: it works in place, without gradients."""
 
     def __init__(self, feed_forward: SwiGLU, product: Product) -> None:
         nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""The inference copy: what the sampler calls in place of the network, with the same outputs."""
+"""The inference copy of a network: same outputs, less time or memory."""
 
 import copy
 import threading
@@ -15,7 +15,7 @@ from ldit.errors import RequestError
 from ldit.nn.dit import Block, DiT
 from ldit.nn.kernels import attention_kernels
 from ldit.nn.rope import GridScale
-from ldit.nn.tables import Tables
+from ldit.nn.tables import TableCache
 from ldit.sampling.fast.conditioning_cache import Modulations, Pair
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.options import InferenceCopy, InferenceOptions
@@ -23,18 +23,21 @@ from ldit.sampling.fast.packed import is_packable, packed_block, shell
 from ldit.sampling.fast.quantised import Int8Linear
 
 _MOST_TABLES = 32
-_MOST_COMPILED = 64  # torch counts those of all blocks in the process together, and goes on without compiling beyond
+_MOST_COMPILED = 64  # torch counts compilations of all blocks together, and stops compiling beyond its limit
 _CHOOSING = threading.Lock()
-"""Held while attention kernels are chosen for a call: the choice is the process's, and a call sets and resets it."""
+"""Held during a call on a GPU: attention kernels are set for the whole process, and reset after the call."""
 
 
 def prepare(model: nn.Module, inference: InferenceOptions | None = None) -> "Prepared | nn.Module":
-    """The network for sampling: `network(x, time, cond, *, grid=None)` as `model`. Networks other than a
-    class-conditional `ldit.nn.dit.DiT` come back as they are, and so do a DiT's heirs with a forward pass of their own;
-    int8, graph and host_modulation of those are a RequestError, and so is graph outside CUDA.
+    """The inference copy of `model`, called as `network(x, time, cond, *, grid=None)`.
 
-    No weight is held twice, but for int8 beside fp32: the model's become views of the joined ones, so it stays whole
-    and follows changes in place. Moving or converting the model afterwards parts the two, see `Prepared.current`.
+    Networks other than a class-conditional `ldit.nn.dit.DiT` are returned as they are, and so are subclasses with a
+    forward pass of their own. RequestError for options that the network or the device does not support, see
+    `check_options`.
+
+    The copy shares its weights with the model, but for int8 ones: the model's become views of joined ones, so the model
+    still works, and weights that are changed in place change in both. After the model is moved or converted the copy
+    is out of date, see `Prepared.is_current`.
     """
     inference = inference or InferenceOptions()
     copied = model if isinstance(model, DiT) and _is_plain(model) else None
@@ -49,64 +52,62 @@ def _is_plain(model: DiT) -> bool:
     own = all(getattr(type(model), name) is getattr(DiT, name) for name in ("forward", "modulations"))
     modulated = (*model.layers, model.final_layer)
     return own and all(
-        type(part.adaLN_modulation) is nn.Sequential and [type(one) for one in part.adaLN_modulation] == _MODULATION
+        type(part.adaLN_modulation) is nn.Sequential
+        and [type(one) for one in part.adaLN_modulation] == [nn.SiLU, nn.Linear]
         for part in modulated
     )
 
 
-_MODULATION = [nn.SiLU, nn.Linear]
-
-
 def check_options(config: Any, inference: InferenceOptions, device: torch.device) -> None:
-    """RequestError for switches that do not go with each other, with a network of this configuration, or there."""
+    """RequestError for options that exclude each other or that this network or device does not support."""
     if inference.int8 and inference.compiled:
-        raise RequestError("int8: its products cannot be compiled; choose one of the two")
+        raise RequestError("int8: its products cannot be compiled; choose int8 or compile")
     for name in ("int8", "graph", "host_modulation"):
         if getattr(inference, name) and not isinstance(config, ClassModelConfig):
-            raise RequestError(f"{name}: built for class-conditional Large-DiT networks alone")
+            raise RequestError(f"{name}: only class-conditional Large-DiT networks support it")
     if inference.graph and device.type != "cuda":
         raise RequestError(f"graph: CUDA graphs need a GPU, got {device}")
 
 
 class Prepared(InferenceCopy):
-    """See `prepare`. Call `plan` before the first step of a batch; who shares it with others takes `apart` first."""
+    """See `prepare`. Call `plan` before the first step of a batch; to share a copy, call `for_request` first."""
 
     def __init__(self, model: DiT, inference: InferenceOptions) -> None:
         weight = model.x_embedder.weight
         self.model, self.inference = model, inference
         self.device, self.dtype = weight.device, weight.dtype
-        self.blocks = [_prepared(block, inference) for block in model.layers]  # type: ignore[arg-type]
+        self.blocks = [_prepared_block(block, inference) for block in model.layers]  # type: ignore[arg-type]
         self.modulations = Modulations(model, inference.host_modulation)
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
         self._choosing = _CHOOSING if self.device.type == "cuda" else nullcontext()
-        self._tables = Tables(_MOST_TABLES)
+        self._tables = TableCache(_MOST_TABLES)
         self.graphs = Graphs() if inference.graph else None
-        self._places = self._state()
+        self._weights_at_start = self._weights_state()
 
-    def current(self) -> bool:
-        """Whether the model's weights are still those that this computes with: not after `model.to(…)` that changed
-        anything, nor where blocks were rounded to int8 and the weights changed since."""
-        return self._state() == self._places
+    def is_current(self) -> bool:
+        """Whether the model still has the weights that this copy computes with.
 
-    def _state(self) -> list[tuple[int, torch.dtype, int]]:
-        """Where the weights that are shared lie, and of those rounded when they were last written. The modulations' own
-        may move."""
+        Not after `model.to(…)` moved or converted them. With int8, not after they were changed in place.
+        """
+        return self._weights_state() == self._weights_at_start
+
+    def _weights_state(self) -> list[tuple[int, torch.dtype, int]]:
+        """Address, dtype and, with int8, version of every shared weight. The adaLN weights may move."""
         shared = (p for name, p in self.model.layers.named_parameters() if "adaLN_modulation" not in name)
         return [(p.data_ptr(), p.dtype, p._version if self.inference.int8 else 0) for p in shared]
 
-    def apart(self) -> "Prepared":
-        """The same network for one request: weights, tables and graphs are shared, `plan` and `release` are its own.
+    def for_request(self) -> "Prepared":
+        """A copy for one request: it shares weights, tables and graphs, and has its own `plan` and `release`.
 
-        Requests interleave, step by step in one thread or in several, and a thread that goes on with one need not be
-        the one that began it. So no lock is held from one step to the next; what a request has to keep is its own.
+        Steps of several requests may interleave, and another thread may continue a request. So no lock is held between
+        steps; each request has its own state instead.
         """
         own = copy.copy(self)
         own.modulations = Modulations(self.model, self.inference.host_modulation)
         return own
 
     def release(self) -> bool:
-        """Let go of all graphs, which hold memory for speed alone, and go on without; whether there was any to let go
-        of. Others that share them capture theirs again."""
+        """Free all graphs and continue without them; whether there were any. Other copies capture theirs again."""
         graphs, self.graphs = self.graphs, None
         if graphs is not None:
             graphs.forget()
@@ -114,9 +115,10 @@ class Prepared(InferenceCopy):
 
     @torch.no_grad()
     def plan(self, pairs: Iterable[Pair]) -> None:
-        """Say which (time, label) will be asked for, in their order, so that their conditioning is made together: times
-        as the network is given them, labels of a batch and the null class where it guides. What was made of other
-        pairs is forgotten; of the same it stays, so plan nothing, `plan([])`, after the weights were changed in place.
+        """Announce the (time, label) that will be asked for, in order, so that their conditioning is computed together.
+
+        Times are the network's; labels are those of the batch, and the null class where it is guided. A new plan drops
+        what was computed for the last one, the same plan keeps it. So call `plan([])` after changing weights in place.
         """
         self.modulations.plan(pairs)
 
@@ -124,7 +126,7 @@ class Prepared(InferenceCopy):
     def __call__(self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None) -> Tensor:
         """x (B, C, H, W) in the network's dtype, time (B,) fp32, cond (B,) labels -> (B, out_channels, H, W).
 
-        time and cond may lie on the host whatever the device; then a call does not wait for the device.
+        time and cond may be on the host whatever the device; then a call does not wait for the device.
         """
         rows, rope = self.modulations(time, cond), self._table(x, grid)
         with self._choosing, self._kernels():
@@ -134,7 +136,7 @@ class Prepared(InferenceCopy):
         return self._tables.get((*x.shape[-2:], grid), lambda: self.model.positions(x, grid))
 
     def _body(self, x: Tensor, rows: Tensor, rope: Tensor) -> Tensor:
-        """The network's own forward pass over the blocks of this copy: what a CUDA graph holds."""
+        """The forward pass over the blocks of this copy: the part that a CUDA graph captures."""
         *blocks, final = rows.split(self.modulations.widths, dim=1)
         modulations = [block.unflatten(-1, (6, -1)) for block in blocks]
         out = self.model.compute(x, rope, self.blocks, modulations, final.unflatten(-1, (2, -1)))
@@ -142,27 +144,31 @@ class Prepared(InferenceCopy):
         return out
 
 
-def _prepared(block: Block, inference: InferenceOptions) -> Block:
-    if inference.int8 and not is_packable(block):
-        raise RequestError(f"int8: the attention or FFN of {type(block).__name__} is not the package's own")
+def _prepared_block(block: Block, inference: InferenceOptions) -> Block:
+    # Products are joined on a GPU, unless the options say otherwise, and where they are the package's own.
+    packable = is_packable(block)
+    if inference.int8 and not packable:
+        raise RequestError(f"int8: attention or FFN of {type(block).__name__} is not the package's own")
     if inference.int8:
         return packed_block(block, Int8Linear)
     on_cpu = next(block.parameters()).device.type == "cpu"
     joined = not on_cpu if inference.packed is None else inference.packed
-    twin = packed_block(block) if joined and is_packable(block) else shell(block)
+    twin = packed_block(block) if joined and packable else shell(block)
     if inference.compiled:
         twin.forward = _compiled(twin.forward)  # type: ignore[method-assign]
     return twin
 
 
 def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compiled for the size of the first images, and for all others once another comes; each time for any number of
-    rows, one row by itself. A request has many: guided and not, full batches, the last one, halves."""
+    """Compile for the size of the first images, and for any size once another comes, always for any number of rows.
+
+    The number of rows changes within a request: with and without guidance, in the last batch, in halves.
+    """
     torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, _MOST_COMPILED)
     run = torch.compile(forward)
 
     def call(x: Tensor, rope: Tensor, modulation: Tensor) -> Tensor:
-        if x._is_view():  # only the first block's are, which alone would want graphs of its own for that
+        if x._is_view():  # only in the first block, where torch would compile again for it
             x = x.clone()
         for value in (x, modulation):
             torch._dynamo.maybe_mark_dynamic(value, 0)

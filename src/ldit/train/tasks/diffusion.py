@@ -198,8 +198,8 @@ def _check_losses(losses: Any, count: int, objective: Process) -> None:
         if name in RESERVED:
             raise ConfigError(f"{where}: the name {name!r} is taken by metrics.jsonl; choose another")
         if not isinstance(value, Tensor) or tuple(value.shape) != (count,):
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"{where}: {name!r} must be a tensor of one value a sample, shape ({count},), got {got}")
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"{where}: {name!r} must be a tensor of one value a sample, shape ({count},), got {shape}")
 
 
 def _is_ours(item: Any) -> bool:
@@ -215,7 +215,7 @@ def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None
     """The spec of the run's steps. A codec's folder is named by its whole path, for steps are opened from anywhere."""
     codec, names = config.codec, data.names or None
     if isinstance(codec, AutoencoderConfig):
-        from ldit.codecs.open import whole_name
+        from ldit.codecs.open import portable_name
 
-        codec = replace(codec, name=whole_name(codec.name))
+        codec = replace(codec, name=portable_name(codec.name))
     return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling, training)
