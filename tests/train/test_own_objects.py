@@ -88,7 +88,10 @@ class Returns(Flow):
     [
         (lambda losses: losses["loss"], "must return a dict with 'loss'"),
         (lambda losses: {"mse": losses["mse"]}, "must return a dict with 'loss'"),
-        (lambda losses: {**losses, "loss": losses["loss"].mean()}, r"'loss' must be .* shape \(4,\), got \(\)"),
+        (
+            lambda losses: {**losses, "loss": losses["loss"].mean()},
+            r"'loss' must be a tensor of shape \(4,\), a value a sample, got \(\)",
+        ),
         (lambda losses: {**losses, "extra": 1.0}, "'extra' must be a tensor .* got float"),
         (lambda losses: {**losses, "best": losses["loss"]}, "the name 'best' is taken"),
         (lambda losses: {**losses, "count_q1": losses["loss"]}, "the name 'count_q1' is taken"),

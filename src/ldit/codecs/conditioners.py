@@ -49,6 +49,10 @@ class ClassConditioner:
         """What the network is given: (B,) int64."""
         return torch.tensor(labels, dtype=torch.int64, device=device)
 
+    def encode_null(self, count: int, device: torch.device | None = None) -> Tensor | None:
+        """The null label `count` times, as `encode` gives it; None if the model has none."""
+        return None if self.null is None else self.encode([self.null] * count, device)
+
     def drop(self, labels: Tensor, u: Tensor) -> Tensor:
         """Labels (B,) with the null label where u (B,), uniform in [0, 1), is below `dropout`."""
         return labels if self.null is None else torch.where(u < self.dropout, self.null, labels)

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from ldit.config.experiment import Experiment
 from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
 from ldit.config.requests.fields import from_keywords
 from ldit.config.requests.sampling import Rule
@@ -46,6 +47,7 @@ class EvaluateKeywords(TypedDict, total=False):
     proportional_attention: bool | None
     ema: bool
     heads: int | None
+    experiment: Experiment | str | None
     process: Literal["ddpm", "flow"] | None
     local_diffusers_model_root: Path | None
     codec_root: Path | None

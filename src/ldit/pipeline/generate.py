@@ -201,8 +201,8 @@ class Generator:
 
     def _guided(self, rows: range) -> Guided:
         request = self.request
-        labels = torch.tensor(request.labels[rows.start : rows.stop], device=self._home)
-        null = None if request.null is None else torch.full_like(labels, request.null)
+        labels = request.conditioner.encode(request.labels[rows.start : rows.stop], self._home)
+        null = request.conditioner.encode_null(len(rows), self._home)
         settings = request.settings
         return Guided(
             self._networks[0],

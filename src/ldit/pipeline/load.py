@@ -168,6 +168,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     ema: bool = True,
+    *,
     codec_root: str | Path | None = None,
     heads: int | None = None,
     process: ProcessName | None = None,

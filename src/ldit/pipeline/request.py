@@ -50,7 +50,7 @@ class ResolvedRequest:
     solve: Solver
     levels: tuple[Level, ...]
     channels: int
-    null: int | None
+    conditioner: Conditioner
     initial_noise: Tensor | None
     step_noise: StepNoise | None
     init: tuple[Image.Image, ...] | None = None
@@ -108,6 +108,7 @@ def check_request(
     process = process or build_process(spec.process)
     # What is made: latents of this shape, from noise or from images at this strength.
     shape = _latent_shape(spec, request.height, request.width)
+    _check_guidance(conditioner, settings, guide)
     if guide is not None:
         _check_guide(spec, guide, shape)
     _check_noise(initial_noise, (len(labels), *shape), step_noise)
@@ -122,7 +123,7 @@ def check_request(
         solve=find_solver(settings.solver, settings.eta),
         levels=_levels(process, steps, request.steps is not None, settings.grid, strength),
         channels=_channels(spec, settings),
-        null=_null(conditioner, settings, guide),
+        conditioner=conditioner,
         initial_noise=initial_noise,
         step_noise=step_noise,
         init=_init(spec, images, shape, len(labels)),
@@ -192,7 +193,7 @@ def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:
     return guided
 
 
-def _null(conditioner: Conditioner, settings: SamplingConfig, guide: ModelSpec | None) -> int | None:
+def _check_guidance(conditioner: Conditioner, settings: SamplingConfig, guide: ModelSpec | None) -> None:
     low, high = settings.guidance_interval
     if not 0 <= low <= high <= 1:
         raise RequestError(f"guidance_interval: must be 0 <= lo <= hi <= 1, got {low}, {high}")
@@ -202,7 +203,6 @@ def _null(conditioner: Conditioner, settings: SamplingConfig, guide: ModelSpec |
         raise RequestError(
             f"guidance {settings.guidance:g}: this model has no null class (class_dropout_prob 0); use guidance 1"
         )
-    return conditioner.null
 
 
 def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int, int]:

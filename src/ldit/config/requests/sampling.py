@@ -33,7 +33,7 @@ class Sampler:
     solver: str | None = None
     """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
     grid: Any = field(default=None, metadata=flag(command_line=str | None))
-    """Where the steps lie: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
+    """Noise times of the steps: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
     eta: float | None = None
     """Share of noise in ddim, 0 to 1."""
 
@@ -115,16 +115,16 @@ class SamplingRequest(Images, Sampler, Guidance, Size):
     num: int | None = field(default=None, metadata=flag(group="Set"))
     """Images of a set, with --out. Without it those of a model without classes, default 1."""
     init_image: Any = field(default=None, metadata=flag(command_line=tuple[Path, ...] | None))
-    """Images to start from, one for all or one a label. They are cut to the size sampled."""
+    """Images to start from: one for all, or one for each label. They are cropped to the sampled size."""
     strength: float | None = None
-    """Noise time that they are brought to, above 0 to 1: more changes more. Default: 0.6."""
+    """How much noise the start images get first: a noise time above 0, at most 1. More changes more. Default: 0.6."""
     prompts: Any = field(default=None, metadata=flag(command_line=tuple[str, ...] | None))
     """Texts, for text-to-image models (not built yet)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest(Images, Sampler, Guidance, Size, Checkpoint, Machine):
-    """Set: images of a model that is opened from a source, one by one or as a set."""
+    """Set: many images of a model that is opened from a source."""
 
     source: str = field(metadata=flag("ckpt", positional=True, group="What"))
     """Folder, run, DiT or SiT .pt file, diffusers DiTPipeline folder, bundled name (emoji64-class-xs) or Hub id."""

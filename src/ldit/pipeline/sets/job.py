@@ -125,8 +125,7 @@ def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, in
     def nothing(x: Tensor, time: Tensor, cond: Any) -> Tensor:
         return torch.zeros(len(x), channels, *x.shape[2:])
 
-    label = torch.zeros(1, dtype=torch.int64)
-    settings, null = request.settings, None if request.null is None else torch.full_like(label, request.null)
+    settings, label, null = request.settings, request.conditioner.encode([0]), request.conditioner.encode_null(1)
     predict = Guided(
         nothing,
         label,

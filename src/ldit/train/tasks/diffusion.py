@@ -199,7 +199,7 @@ def _check_losses(losses: Any, count: int, objective: Process) -> None:
             raise ConfigError(f"{where}: the name {name!r} is taken by metrics.jsonl; choose another")
         if not isinstance(value, Tensor) or tuple(value.shape) != (count,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"{where}: {name!r} must be a tensor of one value a sample, shape ({count},), got {shape}")
+            raise ConfigError(f"{where}: {name!r} must be a tensor of shape ({count},), a value a sample, got {shape}")
 
 
 def _is_ours(item: Any) -> bool:
