@@ -62,7 +62,7 @@ MUTANTS = [
     # optimisers
     Mutant("train/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
     Mutant("train/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
-    Mutant("train/optim.py", "self._layouts[name], held[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
+    Mutant("train/optim.py", "self._layouts[name], moments[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
     Mutant("train/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
     Mutant("train/muon.py", "buffer.lerp_(grad, 1 - self.momentum)", "buffer.lerp_(grad, self.momentum)", TRAIN),
     Mutant("train/muon.py", "return grad.lerp(buffer, self.momentum)", "return buffer.clone()", TRAIN),
@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant("train/checkpointing.py", '"scaler": state.scaler.to_json(),', "", TRAIN),
     Mutant("train/checkpointing.py", 'record.get("updates", step)', "step", TRAIN),
     Mutant("train/saver.py", "self.wait()\n\n        def run", "def run", TRAIN),
-    Mutant("train/saver.py", "return held.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
+    Mutant("train/saver.py", "return copy.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
     # layouts and exchange
     Mutant("parallel/layout.py", "chunk = -(-(high - low) // self.shard)", "chunk = (high - low) // self.shard", SHARED),
     Mutant("parallel/layout.py", "self.tp_axis is not None or tp == 0", "self.tp_axis is not None or tp == 1", SHARED),

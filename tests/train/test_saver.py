@@ -24,7 +24,7 @@ from ldit.train.trainer import SAVE_FAILED, Hook
 
 def test_it_runs_beside_the_caller() -> None:
     gate, done = threading.Event(), []
-    saver = Saver(beside=True)
+    saver = Saver(asynchronous=True)
     saver.start(lambda: (gate.wait(30), done.append(threading.current_thread())))
     assert done == [] and not saver.failed
     gate.set()
@@ -34,10 +34,10 @@ def test_it_runs_beside_the_caller() -> None:
 
 def test_or_at_once() -> None:
     done: list[int] = []
-    Saver(beside=False).start(lambda: done.append(1))
+    Saver(asynchronous=False).start(lambda: done.append(1))
     assert done == [1]
     with pytest.raises(OSError, match="full"):
-        Saver(beside=False).start(_fail)
+        Saver(asynchronous=False).start(_fail)
 
 
 def _fail() -> None:
@@ -46,7 +46,7 @@ def _fail() -> None:
 
 def test_one_at_a_time() -> None:
     """The second begins when the first has ended."""
-    saver, running, most, gate = Saver(beside=True), [], [], threading.Event()
+    saver, running, most, gate = Saver(asynchronous=True), [], [], threading.Event()
 
     def work(name: int) -> None:
         running.append(name)
@@ -63,7 +63,7 @@ def test_one_at_a_time() -> None:
 
 def test_a_failure_is_said_once() -> None:
     """By `failed` until someone waits, by `wait` once, and by the next `start` where nobody waited."""
-    saver = Saver(beside=True)
+    saver = Saver(asynchronous=True)
     saver.start(_fail)
     assert saver._thread is not None
     saver._thread.join()
