@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant("parallel/tensor.py", "return grads[0].chunk(ctx.size, dim=-1)[ctx.index], None", "return grads[0].chunk(ctx.size, dim=-1)[0], None", SHARED),
     # checkpoints
     Mutant("checkpoint/save.py", "commit[0].finish(known)", "commit[0].finish({name: Record(record.size, '0' * 64) for name, record in known.items()})", CHECKPOINT),
-    Mutant("checkpoint/save.py", "one.abort()", "pass", CHECKPOINT),
+    Mutant("checkpoint/save.py", "unfinished.abort()", "pass", CHECKPOINT),
     Mutant("checkpoint/save.py", "if free < needed:", "if False:", CHECKPOINT),
     Mutant("storage/shards.py", "os.fsync(self._file.fileno())", "pass", CHECKPOINT),
     Mutant("storage/shards.py", "if stored != shape:", "if False:", CHECKPOINT),

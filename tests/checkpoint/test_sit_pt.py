@@ -78,7 +78,7 @@ def test_a_flag_says_otherwise(tmp_path: Path, raw: dict[str, Tensor]) -> None:
 def test_the_log_says_what_was_taken(tmp_path: Path, raw: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("ldit").propagate = True
     caplog.set_level(logging.INFO, "ldit")
-    for name, said in (("SiT.pt", "SiT (flow, data at time 1): its name"), ("x.pt", "DiT (ddpm): neither")):
+    for name, said in (("SiT.pt", "SiT (flow, data at time 1): by its name"), ("x.pt", "DiT (ddpm): neither")):
         torch.save(raw, tmp_path / name)
         process(tmp_path / name)
         assert said in caplog.messages[-1] and "--process" in caplog.messages[-1]

@@ -38,7 +38,7 @@ def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, t
     [
         ({"json": "no/where.json"}, "no folder .*/no to write where.json into"),
         ({"json": "folder"}, "folder is a folder, expected the name of a file"),
-        ({"json": "a.npz"}, r"a\.npz is what is read, and would be replaced: choose another name"),
+        ({"json": "a.npz"}, r"a\.npz is an input and would be overwritten; choose another name"),
         ({"json": "b.npz"}, r"b\.npz is what is read"),
         ({"json": "words.json"}, r"words\.json exists and does not say that ldit evaluate made it: choose"),
         ({"json": "best.json"}, r"best\.json exists and does not say that ldit evaluate made it"),

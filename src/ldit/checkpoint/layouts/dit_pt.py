@@ -85,13 +85,13 @@ def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | Non
     model = settings.get("model")
     if stated or model is not None:
         sit = bool(stated) or str(model).startswith("SiT")
-        reason = "its settings"
+        reason = "by its settings"
     else:
-        sit, reason = path.name.lower().startswith("sit"), "its name"
+        sit, reason = path.name.lower().startswith("sit"), "by its name"
         if not sit:
             reason = "neither its settings nor its name mention SiT"
     words = "SiT (flow, data at time 1)" if sit else "DiT (ddpm)"
-    logger.info("%s is read as %s, from %s; --process ddpm|flow overrides this", path.name, words, reason)
+    logger.info("%s is read as a %s: %s; --process ddpm|flow overrides this", path.name, words, reason)
     return SIT if sit else DIT
 
 
