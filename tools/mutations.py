@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant("eval/extractors/inception.py", "count_include_pad=False", "count_include_pad=True", EVAL),
     Mutant("eval/extractors/resize.py", "place - low", "place - low - 0.5", EVAL),
     Mutant("eval/extractors/extractor.py", "for part in parts]) for name", "for part in parts[::-1]]) for name", EVAL),
-    Mutant("eval/metrics/collect.py", "dist.recv(whole[first : first + count]", "dist.recv(whole[:count]", "tests/distributed/test_moments.py"),
+    Mutant("eval/metrics/collect.py", "dist.recv(rows[first : first + count]", "dist.recv(rows[:count]", "tests/distributed/test_moments.py"),
     Mutant("eval/metrics/collect.py", "[first : first + len(rows)] = rows", "[: len(rows)] = rows", EVAL),
     Mutant("pipeline/sets/stream.py", "self.block))[rank::size]", "self.block))", STREAMS),
     Mutant("eval/during_training.py", "before[-1][1] <= value", "before[-1][1] > value", STREAMS),

@@ -90,7 +90,7 @@ def test_a_set_in_the_order_of_its_classes_has_no_inception_score(
         monkeypatch.setattr(evaluation_report, "SPLIT", split)
         with said() as lines:
             found(job(tmp_path / f"{name}.npz", place / "b", metrics=metrics), Inceptive())
-        assert [line.split(":")[0].endswith("is in the order of its classes") for line in lines] == [True] * warned
+        assert [line.split(":")[0].endswith("is sorted by class") for line in lines] == [True] * warned
 
 
 def test_lines_without_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

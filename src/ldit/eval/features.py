@@ -37,11 +37,11 @@ class Extractor(Protocol):
 
     @property
     def spatial(self) -> int:
-        """S, the number of spatial features; 0 without."""
+        """S, the number of spatial features; 0 = none."""
 
     @property
     def metric(self) -> str:
-        """The name of the Frechet distance in these features: "fid" for Inception alone, else "fd_<name>"."""
+        """The name of the Fréchet distance in these features: "fid" for Inception, else "fd_<name>"."""
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (B, 3, H, W), RGB, of any size, on any device."""

@@ -75,7 +75,7 @@ def _features(extractor: Extractor, images: Tensor) -> Features:
     except Exception as error:
         if out_of_memory(error):
             raise EvaluationError(
-                f"not enough memory for {len(images)} images in {extractor.name}: use a smaller batch_size"
+                f"there is not enough memory for {len(images)} images in {extractor.name}: use a smaller batch_size"
             ) from error
         raise
 

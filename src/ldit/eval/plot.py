@@ -61,8 +61,8 @@ def _text(report: dict[str, Any], columns: int) -> list[list[tuple[float, str, d
 
 
 def _clouds(axes: Axes, samples: Cloud, reference: Cloud) -> None:
-    """Points of both sets, and the Gaussians that the Fréchet distance compares, as ellipses at two standard deviations.
-    Both axes have the same scale, so that distances can be compared."""
+    """Points of both sets, and the Gaussians that the Fréchet distance compares, as ellipses at DEVIATIONS standard
+    deviations. Both axes have the same scale, so that distances can be compared."""
     from matplotlib.patheffects import Normal, Stroke
 
     # Points in random order, so that neither set covers the other.

@@ -76,8 +76,8 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
 def _keep_freed_memory() -> None:
     """Let this process keep the memory of activations between forward passes, at most 64 MiB.
 
-    glibc maps each block above a threshold separately and unmaps it when it is freed, so that every pass has page faults
-    for its activations: a quarter of EfficientNet-Lite0's time. The threshold rises to the size of the largest block of
-    this kind that was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). With other C libraries this has no effect.
+    glibc maps each block above a threshold separately and unmaps it when it is freed, so every pass has page faults for
+    its activations: a quarter of EfficientNet-Lite0's time. The threshold rises to the size of the largest such block
+    that was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). With other C libraries this has no effect.
     """
     torch.empty(_KEPT, dtype=torch.uint8)

@@ -215,8 +215,8 @@ def load_inception(path: Path | str, check_hash: bool = True) -> Inception:
     With `check_hash` only the published file itself is accepted (see `inception_weights`); converted copies need
     `check_hash=False`. Entries must match exactly, but `num_batches_tracked` is optional.
 
-    EvaluationError for another file, or naming the first entry that is missing, unknown or of a wrong shape; SourceError
-    for a file that is missing, damaged or holds more than tensors.
+    EvaluationError for another file, or naming the first entry that is missing, unknown or of a wrong shape.
+    SourceError for a file that is missing, damaged or holds more than tensors.
     """
     path = Path(path)
     if check_hash:
