@@ -158,6 +158,6 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     mean, matrix = torch.zeros(2), torch.eye(2)
     with pytest.raises(EvaluationError, match="sigma is not finite"):
         write_statistics(tmp_path / "x.npz", Statistics(3, mean, matrix * torch.nan))
-    with pytest.raises(EvaluationError, match="how many images"):
+    with pytest.raises(EvaluationError, match="the number of images is not known"):
         write_statistics(tmp_path / "x.npz", Statistics(None, mean, matrix))
     assert list(tmp_path.iterdir()) == []

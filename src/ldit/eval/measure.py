@@ -39,6 +39,7 @@ def collect(
     """
     collector = Collector(world, total, keep_rows)
 
+    # Each rank works on its own blocks. The alarm is how a rank learns that another has failed.
     def run() -> None:
         fault = None
         try:
@@ -60,6 +61,7 @@ def collect(
         if fault is not None:
             raise fault
 
+    # If one rank failed, all raise here, and the alarm is reset for the next evaluation.
     try:
         world.run_on_all(run)
     except Exception:

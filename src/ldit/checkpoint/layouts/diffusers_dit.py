@@ -215,6 +215,7 @@ def _read_model(path: Path) -> OriginalDiTConfig:
     try:
         # Parsing refuses unknown keys and values.
         given = from_dict(_Transformer, {key: value for key, value in data.items() if not key.startswith("_")})
+        # Values that are valid for diffusers' class, but that the original DiT cannot have.
         channels, eps = given.in_channels, given.norm_eps
         out = channels if given.out_channels is None else given.out_channels
         if out not in (channels, 2 * channels):

@@ -250,6 +250,7 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
 
 def check_original(spec: ModelSpec) -> None:
     """SourceError naming everything about the model that the original's layout cannot express."""
+    # Of the model.
     model = spec.model
     problems = []
     if not isinstance(model, (ClassModelConfig, TextModelConfig)):
@@ -262,6 +263,7 @@ def check_original(spec: ModelSpec) -> None:
         problems.append("cond_channels")
     if isinstance(model, ClassModelConfig) and not model.num_classes:
         problems.append("no classes")
+    # Of process, codec and conditioner.
     if spec.process != PROCESS:
         problems.append(f"process {spec.process.kind!r}")
     if not isinstance(spec.codec, AutoencoderConfig):

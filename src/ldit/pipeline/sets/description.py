@@ -79,6 +79,7 @@ def _of(path: Path, content: dict[str, Any]) -> SetDescription:
     num, complete, labels = content.get("num"), content.get("complete"), None
     names, network, rule = content.get("class_names"), content.get("network"), content.get("label_rule")
 
+    # Format, then key by key.
     def check(key: str, valid: bool) -> None:
         if not valid:
             raise EvaluationError(f"{path} is damaged: {key} is not what ldit sample writes")

@@ -80,11 +80,13 @@ def describe(
         "format": FORMAT,
         "num": num,
         "size": [side * factor for side in resolved.shape[1:]],
+        # Images depend on the batch size too: blocks are sampled together.
         "batch_size": request.batch_size,
         "seed": request.seed,
         "label_rule": labels.rule,
         "class_names": None if spec.class_names is None else list(spec.class_names),
         "classes": None if every_class or labels.rule is None else list(labels.choices),
+        # How they are sampled.
         "sampling": {**to_dict(resolved.settings), "steps": resolved.steps},
         "evaluations": evaluations,
         "guided_evaluations": guided,
@@ -92,6 +94,7 @@ def describe(
         "int8": request.int8,
         "compiled": request.compile,
         "ema": request.ema,
+        # The model.
         "source": _name(request.source),
         "weights": weights_fingerprint(source, request.ema),
         "training": to_dict(spec.training),
