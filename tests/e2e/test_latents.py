@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_its_cache_and_no_other(place: Path, tmp_path: Path, 
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     capfd.readouterr()
     run(*recipe(place, tmp_path / "run", place / "bf16", "--train.steps", 4), code=2)
-    assert "training images are not those" in capfd.readouterr().err
+    assert "training images differ from those" in capfd.readouterr().err
 
 
 def test_other_codecs_sizes_and_damage_are_refused(place: Path, tmp_path: Path, capfd) -> None:

@@ -31,7 +31,7 @@ def heldout_hook(
 ) -> Callable[[TrainState], dict[str, float]]:
     """A hook that evaluates the EMA weights on `count` held-out images, with fixed times and noise, and returns the
     means of the task's values. With data.bad "skip", images that cannot be read are left out and reported."""
-    # Evenly spaced indices: data sorted by class is then covered whole.
+    # Evenly spaced indices: data sorted by class is then covered evenly.
     count = min(count, len(data))
     indices = [i * len(data) // count for i in range(count)]
 
