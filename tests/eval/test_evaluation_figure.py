@@ -162,7 +162,9 @@ def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:
         evaluate_with(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / "f.png"), extractor, ALONE)
     assert extractor.seen == 5 and not (tmp_path / "f.png").exists()
     folder(tmp_path / "two", noise(2, 1))
-    with pytest.raises(EvaluationError, match="figure: components: 2 are too many for a reference that spans 1"):
+    with pytest.raises(
+        EvaluationError, match="figure: components: 2 are too many for a reference that spans at most 1"
+    ):
         evaluate_with(job(tmp_path / "a", tmp_path / "two", figure=tmp_path / "f.png", metrics=("fd",)), Stub(), ALONE)
 
 
