@@ -62,7 +62,7 @@ MUTANTS = [
     # optimisers
     Mutant("train/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
     Mutant("train/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
-    Mutant("train/optim.py", "self._layouts[name], held[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
+    Mutant("train/optim.py", "self._layouts[name], moments[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
     Mutant("train/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
     Mutant("train/muon.py", "buffer.lerp_(grad, 1 - self.momentum)", "buffer.lerp_(grad, self.momentum)", TRAIN),
     Mutant("train/muon.py", "return grad.lerp(buffer, self.momentum)", "return buffer.clone()", TRAIN),
@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant("train/checkpointing.py", '"scaler": state.scaler.to_json(),', "", TRAIN),
     Mutant("train/checkpointing.py", 'record.get("updates", step)', "step", TRAIN),
     Mutant("train/saver.py", "self.wait()\n\n        def run", "def run", TRAIN),
-    Mutant("train/saver.py", "return held.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
+    Mutant("train/saver.py", "return copy.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
     # layouts and exchange
     Mutant("parallel/layout.py", "chunk = -(-(high - low) // self.shard)", "chunk = (high - low) // self.shard", SHARED),
     Mutant("parallel/layout.py", "self.tp_axis is not None or tp == 0", "self.tp_axis is not None or tp == 1", SHARED),
@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant("parallel/tensor.py", "return grads[0].chunk(ctx.size, dim=-1)[ctx.index], None", "return grads[0].chunk(ctx.size, dim=-1)[0], None", SHARED),
     # checkpoints
     Mutant("checkpoint/save.py", "commit[0].finish(known)", "commit[0].finish({name: Record(record.size, '0' * 64) for name, record in known.items()})", CHECKPOINT),
-    Mutant("checkpoint/save.py", "one.abort()", "pass", CHECKPOINT),
+    Mutant("checkpoint/save.py", "unfinished.abort()", "pass", CHECKPOINT),
     Mutant("checkpoint/save.py", "if free < needed:", "if False:", CHECKPOINT),
     Mutant("storage/shards.py", "os.fsync(self._file.fileno())", "pass", CHECKPOINT),
     Mutant("storage/shards.py", "if stored != shape:", "if False:", CHECKPOINT),
@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant("eval/extractors/inception.py", "count_include_pad=False", "count_include_pad=True", EVAL),
     Mutant("eval/extractors/resize.py", "place - low", "place - low - 0.5", EVAL),
     Mutant("eval/extractors/extractor.py", "for part in parts]) for name", "for part in parts[::-1]]) for name", EVAL),
-    Mutant("eval/metrics/collect.py", "dist.recv(whole[first : first + count]", "dist.recv(whole[:count]", "tests/distributed/test_moments.py"),
+    Mutant("eval/metrics/collect.py", "dist.recv(rows[first : first + count]", "dist.recv(rows[:count]", "tests/distributed/test_moments.py"),
     Mutant("eval/metrics/collect.py", "[first : first + len(rows)] = rows", "[: len(rows)] = rows", EVAL),
     Mutant("pipeline/sets/stream.py", "self.block))[rank::size]", "self.block))", STREAMS),
     Mutant("eval/during_training.py", "before[-1][1] <= value", "before[-1][1] > value", STREAMS),

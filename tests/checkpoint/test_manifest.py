@@ -198,6 +198,6 @@ def test_a_file_that_was_written_and_is_lost_is_named(folder: Path, lost: str) -
     known = {name: manifest.Record(len(content), "0" * 64) for name, content in FILES.items()}
     assert manifest.build(folder, known)["files"] == {name: record._asdict() for name, record in known.items()}
     (folder / lost).unlink()
-    with pytest.raises(RunError, match=rf"^{folder / lost} was written and is not there$"):
+    with pytest.raises(RunError, match=rf"^{folder / lost} was written and has disappeared$"):
         manifest.build(folder, known)
     assert manifest.build(folder, {})["files"].keys() == FILES.keys() - {lost}

@@ -78,7 +78,7 @@ def test_a_flag_says_otherwise(tmp_path: Path, raw: dict[str, Tensor]) -> None:
 def test_the_log_says_what_was_taken(tmp_path: Path, raw: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("ldit").propagate = True
     caplog.set_level(logging.INFO, "ldit")
-    for name, said in (("SiT.pt", "SiT (flow, data at time 1): its name"), ("x.pt", "DiT (ddpm): neither")):
+    for name, said in (("SiT.pt", "SiT (flow, data at time 1): by its name"), ("x.pt", "DiT (ddpm): neither")):
         torch.save(raw, tmp_path / name)
         process(tmp_path / name)
         assert said in caplog.messages[-1] and "--process" in caplog.messages[-1]
@@ -87,9 +87,9 @@ def test_the_log_says_what_was_taken(tmp_path: Path, raw: dict[str, Tensor], cap
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"path_type": "GVP"}, "args.path_type: only SiT's Linear is built, got 'GVP'"),
+        ({"path_type": "GVP"}, "args.path_type: only SiT's Linear is supported, got 'GVP'"),
         ({"path_type": "linear"}, "args.path_type"),  # REPA's, whose time runs the other way
-        ({"prediction": "score"}, "args.prediction: only SiT's velocity is built, got 'score'"),
+        ({"prediction": "score"}, "args.prediction: only SiT's velocity is supported, got 'score'"),
     ],
 )
 def test_paths_and_predictions_that_are_not_built(

@@ -118,8 +118,8 @@ def test_defaults(tmp_path: Path) -> None:
         (["slurm", "tiny-cpu", "--", "--help"], "--help cannot stand after --"),
         (["slurm", "tiny-cpu", "--train.lr", "1"], "--train.lr"),
         (["slurm", "imagenet256-7b"], "data.path: name the folder"),
-        (["slurm", "tiny-cpu", "--nodes", "3"], "train.batch_size: 16 cannot be shared by 24 processes"),
-        (["slurm", "tiny-cpu", "--", "--train.micro-batch-size", "4"], "by 8 processes in passes of 4"),
+        (["slurm", "tiny-cpu", "--nodes", "3"], "train.batch_size: 16 cannot be split over 24 processes"),
+        (["slurm", "tiny-cpu", "--", "--train.micro-batch-size", "4"], "over 8 processes in passes of 4"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(

@@ -74,7 +74,7 @@ def test_opened_without_a_second_copy(saved: Path, config: AutoencoderConfig) ->
         (lambda s: s.update({"quant_conv.weight": torch.ones(8, 8)}), "quant_conv.weight has shape (8, 8)"),
         (
             lambda s: s.update({f"{NAME}.query.bias": s[f"{NAME}.to_q.bias"].clone()}),
-            f"{NAME}.to_q.bias is there twice",
+            f"{NAME}.to_q.bias occurs twice",
         ),
         (lambda s: s.update({"quant_conv.bias": torch.ones(8, dtype=torch.int64)}), "quant_conv.bias is a torch.int64"),
         (dict.clear, "missing 120 entries"),

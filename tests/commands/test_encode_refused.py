@@ -89,10 +89,10 @@ def test_places_that_are_no_place(
         (cache / "inside", "sealed"),
         (cache / "heldout/inside", "sealed"),
         (cache / "heldout", "sealed"),
-        (source / "cache", "lies inside"),
-        (source, "lies inside"),
-        (tmp_path / "run/cache", "lies inside the run"),
-        (tmp_path / "run", "lies inside the run"),
+        (source / "cache", "is inside"),
+        (source, "is inside"),
+        (tmp_path / "run/cache", "is inside the run"),
+        (tmp_path / "run", "is inside the run"),
     ):
         assert word in refused(monkeypatch, job(source, place)), place
     assert contents(cache) == before and contents(tmp_path / "full") == {"notes.txt": b"mine"}

@@ -96,8 +96,8 @@ def without(run: Path, place: Path, name: str) -> None:
 WRONG: dict[str, tuple[Callable[[Path, Path], object], str, type[LditError]]] = {
     "file": (lambda run, place: place.write_text("mine"), "place is a file, not a run directory", SourceError),
     "export": (lambda run, place: main(["convert", str(run), str(place)]), "place is sealed by its", RequestError),
-    "foreign": (lambda run, place: foreign(run, place, '{"model_type": "bert"}'), "is of something else", SourceError),
-    "list": (lambda run, place: foreign(run, place, "[1]"), "is of something else", SourceError),
+    "foreign": (lambda run, place: foreign(run, place, '{"model_type": "bert"}'), "is not that of a run", SourceError),
+    "list": (lambda run, place: foreign(run, place, "[1]"), "is not that of a run", SourceError),
     "no-json": (lambda run, place: foreign(run, place, "{"), "place/config.json", SourceError),
     "samples": (lambda run, place: without(run, place, "samples"), "place/samples is a file", SourceError),
     "checkpoints": (lambda run, place: without(run, place, "checkpoints"), "place/checkpoints is a file", SourceError),

@@ -103,7 +103,7 @@ def evaluation(folder: Path, layout: str) -> Any:
     extractor.open_extractor = lambda name, weights, device: Stub()
     if layout == "broken":
         w = replace(w, store=dist.FileStore(str(folder / "alarms"), w.size))
-        broken, real = Broken(w.rank == w.size - 1), evaluation_hook._Made.__base__
+        broken, real = Broken(w.rank == w.size - 1), evaluation_hook._SampledBlocks.__base__
         extractor.open_extractor = lambda name, weights, device: broken
     with ExitStack() as stack:
         flow._train(Experiment(config=config), out, w, stack)
@@ -114,7 +114,7 @@ def evaluation(folder: Path, layout: str) -> Any:
         found = [[record.get("fd_stub") for record in records], json.loads((out / "best.json").read_text()), steps]
     passes = w.gather(broken.passes if layout == "broken" else None)
     if layout == "broken":
-        evaluation_hook._Made = real
+        evaluation_hook._SampledBlocks = real
     return [*w.gather(found)[0], *([passes] if layout == "broken" else [])]
 
 
@@ -127,7 +127,7 @@ class Broken(Stub):
         self.failing, self.passes = failing, []
         broken = self
 
-        class Made(evaluation_hook._Made):
+        class Made(evaluation_hook._SampledBlocks):
             def __init__(self, *given: Any) -> None:
                 super().__init__(*given)
                 broken.passes.append(0)
@@ -137,7 +137,7 @@ class Broken(Stub):
                 broken.fail_at(3)
                 return super()._images(rows)
 
-        evaluation_hook._Made = Made
+        evaluation_hook._SampledBlocks = Made
 
     def fail_at(self, evaluation: int) -> None:
         if self.failing and len(self.passes) == evaluation:

@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_its_cache_and_no_other(place: Path, tmp_path: Path, 
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     capfd.readouterr()
     run(*recipe(place, tmp_path / "run", place / "bf16", "--train.steps", 4), code=2)
-    assert "training images are not those" in capfd.readouterr().err
+    assert "training images differ from those" in capfd.readouterr().err
 
 
 def test_other_codecs_sizes_and_damage_are_refused(place: Path, tmp_path: Path, capfd) -> None:
@@ -165,7 +165,7 @@ def test_a_cache_does_without_its_codec_but_not_with_a_broken_one(
     absent = tmp_path / "absent" / place.joinpath("vae").name
     with said() as lines:
         run(*recipe(place, tmp_path / "run", place / "bf16", "--codec.name", absent, "--codec.shift", 7))
-    assert any("known by that name alone" in line for line in lines) and any(
+    assert any("is compared by name only" in line for line in lines) and any(
         "no sample grids" in line for line in lines
     )
     assert any(line.startswith("codec.shift: 7.0, that of the autoencoder") for line in lines)
@@ -203,7 +203,7 @@ def test_a_codec_that_changes_under_a_run_is_noticed(place: Path, tmp_path: Path
     save_file(weights, vae / "diffusion_pytorch_model.safetensors")
     capfd.readouterr()
     run(*recipe(place, tmp_path / "run", place / "pictures", "--codec.name", vae), code=2)
-    assert "the autoencoder is not that of" in capfd.readouterr().err
+    assert "the autoencoder differs from that of" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("codec", ["vae", "absent/vae"])

@@ -124,7 +124,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     train, _ = open_data(str(data), 16, max_per_class=20)
     train.paths[0].unlink()
     said = ldit(*command, "--train.steps", "6", check=2).stderr
-    assert "the training images are not those of" in said.splitlines()[-1]
+    assert "the training images differ from those of" in said.splitlines()[-1]
 
 
 def test_flags_take_values_in_any_spelling(tmp_path: Path) -> None:

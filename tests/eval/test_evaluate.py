@@ -81,7 +81,7 @@ def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, mo
         found(job(place / "a", tmp_path / "b.npz"), other)
     other = Inceptive()
     other.fingerprint = "1" * 64
-    with pytest.raises(EvaluationError, match=r"statistics of other weights of inception"):
+    with pytest.raises(EvaluationError, match=r"statistics of inception with other weights"):
         found(job(place / "a", tmp_path / "b.npz"), other)
 
 
@@ -157,12 +157,12 @@ def test_components_and_their_interval(place: Path) -> None:
         ({"metrics": ("fdi",)}, r"metrics: expected some of fd, sfid, is, pr, kid, got 'fdi'"),
         ({"metrics": ("sfid",)}, r"metrics: sfid needs Inception"),
         ({"num": 24}, r"holds 23 images, 24 are asked for"),
-        ({"components": 7}, rf"components: 7 are too many for a reference that spans {WIDTH} at most"),
+        ({"components": 7}, rf"components: 7 are too many for a reference that spans at most {WIDTH}"),
         ({"num": 3, "metrics": ("pr",)}, r"metrics: pr needs at least 4 images, got 3"),
-        ({"labels": "random"}, r"exist already: labels does nothing"),
-        ({"class_labels": ("1",)}, r"exist already: class_labels does nothing"),
-        ({"seed": 0, "guidance": 3.0}, r"exist already: guidance does nothing"),
-        ({"seed": 4}, r"exist already: seed does nothing"),
+        ({"labels": "random"}, r"exist already: labels has no effect"),
+        ({"class_labels": ("1",)}, r"exist already: class_labels has no effect"),
+        ({"seed": 0, "guidance": 3.0}, r"exist already: guidance has no effect"),
+        ({"seed": 4}, r"exist already: seed has no effect"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_image_is_read(place: Path, changes: dict[str, Any], words: str) -> None:
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_one_line_before_any_image_is_read(place: Path, change
 def test_too_small_a_reference_is_known_before_any_image_is_read(place: Path, tmp_path: Path) -> None:
     folder(tmp_path / "few", noise(3, 1))
     for changes, words in (
-        ({"components": 3}, "components: 3 are too many for a reference that spans 2 at most"),
+        ({"components": 3}, "components: 3 are too many for a reference that spans at most 2"),
         ({"metrics": ("fd", "pr")}, "metrics: pr needs at least 4 reference images, got 3"),
     ):
         extractor = Stub()
@@ -186,7 +186,7 @@ def test_too_small_a_reference_is_known_before_any_image_is_read(place: Path, tm
 
 def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
     for changes in ({"int8": True}, {"ema": False}, {"guide": "x"}, {"dtype": "bf16"}, {"offload": True}):
-        with pytest.raises(EvaluationError, match=f"exist already: {next(iter(changes))} does nothing"):
+        with pytest.raises(EvaluationError, match=f"exist already: {next(iter(changes))} has no effect"):
             found(EvaluateRequest(source=str(place / "a"), reference=str(place / "b"), **changes))
 
 
@@ -197,7 +197,7 @@ def test_how_existing_images_are_made_is_nobodys_choice(place: Path) -> None:
         ({"components": -1}, "components: must be at least 0, got -1"),
         ({"image_size": 0}, "image_size: must be at least 1, got 0"),
         ({"batch": 0}, "batch_size: must be at least 1, got 0"),
-        ({"bootstrap": 5}, "say how many"),
+        ({"bootstrap": 5}, "give their number"),
         ({"figure": Path("x.jpg")}, r"figure: expected a name that ends in \.png or \.svg, got x\.jpg"),
     ],
 )
@@ -213,10 +213,14 @@ def test_the_inception_score_alone_needs_no_reference(place: Path) -> None:
 
 
 def test_a_side_is_for_folders(place: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"image_size: only folders are cut, the images of .*a\.npz are 8 x 8"):
+    with pytest.raises(
+        EvaluationError, match=r"image_size: only folders are cropped, the images of .*a\.npz are 8 x 8"
+    ):
         found(job(place / "a.npz", place / "b", image_size=6))
     assert found(job(place / "a", place / "b", image_size=6))["samples"]["crop"].startswith("6x6")
-    with pytest.raises(EvaluationError, match=r"a\.npz@heldout: an \.npz has no parts, name it alone"):
+    with pytest.raises(
+        EvaluationError, match=r"a\.npz@heldout: an \.npz has no parts, name it without @train or @heldout"
+    ):
         found(job(f"{place / 'a.npz'}@heldout", place / "b"))
 
 
@@ -263,7 +267,7 @@ def test_memory_that_does_not_suffice_is_one_line(place: Path) -> None:
         def __call__(self, images):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with pytest.raises(EvaluationError, match=r"^memory does not suffice for 5 images in stub: take fewer"):
+    with pytest.raises(EvaluationError, match=r"^there is not enough memory for 5 images in stub: use a smaller"):
         found(job(place / "a", place / "b"), Large())
 
 
@@ -275,7 +279,7 @@ def test_what_is_a_set_of_images(place: Path, tmp_path: Path) -> None:
 def test_a_reference_that_is_none_is_known_before_samples_are_made(place: Path, tmp_path: Path) -> None:
     """Of files that do not say how many images they are of."""
     for name, sigma, changes, words in (
-        ("negative", np.diag([1.0, 1, 1, 1, 1, -1]), {}, "is no covariance"),
+        ("negative", np.diag([1.0, 1, 1, 1, 1, -1]), {}, "is not a covariance"),
         ("indefinite", np.eye(WIDTH) + 2 * np.eye(WIDTH)[::-1], {}, "not a covariance: it has the eigenvalue -1"),
         ("narrow", np.diag([1.0, 1, 0, 0, 0, 0]), {"components": 4}, "4 are too many for a reference that spans 2"),
     ):

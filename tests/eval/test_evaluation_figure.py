@@ -121,7 +121,7 @@ def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.Monk
     for reference, out in (("b", tmp_path / "f.png"), ("b.npz", tmp_path / "f.svg")):
         evaluate_with(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
         (tmp_path / f"x{out.suffix}").write_bytes(out.read_bytes().replace(b"ldit evaluate", b"ldit evaluatf"))
-        with pytest.raises(RequestError, match="does not say that ldit evaluate made it"):
+        with pytest.raises(RequestError, match="was not made by ldit evaluate"):
             evaluate_with(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / f"x{out.suffix}"), Inceptive(), ALONE)
         (tmp_path / f"x{out.suffix}").unlink()
         evaluate_with(job(tmp_path / "a", tmp_path / reference, figure=out, metrics=("fd",)), Inceptive(), ALONE)
@@ -162,7 +162,9 @@ def test_a_reference_that_spans_no_plane(tmp_path: Path) -> None:
         evaluate_with(job(tmp_path / "a", tmp_path / "b", figure=tmp_path / "f.png"), extractor, ALONE)
     assert extractor.seen == 5 and not (tmp_path / "f.png").exists()
     folder(tmp_path / "two", noise(2, 1))
-    with pytest.raises(EvaluationError, match="figure: components: 2 are too many for a reference that spans 1"):
+    with pytest.raises(
+        EvaluationError, match="figure: components: 2 are too many for a reference that spans at most 1"
+    ):
         evaluate_with(job(tmp_path / "a", tmp_path / "two", figure=tmp_path / "f.png", metrics=("fd",)), Stub(), ALONE)
 
 

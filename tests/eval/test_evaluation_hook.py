@@ -169,11 +169,11 @@ def test_a_best_file_that_cannot_be_read_costs_no_run(tmp_path: Path) -> None:
 
 
 def test_images_that_are_not_finite_are_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = evaluation_hook._Made._images
-    monkeypatch.setattr(evaluation_hook._Made, "_images", lambda self, rows: real(self, rows) * float("nan"))
+    real = evaluation_hook._SampledBlocks._images
+    monkeypatch.setattr(evaluation_hook._SampledBlocks, "_images", lambda self, rows: real(self, rows) * float("nan"))
     with said() as lines:
         assert train(over(make_folder(tmp_path / "data"), SETTINGS), tmp_path / "run") == 0
-    assert "step 1: nothing is measured: its images are not finite" in lines
+    assert "step 1: no evaluation: its images are not finite" in lines
     assert all("fd_stub" not in record for record in records(tmp_path / "run"))
     assert not (tmp_path / "run/best.json").exists()
 
@@ -202,8 +202,8 @@ def test_what_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(evaluation_hook, "compute_metrics", some)
     with said() as lines:
         assert train(over(data, {**SETTINGS, "eval.reference": str(other)}), tmp_path / "run") == 0
-    warned = [line for line in lines if "nothing is measured" in line]
-    assert len(warned) == 2 and str(image) in warned[0] and warned[1] == "step 2: nothing is measured: no distance"
+    warned = [line for line in lines if "no evaluation" in line]
+    assert len(warned) == 2 and str(image) in warned[0] and warned[1] == "step 2: no evaluation: no distance"
     assert ["fd_stub" in record for record in records(tmp_path / "run")] == [False, False, True, True]
 
 
@@ -218,7 +218,7 @@ def test_memory_that_does_not_suffice_costs_no_run(where: str, tmp_path: Path, m
         except RuntimeError as error:
             raise (RequestError("take fewer") if where == "sampling" else error) from error
 
-    holder = evaluation_hook._Made if where == "sampling" else Stub
+    holder = evaluation_hook._SampledBlocks if where == "sampling" else Stub
     monkeypatch.setattr(holder, "_images" if where == "sampling" else "__call__", full)
     real = Trainer._commit
 
@@ -229,7 +229,7 @@ def test_memory_that_does_not_suffice_costs_no_run(where: str, tmp_path: Path, m
     monkeypatch.setattr(Trainer, "_commit", commit)
     with said() as lines:
         assert train(over(make_folder(tmp_path / "data"), {**SETTINGS, "train.steps": 2}), tmp_path / "run") == 0
-    warned = [line for line in lines if "nothing is measured: memory does not suffice" in line]
+    warned = [line for line in lines if "no evaluation: there is not enough memory" in line]
     assert len(warned) == 2 and [step for step, _ in committed_steps(tmp_path / "run")] == [2]
 
 

@@ -38,11 +38,11 @@ def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, t
     [
         ({"json": "no/where.json"}, "no folder .*/no to write where.json into"),
         ({"json": "folder"}, "folder is a folder, expected the name of a file"),
-        ({"json": "a.npz"}, r"a\.npz is what is read, and would be replaced: choose another name"),
-        ({"json": "b.npz"}, r"b\.npz is what is read"),
-        ({"json": "words.json"}, r"words\.json exists and does not say that ldit evaluate made it: choose"),
-        ({"json": "best.json"}, r"best\.json exists and does not say that ldit evaluate made it"),
-        ({"figure": "photo.png"}, r"photo\.png exists and does not say that ldit evaluate made it"),
+        ({"json": "a.npz"}, r"a\.npz is an input and would be overwritten; choose another name"),
+        ({"json": "b.npz"}, r"b\.npz is an input"),
+        ({"json": "words.json"}, r"words\.json exists and was not made by ldit evaluate; choose"),
+        ({"json": "best.json"}, r"best\.json exists and was not made by ldit evaluate"),
+        ({"figure": "photo.png"}, r"photo\.png exists and was not made by ldit evaluate"),
         ({"json": "x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
         ({"json": "folder/../x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
         ({"figure": "folder/x.png"}, r"x\.png: would become part of the images of .*folder"),
@@ -86,14 +86,14 @@ def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkey
     monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
     np.savez(tmp_path / "pictures.npz", noise(23, 0))
     before = (tmp_path / "pictures.npz").read_bytes()
-    for source, words in ((tmp_path / "pictures.npz", "is what is read"), (place / "b", "is no file of ldit stats")):
+    for source, words in ((tmp_path / "pictures.npz", "is an input"), (place / "b", "was not made by ldit stats")):
         with pytest.raises(RequestError, match=rf"pictures\.npz .*{words}"):
             save_statistics(StatsRequest(images=str(source), out=tmp_path / "pictures.npz", batch_size=4))
     assert (tmp_path / "pictures.npz").read_bytes() == before
     for name, count in (("a", 23), ("b", 31)):
         save_statistics(StatsRequest(images=str(place / name), out=tmp_path / "s.npz", batch_size=4))
         assert read_statistics(tmp_path / "s.npz").count == count
-    with pytest.raises(RequestError, match=r"s\.npz is what is read"):
+    with pytest.raises(RequestError, match=r"s\.npz is an input"):
         save_statistics(StatsRequest(images=str(tmp_path / "s.npz"), out=tmp_path / "s.npz", batch_size=4))
 
 

@@ -65,7 +65,7 @@ def test_what_both_sides_leave_unsaid(place: Path, tmp_path: Path) -> None:
     adm, hot = str(tmp_path / "adm.npz"), str(tmp_path / "hot.npz")
     np.savez(hot, a, np.eye(23))
     for source, reference, words in (
-        (place / "a", adm, [f"{adm} does not say which weights and resize rule its statistics are of: taken for ours"]),
+        (place / "a", adm, [f"{adm} does not state the weights and resize rule of its statistics: assumed to be ours"]),
         (adm, place / "b", [f"{adm} holds statistics too: its images are measured"]),
         (place / "a", tmp_path / "large", []),  # cut to the samples' size
         (place / "a", tmp_path / "large.npz", ["images of 8 x 8 are compared with a reference of 16 x 16: "]),
@@ -90,7 +90,7 @@ def test_a_set_in_the_order_of_its_classes_has_no_inception_score(
         monkeypatch.setattr(evaluation_report, "SPLIT", split)
         with said() as lines:
             found(job(tmp_path / f"{name}.npz", place / "b", metrics=metrics), Inceptive())
-        assert [line.split(":")[0].endswith("is in the order of its classes") for line in lines] == [True] * warned
+        assert [line.split(":")[0].endswith("is sorted by class") for line in lines] == [True] * warned
 
 
 def test_lines_without_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

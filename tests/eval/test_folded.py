@@ -97,5 +97,5 @@ def test_whole_numbers_are_refused() -> None:
 def test_numbers_that_spoil_every_feature_are_refused(name: str, value: float, said: str) -> None:
     given = state()
     given[name].view(-1)[1] = value
-    with pytest.raises(EvaluationError, match=rf"^some\.pth: {said} is not finite once it is normalised$"):
+    with pytest.raises(EvaluationError, match=rf"^some\.pth: {said} is not finite after folding the normalisation$"):
         filled(given)

@@ -97,7 +97,7 @@ def test_what_has_no_kernel_distance() -> None:
     for x, y in ((rows(1), rows(9)), (rows(9), rows(1)), (rows(0), rows(9))):
         with pytest.raises(EvaluationError, match=f"at least 2 images on each side, got {len(x)} and {len(y)}"):
             kernel_distance(x, y)
-    with pytest.raises(EvaluationError, match="5 wide and reference features 4"):
+    with pytest.raises(EvaluationError, match="5 features and 4 reference features"):
         kernel_distance(rows(9), rows(9, 4))
     bad = rows(9)
     bad[4, 1] = torch.nan

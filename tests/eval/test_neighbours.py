@@ -164,7 +164,7 @@ def test_what_has_no_precision() -> None:
         precision_recall(rows(3), rows(9))
     with pytest.raises(EvaluationError, match="at least 4 references, got 3"):
         precision_recall(rows(9), rows(3))
-    with pytest.raises(EvaluationError, match="6 wide and reference features 5"):
+    with pytest.raises(EvaluationError, match="6 features and 5 reference features"):
         precision_recall(rows(9), rows(9, 5))
     bad = rows(9)
     bad[5, 1] = torch.inf

@@ -103,10 +103,10 @@ def test_ours_come_back(tmp_path: Path, spatial: bool) -> None:
     ({"sigma": None}, r"has no sigma, statistics: it holds mu$"),
     ({"mu_s": SPATIAL["mu_s"]}, "has mu_s without sigma_s"),
     ({"sigma_s": SPATIAL["sigma_s"]}, "has sigma_s without mu_s"),
-    ({"mu": np.zeros(5)}, r"sigma has the shape \(4, 4\), and mu \(5,\)"),
+    ({"mu": np.zeros(5)}, r"sigma has the shape \(4, 4\), but mu has \(5,\)"),
     ({"mu": np.zeros((4, 1))}, r"mu has the shape \(4, 1\); expected 1 axes"),
     ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"mu has the shape \(0,\)"),
-    ({"sigma": np.zeros((4, 5))}, r"sigma has the shape \(4, 5\), and mu"),
+    ({"sigma": np.zeros((4, 5))}, r"sigma has the shape \(4, 5\), but mu has"),
     ({"sigma": np.zeros(16)}, r"sigma has the shape \(16,\); expected 2 axes"),
     ({"mu": np.zeros(4, "i8")}, "mu is int64; statistics are float32 or float64"),
     ({"mu": np.zeros(4, "f2")}, "mu is float16"),
@@ -115,21 +115,21 @@ def test_ours_come_back(tmp_path: Path, spatial: bool) -> None:
     ({"sigma": np.zeros((4, 4), object)}, "sigma holds Python objects"),
     ({"mu": np.array([0, np.nan, 0, 0])}, "mu is not finite"),
     ({"sigma": np.full((4, 4), np.inf)}, "sigma is not finite"),
-    ({"sigma": -np.eye(4)}, "sigma is no covariance: a variance in it is negative"),
-    ({"sigma": np.eye(4) + np.eye(4, k=1) * 1e-3}, "sigma is no covariance: it is not symmetric"),
+    ({"sigma": -np.eye(4)}, "sigma is not a covariance: a variance in it is negative"),
+    ({"sigma": np.eye(4) + np.eye(4, k=1) * 1e-3}, "sigma is not a covariance: it is not symmetric"),
     ({"mu_s": SPATIAL["mu_s"] * np.nan, "sigma_s": SPATIAL["sigma_s"]}, "mu_s is not finite"),
-    ({"mu_s": SPATIAL["mu_s"], "sigma_s": np.eye(4)}, r"sigma_s has the shape \(4, 4\), and mu_s"),
+    ({"mu_s": SPATIAL["mu_s"], "sigma_s": np.eye(4)}, r"sigma_s has the shape \(4, 4\), but mu_s has"),
     ({"arr_0": IMAGES[..., 0]}, r"arr_0 is uint8 \(5, 4, 4\)"),
     ({"about": np.zeros(3)}, r"about is float64 \(3,\)"),
     ({"about": np.zeros(1 << 17, np.uint8)}, r"about is uint8"),
     ({"about": np.frombuffer(b"{", np.uint8)}, "about is not JSON"),
     ({"about": np.frombuffer(b"[" * 9999, np.uint8)}, "about is not JSON"),
     ({"about": np.frombuffer(b"[1]", np.uint8)}, "about is not a JSON object"),
-    ({"about": about(format=2)}, "about says format 2; this version reads 1"),
-    ({"about": about(count=None)}, "about says count None; expected int"),
-    ({"about": about(count=True)}, "about says count True; expected int"),
-    ({"about": about(count=1)}, "about says count 1; a covariance needs at least 2"),
-    ({"about": about(extractor=7)}, "about says extractor 7; expected str"),
+    ({"about": about(format=2)}, "about has format 2; this version reads 1"),
+    ({"about": about(count=None)}, "about has count None; expected int"),
+    ({"about": about(count=True)}, "about has count True; expected int"),
+    ({"about": about(count=1)}, "about has count 1; a covariance needs at least 2"),
+    ({"about": about(extractor=7)}, "about has extractor 7; expected str"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], pattern: str) -> None:
     refused(save(tmp_path / "x.npz", **{**MOMENTS, **changes}), pattern)
@@ -158,6 +158,6 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     mean, matrix = torch.zeros(2), torch.eye(2)
     with pytest.raises(EvaluationError, match="sigma is not finite"):
         write_statistics(tmp_path / "x.npz", Statistics(3, mean, matrix * torch.nan))
-    with pytest.raises(EvaluationError, match="how many images"):
+    with pytest.raises(EvaluationError, match="the number of images is not known"):
         write_statistics(tmp_path / "x.npz", Statistics(None, mean, matrix))
     assert list(tmp_path.iterdir()) == []

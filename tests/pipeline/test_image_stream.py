@@ -200,18 +200,18 @@ def test_labels_that_are_large(tmp_path: Path) -> None:
 
 def test_a_made_set_of_fewer_images(place: Path) -> None:
     root = place / "set"
-    goes_on = "; the same ldit sample goes on with it"
+    goes_on = "; rerun the same ldit sample command to finish it"
     (root / "000007.png").unlink()
-    refused(lambda: opened(root), f"set: a set that is not complete, 11 of 12 images are there{goes_on}$")
+    refused(lambda: opened(root), f"set: the set is not complete, it has 11 of 12 images{goes_on}$")
     for path in root.glob("*.png"):
         path.unlink()
     (root / "notes.txt").write_text("none")
-    refused(lambda: opened(root), f"set: a set that is not complete, 0 of 12 images are there{goes_on}$")
+    refused(lambda: opened(root), f"set: the set is not complete, it has 0 of 12 images{goes_on}$")
 
 
 def test_a_made_set_in_the_making(place: Path) -> None:
     describe(place / "set", complete=False)
-    refused(lambda: opened(place / "set"), "not complete, 12 of 12 images are there")
+    refused(lambda: opened(place / "set"), "not complete, it has 12 of 12 images")
 
 
 @pytest.mark.parametrize("name", ["grid.png", "000012.png", "0000001.png", "000003.jpg", "00000x.png"])
@@ -233,7 +233,7 @@ def test_what_images_of_a_set_are_called() -> None:
 
 def test_an_array_in_the_making(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npz"
-    line = r"x\.npz: a set that is not complete; the same ldit sample goes on with it$"
+    line = r"x\.npz: the set is not complete; rerun the same ldit sample command to finish it$"
     assert not made(monkeypatch, job(whole / "model", NUM), path, 0, 2) and path.with_name("x.npz.parts").is_dir()
     refused(lambda: opened(path), line)
     refused(lambda: check_there(str(path)), line)

@@ -84,7 +84,7 @@ def test_places_that_hold_something_else(source: Path, tmp_path: Path, monkeypat
     (tmp_path / "folder.npz").mkdir()
     assert "is a folder, expected the name of a file" in refused(tmp_path / "folder.npz", source, monkeypatch)
     (tmp_path / "mine.npz").write_bytes(b"mine")
-    assert "no mine.npz.json says what it is" in refused(tmp_path / "mine.npz", source, monkeypatch)
+    assert "exists, but mine.npz.json does not" in refused(tmp_path / "mine.npz", source, monkeypatch)
     assert made(monkeypatch, job(source), tmp_path / "ours.npz")
     os.replace(tmp_path / "mine.npz", tmp_path / "ours.npz")
     assert "is not the file that ours.npz.json describes" in refused(tmp_path / "ours.npz", source, monkeypatch)

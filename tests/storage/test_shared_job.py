@@ -110,7 +110,7 @@ def test_a_block_that_turns_out_to_be_damaged_is_made_again(tmp_path: Path) -> N
             self.path(0).unlink()
             return False
 
-    with pytest.raises(RunError, match="a block was lost"):
+    with pytest.raises(RunError, match="a block disappeared"):
         Losing(tmp_path / "other").run()
 
 

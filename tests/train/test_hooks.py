@@ -60,7 +60,7 @@ def test_nothing_to_measure_is_said() -> None:
     place, told = around(Images(), data)
     with said() as lines:
         assert heldout_hook(task, data, 4, place)(state) == {}
-    assert lines == ["step 0: nothing is measured: none of the 4 images can be read"] and len(told[0][0]) == 4
+    assert lines == ["step 0: no held-out value: none of the 4 images can be read"] and len(told[0][0]) == 4
 
 
 def test_a_run_records_them_once(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_what_shapes_do_not_show_is_said(
     changes: dict[str, Any], named: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, lines = begun(started_from(place, "data", changes), tmp_path / "run", monkeypatch)
-    assert any(f"the start differs in {named}: " in line for line in lines)
+    assert any(f"init_from: {named} differs: " in line for line in lines)
 
 
 @pytest.mark.parametrize(

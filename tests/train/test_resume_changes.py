@@ -196,11 +196,13 @@ def test_images_and_a_cache_of_them_are_told_apart(place: Path, tmp_path: Path) 
     online, with_codec = recorded(place, tmp_path, "f" * 64)
     cached, without = recorded(place, tmp_path, None)
     there, now = "images that are encoded in the step", "a latent cache"
-    with pytest.raises(DataError, match=f"step-00000002 trains on {there}, data.path now means {now}"):
+    with pytest.raises(DataError, match=f"step-00000002 trains on {there}, data.path is now {now}"):
         asked(place, "x", online, without)
-    with pytest.raises(DataError, match=f"step-00000002 trains on {now}, data.path now means {there}"):
+    with pytest.raises(DataError, match=f"step-00000002 trains on {now}, data.path is now {there}"):
         asked(place, "x", cached, with_codec)
-    with pytest.raises(DataError, match=r"autoencoder is not that of .*: fingerprint ffffffffffff there, eeeeeeeeeeee"):
+    with pytest.raises(
+        DataError, match=r"autoencoder differs from that of .*: fingerprint ffffffffffff there, eeeeeeeeeeee"
+    ):
         asked(place, "x", online, {**with_codec, "codec": "e" * 64})
 
 

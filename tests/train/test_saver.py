@@ -24,7 +24,7 @@ from ldit.train.trainer import SAVE_FAILED, Hook
 
 def test_it_runs_beside_the_caller() -> None:
     gate, done = threading.Event(), []
-    saver = Saver(beside=True)
+    saver = Saver(asynchronous=True)
     saver.start(lambda: (gate.wait(30), done.append(threading.current_thread())))
     assert done == [] and not saver.failed
     gate.set()
@@ -34,10 +34,10 @@ def test_it_runs_beside_the_caller() -> None:
 
 def test_or_at_once() -> None:
     done: list[int] = []
-    Saver(beside=False).start(lambda: done.append(1))
+    Saver(asynchronous=False).start(lambda: done.append(1))
     assert done == [1]
     with pytest.raises(OSError, match="full"):
-        Saver(beside=False).start(_fail)
+        Saver(asynchronous=False).start(_fail)
 
 
 def _fail() -> None:
@@ -46,7 +46,7 @@ def _fail() -> None:
 
 def test_one_at_a_time() -> None:
     """The second begins when the first has ended."""
-    saver, running, most, gate = Saver(beside=True), [], [], threading.Event()
+    saver, running, most, gate = Saver(asynchronous=True), [], [], threading.Event()
 
     def work(name: int) -> None:
         running.append(name)
@@ -63,7 +63,7 @@ def test_one_at_a_time() -> None:
 
 def test_a_failure_is_said_once() -> None:
     """By `failed` until someone waits, by `wait` once, and by the next `start` where nobody waited."""
-    saver = Saver(beside=True)
+    saver = Saver(asynchronous=True)
     saver.start(_fail)
     assert saver._thread is not None
     saver._thread.join()
@@ -295,7 +295,7 @@ def test_memory_that_cannot_be_had_is_said_in_bytes(monkeypatch: pytest.MonkeyPa
         return real(*size, **options)
 
     monkeypatch.setattr(torch, "empty", refusing)
-    with pytest.raises(RunError, match=r"^a checkpoint needs 6,464 bytes of host memory, which cannot be had$"):
+    with pytest.raises(RunError, match=r"^a checkpoint needs 6,464 bytes of host memory; there is not enough$"):
         staging.begin([torch.ones(1600), torch.ones(())])
     staging.begin([torch.ones(5)])
     assert torch.equal(staging.copy(torch.ones(5)), torch.ones(5))

@@ -235,7 +235,7 @@ def test_another_kind_of_network_is_refused() -> None:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (("x_embedder.bias", torch.zeros(64)), "x_embedder.bias is there twice"),
+        (("x_embedder.bias", torch.zeros(64)), "x_embedder.bias occurs twice"),
         (("more", torch.zeros(2, dtype=torch.int64)), "more is a torch.int64 tensor"),
         (("more", torch.zeros(2, device="meta")), "more is a"),
     ],

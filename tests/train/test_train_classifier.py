@@ -140,9 +140,9 @@ def test_a_run_of_another_kind_is_called_so(place: Path) -> None:
 def test_data_that_shows_no_classes_is_refused(place: Path, tmp_path: Path) -> None:
     """Before anything of a run is made."""
     loose = make_folder(tmp_path / "set", ("a",), side=SIDE)
-    with pytest.raises(DataError, match="holds the one class 'a', a classifier tells two or more apart"):
+    with pytest.raises(DataError, match="holds only the class 'a', a classifier needs two or more classes"):
         train(classifier_run(loose), tmp_path / "run")
-    with pytest.raises(DataError, match="holds images without classes, a classifier tells two or more apart"):
+    with pytest.raises(DataError, match="holds images without classes, a classifier needs two or more classes"):
         train(classifier_run(loose / "a"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

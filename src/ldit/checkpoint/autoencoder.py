@@ -1,4 +1,4 @@
-"""Autoencoders trained here: opened, and written in the layout of diffusers, from which codecs are opened."""
+"""Opens autoencoders trained by ldit, and writes them in the layout of diffusers, from which codecs are opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class AutoencoderSource:
-    """A committed step of an autoencoder's run; what `tensors` reads matches the manifest."""
+    """A committed step of an autoencoder's run, whose weight files match the manifest."""
 
     path: Path
     spec: AutoencoderSpec
 
     def has_ema(self) -> bool:
-        """Whether EMA weights are kept apart."""
+        """Whether there are separate EMA weights."""
         return has_ema(self.path)
 
     def tensors(self, ema: bool = True) -> NamedTensors:
@@ -37,7 +37,7 @@ def holds_autoencoder(path: Path) -> bool:
 
 
 def open_autoencoder(path: Path) -> AutoencoderSource:
-    """The latest valid step of a run, or the step named; SourceError when it is damaged."""
+    """The latest valid step of a run, or the given step; SourceError when it is damaged."""
     return open_step(path, _opened)
 
 
@@ -53,8 +53,8 @@ def _opened(folder: Path) -> AutoencoderSource:
 def write_diffusers(
     folder: Path, spec: AutoencoderSpec, tensors: NamedTensors, dtype: torch.dtype | None = None
 ) -> None:
-    """AutoencoderKL's config.json and weights into an existing folder. Scale and shift bring the latents to mean 0 and
-    deviation 1, where the run measured them."""
+    """Write AutoencoderKL's config.json and weights into an existing folder. If the run measured its latents, scale and
+    shift normalise them to mean 0 and deviation 1."""
     config = spec.model.to_diffusers()
     if spec.latents is not None:
         config |= {

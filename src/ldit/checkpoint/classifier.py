@@ -1,4 +1,4 @@
-"""Classifiers trained here, opened."""
+"""Opens classifiers trained by ldit."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from ldit.storage.tensors import NamedTensors
 
 @dataclass(frozen=True)
 class ClassifierSource:
-    """A committed step of a classifier's run; what `tensors` reads, the EMA weights, matches the manifest."""
+    """A committed step of a classifier's run, whose EMA weights match the manifest."""
 
     path: Path
     spec: ClassifierSpec
 
     def tensors(self) -> NamedTensors:
-        """Named tensors, memory-mapped, one by one."""
+        """Named EMA tensors, memory-mapped, one by one."""
         return read_weights(self.path, ema=True)
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the weights file; of several, one after another."""
+        """Hex sha256 of the weight files' contents, in order."""
         digest = hashlib.sha256()
         for name in weight_files(self.path, ema=True):
             digest.update((self.path / name).read_bytes())
@@ -36,7 +36,7 @@ def holds_classifier(path: Path) -> bool:
 
 
 def open_classifier_step(path: Path) -> ClassifierSource:
-    """The latest valid step of a run, or the step named; SourceError when it is damaged or of something else."""
+    """The latest valid step of a run, or the given step; SourceError when it is damaged or not a classifier."""
     return open_step(path, _opened)
 
 

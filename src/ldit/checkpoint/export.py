@@ -1,6 +1,6 @@
-"""Our layout: config.json, model.safetensors (or shards with an index), and ema.safetensors when kept apart.
+"""The ldit layout: config.json, model.safetensors (or shards with an index), and ema.safetensors if separate.
 
-codec/ is there where the codec was given by path.
+It has a folder codec/ if the codec was given by path.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def read_any_spec(folder: Path) -> AnySpec:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The ModelSpec of config.json; SourceError says what to do with an autoencoder or a classifier."""
+    """The ModelSpec of config.json; for an autoencoder or a classifier, SourceError says what it can be used for."""
     spec = read_any_spec(folder)
     if not isinstance(spec, ModelSpec):
         raise no_model(folder, spec.model.kind)
@@ -59,7 +59,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def no_model(folder: Path, kind: str) -> SourceError:
-    """The error for a run or step of an autoencoder or a classifier where a model is expected."""
+    """The error for an autoencoder or a classifier where a diffusion model is expected."""
     if kind == AUTOENCODER:
         return SourceError(
             f"{folder} is an autoencoder, which makes no images by itself "
@@ -69,14 +69,14 @@ def no_model(folder: Path, kind: str) -> SourceError:
 
 
 def weight_files(folder: Path, ema: bool) -> list[str]:
-    """Names of the files that hold the weights asked for: EMA where kept apart, else the only ones."""
+    """Names of the files that hold the weights: with `ema` the EMA weights if they are separate, else the only ones."""
     return set_files(folder, EMA if ema and has_ema(folder) else MODEL)
 
 
 def verify_export(folder: Path, ema: bool) -> None:
-    """Check the manifest, the configuration and the weight files that will be read.
+    """Verify the manifest, the configuration and the weight files that will be read.
 
-    A committed step (it has training state) must have its manifest; an export may come without one.
+    A committed step, recognised by its training state, must have a manifest; an export may lack it.
     """
     if (folder / manifest.NAME).exists() or (folder / "state").is_dir():
         manifest.verify(folder, [CONFIG, *_indices(folder), *weight_files(folder, ema)])
@@ -87,7 +87,7 @@ def _indices(folder: Path) -> list[str]:
 
 
 def has_ema(folder: Path) -> bool:
-    """Whether EMA weights are kept apart; files that the manifest lists count, so that their loss is noticed."""
+    """Whether there are separate EMA weights. Files listed in the manifest count, so that a missing one is noticed."""
     if has_set(folder, EMA):
         return True
     listed = manifest.read(folder) if (folder / manifest.NAME).is_file() else {}
@@ -95,16 +95,18 @@ def has_ema(folder: Path) -> bool:
 
 
 def kept(folder: Path) -> tuple[str, ...]:
-    """Which weights the folder keeps: "raw", "ema" (kept apart), or both."""
+    """Which weights the folder has: "raw", "ema" (separate EMA weights), or both."""
     return (("raw",) if has_set(folder, MODEL) else ()) + (("ema",) if has_ema(folder) else ())
 
 
 def read_weights(folder: Path, ema: bool) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors, memory-mapped, one by one; not verified."""
     for name in weight_files(folder, ema):
         yield from read_safetensors(folder / name)
 
 
 def weight_shapes(folder: Path, ema: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+    """name -> (shape, dtype word), from the headers of the files."""
     shapes = {}
     for name in weight_files(folder, ema):
         shapes.update(safetensors_shapes(folder / name))

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: the sha256 of the files that hold them."""
+"""Fingerprints of weights: sha256 of the files that hold them."""
 
 import hashlib
 from pathlib import Path
@@ -9,14 +9,14 @@ from ldit.checkpoint.open import Source
 from ldit.storage import manifest
 from ldit.storage.shards import has_set, set_files
 
-# The network's part of a diffusers pipeline.
+# Folder and file stem of the network in a diffusers pipeline.
 _PART, _STEM = "transformer", "diffusion_pytorch_model"
 
 
 def weights_fingerprint(source: Source, ema: bool) -> str:
-    """Hex sha256 of the weight file that `source.tensors(ema)` reads; of several files, of the lines "NAME SHA256" in
-    their order. Taken from the manifest where there is one, which is compared with the files as they are read; else
-    every byte is read once. SourceError names a file that is missing."""
+    """Hex sha256 of the weight file that `source.tensors(ema)` reads; for several files, of the lines "NAME SHA256" in
+    order. Digests come from the manifest if there is one (reading the weights verifies it); otherwise every byte is
+    read once. SourceError names a missing file."""
     if source.path.is_file():
         return manifest.sha256_file(source.path)
     names = _files(source, ema)

@@ -1,4 +1,4 @@
-"""Opening a model source: what it is, its spec, and its weights when asked for."""
+"""Opens a model source of any kind: recognises it, reads its spec, and its weights on demand."""
 
 import re
 from collections.abc import Iterator
@@ -28,15 +28,15 @@ Kind = Literal["ldit", "original", "dit-pt", "diffusers"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model source: recognised and described, its weights not read."""
+    """A model source that has been recognised and whose spec has been read; its weights are read on demand."""
 
     kind: Kind
     path: Path
     spec: ModelSpec
     kept: tuple[str, ...]
-    """Which weights are there: "raw", "ema" (kept apart) or both."""
+    """Which weights it has: "raw", "ema" (separate EMA weights) or both."""
     verified: bool | None = None
-    """The value of `ema` whose files were compared with their checksums when this was opened."""
+    """The value of `ema` for which the weight files were verified at opening, if any."""
     experiment: Experiment | None = None
     """The user's own objects, for a run that was trained with a network or process of the user's."""
 
@@ -54,11 +54,11 @@ class Source:
             yield from export.read_weights(self.path, ema)
 
     def has_ema(self) -> bool:
-        """Whether EMA weights are kept apart."""
+        """Whether there are separate EMA weights."""
         return "ema" in self.kept
 
     def has_raw(self) -> bool:
-        """Whether weights other than EMA are there."""
+        """Whether there are weights other than EMA."""
         return "raw" in self.kept
 
     def shapes(self, ema: bool) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -74,7 +74,7 @@ class Source:
         }
 
     def verify(self) -> None:
-        """Check every file; SourceError names the first fault."""
+        """Verify every file; SourceError names the first damaged one."""
         if self.kind == "ldit" and (self.path / manifest.NAME).exists():
             manifest.verify(self.path)
             return
@@ -87,15 +87,15 @@ class Source:
 def open_source(
     source: str | Path, heads: int | None = None, ema: bool = True, process: dit_pt.ProcessName | None = None
 ) -> Source:
-    """Recognise `source`; SourceError says what was looked for. `heads` is for DiT files of unlisted sizes, `process`
-    for those that do not say theirs; `ema` says which weights of a run's step must match the manifest."""
+    """Recognise `source`; SourceError says what was looked for. `heads`: for DiT files of unlisted sizes. `process`:
+    for DiT and SiT files that do not state it. `ema`: which weights of a run's step must match the manifest."""
     path = _locate(source)
-    # Files: DiT checkpoints only.
+    # A file can only be a DiT or SiT checkpoint.
     if path.is_file():
         return _open_pt(path, heads, process)
     if process is not None:
         raise SourceError(f"{path} states its process itself; process {process!r} is for DiT and SiT .pt files")
-    # Folders, recognised by the files in them.
+    # A folder is recognised by the files in it.
     if is_run(path):
         return _open_run(path, ema)
     if original.is_original(path):
@@ -113,6 +113,7 @@ def open_source(
 
 
 def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None) -> Source:
+    """A DiT or SiT file: shapes give the network, `args` or the file's name the process."""
     if not dit_pt.is_pt(path):
         raise SourceError(f"{path}: expected a folder or a DiT .pt file")
     states, settings = dit_pt.read_file(path, check=False)
@@ -124,6 +125,7 @@ def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None) 
 
 
 def _open_original(path: Path) -> Source:
+    """A folder in the layout of the original."""
     kept = original.kept(path)
     file = original.shard_files(path, ema="raw" not in kept)[0]
     shapes = {name: tuple(t.shape) for name, t in open_state(file, check=False).items()}
@@ -138,6 +140,7 @@ def _open_run(run: Path, ema: bool) -> Source:
     if kind in (AUTOENCODER, CLASSIFIER):
         raise export.no_model(run, kind)
     if not committed_steps(run):
+        # The original's results folder has checkpoints/ too, with its own layout below.
         others = sorted(
             path for path in (run / "checkpoints").iterdir() if path.is_dir() and original.is_original(path)
         )
@@ -153,19 +156,20 @@ def _open_run(run: Path, ema: bool) -> Source:
 
 
 def _locate(source: str | Path) -> Path:
-    """The file or folder of a source: a path, else a bundled model's name, else an id of the Hub."""
+    """The file or folder of a source: a path, else the name of a bundled model, else a Hub id."""
     text = str(source)
     bundled = ASSETS / "models" / text
     try:
         path = Path(text).expanduser()
         if path.exists():
             return path
-    except (OSError, ValueError, RuntimeError):  # too long for a name, with a NUL, ~ of nobody
+    except (OSError, ValueError, RuntimeError):  # name too long, NUL in it, ~ of an unknown user
         raise SourceError(f"no file or folder {text[:100]!r}…") from None
     if re.fullmatch(r"[\w.-]+", text) and bundled.is_dir():
         return bundled
     if isinstance(source, str) and is_hub_id(text):
         folder = from_hub(text)
+        # The published DiTPipeline folders have no safetensors: fetch their .bin files then.
         if diffusers_dit.is_pipeline(folder) and diffusers_dit.lacks_weights(folder):
             folder = from_hub(text, (*MODEL_FILES, *diffusers_dit.PICKLED))
         return folder

@@ -1,4 +1,4 @@
-"""The run directory: whether it can be used, its lock, its committed steps, its best step."""
+"""The run directory: checks, lock, committed steps, best step."""
 
 import errno
 import fcntl
@@ -28,8 +28,8 @@ _T = TypeVar("_T")
 
 
 def check_run_dir(run: Path) -> None:
-    """SourceError or RequestError when `run`, which need not exist, cannot become a run directory: nothing of others
-    that lies there may be changed."""
+    """SourceError or RequestError when `run` cannot become a run directory because of other files in it, which must not
+    be changed. `run` need not exist."""
     if run.exists() and not run.is_dir():
         raise SourceError(f"{run} is a file, not a run directory")
     check_not_in_checkpoint(run)
@@ -39,11 +39,11 @@ def check_run_dir(run: Path) -> None:
     if (run / RUN_CONFIG).exists():
         config = read_json(run / RUN_CONFIG)
         if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
-            raise SourceError(f"{run} is not a run directory: its {RUN_CONFIG} is of something else")
+            raise SourceError(f"{run} is not a run directory: its {RUN_CONFIG} is not that of a run")
 
 
 def run_kind(run: Path) -> str | None:
-    """`model.kind` of what a run trains, from RUN/config.json; None where that says none."""
+    """`model.kind` of a run, from RUN/config.json; None if it is not stated."""
     return model_kind(read_json(run / RUN_CONFIG)) if (run / RUN_CONFIG).is_file() else None
 
 
@@ -55,13 +55,13 @@ def holds(path: Path, kind: str) -> bool:
 
 
 def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
-    """`opened` of the step named, or of a run's latest step for which it raises no SourceError; others are skipped with
-    a warning."""
+    """`opened(folder)` for the given step; for a run, of its latest step for which that raises no SourceError. Steps
+    that fail are skipped with a warning."""
     if not is_run(path):
         return opened(path)
     for step, folder in committed_steps(path):
         try:
-            manifest.read(folder)  # in a run, a step without one is not committed
+            manifest.read(folder)  # in a run, a step without a manifest is not committed
             return opened(folder)
         except SourceError as error:
             logger.warning("step %d is skipped: %s", step, error)
@@ -69,8 +69,8 @@ def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
 
 
 def quarantine_newer(run: Path, step: int) -> None:
-    """Rename the damaged steps newer than `step`, from which the run continues: nothing is deleted, and they count no
-    longer."""
+    """Rename the damaged steps newer than `step`, at which the run resumes. Nothing is deleted, but they no longer
+    count as committed."""
     for number, folder in committed_steps(run):
         if number > step:
             aside, again = folder.with_name(f"{folder.name}.damaged"), 1
@@ -82,9 +82,9 @@ def quarantine_newer(run: Path, step: int) -> None:
 
 
 def drop_after(run: Path, step: int) -> None:
-    """Forget what came after `step`, from which the run continues: EMA snapshots and the best step may be of a branch
-    that it leaves, and are made again if not. The best step is then the last one before that is still there."""
-    # The best step falls back to one that stays.
+    """Remove EMA snapshots and the record of a best step after `step`, at which the run resumes: it may train
+    differently from there, and makes them again if not."""
+    # The best step falls back to the last earlier best that is still committed.
     best, committed = best_step(run), {number for number, _ in committed_steps(run)}
     if best is not None and not (best.step <= step and best.step in committed):
         earlier = [pair for pair in best.before if pair[0] <= step and pair[0] in committed]
@@ -92,17 +92,17 @@ def drop_after(run: Path, step: int) -> None:
             write_best(run, Best(*earlier[-1], best.conditions, tuple(earlier[:-1])))
         else:
             (run / BEST).unlink()
-    # Snapshots of later steps go too.
+    # Remove later snapshots.
     for path in (run / SNAPSHOTS).iterdir() if (run / SNAPSHOTS).is_dir() else ():
         if (match := _STEP.match(path.name)) and int(match[1]) > step:
             _remove(path)
 
 
 def _remove(folder: Path) -> None:
-    """Renamed first: a folder half removed must not look committed."""
+    """Rename first, because a partly removed folder must not look committed."""
     doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)  # what a reader holds open on NFS goes at the next start
+    shutil.rmtree(doomed, ignore_errors=True)  # files open on NFS remain: the next start removes them
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -110,7 +110,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def committed_steps(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every committed step, latest first; committed = renamed into place, so only the name counts."""
+    """(step, folder) of every committed step, latest first. A committed folder is recognised by its final name."""
     if not is_run(run):
         return []
     steps = [(int(m[1]), path) for path in (run / CHECKPOINTS).iterdir() if (m := _STEP.match(path.name))]
@@ -118,8 +118,8 @@ def committed_steps(run: Path) -> list[tuple[int, Path]]:
 
 
 def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path] | None:
-    """The latest step all of whose files match its manifest; damaged ones are skipped with a warning. With several
-    processes each checks its share of the files, and all call this together."""
+    """The latest step all of whose files match its manifest; damaged steps are skipped with a warning. All ranks call
+    it together, and each verifies its share of the files."""
     world = world or World(torch.device("cpu"))
     for step in world.from_rank0(lambda: [number for number, _ in committed_steps(run)]):
         folder = step_folder(run, step)
@@ -133,7 +133,8 @@ def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path]
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Hold the lock of a run directory, so that one job trains there; the kernel frees it when its holder dies."""
+    """Hold the lock of a run directory, so that only one job trains there. The kernel frees it when the process ends,
+    even if killed."""
     make_folder(run)
     with (run / ".lock").open("a") as file:
         try:
@@ -151,8 +152,8 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 class Best(NamedTuple):
-    """The step with the lowest value measured during training, and what was measured how; `before` are the steps that
-    were the best at their time, with their values, oldest first."""
+    """The step with the lowest value measured during training. `conditions`: what was measured and how. `before`:
+    (step, value) of earlier best steps, oldest first."""
 
     step: int
     value: float
@@ -161,7 +162,7 @@ class Best(NamedTuple):
 
 
 def best_step(run: Path) -> Best | None:
-    """What RUN/best.json says; None without one, and, with a warning, where it cannot be read."""
+    """The content of RUN/best.json; None if there is none or, with a warning, if it cannot be read."""
     if not (run / BEST).exists():
         return None
     try:
@@ -174,15 +175,16 @@ def best_step(run: Path) -> Best | None:
 
 
 def write_best(run: Path, best: Best) -> None:
-    """RUN/best.json."""
+    """Write RUN/best.json."""
     data = {"step": best.step, "value": best.value, "of": best.conditions, "before": best.before}
     write_json_atomic(run / BEST, data)
 
 
 def retire(run: Path, keep: int, keep_every: int) -> None:
-    """Remove committed steps beyond the latest `keep` (0 = remove none), but not those that `keep_every` divides, nor
-    the best one; where that is not committed yet, not the best one before it under the same conditions."""
+    """Remove committed steps beyond the latest `keep` (0 = remove none), except those that `keep_every` divides and the
+    best one. If the best step is not committed yet, the best before it is kept."""
     committed, best = committed_steps(run), best_step(run)
+    # The last of the successive best steps that is committed.
     chain = [] if best is None else [*(step for step, _ in best.before), best.step]
     kept = max(set(chain) & {number for number, _ in committed}, default=None)
     steps = [
@@ -193,11 +195,11 @@ def retire(run: Path, keep: int, keep_every: int) -> None:
     for number, old in steps[keep:] if keep else ():
         try:
             _remove(old)
-        except OSError as error:  # a reader on another machine, perhaps: no reason to end a run
+        except OSError as error:  # perhaps open on another machine; no reason to end the run
             logger.warning("step %d could not be removed (%s): %s", number, error.strerror or error, old)
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed process left behind."""
+    """Remove temporary files and folders that killed processes left."""
     for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS):
         remove_leftovers(folder)

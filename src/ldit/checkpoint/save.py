@@ -1,7 +1,7 @@
-"""Saving: every process writes some of the tensors, and the main process commits the folder.
+"""Writes a checkpoint: every rank writes some of the tensors, and the main process commits the folder.
 
-Each process gathers the tensors dealt to it whole, one at a time, so none holds more than one besides its own parts.
-Files hold full tensors: neither a reader nor a resumed run cares how many processes there were.
+Each rank gathers the full tensors that it writes one at a time, so it never holds more than one besides its own parts.
+Files hold full tensors, so they can be read by any number of processes.
 """
 
 import errno
@@ -26,13 +26,13 @@ from ldit.storage.names import TRAINER
 from ldit.storage.outputs import disk_error
 from ldit.storage.shards import ShardWriter, shard_name, write_index
 
-SHARD_BYTES = 1 << 30  # a set is split over this many bytes a file, and into no more files than there are processes
+SHARD_BYTES = 1 << 30  # a larger set is split into files of about this size, at most one for each rank
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a set: this process's part of it, on the CPU; on the meta device where another replica writes it."""
+    """A tensor of a set. `part` is this rank's part, on the CPU, or on the meta device if another replica writes it."""
 
     name: str
     layout: Layout
@@ -40,12 +40,12 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Of the full tensor."""
+        """Size of the full tensor."""
         return math.prod(self.layout.shape) * self.part.element_size()
 
 
 Sets = Mapping[str, Sequence[Entry]]
-"""Stem of the files -> tensors; every process names the same ones in the same order."""
+"""File stem -> tensors, with the same names in the same order on every rank."""
 
 
 def write_step(
@@ -57,9 +57,9 @@ def write_step(
     world: World,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Path:
-    """Commit RUN/checkpoints/step-…; all processes call it, from the thread that owns `world.saving`.
+    """Commit RUN/checkpoints/step-…; all ranks call it, from the thread that owns `world.saving`.
 
-    When one process cannot write, RunError on all of them; earlier checkpoints are intact.
+    If one rank cannot write, all raise RunError; earlier checkpoints stay intact.
     """
     final = step_folder(run, step)
     return write_folder(final, sets, {CONFIG: spec.to_json(), TRAINER: trainer}, world, progress)
@@ -72,9 +72,9 @@ def write_folder(
     world: World,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Path:
-    """Commit a folder of tensor sets and JSON documents."""
+    """Commit a folder of tensor sets and JSON documents (file name -> content). Collective, as `write_step`."""
     needed = sum(entry.bytes for entries in sets.values() for entry in entries)
-    commit: list[Commit] = []  # of the main process
+    commit: list[Commit] = []  # on the main process only
 
     def begin() -> str:
         _check_space(final, needed)
@@ -84,7 +84,7 @@ def write_folder(
         return str(commit[0].folder)
 
     try:
-        # The main process makes the temporary folder, after a look at the free space.
+        # The main process checks the free space and makes the temporary folder.
         folder = Path(world.from_rank0(lambda: _explained(begin, final, needed), world.saving))
         records: dict[str, Record] = {}
 
@@ -97,9 +97,9 @@ def write_folder(
             if failure is not None:
                 raise failure
 
-        # All write their files; if one fails, every process raises.
+        # Every rank writes its files; if one fails, all raise.
         world.run_on_all(lambda: _explained(write, final, needed), world.saving)
-        # Sizes and checksums, taken while writing, go to the main process for the manifest.
+        # Gather sizes and checksums, computed while writing, for the manifest.
         known = {name: Record(*pair) for own in world.gather(records, world.saving) for name, pair in own.items()}
 
         def finish() -> None:
@@ -112,8 +112,8 @@ def write_folder(
         # The main process adds the small files and the manifest, fsyncs, and renames the folder.
         world.from_rank0(lambda: _explained(finish, final, needed), world.saving)
     except BaseException:
-        for one in commit:
-            one.abort()
+        for unfinished in commit:
+            unfinished.abort()
         raise
     return final
 
@@ -126,9 +126,9 @@ def _write_set(
     progress: Callable[[str], None],
     writing: bool = True,
 ) -> tuple[dict[str, Record], Exception | None]:
-    """Write this process's file of a set; its record by name, and what went wrong. A process that cannot write, or is
-    not to (`writing`), still takes part in the exchange to its end: the others wait for what it holds."""
-    # Who writes what: a queue of tensors for each member of the group that holds one whole model.
+    """Write this rank's file of a set; returns its manifest record by name, and the error if any. A rank that cannot
+    write, or should not (`writing`), still takes part in every exchange: the others wait for its parts."""
+    # The tensors of each rank of the group that holds one whole model.
     owners = deal(entries, world.size)
     model_group = world.saving_model_group
     base = world.replica * len(model_group)
@@ -136,6 +136,7 @@ def _write_set(
         [e for e, owner in zip(entries, owners, strict=True) if owner == base + j] for j in range(len(model_group))
     ]
     mine = queues[model_group.me]
+    # Open this rank's file, if it writes any.
     failure: Exception | None = None
     writer: ShardWriter | None = None
     name = _file_of(stem, world.rank, owners) if mine else ""
@@ -144,17 +145,18 @@ def _write_set(
             writer = ShardWriter(folder / name, [(e.name, e.part.dtype, e.layout.shape) for e in mine])
         except Exception as error:
             failure = error
-    # In each turn every member gets one tensor whole, and writes it.
+    # In each turn every rank receives one full tensor, and writes it.
     for turn in range(max(map(len, queues))):
-        dealt = [queue[turn] if turn < len(queue) else None for queue in queues]
-        parts = [None if e is None else e.part for e in dealt]
-        whole = gather_whole(parts, [None if e is None else e.layout for e in dealt], model_group)
+        entries_of_turn = [queue[turn] if turn < len(queue) else None for queue in queues]
+        parts = [None if e is None else e.part for e in entries_of_turn]
+        full = gather_whole(parts, [None if e is None else e.layout for e in entries_of_turn], model_group)
         progress("save")
-        if whole is not None and writer is not None and failure is None:
+        if full is not None and writer is not None and failure is None:
             try:
-                writer.add(whole)
+                writer.add(full)
             except Exception as error:
                 failure = error
+    # Fsync and close.
     if writer is None:
         return {}, failure
     try:
@@ -165,8 +167,8 @@ def _write_set(
 
 
 def deal(entries: Sequence[Entry], processes: int) -> list[int]:
-    """The process that writes each tensor: neighbours together, about equal bytes each, as few files as SHARD_BYTES
-    allows, spread over all processes."""
+    """The rank that writes each tensor. Consecutive tensors share a file; files have about equal size, are as few as
+    SHARD_BYTES allows, and are spread over the ranks."""
     total = sum(entry.bytes for entry in entries)
     files = min(processes, max(1, -(-total // SHARD_BYTES)))
     owners, before = [], 0
@@ -183,7 +185,7 @@ def _file_of(stem: str, owner: int, owners: Sequence[int]) -> str:
 
 
 def _write_index(folder: Path, stem: str, entries: Sequence[Entry], processes: int) -> None:
-    """The index of a set of several files."""
+    """Write the index if the set has several files."""
     owners = deal(entries, processes)
     if len(set(owners)) > 1:
         files = {e.name: _file_of(stem, owner, owners) for e, owner in zip(entries, owners, strict=True)}
@@ -198,7 +200,7 @@ def _check_space(final: Path, needed: int) -> None:
 
 
 def _explained(work: Callable[[], T], final: Path, needed: int) -> T:
-    """`work()`, with errors of the file system as one line that says what a checkpoint needs."""
+    """`work()`; an OSError becomes a RunError of one line that says how many bytes a checkpoint needs."""
     try:
         return work()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`ldit bench`: measurements, printed as JSON and written to a file."""
+"""`ldit bench`: measures speed and memory, and reports them as JSON."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _run(request: R, measure: Callable[[R], dict[str, Any]]) -> int:
         check_report(request.json)
     setup()
     report = json.dumps(measure(request))
-    print(report, flush=True)  # before the file, whose writing may fail
+    print(report, flush=True)  # first, because writing the file may fail
     if request.json is not None:
         request.json.write_text(report + "\n", encoding="utf-8")
     return 0

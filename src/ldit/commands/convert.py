@@ -1,4 +1,4 @@
-"""`ldit convert`: a checkpoint in another layout, written completely or not at all."""
+"""`ldit convert`: writes a checkpoint in another layout, atomically."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +20,13 @@ from ldit.precision import DTYPES
 from ldit.storage.atomic import committed, replaced
 from ldit.storage.manifest import check_not_in_checkpoint
 
-CODEC = "codec"  # the folder of an export, and its name there
+CODEC = "codec"  # folder of the codec in an export, and its name in config.json
 
 
 def run(request: ConvertRequest) -> int:
     """`ldit convert`."""
-    one = request
-    print(convert(one.source, one.out, one.to, one.dtype, one.ema_only, one.heads, one.process))
+    r = request
+    print(convert(r.source, r.out, r.to, r.dtype, r.ema_only, r.heads, r.process))
     return 0
 
 
@@ -39,19 +39,22 @@ def convert(
     heads: int | None = None,
     process: ProcessName | None = None,
 ) -> Path:
-    """Write `source` to `out` in layout `to`; `heads` and `process` as in `open_source`. SourceError names impossible
-    pairs and an `out` that exists, CodecError what is wrong with the model's codec, which an export in our layout takes
-    along where it is given by path."""
+    """Write `source` to `out` in layout `to`; `heads` and `process` as in `open_source`. An export in our layout
+    includes a copy of a codec that is given by path.
+
+    SourceError for impossible pairs and an `out` that exists; CodecError for a codec that does not fit the model.
+    """
+    # Autoencoders have a layout of their own.
     if Path(source).is_dir() and holds_autoencoder(Path(source)):
         for words, given in (("heads are those", heads), ("process is that", process)):
             if given is not None:
                 raise SourceError(f"{source} is an autoencoder; {words} of a DiT .pt")
         return _convert_autoencoder(Path(source), out, to, dtype)
-    # Refuse what cannot be written, from the header alone.
+    # Refuse what cannot be written, before weights are read.
     opened = open_source(source, heads, process=process)
     _check_out(out)
     if ema_only and not opened.has_ema():
-        raise SourceError(f"{opened.path} keeps no EMA weights apart")
+        raise SourceError(f"{opened.path} has no separate EMA weights")
     if dtype is not None and to != "ldit":
         raise SourceError(f"layout {to!r} holds fp32 weights; dtype goes with layout 'ldit'")
     raw = opened.has_raw() and not ema_only
@@ -62,7 +65,7 @@ def convert(
         return _write_pt(opened, out, raw, ema)
     if to == "original":
         check_original(opened.spec)
-    # Write into a temporary folder that is renamed at the end, so that `out` is complete or absent.
+    # Write into a temporary folder that is renamed at the end, so that `out` is complete or missing.
     codec = _codec_to_copy(opened, out) if to == "ldit" else None
     with committed(out) as folder:
         weights = opened.tensors(ema=not raw)
@@ -71,13 +74,13 @@ def convert(
             write_export(folder, _with_codec(opened.spec, codec, folder), weights, average, DTYPES.get(dtype or ""))
         else:
             step = (opened.spec.training or {}).get("step")
-            # A model with one set of weights is both to the original, which samples from EMA by default.
+            # The original samples from EMA by default: a single set of weights is written as both.
             write_original(folder, opened.spec, weights, average or opened.tensors(ema=not raw), step)
     return out
 
 
 def _codec_to_copy(opened: Source, out: Path) -> Path | None:
-    """The folder of a codec that is given by path; CodecError when the model does not fit it any more."""
+    """The folder of a codec that is given by path, else None; CodecError when it does not fit the model."""
     codec = opened.spec.codec
     if not isinstance(codec, AutoencoderConfig):
         return None
@@ -91,7 +94,7 @@ def _codec_to_copy(opened: Source, out: Path) -> Path | None:
 
 
 def _with_codec(spec: ModelSpec, codec: Path | None, folder: Path) -> ModelSpec:
-    """The export's spec, with `codec` copied beside it."""
+    """The export's spec; `codec` is copied into the export's `folder`."""
     if codec is None:
         return spec
     assert isinstance(spec.codec, AutoencoderConfig)
@@ -108,7 +111,7 @@ def _check_out(out: Path) -> None:
 
 
 def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None) -> Path:
-    """The EMA weights of an autoencoder's run as a codec's folder."""
+    """Write the EMA weights of an autoencoder's run as a codec folder."""
     opened = open_autoencoder(source)
     _check_out(out)
     if to != "diffusers":
@@ -117,14 +120,15 @@ def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None)
         write_diffusers(folder, opened.spec, opened.tensors(), DTYPES.get(dtype or ""))
     if opened.spec.latents is None:
         logger.warning(
-            "%s never measured its latents (heldout.every, heldout.num): %s is written without scale and shift, which "
-            "readers take for 0.18215 and 0",
+            "%s never measured its latents (heldout.every, heldout.num): %s is written without scale and shift, and "
+            "readers assume 0.18215 and 0",
             opened.path, out,
         )  # fmt: skip
     return out
 
 
 def _write_pt(opened: Source, out: Path, raw: bool, ema: bool) -> Path:
+    """Write a DiT .pt file with the weights chosen."""
     check_dit_pt(opened.spec)
     kept = [("model", False)] * raw + [("ema", True)] * ema
     states = {key: {name: t.clone() for name, t in opened.tensors(ema=average)} for key, average in kept}

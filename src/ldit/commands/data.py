@@ -1,4 +1,4 @@
-"""`ldit data check`: what a set of images or a latent cache holds, and what is wrong with it, as text or JSON."""
+"""`ldit data check`: reports what a set of images or a latent cache contains and what is wrong with it."""
 
 import json
 from collections import Counter
@@ -16,13 +16,13 @@ from ldit.data.scan import Reading, Report, Size, scan_folder, scan_set
 from ldit.data.source import data_root, open_data, open_whole_cache
 from ldit.errors import DataError, RequestError, SourceError
 
-_SIZE = 64  # to which images of sets that are not folders are cut, where no size is given
+_SIZE = 64  # default size to which images are cropped, of sets that are not folders
 _FEW, _NAMES = 8, 4  # lines of a list, names in one line
 
 
 @dataclass(frozen=True)
 class Result:
-    """A job and what was found."""
+    """A request and its report."""
 
     job: CheckRequest
     report: Report
@@ -44,9 +44,9 @@ def run_check(request: CheckRequest) -> int:
 
 
 def check_data(job: CheckRequest) -> Result:
-    """Look at every image of `job.path`; an image at which a thread hangs is bad, and the others go on.
+    """Check every image of `job.path`. An image whose reading hangs is bad; the check continues with the others.
 
-    RequestError or DataError when there is nothing to look at, or the path is ambiguous. RunError when too many hang.
+    RequestError or DataError when there are no images, or the path is ambiguous. RunError when too many images hang.
     """
     _check_job(job)
     root = data_root(job.path)
@@ -76,7 +76,8 @@ def _check_job(job: CheckRequest) -> None:
 
 
 def _check_other(job: CheckRequest, root: Path, form: Format) -> Report:
-    """The report of what is not a folder of images. What a run would refuse at its start is a problem."""
+    """The report of a set that is not a folder of images. Errors that would stop a run at its start are listed as
+    problems."""
     kind = form.title
     try:
         if form.kind == "cache":
@@ -91,15 +92,17 @@ def _check_other(job: CheckRequest, root: Path, form: Format) -> Report:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """All of it, for machines."""
+    """The complete report, for programs."""
     report = result.report
     return {
+        # The verdict, with everything that is bad.
         "path": result.job.path,
         "kind": report.kind,
         "total": report.total,
         "sound": result.sound,
         "bad": [{"file": name, "reason": reason} for name, reason in report.bad],
         "problems": report.problems,
+        # What there is.
         "classes": dict(report.classes),
         "beside_classes": report.beside,
         "other_files": dict(report.others),
@@ -118,7 +121,7 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def as_text(result: Result) -> list[str]:
-    """At most 40 lines, for people."""
+    """The report in at most 40 lines."""
     report = result.report
     lines = [_row("path", result.job.path), _row("kind", report.kind), _row("images", report.total)]
     lines += _list("bad", len(report.bad), (f"{name}: {reason}" for name, reason in report.bad))
@@ -138,7 +141,7 @@ def as_text(result: Result) -> list[str]:
 
 
 def _beside(report: Report) -> Iterator[str]:
-    """Files that no run reads; a file's kind is taken from its name alone."""
+    """Descriptions of files that no run reads, by their names."""
     if report.beside:
         yield f"{report.beside} images beside the class folders"
     if report.others:
@@ -168,7 +171,7 @@ def _duplicates(report: Report) -> list[str]:
     across = sum(map(report.across_classes, groups))
     head = f"{sum(map(len, groups)) - len(groups)} in {len(groups)} groups of equal files"
     head += f", {across} of them across classes" if across else ""
-    # Copies in two classes teach two labels for one image: those come first.
+    # Duplicates in different classes come first: they give one image two labels.
     groups.sort(key=lambda group: not report.across_classes(group))
     lines = _list("", len(groups), map(_some, groups), _NAMES)[1:]
     return [_row("duplicates", head if groups else "0"), *lines]
@@ -179,7 +182,7 @@ def _row(name: str, value: object) -> str:
 
 
 def _list(name: str, count: int, lines: Iterable[str], most: int = _FEW) -> list[str]:
-    """A heading with the count and the first lines; a heading alone for none."""
+    """A heading with the count, then the first `most` lines."""
     shown = [f"  {line}" for _, line in zip(range(most), lines, strict=False)]
     more = [f"  … and {count - most} more"] if count > most else []
     return [_row(name, count), *shown, *more]
@@ -197,5 +200,5 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def _printable(line: str) -> str:
-    """File names come from outside: control characters and broken UTF-8 are shown by their codes."""
+    """The line with control characters and invalid UTF-8, which file names may contain, shown as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -1,4 +1,4 @@
-"""`ldit doctor`: what this installation has, where it looks for weights, and the command that fixes each lack."""
+"""`ldit doctor`: lists what this installation has, where it looks for weights, and how to install what is missing."""
 
 import importlib.metadata
 import json
@@ -18,13 +18,13 @@ from ldit.eval.extractors.inception_weights import URL, VARIABLE, find_weights
 from ldit.storage.hub import cached_models
 from ldit.version import __version__
 
-SHOWN = 8  # models of a cache that are named
+SHOWN = 8  # models of the cache that are listed
 DISTRIBUTION = "large-dit"
 VARIABLES = (
     VARIABLE, "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 )  # fmt: skip
 CPU_FLAGS = {"avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
-"""Words of /proc/cpuinfo, and what they stand for."""
+"""Flag in /proc/cpuinfo -> name."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Finding:
     name: str
     value: str
     fix: str = ""
-    """The command that changes it, "" where nothing is amiss."""
+    """A command that fixes it; "" if nothing is wrong."""
 
 
 def run(request: DoctorRequest) -> int:
-    """`ldit doctor`. A lack is no failure: the exit code is 0."""
+    """`ldit doctor`. The exit code is 0 even if something is missing."""
     findings = examine()
     if request.json:
-        print(json.dumps([asdict(one) for one in findings]))
+        print(json.dumps([asdict(finding) for finding in findings]))
         return 0
-    for section in dict.fromkeys(one.section for one in findings):
+    for section in dict.fromkeys(finding.section for finding in findings):
         print(section)
-        for one in findings:
-            if one.section == section:
-                print(f"  {one.name:<38} {one.value}" + (f"\n{'':<41}fix: {one.fix}" if one.fix else ""))
+        for f in findings:
+            if f.section == section:
+                print(f"  {f.name:<38} {f.value}" + (f"\n{'':<41}fix: {f.fix}" if f.fix else ""))
     return 0
 
 
@@ -77,7 +77,7 @@ def _devices() -> list[Finding]:
         lines.append(Finding("devices", f"cuda:{index}", f"{properties.name}, {memory}"))
     if len(lines) == 1:
         built = torch.version.cuda is not None
-        value = "none found" if built else "none: this torch is built for the CPU alone"
+        value = "none found" if built else "none: this torch is built for the CPU only"
         fix = "nvidia-smi (shows whether the driver sees a GPU)" if built else ""
         if not built and shutil.which("nvidia-smi"):
             fix = "pip install --force-reinstall torch (a build with CUDA)"
@@ -86,7 +86,7 @@ def _devices() -> list[Finding]:
 
 
 def _capabilities() -> list[Finding]:
-    """What makes training and sampling fast here."""
+    """What affects the speed of training and sampling."""
     cuda = torch.cuda.is_available()
     info = Path("/proc/cpuinfo")
     words = set(info.read_text().split()) if info.is_file() else set()
@@ -127,7 +127,7 @@ def _places() -> list[Finding]:
 
 
 def _extras() -> list[Finding]:
-    """Packages that extras of this one bring."""
+    """Packages of the extras."""
     lines = []
     for name, extra in _requirements():
         if extra:
@@ -138,7 +138,7 @@ def _extras() -> list[Finding]:
 
 
 def _requirements() -> list[tuple[str, str]]:
-    """(package, extra that brings it, or "") as this installation's own metadata lists them."""
+    """(package, its extra or "") of every requirement in this installation's metadata."""
     try:
         listed = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -149,7 +149,7 @@ def _requirements() -> list[tuple[str, str]]:
 
 
 def _version(package: str) -> str:
-    """The installed version of a distribution, "" where there is none."""
+    """The installed version of a distribution; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

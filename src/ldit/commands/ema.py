@@ -1,4 +1,4 @@
-"""`ldit ema`: an EMA of any length, reconstructed from the snapshots of a run (Karras et al. 2024)."""
+"""`ldit ema`: reconstructs an EMA of any length from the snapshots of a run (Karras et al. 2024)."""
 
 from ldit.config.requests.convert import EMARequest
 from ldit.train.reconstruct import reconstruct

@@ -1,7 +1,7 @@
-"""`ldit encode`: images to a latent cache, resumable, on any number of processes.
+"""`ldit encode`: encodes images into a latent cache, resumable, on any number of processes.
 
-Processes meet through the files alone (`ldit.storage.shared_job`). A shard's bytes depend on the images of its range
-alone: batches never cross shards and always hold the same images.
+Processes communicate through files only (`ldit.storage.shared_job`). A shard's bytes depend on the images of its range
+alone: batches never cross shards and always contain the same images.
 """
 
 import sys
@@ -44,7 +44,7 @@ from ldit.storage.signals import Stopped, stopped_by_signals
 
 
 class EncodeKeywords(TypedDict, total=False):
-    """The fields of `ldit.config.requests.encode.EncodeRequest`, which says what each means, and their aliases."""
+    """The fields of `ldit.config.requests.encode.EncodeRequest`, which documents them, and their aliases."""
 
     image_size: int
     heldout: str | None
@@ -66,8 +66,8 @@ class EncodeKeywords(TypedDict, total=False):
 
 
 def encode(path: str | Path, out: str | Path, **keywords: Unpack[EncodeKeywords]) -> Path:
-    """`ldit.encode`: images through an autoencoder into a latent cache, which trains as the images would; the folder
-    of the cache. The same call finishes what was interrupted. Errors as in `make_cache`."""
+    """`ldit.encode`: encode images into a latent cache, which can replace the images in training. Returns the cache's
+    folder. After an interruption, the same call finishes the cache. Errors as in `make_cache`."""
     make_cache(from_keywords(EncodeRequest, {**keywords, "path": str(path), "out": Path(out)}, "encode"))
     return Path(out)
 
@@ -78,7 +78,7 @@ def run(request: EncodeRequest) -> int:
     try:
         is_complete = make_cache(request)
     except Stopped as stop:
-        print(f"ldit: {stop}: what is in {request.out} is kept, rerun the same command to finish it", file=sys.stderr)
+        print(f"ldit: {stop}: {request.out} is kept, rerun the same command to finish it", file=sys.stderr)
         return stop.code
     if is_complete:
         print(request.out)
@@ -86,15 +86,16 @@ def run(request: EncodeRequest) -> int:
 
 
 def make_cache(request: EncodeRequest) -> bool:
-    """Make this process's shards of the cache; True when it is complete then, False when others are still at work.
+    """Make this process's shards of the cache. Returns whether it is complete afterwards; False when other processes
+    are still working.
 
-    Stopped after a signal (`ldit.storage.signals`), a second one exits at once. DataError names an image that cannot be
-    read or whose latents are not finite, unless such are skipped; RequestError an --out that is something else's or
-    another job's.
+    Stopped after a signal (`ldit.storage.signals`); a second signal exits at once. DataError names an image that cannot
+    be read or whose latents are not finite, unless bad images are skipped. RequestError when --out holds something else
+    or another job.
     """
     with stopped_by_signals():
         launch = launched()
-        # Open everything and check it, before anything is written.
+        # Open and check everything before anything is written.
         source, heldout = open_data(
             request.path, request.image_size, request.heldout, request.max_per_class, _decoding(request), request.out
         )
@@ -103,19 +104,20 @@ def make_cache(request: EncodeRequest) -> bool:
             raise DataError(f"{source.root} does not hold images: nothing to encode")
         device = process_device(request.device)
         codec = open_autoencoder(request, device)
-        kept = None if heldout is None else _record(request, heldout, training=False)
-        cache = CacheJob(request.out, _describe(request, codec, source, heldout), kept)
-        # Begin, or find what an earlier start left.
+        heldout_record = None if heldout is None else _record(request, heldout, training=False)
+        cache = CacheJob(request.out, _describe(request, codec, source, heldout), heldout_record)
+        # Begin the cache, or continue it.
         if not cache.begin():
             logger.info("%s is complete: nothing is left to do", request.out)
             return True
+        # Save the index of tar archives, which another start would have to read again.
         if launch.rank == 0:
             keep_index(source, request.out)
         samples = {cache.parts[0].folder: source} | ({} if heldout is None else {cache.parts[1].folder: heldout})
         total = sum(map(len, cache.blocks))
 
         def make(numbers: Iterator[int]) -> None:
-            """Encode and write the shards of these blocks."""
+            """Encode and write these shards."""
             progress = Progress(total, cache.count_done, launch.rank == 0, "images")
             skip = request.bad == "skip"
             encoder = Encoder(
@@ -130,15 +132,15 @@ def make_cache(request: EncodeRequest) -> bool:
                 encoder.close()
                 progress.close()
 
-        # This process's shards that are missing; whoever finds every shard there writes the manifest.
+        # Make this process's missing shards. The process that finds all shards present writes the manifest.
         complete = cache.make_share(launch.rank, launch.size, make)
         if complete and launch.rank == 0:
-            _say(request.out)
+            _log_counts(request.out)
         return complete
 
 
 def open_autoencoder(request: EncodeRequest, device: torch.device) -> codecs.Autoencoder:
-    """The codec of a request, with its own scale and shift, which are recorded; latents are kept raw."""
+    """The codec of a request, with its own scale and shift. Those are recorded; cached latents are not scaled."""
     roots = () if request.local_diffusers_model_root is None else (request.local_diffusers_model_root,)
     own = read_kl_config(codec_folder(request.codec, roots))
     scale, shift = own.scaling
@@ -149,6 +151,7 @@ def open_autoencoder(request: EncodeRequest, device: torch.device) -> codecs.Aut
 def _describe(
     request: EncodeRequest, codec: codecs.Autoencoder, source: Samples, heldout: Samples | None
 ) -> CacheDescription:
+    """The description of the cache, which must be the same when it is continued."""
     config, size = codec.config, request.image_size
     if size % codec.factor:
         raise ConfigError(f"--image-size: {size} is not a multiple of the codec's factor {codec.factor}")
@@ -178,7 +181,7 @@ def _record(request: EncodeRequest, samples: Samples, training: bool) -> SourceR
     return SourceRecord(len(samples), samples.fingerprint(), to_dict(_decoding(request)), cap)
 
 
-def _say(out: Path) -> None:
+def _log_counts(out: Path) -> None:
     for cache in filter(None, open_cache(out, verify=False)):
         logger.info(
             "%s: %s images and their mirror images, %d left out",

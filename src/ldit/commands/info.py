@@ -1,4 +1,4 @@
-"""`ldit info`: what a source is, from headers and shapes alone."""
+"""`ldit info`: describes a source from headers and shapes, without reading its weights."""
 
 import json
 import math
@@ -42,12 +42,11 @@ def run(request: InfoRequest) -> int:
 def describe(
     source: str | Path, verify: bool = False, heads: int | None = None, process: ProcessName | None = None
 ) -> dict[str, Any]:
-    """kind, path, parameters, dtypes and the like of a model; of an autoencoder's run or step, which is kind
-    "autoencoder", or a classifier's, which is kind "classifier"; or of a codec's folder, kind "autoencoder_kl". FLOPs
-    are those of one forward pass of one image.
+    """Kind, path, parameters, dtypes and more of a model, a run or step of an autoencoder (kind "autoencoder") or of a
+    classifier ("classifier"), or a codec folder ("autoencoder_kl"). FLOPs are those of a forward pass for one image.
 
-    `heads` and `process` as in `open_source`. With `verify` every file is read and checked; SourceError or CodecError
-    names the first fault.
+    `heads` and `process` as in `open_source`. With `verify`, every file is read and checked; SourceError or CodecError
+    names the first damaged one.
     """
     folder = _folder(source)
     report = (
@@ -61,8 +60,8 @@ def describe(
 
 
 def _other(folder: Path, source: str | Path, verify: bool, of_pt: dict[str, Any]) -> dict[str, Any] | None:
-    """The report on a known folder that holds no diffusion model; None for others. `of_pt`: what is given for DiT .pt
-    files alone, by the words of the error."""
+    """The report on a folder that holds an autoencoder, a classifier or a codec; None for others. `of_pt`: the options
+    that apply to DiT .pt files only, by the words of the error."""
     for what, known, report_of in (
         ("an autoencoder", _is_codec, _codec),
         ("an autoencoder", holds_autoencoder, _autoencoder),
@@ -96,7 +95,7 @@ def _model(source: str | Path, verify: bool, heads: int | None, process: Process
 
 
 def _size(spec: ModelSpec) -> dict[str, Any]:
-    """FLOPs at the training size; a text model's is its token budget whatever the image."""
+    """FLOPs at the size of training; for a text model, those of its token budget."""
     if isinstance(spec.model, TextModelConfig):
         return {"flops": forward_flops(spec.model, 0, 0), "tokens": spec.model.max_seq_len}
     side = spec.model.input_size
@@ -104,8 +103,8 @@ def _size(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _autoencoder(folder: Path, verify: bool) -> dict[str, Any]:
-    """A step of an autoencoder's run, the newest sound one of a run; its statistics are null before they are
-    measured."""
+    """The report on a step of an autoencoder's run, or the run's latest valid step. Statistics are null until they have
+    been measured."""
     opened = open_autoencoder(folder)
     own = {
         "factor": opened.spec.model.factor,
@@ -116,7 +115,7 @@ def _autoencoder(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _classifier(folder: Path, verify: bool) -> dict[str, Any]:
-    """A step of a classifier's run, the newest sound one of a run."""
+    """The report on a step of a classifier's run, or the run's latest valid step."""
     opened = open_classifier_step(folder)
     spec = opened.spec
     own = {
@@ -129,7 +128,7 @@ def _classifier(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _step(folder: Path, spec: AnySpec, own: dict[str, Any], verify: bool) -> dict[str, Any]:
-    """The report on a step of a run that trains no diffusion model, around what is its `own`."""
+    """The report on a step of an autoencoder's or classifier's run, including the entries `own`."""
     if verify and (folder / manifest.NAME).exists():
         manifest.verify(folder)
     entries = weight_shapes(folder, ema=True)
@@ -147,7 +146,7 @@ def _step(folder: Path, spec: AnySpec, own: dict[str, Any], verify: bool) -> dic
 
 
 def _codec(folder: Path, verify: bool) -> dict[str, Any]:
-    """A folder of diffusers' layout; with `verify` also its fingerprint."""
+    """The report on a codec folder in diffusers' layout; with `verify` also its fingerprint."""
     own = read_kl_config(folder)
     entries = {name: (tensor.numel(), tensor.dtype) for name, tensor in read_tensors(folder)}
     report = {
@@ -171,8 +170,8 @@ def _codec(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _folder(source: str | Path) -> Path | None:
-    """The folder that is meant, where it is no model of the Hub: a place before a bundled name, as everywhere."""
-    with suppress(OSError, ValueError, RuntimeError):  # too long for a name, with a NUL, ~ of nobody
+    """The folder of a source: a path, else that of a bundled codec; None for files and other sources."""
+    with suppress(OSError, ValueError, RuntimeError):  # name too long, NUL in it, ~ of an unknown user
         path = Path(source).expanduser()
         if path.exists():
             return path if path.is_dir() else None
@@ -188,6 +187,6 @@ def _is_codec(folder: Path) -> bool:
 
 
 def _dtype(words: Iterable[str]) -> str | dict[str, int]:
-    """The dtype of all, or how many entries are of which."""
+    """The dtype of all entries, or the number of entries of each dtype."""
     counts = Counter(words)
     return counts.most_common(1)[0][0] if len(counts) == 1 else dict(counts)

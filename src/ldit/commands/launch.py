@@ -1,4 +1,4 @@
-"""`ldit launch`: batch scripts of clusters. Imports no torch."""
+"""`ldit launch`: writes batch scripts for clusters; imports no torch."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from ldit.config.run import BaseRun
 from ldit.errors import ConfigError, RequestError
 from ldit.storage.manifest import check_not_in_checkpoint
 
-STOPPED_BY_USR1 = 138  # exit code of a run that committed a step after SIGUSR1
+STOPPED_BY_USR1 = 138  # exit code of a run that saved a checkpoint after SIGUSR1
 
 
 def run_slurm(request: SlurmRequest, flags: Sequence[str], config: BaseRun) -> int:
-    """`ldit launch slurm RECIPE … -- flags`. `config` is what `ldit train` makes of the recipe and the flags; what it
-    would refuse is refused before the job waits in a queue for it."""
+    """`ldit launch slurm RECIPE … -- flags`. `config` is the configuration of that run. Errors in it are raised here,
+    not when the job has waited in the queue."""
     config.check()
     _check_processes(request, config)
     print(shlex.join(["sbatch", str(write_slurm(request, flags, request.file))]))
@@ -22,7 +22,7 @@ def run_slurm(request: SlurmRequest, flags: Sequence[str], config: BaseRun) -> i
 
 
 def _check_processes(request: SlurmRequest, config: BaseRun) -> None:
-    """ConfigError where the run cannot be shared by the tasks of the job."""
+    """ConfigError when the run cannot be split over the tasks of the job."""
     shared, train, tasks = config.parallel, config.train, request.nodes * request.gpus_per_node
     group = shared.tp * shared.replicate * max(shared.shard, 1)
     if tasks % group or (shared.shard and tasks != group):
@@ -33,12 +33,12 @@ def _check_processes(request: SlurmRequest, config: BaseRun) -> None:
     parts, micro = tasks // shared.tp, train.micro_batch_size or 1
     if train.batch_size % (parts * micro):
         raise ConfigError(
-            f"train.batch_size: {train.batch_size} cannot be shared by {parts} processes in passes of {micro}"
+            f"train.batch_size: {train.batch_size} cannot be split over {parts} processes in passes of {micro}"
         )
 
 
 def write_slurm(request: SlurmRequest, flags: Sequence[str], file: Path) -> Path:
-    """Write the script of a request to `file`, which must not exist. `flags` are further ones of `ldit train`."""
+    """Write the script of a request to `file`, which must not exist. `flags`: further flags of `ldit train`."""
     check_not_in_checkpoint(file)
     try:
         with file.open("x", encoding="utf-8") as stream:
@@ -49,8 +49,8 @@ def write_slurm(request: SlurmRequest, flags: Sequence[str], file: Path) -> Path
 
 
 def slurm_script(request: SlurmRequest, flags: Sequence[str] = ()) -> str:
-    """The text for sbatch: one task a GPU, which finds its rank in srun's variables; stopped near the time limit by
-    SIGUSR1, it commits a step, ends with 138, and the job is queued again under the same id."""
+    """The script for sbatch, with one task for each GPU, which finds its rank in srun's variables. Before the time
+    limit SIGUSR1 stops the run: it saves a checkpoint and exits with 138, and the job is queued again."""
     options: Sequence[tuple[str, object]] = (
         ("job-name", request.name),
         ("partition", request.partition),
@@ -66,7 +66,7 @@ def slurm_script(request: SlurmRequest, flags: Sequence[str] = ()) -> str:
     )
     header = "\n".join(f"#SBATCH --{key}={value}" for key, value in options if value is not None)
     command = shlex.join(["python", "-u", "-m", "ldit", "train", request.recipe, "--out", str(request.run), *flags])
-    # srun does not take --cpus-per-task over from the job since Slurm 22.05.
+    # Since Slurm 22.05 srun does not inherit --cpus-per-task from the job.
     srun = (
         "srun --wait=60" if request.cpus_per_task is None else f"srun --wait=60 --cpus-per-task={request.cpus_per_task}"
     )

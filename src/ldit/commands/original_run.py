@@ -1,4 +1,4 @@
-"""What the original's --resume and --no_auto_resume mean for a run's directory."""
+"""Checks the original's flags --resume and --no_auto_resume against a run directory."""
 
 import re
 from pathlib import Path
@@ -13,9 +13,9 @@ _ORIGINAL_STEP = re.compile(r"\d{7,}")  # of the original; ours are step-0000010
 def check_start(out: Path, auto_resume: bool, resume: Path | None) -> None:
     """ConfigError when training into `out` would not start where the flags say.
 
-    A run goes on from its newest committed step and nowhere else: `resume` must be that one, and with neither `resume`
-    nor `auto_resume` there must be none. A directory that holds the original's steps is refused, because their
-    optimiser state cannot be read and a start from nothing beside them is not what the same command did there.
+    A run always resumes from its latest step: `resume` must be that step, and without `resume` and `auto_resume` there
+    must be no step. A directory with steps of the original is refused: their optimiser state cannot be read, and the
+    original would resume from them rather than start a new run.
     """
     steps = committed_steps(out)
     if resume is not None:

@@ -1,4 +1,4 @@
-"""`ldit plot`: curves of runs from their metrics.jsonl, a panel a key; imports no torch."""
+"""`ldit plot`: plots metrics.jsonl of runs, a panel for each key; imports no torch."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 Dashes = Literal["-"] | tuple[float, tuple[float, ...]]  # solid, or (offset, (on, off, …))
 
 DEFAULT_KEYS = ("loss", "eps_mse", "grad_norm", "lr", "images_per_second")
-EXACT = ("lr",)  # has no noise: a mean would only round its corners
-FEW = 20  # values of one key, such as held-out losses, are drawn as they are
-NEGLIGIBLE = 1e-3  # weight below which a neighbour does not count
-DASHES: tuple[Dashes, ...] = ("-", (0.0, (4.0, 1.5)), (0.0, (1.0, 1.2)))  # of the first seven runs, the next seven, …
+EXACT = ("lr",)  # keys without noise, which are not smoothed
+FEW = 20  # keys with fewer values, such as held-out losses, are not smoothed
+NEGLIGIBLE = 1e-3  # neighbours with a smaller weight are ignored in smoothing
+DASHES: tuple[Dashes, ...] = ("-", (0.0, (4.0, 1.5)), (0.0, (1.0, 1.2)))  # for the first seven runs, the next seven, …
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One metrics.jsonl: `steps[i]` and `values[i]` are of one line; null and non-finite values are NaN."""
+    """A metrics.jsonl: `steps[i]` and `values[i]` are from one line; null and non-finite values are NaN."""
 
     path: Path
     steps: list[int]
@@ -79,7 +79,7 @@ def plot(job: PlotRequest) -> Path:
         raise RequestError(f"--smooth: must be in [0, 1), got {job.smooth}")
     check_plotting(job.out)
     check_target(job.out)
-    # Read the runs, and decide which keys have a panel and where on the x axis each line lies.
+    # Read the runs, choose the keys, and compute the x position of each line.
     runs, names = [read_metrics(_metrics_file(source)) for source in job.runs], _run_names(job.runs)
     keys = _keys(runs, job.keys)
     axes = [_positions(run, job.x) for run in runs]
@@ -89,7 +89,7 @@ def plot(job: PlotRequest) -> Path:
         Panel(key, tuple(_curve(i, axes[i], run, key, job) for i, run in enumerate(runs) if key in run.names()))
         for key in keys
     ]
-    # Draw, and replace the file whole.
+    # Draw, and replace the file atomically.
     figure = draw(panels, names, job.x, job.log_y)
     with written(job.out), replaced(job.out) as temporary:
         write_figure(figure, temporary, job.out.suffix[1:].lower())
@@ -98,13 +98,13 @@ def plot(job: PlotRequest) -> Path:
 
 @style()
 def draw(panels: Sequence[Panel], runs: Sequence[str], x_label: str, log_y: bool) -> Figure:
-    """The legend of all `runs` above, then a panel a key, two in a row. `panels` is not empty."""
+    """The legend of all `runs` at the top, then a panel for each key, two in a row. `panels` is not empty."""
     from matplotlib.lines import Line2D
 
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     width, height = (10.8, 3.0 * rows) if columns > 1 else (8.4, 4.6)
-    # The longest name decides how many entries of the legend a row holds; the figure grows by its rows.
+    # The longest name decides how many legend entries fit in a row; the figure grows by the legend's rows.
     characters = int(width / 0.085)
     labels = [shortened(name, characters - 8) for name in runs]
     in_a_row = min(len(labels), characters // (max(map(len, labels)) + 8))
@@ -120,9 +120,10 @@ def draw(panels: Sequence[Panel], runs: Sequence[str], x_label: str, log_y: bool
 
 
 def _draw_panel(axes: Axes, panel: Panel, x_label: str, log_y: bool) -> None:
-    """Raw values faint behind all means. A line is broken at a gap, and a value between two gaps is a dot."""
+    """Smoothed curves in front of faint raw values. A line is interrupted at a gap; a value between gaps is a dot."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    # Titles, and a note if there is nothing to draw.
     axes.set_title(shortened(panel.key, 60) + (" (log scale)" if log_y else ""))
     axes.set_xlabel(x_label)
     drawn = [curve for curve in panel.curves if np.isfinite(curve.raw).any()]
@@ -131,6 +132,7 @@ def _draw_panel(axes: Axes, panel: Panel, x_label: str, log_y: bool) -> None:
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)
         axes.set(xticks=[], yticks=[])
         return
+    # Raw values of all runs first, so that they are behind all smoothed curves.
     for curve in drawn:
         if not np.array_equal(curve.raw, curve.smooth, equal_nan=True):
             axes.plot(curve.x, curve.raw, color=_look(curve.run)[0], alpha=0.28, linewidth=0.8, zorder=2)
@@ -139,6 +141,7 @@ def _draw_panel(axes: Axes, panel: Panel, x_label: str, log_y: bool) -> None:
         (line,) = axes.plot(curve.x, curve.smooth, color=colour, linestyle=dashes, linewidth=1.8, zorder=3)
         if alone := _alone(curve.smooth):
             line.set(marker="o", markersize=4, markevery=alone)
+    # Ticks.
     axes.margins(x=0.01)
     counts = x_label != "hours"
     if counts:
@@ -149,8 +152,8 @@ def _draw_panel(axes: Axes, panel: Panel, x_label: str, log_y: bool) -> None:
 
 
 def _y_ticks(axes: Axes, values: NDArray[np.float64], log_y: bool) -> None:
-    """Round values with short labels. A log axis of many decades has powers of ten alone, one of less than a decade
-    ticks as on a linear axis."""
+    """Ticks at round values with short labels. A log axis of many decades has ticks at powers of ten only; one of less
+    than a decade has the ticks of a linear axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     if not log_y:
@@ -169,7 +172,7 @@ def _y_ticks(axes: Axes, values: NDArray[np.float64], log_y: bool) -> None:
 
 
 def _short(value: float) -> str:
-    """Six digits, and an exponent without zeros in front: 2e-5."""
+    """Six digits, with an exponent without leading zeros: 2e-5."""
     mantissa, mark, exponent = f"{value:.6g}".partition("e")
     return mantissa + mark + (str(int(exponent)) if mark else "")
 
@@ -180,14 +183,14 @@ def _look(run: int) -> tuple[str, Dashes]:
 
 
 def _alone(values: NDArray[np.float64]) -> list[int]:
-    """Places of finite values without a finite neighbour, (N,) -> list."""
+    """Indices of finite values without a finite neighbour."""
     finite = np.concatenate([[False], np.isfinite(values), [False]])
     return np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:]).tolist()
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Every line of a metrics.jsonl. A damaged line is a SourceError that names it, unless it is the last one: the
-    line in which a run died."""
+    """All lines of a metrics.jsonl. SourceError names a damaged line, unless it is the last: a killed run may leave
+    that incomplete."""
     lines = path.read_bytes().splitlines()
     steps: list[int] = []
     values: list[dict[str, float]] = []
@@ -205,11 +208,13 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def smoothed(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    """Mean of each value and its neighbours on both sides, weighted weight**distance in points.
+    """Mean of each value and its neighbours on both sides, with weights weight**distance, distance in points.
 
-    values: (N,), NaN = gap; a gap stays one and parts what is averaged. weight in [0, 1), 0 = as it is. Before the
-    first gap it reaches no further to the right than to the left: the steep beginning of a curve is not pulled down.
+    values: (N,), NaN = gap. A gap stays a gap, and nothing is averaged across it. weight in [0, 1), 0 = no smoothing.
+    Before the first gap, the mean extends no further to the right than to the left, so that the steep start of a curve
+    is not lowered.
     """
+    # The stretches between gaps, and the distance beyond which weights are negligible.
     out = values.copy()
     finite = np.isfinite(values)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], finite, [False]]).astype(np.int8)))
@@ -217,6 +222,7 @@ def smoothed(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
     for first, end in zip(edges[::2], edges[1::2], strict=True):
         part, count = values[first:end], int(end - first)
         total, share = part.copy(), np.ones_like(part)
+        # Add the neighbours at distance k: those on the left, then those on the right.
         for k in range(1, min(reach, count - 1) + 1):
             total[k:] += weight**k * part[:-k]
             share[k:] += weight**k
@@ -229,6 +235,7 @@ def smoothed(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
 
 
 def _metrics_file(source: Path) -> Path:
+    """The metrics.jsonl of a run directory, or the file itself."""
     if source.is_dir():
         if not (source / METRICS).is_file():
             raise SourceError(f"{source / METRICS}: no such file, so {source} is not a run or has logged nothing yet")
@@ -239,6 +246,7 @@ def _metrics_file(source: Path) -> Path:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in a line; None if it is damaged or has no step."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -248,14 +256,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _finite(value: float | None) -> float:
-    """NaN for what cannot be drawn. Differences and ratios of what is left stay within a double's range."""
+    """The value, or NaN if it cannot be drawn. Differences and ratios of the results are within a double's range."""
     if value is None or not abs(value) < 1e150:
         return math.nan
     return value if abs(value) > 1e-150 else 0.0
 
 
 def _keys(runs: Sequence[Metrics], chosen: Sequence[str]) -> list[str]:
-    """The panels; RequestError with the names there are."""
+    """The keys to draw; RequestError for a key that no run has."""
     known = list(dict.fromkeys(name for run in runs for name in run.names()))
     for key in chosen:
         if key not in known:
@@ -271,7 +279,7 @@ def _lacking(run: Metrics, chosen: Sequence[str]) -> list[str]:
 
 
 def _positions(run: Metrics, axis: XAxis) -> NDArray[np.float64]:
-    """x of every line: steps, images seen, or hours of training as images over the logged images_per_second."""
+    """The x position of every line: steps, images seen, or hours of training, computed from images_per_second."""
     steps = np.array(run.steps, dtype=np.float64)
     if axis == "step":
         return steps
@@ -282,6 +290,7 @@ def _positions(run: Metrics, axis: XAxis) -> NDArray[np.float64]:
     rates[~(rates > 0)] = math.nan
     if not np.isfinite(rates).any():
         raise RequestError(f"--x hours: {run.path} has no images_per_second")
+    # A line without a rate takes that of the next line that has one.
     known = np.flatnonzero(np.isfinite(rates))
     nearest = known[np.searchsorted(known, np.arange(len(rates))).clip(0, len(known) - 1)]
     return np.cumsum(np.diff(images, prepend=0.0) / rates[nearest]) / 3600
@@ -301,8 +310,8 @@ def _batch_size(path: Path, axis: XAxis) -> int:
 
 
 def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: PlotRequest) -> Curve:
-    """One key of one run; lines that do not log the key are no gaps. On a log axis values up to 0 are gaps and the
-    mean is that of the logarithms, as drawn. Few values are not averaged."""
+    """The curve of one key of one run. Lines without the key are not gaps. On a log axis values up to 0 are gaps, and
+    logarithms are averaged. Few values are not smoothed."""
     at = [i for i, line in enumerate(run.values) if key in line]
     values = np.array([run.values[i][key] for i in at])
     weight = 0.0 if key in EXACT or len(values) < FEW else job.smooth
@@ -313,7 +322,8 @@ def _curve(index: int, x: NDArray[np.float64], run: Metrics, key: str, job: Plot
 
 
 def _run_names(sources: Sequence[Path]) -> list[str]:
-    """Names of the folders, or of files with a name of their own; paths as given where two would be the same."""
+    """A name for each run: that of its folder, or of its file if that is not metrics.jsonl; the path as given if two
+    names would be the same."""
     names = []
     for source in sources:
         path = source.resolve()

@@ -1,4 +1,4 @@
-"""What a diffusion run does with its own samples: grids of images, and evaluation against real ones."""
+"""Hooks of a diffusion run that sample images: grids, and evaluation against a reference."""
 
 from collections.abc import Callable
 
@@ -17,11 +17,11 @@ from ldit.train.tasks.diffusion import DiffusionTask
 from ldit.train.tasks.task import Hook, HookContext, Task
 
 SAMPLES_PER_CLASS = 2
-MOST_CLASSES = 16  # of a grid
+MOST_CLASSES = 16  # in a grid
 
 
 def check_sampling(task: Task) -> None:
-    """Before a run directory is touched: CodecError or RequestError for samples that the run could not make."""
+    """CodecError or RequestError for samples that the run cannot make; called before the run directory is touched."""
     if not isinstance(task, DiffusionTask):
         return
     grid_request(task)
@@ -30,7 +30,7 @@ def check_sampling(task: Task) -> None:
 
 
 def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
-    """Sample grids and evaluation of a diffusion run; none for other tasks, or where the autoencoder is not found."""
+    """Sample grids and evaluation of a diffusion run; none for other tasks, or if the autoencoder is not found."""
     if not isinstance(task, DiffusionTask):
         return []
     config, codec = task.config, task.codec
@@ -41,7 +41,7 @@ def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
     request = grid_request(task)
     hooks = [Hook(config.train.sample_every, sample_hook(task, request, codec, context))]
     if config.eval.every:
-        from ldit.eval.during_training import evaluation_hook  # its networks and metrics are for runs that ask for it
+        from ldit.eval.during_training import evaluation_hook  # imports much that other runs do not need
 
         measure = evaluation_hook(config, task.spec, request, codec, context.out, context)
         hooks.append(Hook(config.eval.every, measure))
@@ -49,7 +49,7 @@ def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
 
 
 def grid_request(task: DiffusionTask) -> ResolvedRequest:
-    """The request of the sample grids: the first classes, unguided where the model has no null class."""
+    """The request for sample grids: the first classes, without guidance if the model has no null class."""
     conditioner = task.conditioner
     if conditioner.is_unconditional:
         return check_request(task.spec, SamplingRequest(num=6 * SAMPLES_PER_CLASS), process=task.process)
@@ -62,7 +62,7 @@ def grid_request(task: DiffusionTask) -> ResolvedRequest:
 def sample_hook(
     task: DiffusionTask, request: ResolvedRequest, codec: Codec, context: HookContext
 ) -> Callable[[TrainState], None]:
-    """A labelled grid of every class from the EMA weights: RUN/samples/step-….png."""
+    """A hook that writes a labelled grid of samples of the EMA weights to RUN/samples/step-….png."""
 
     def run(state: TrainState) -> None:
         with state.weights.swapped_in(state.averages.main) as model, eager():

@@ -9,7 +9,7 @@ import torch
 class EpochOrder:
     """Epoch e is a fresh shuffle of 0..size-1 seeded by seed + e; the stream is the epochs one after another.
 
-    Memory: one epoch at a time, made when it is first asked for, 4 bytes a sample.
+    Memory: one epoch at a time, made when it is first needed, 4 bytes a sample.
     """
 
     def __init__(self, size: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What a set of training images holds: every image decoded whole, hashed and counted. Reads, and prints nothing."""
+"""Scans a set of training images: decodes, hashes and counts every image; prints nothing."""
 
 import hashlib
 import itertools
@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found. Names are paths below the folder, or the set's names for its images."""
+    """The result of a scan. Names are paths below the folder, or the set's names for its images."""
 
     kind: str
     total: int = 0
@@ -77,7 +77,7 @@ class Report:
         return [names for names in groups.values() if len(names) > 1]
 
     def across_classes(self, group: Iterable[str]) -> bool:
-        """Whether a group of duplicates lies in more than one class."""
+        """Whether a group of duplicates is in more than one class."""
         return len({self.class_of.get(name) for name in group}) > 1
 
     def add(self, name: str, look: "_Look", size: int) -> None:
@@ -187,7 +187,7 @@ def _look_at(images: ImageSet, index: int, decoding: Decoding) -> _Look:
 
 
 def _look(source: Path | BinaryIO, decoding: Decoding) -> _Look:
-    """Hash and facts of one image. What the machine could not do is a reason like any other: nobody has seen it."""
+    """Hash and facts of one image. Errors of the machine count as bad too, because the image was not checked."""
     digest = None
     try:
         if isinstance(source, Path):
@@ -224,11 +224,12 @@ class _Task:
 def _in_order(
     look: Callable[[Item], _Look], items: Iterable[Item], reading: Reading, name: Callable[[Item], str] = str
 ) -> Iterator[_Look]:
-    """`look` of each item, in order, computed by threads; a thread that does not come back makes its item bad. RunError
-    names the item when too many do not."""
+    """`look` of each item, in order, computed by threads. An item whose thread hangs is bad. RunError names the item
+    when too many hang."""
     left, hung = iter(items), 0
     workers = Workers(reading.workers, "check")
     try:
+        # A limited number of items at a time, so that results do not pile up.
         while some := list(itertools.islice(left, _AT_ONCE)):
             tasks = [_Task(lambda item=item: look(item), workers) for item in some]  # type: ignore[misc]
             for place, task in enumerate(tasks):
@@ -241,7 +242,7 @@ def _in_order(
                         what = f"{name(some[place])} cannot be read: {stuck} (--timeout)"
                         raise RunError(f"{what}, and {MOST_HUNG - 1} before it hang as well") from None
                     result = _Look(None, None, str(stuck))
-                    # The thread is lost: new ones take over what none has begun; the others end with their item.
+                    # The thread is lost. New threads take the items that none has begun; the old ones finish theirs.
                     workers.close(0.0)
                     workers = Workers(reading.workers, "check")
                     for later in tasks[place + 1 :]:

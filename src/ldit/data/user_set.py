@@ -1,4 +1,4 @@
-"""A data set of one's own: an object of the user's, read as any other set of images."""
+"""A user-defined data set: an object that is read like any other set of images."""
 
 import hashlib
 import operator
@@ -28,7 +28,7 @@ class UserData(Protocol):
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Any text that tells this set, in its order, from another: a run goes on with the same one only."""
+        """Any text that identifies this set and its order: a run can only be resumed with the same set."""
         ...
 
     def read(self, index: int) -> tuple[Image.Image | np.ndarray, int | None]:
@@ -139,7 +139,7 @@ class UserSet(ImageSet):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _check_first(self) -> None:
-        """A wrong type is found before a run begins. What `read` raises is left to `data.bad`."""
+        """Check the types of the first sample before a run begins. Errors raised by `read` are left to `data.bad`."""
         try:
             sample = self._data.read(0)
         except Exception:

@@ -1,8 +1,8 @@
 """`ldit evaluate` and `ldit stats` from the request to the report: samples, reference, features, metrics, files.
 
-Alone or under torchrun: every process takes every n-th block of images, features are summed in float64 and merged in
-the order of the ranks, so the number of processes changes a metric by rounding alone. Only the main process has the
-rows of features, computes and writes.
+Under torchrun each of n ranks takes every n-th block of images. Features are summed in float64 and merged in the order
+of the ranks, so their number changes a metric by rounding only. The main process alone keeps the rows of features,
+computes the metrics and writes the files.
 """
 
 import time
@@ -43,32 +43,32 @@ from ldit.train.telemetry import peak_memory
 from ldit.version import __version__
 
 ASIDE = ("_deviation", "_interval", "_subset", "_splits")
-"""Ends of the names of what belongs to a metric."""
+"""Suffixes of report keys that belong to a metric and are not metrics themselves."""
 PROTOCOL = 50_000
-"""Images of the field's protocol, and of a checkpoint where no number is asked for."""
+"""The usual number of images, and the default for a checkpoint."""
 TOGETHER = ParallelConfig(timeout=MOST_SECONDS)
-"""Shares are uneven, and the main process computes the metrics alone: hours may pass until all meet again."""
-_OWN = ("source", "batch_size", "device")  # of a ModelRequest, that images which exist have too
+"""A long timeout: shares differ, and the main process computes the metrics alone, which may take hours."""
+_OWN = ("source", "batch_size", "device")  # fields of a ModelRequest that also apply to existing images
 
 
 def check_evaluation(request: EvaluateRequest) -> None:
-    """EvaluationError or RequestError for a value that cannot be served, whatever the images are."""
+    """EvaluationError or RequestError for a value that is invalid for any images."""
     least = {"num": 2, "components": 0, "bootstrap": 0, "image_size": 1, "batch_size": 1}
     for name, lowest in least.items():
         value = getattr(request, name)
         if value is not None and value < lowest:
             raise EvaluationError(f"{name}: must be at least {lowest}, got {value}")
     if request.bootstrap and not request.components:
-        raise EvaluationError("intervals are of distances in principal components: say how many (--components 64)")
+        raise EvaluationError("intervals need principal components: give their number (--components 64)")
     if request.figure is not None:
         check_plotting(request.figure, "figure")
 
 
 def evaluate(request: EvaluateRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """The report, on every process. The main one writes it to `request.json` and `request.figure` and passes a table
-    to `say`; each happens even where another fails.
+    """The report, on every rank. The main process writes it to `request.json` and `request.figure` and passes a table
+    to `say`; a failure of one does not prevent the others.
 
-    Errors name what is missing, damaged or does not fit together, before images are made.
+    Anything missing, damaged or inconsistent raises an error before images are sampled.
     """
     with report_once():
         check_evaluation(request)
@@ -81,29 +81,30 @@ def evaluate(request: EvaluateRequest, say: Callable[[str], None]) -> dict[str, 
 def evaluate_with(
     request: EvaluateRequest, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """The report of `evaluate` by an open extractor, on every process of `world`."""
+    """The report of `evaluate` with an open extractor, on every rank of `world`."""
     began, compared, block = time.perf_counter(), (request.source, request.reference), request.batch_size
-    # Open both sides and decide what will be computed; nothing is made or read so far.
+    # Open both sides and decide which metrics to compute, before any image is sampled or read.
     world.from_rank0(lambda: check_outputs(request.json, request.figure, compared))
     samples = world.run_on_all(lambda: _open_samples(request))
-    other = world.run_on_all(
+    against = world.run_on_all(
         lambda: open_reference(request.reference, extractor, samples.size, request.image_size, block)
     )
     with report_once():
-        plan, missing = _plan(request, extractor, samples, other)
-    warnings = world.from_rank0(lambda: remarks(samples, other, compared, "is" in plan.metrics))
+        plan, missing = _plan(request, extractor, samples, against)
+    warnings = world.from_rank0(lambda: remarks(samples, against, compared, "is" in plan.metrics))
     if world.is_main:
         for line in missing:
             logger.info("left out: %s", line)
         for line in warnings:
             logger.warning("%s", line)
-    # Features: the reference first, so that one without a distance is known before samples are made.
-    reference, about = measure_reference(other, extractor, plan, world, block)
+    # Features of the reference first, so that an unusable one is found before images are sampled.
+    reference, about = measure_reference(against, extractor, plan, world, block)
     world.from_rank0(lambda: check_reference(reference, plan, request.reference))
+    # Features of the samples.
     collected = collect(samples.blocks(world.rank, world.size), extractor, plan.rows, world, samples.count)
 
     def finish() -> dict[str, Any]:
-        # Metrics, then the table and the files.
+        # The metrics and what they depend on.
         report = _report(collected, reference, plan, extractor, samples, process_device(request.device))
         report |= {"compared": list(compared), "num_samples": collected.count}
         report |= {"num_reference": reference.count, **depends(extractor, samples, about)}
@@ -111,6 +112,7 @@ def evaluate_with(
         report |= {"processes": world.size, "device": str(process_device(request.device))}
         report |= {"date": datetime.now(UTC).date().isoformat()}
         report["versions"] = {"ldit": __version__, "torch": torch.__version__}
+        # The table and the files.
         few = too_few(extractor, collected.count, reference.count)
         if few and extractor.metric in report:
             logger.warning("%s", few)
@@ -124,36 +126,37 @@ def evaluate_with(
 
 
 def _open_samples(request: EvaluateRequest) -> ImageStream:
-    """Images that exist, or those that a checkpoint will make."""
+    """Existing images, or those that a checkpoint will sample."""
     if is_images(request.source):
-        if idle := _idle(request):
-            raise EvaluationError(f"{request.source} holds images that exist already: {idle} does nothing")
+        if unused := _unused_option(request):
+            raise EvaluationError(f"{request.source} holds images that exist already: {unused} has no effect")
         stream = open_stream(request.source, request.num, request.image_size, request.batch_size)
     else:
         stream = GeneratedStream(request, request.num or PROTOCOL)
     if request.image_size not in (None, min(stream.size)):
         side = " x ".join(map(str, stream.size))
-        raise EvaluationError(f"image_size: only folders are cut, the images of {request.source} are {side}")
+        raise EvaluationError(f"image_size: only folders are cropped, the images of {request.source} are {side}")
     return stream
 
 
-def _idle(request: EvaluateRequest) -> str:
-    """The first given option that says how images are made, "" for none."""
-    options = (one for one in fields(ModelRequest) if one.name not in _OWN)
-    return next((one.name for one in options if getattr(request, one.name) != one.default), "")
+def _unused_option(request: EvaluateRequest) -> str:
+    """The first option of sampling that is not at its default; "" for none."""
+    options = (field for field in fields(ModelRequest) if field.name not in _OWN)
+    return next((field.name for field in options if getattr(request, field.name) != field.default), "")
 
 
 def _plan(
     request: EvaluateRequest, extractor: Extractor, samples: ImageStream, reference: Statistics | ImageStream
 ) -> tuple[MetricPlan, list[str]]:
-    """What will be computed, and a line for each metric that cannot be. EvaluationError where one was asked for by
-    name, or none is left."""
+    """Which metrics to compute, and a line for each that cannot be computed. EvaluationError if one of those was
+    requested by name, or none is left."""
+    # What the reference has.
     spatial = rows = True
     counts = [("images", samples.count), ("reference images", reference.count)]
     if isinstance(reference, Statistics):
         spatial, rows = reference.spatial_mean is not None, reference.images is not None
         counts[1] = ("reference images", None if reference.images is None else len(reference.images))
-    # What the extractor and the reference allow, and then the numbers of images.
+    # Metrics that extractor and reference allow, and for which there are enough images.
     metrics, missing = available(request.metrics, extractor.metric, spatial, rows)
     for what, count in counts:
         few = [name for name in metrics if count is not None and count < LEAST.get(name, 0)]
@@ -161,12 +164,12 @@ def _plan(
         metrics = tuple(name for name in metrics if name not in few)
     if missing and (request.metrics or not metrics):
         raise EvaluationError(f"metrics: {missing[0]}")
-    # Principal components: N images span N - 1 at most.
+    # Principal components: N images span at most N - 1.
     spans = min(extractor.width, (reference.count or extractor.width + 1) - 1)
     drawn = request.figure is not None
     for name, components in (("components", request.components), ("figure: components", 2 if drawn else 0)):
         if components > spans:
-            raise EvaluationError(f"{name}: {components} are too many for a reference that spans {spans} at most")
+            raise EvaluationError(f"{name}: {components} are too many for a reference that spans at most {spans}")
     return MetricPlan(metrics, request.components, request.bootstrap, drawn), missing
 
 
@@ -178,7 +181,7 @@ def _report(
     samples: ImageStream,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Metrics by name, their names, and a row a class where the samples have labels."""
+    """The metrics, the list of their names ("figures"), and a row for each class if the samples have labels."""
     report = compute_metrics(collected, reference, plan, extractor.metric, device)
     reached = report.pop("reached", None)
     report["figures"] = [name for name in report if not name.endswith(ASIDE)]
@@ -189,19 +192,20 @@ def _report(
 
 
 def save_statistics(request: StatsRequest) -> int:
-    """`ldit stats`: moments of the features of a set of images, in a file that serves as a reference in their place.
-    Returns the number of images."""
+    """`ldit stats`: write the moments of a set's features to a file that can replace the images as a reference. Returns
+    the number of images."""
     source, out = request.images, request.out
     with report_once():
         if out.suffix != ".npz":
             raise EvaluationError(f"--out {out}: expected a name that ends in .npz")
     with joined(TOGETHER) as world:
-        # Check and open everything, then collect, then write.
+        # Check and open everything.
         world.run_on_all(lambda: _check_images(source))
         world.from_rank0(lambda: check_statistics_file(out, source))
         device = process_device(request.device)
         extractor = world.run_on_all(lambda: open_named(request.extractor, request.inception_weights, device))
         stream = world.run_on_all(lambda: open_stream(source, request.num, request.image_size, request.batch_size))
+        # Compute the moments, and write them.
         collected = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)
         spatial = collected.spatial
         statistics = Statistics(
@@ -217,4 +221,4 @@ def save_statistics(request: StatsRequest) -> int:
 def _check_images(source: str) -> None:
     check_there(source)
     if not is_images(source):
-        raise EvaluationError(f"{source} is no set of images: expected a folder, an .npz, or a bundled set")
+        raise EvaluationError(f"{source} is not a set of images: expected a folder, an .npz, or a bundled set")

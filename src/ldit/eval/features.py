@@ -1,4 +1,4 @@
-"""What an extractor gives for a batch of images, and what an extractor is."""
+"""The Extractor protocol, and the features that it returns for a batch of images."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,8 +8,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a batch, fp32 on the extractor's device: `pool` (B, D); `spatial` (B, S) from Inception alone, for
-    sFID; `logits` (B, K) for the Inception Score, from Inception by the head without its bias."""
+    """Features of a batch, fp32 on the extractor's device: `pool` (B, D); `spatial` (B, S), for sFID, from Inception
+    only; `logits` (B, K), for the Inception Score. Inception's logits omit the bias of the head."""
 
     pool: Tensor
     spatial: Tensor | None = None
@@ -17,15 +17,15 @@ class Features:
 
 
 class Extractor(Protocol):
-    """A network on its device. Metrics are comparable where `fingerprint` and `resize` are the same."""
+    """A network on its device. Metrics are comparable if `fingerprint` and `resize` are the same."""
 
     @property
     def name(self) -> str:
-        """As in reports: "inception", "efficientnet-lite0", "classifier"."""
+        """The name in reports: "inception", "efficientnet-lite0", "classifier"."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the weights' file."""
+        """sha256 of the weight file."""
 
     @property
     def resize(self) -> str:
@@ -37,11 +37,11 @@ class Extractor(Protocol):
 
     @property
     def spatial(self) -> int:
-        """S, the number of spatial features; 0 without."""
+        """S, the number of spatial features; 0 = none."""
 
     @property
     def metric(self) -> str:
-        """The name of the Frechet distance in these features: "fid" for Inception alone, else "fd_<name>"."""
+        """The name of the Fréchet distance in these features: "fid" for Inception, else "fd_<name>"."""
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (B, 3, H, W), RGB, of any size, on any device."""

@@ -1,4 +1,4 @@
-"""Blocks of images -> features on all processes -> what metrics need of a set."""
+"""Runs the extractor over a set of images on all ranks, and collects what metrics need."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +18,7 @@ from ldit.sampling.fast.oom import out_of_memory
 from ldit.storage.progress import Progress
 
 STOP = "evaluation"
-"""The alarm of a process that cannot go on."""
+"""The alarm that a rank raises when it fails."""
 
 
 def collect(
@@ -30,15 +30,16 @@ def collect(
     mark: Callable[[], None] = lambda: None,
     together: bool = False,
 ) -> Collected:
-    """Features of this process's blocks, (number of the first image, uint8 (b, 3, H, W)), merged with those of all
-    others. `mark` is called after each block. `total` is the number of images of all processes; with 0 there is no
-    progress bar, and moments and scores alone are kept.
+    """Features of this rank's blocks, (number of the first image, uint8 (b, 3, H, W)), merged with those of all ranks.
+    `mark` is called after each block. `total` is the number of images of all ranks; with 0 there is no progress bar,
+    and only moments and scores are kept.
 
-    An error on one process ends the work of all: at their next block or, where blocks are made `together` and end
-    themselves by the alarm, when they do.
+    An error on one rank stops all: at their next block, or, if the ranks make blocks `together`, when the iterators end
+    because of the alarm.
     """
     collector = Collector(world, total, keep_rows)
 
+    # Each rank works on its own blocks. The alarm is how a rank learns that another has failed.
     def run() -> None:
         fault = None
         try:
@@ -47,7 +48,7 @@ def collect(
                     collector.add(first, _features(extractor, images))
                     mark()
                 except Exception as error:
-                    # Blocks that all processes make together must be asked for to the end: the others wait for it.
+                    # If ranks make blocks together, continue until the iterator stops: the others wait for this rank.
                     if not together or world.size == 1:
                         raise
                     fault = fault or error
@@ -60,10 +61,11 @@ def collect(
         if fault is not None:
             raise fault
 
+    # If one rank failed, all raise here, and the alarm is reset for the next evaluation.
     try:
         world.run_on_all(run)
     except Exception:
-        with suppress(RuntimeError):  # of a process group that has ended
+        with suppress(RuntimeError):  # the process group may have ended
             world.clear_alarm(STOP)
         raise
     return collector.merged()
@@ -75,13 +77,14 @@ def _features(extractor: Extractor, images: Tensor) -> Features:
     except Exception as error:
         if out_of_memory(error):
             raise EvaluationError(
-                f"memory does not suffice for {len(images)} images in {extractor.name}: take fewer (batch_size)"
+                f"there is not enough memory for {len(images)} images in {extractor.name}: use a smaller batch_size"
             ) from error
         raise
 
 
 def _with_progress(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> Iterator[tuple[int, Tensor]]:
-    """The blocks, and a bar of all processes' images by the pace of the main one; none without a total."""
+    """The blocks, with a progress bar for the images of all ranks, estimated from the main process; none without a
+    total."""
     seen = 0
     progress = Progress(total, lambda: min(seen * world.size, total), world.is_main and total > 0, "images")
     try:
@@ -101,10 +104,11 @@ def measure_reference(
     block: int,
     mark: Callable[[], None] = lambda: None,
 ) -> tuple[Reference, dict[str, Any]]:
-    """What the metrics of `plan` need of a reference, and what the report says of it. Images go through the extractor
-    only where their features are needed."""
+    """What the metrics of `plan` need of a reference, and its description in the report. Images go through the
+    extractor only if their features are needed."""
     if not isinstance(reference, Statistics):
         return _measure_images(reference, extractor, plan, world, mark), reference.about
+    # Statistics may come with images, whose rows some metrics need.
     rows, images = None, reference.images
     if plan.reference_rows and images is not None:
         rows = collect(_blocks(reference, world, block), extractor, True, world, len(images), mark).rows
@@ -127,7 +131,7 @@ def _measure_images(
 
 
 def _blocks(statistics: Statistics, world: World, block: int) -> Iterator[tuple[int, Tensor]]:
-    """This process's blocks of the images that lie beside statistics: every n-th, as of other sets."""
+    """This rank's blocks of the images in a statistics file: every n-th, as for other sets."""
     assert statistics.images is not None
     for index, part in enumerate(statistics.images.batches(block)):  # uint8 (b, H, W, 3)
         if index % world.size == world.rank:

@@ -1,4 +1,4 @@
-"""The files that an evaluation writes, and what they may replace, which is checked before the work."""
+"""Writes the files of an evaluation; checks before the work that they can be written and replace nothing else."""
 
 import json
 import os
@@ -21,22 +21,24 @@ from ldit.storage.npz import members
 from ldit.storage.outputs import check_target, written
 
 _LARGEST = 1 << 26  # bytes of a report
-_TEXT = "ldit evaluate"  # the key under which a figure's metadata say what it compares
-_HEAD = 1 << 14  # bytes of an SVG that hold its metadata
+_TEXT = "ldit evaluate"  # key in the metadata of a figure
+_HEAD = 1 << 14  # bytes at the start of an SVG, which hold its metadata
 
 
 def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str, str]) -> None:
-    """RequestError for files that cannot be written, or that would replace or change what is compared, or replace each
-    other, or anything but an older report or figure."""
+    """RequestError for files that cannot be written, that are part of what is compared, that are the same file, or that
+    exist and are not an older report or figure."""
     inputs = {source: path_of(source) for source in compared if str(path_of(source)) not in BUNDLED}
     targets = [file for file in (report, figure) if file is not None]
     for file in targets:
         check_target(file, inputs.values())
     if report is not None and figure is not None and _real(report) == _real(figure):
         raise RequestError(f"{report}: the report and the figure need a file each")
+    # Only files of earlier evaluations may be replaced.
     for file in targets:
         if file.exists() and not (_is_figure if file is figure else _is_report)(file):
-            raise RequestError(f"{file} exists and does not say that ldit evaluate made it: choose another name")
+            raise RequestError(f"{file} exists and was not made by ldit evaluate; choose another name")
+    # A figure in a folder of images would become one of them.
     for source, folder in inputs.items():
         for file in targets:
             if is_images(source) and _real(folder) in _real(file).parents:
@@ -44,16 +46,16 @@ def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str,
 
 
 def check_statistics_file(out: Path, source: str) -> None:
-    """The same for `ldit stats`, whose own files may be replaced."""
+    """The same for `ldit stats`: only its own files may be replaced."""
     check_target(out, [path_of(source)])
     if out.exists() and not _is_statistics(out):
-        raise RequestError(f"{out} exists and is no file of ldit stats: choose another name")
+        raise RequestError(f"{out} exists and was not made by ldit stats; choose another name")
 
 
 def write_outputs(
     target: Path | None, figure: Path | None, report: dict[str, Any], collected: Collected, reference: Reference
 ) -> None:
-    """Write both. RequestError where one cannot be written; the other is."""
+    """Write both files. RequestError if one cannot be written; the other is written all the same."""
     try:
         if target is not None:
             with written(target):
@@ -66,7 +68,7 @@ def write_outputs(
 
 
 def _is_report(path: Path) -> bool:
-    """An empty file may become one."""
+    """Whether a file is a report, or empty."""
     try:
         size = path.stat().st_size
         report = json.loads(path.read_text(encoding="utf-8")) if 0 < size <= _LARGEST else None
@@ -76,6 +78,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _is_figure(path: Path) -> bool:
+    """Whether a file is a figure of an evaluation, or empty."""
     try:
         if not path.stat().st_size:
             return True
@@ -83,13 +86,13 @@ def _is_figure(path: Path) -> bool:
             with path.open("rb") as file:
                 return f"{_TEXT}: ".encode() in file.read(_HEAD)
         with Image.open(path, formats=("PNG",)) as image:
-            return _TEXT in image.info  # as far as the header says, which is where ours is
+            return _TEXT in image.info  # from the header, where ours is
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 
 def _real(path: Path) -> Path:
-    """Without links, as far as they lead anywhere."""
+    """The path with links resolved."""
     return Path(os.path.realpath(path))
 
 

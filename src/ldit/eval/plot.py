@@ -1,4 +1,4 @@
-"""The figure of an evaluation: metrics, both sets in two principal components, and a bar a class."""
+"""Draws an evaluation: its metrics, both sets in two principal components, and a bar for each class."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ _PANEL, _LINE, _EDGE = 5.4, 0.22, 0.15  # inches: width and height of a panel, h
 
 @style()
 def draw(report: dict[str, Any], samples: Cloud, reference: Cloud) -> Figure:
-    """Metrics above; below them the clouds, and beside those the classes where the report has shares of them."""
+    """Metrics on top; below them both sets as point clouds, and beside those the classes if the report has shares of
+    them."""
+    # How large the figure must be.
     classes = report.get("classes") or []
     shares = [name for name in SHARES if classes and name in classes[0]] if 1 < len(classes) <= CLASSES_SHOWN else []
     columns = 2 if shares else 1
     lines = _text(report, columns)
     width, height = columns * _PANEL, _PANEL + len(lines) * _LINE + 2 * _EDGE
     figure = new_figure(width, height)
-    # Text takes the top, line by line; the panels share the rest.
-    for row, words in enumerate(lines):
+    # Text at the top, line by line; the panels share the rest.
+    for row, pieces in enumerate(lines):
         y = 1 - (_EDGE + row * _LINE) / height
-        for x, text, look in words:
+        for x, text, look in pieces:
             figure.text(x / width, y, text, va="top", **look)
     figure.get_layout_engine().set(rect=(0, 0, 1, _PANEL / height))  # type: ignore[union-attr, call-arg]
     axes = figure.subplots(1, columns, squeeze=False).flat
@@ -46,7 +48,8 @@ def draw(report: dict[str, Any], samples: Cloud, reference: Cloud) -> Figure:
 
 
 def _text(report: dict[str, Any], columns: int) -> list[list[tuple[float, str, dict[str, Any]]]]:
-    """Lines of (inches from the left, text, look): what is compared, a metric each, and what they all depend on."""
+    """Lines of (inches from the left, text, style): what is compared, a line for each metric, and what they depend
+    on."""
     titles = textwrap.wrap(shortened(title(report), 220), 54 * columns)
     lines: list[list[tuple[float, str, dict[str, Any]]]] = [[(_EDGE, line, {"size": 11})] for line in titles] + [[]]
     for name in report["figures"]:
@@ -58,10 +61,11 @@ def _text(report: dict[str, Any], columns: int) -> list[list[tuple[float, str, d
 
 
 def _clouds(axes: Axes, samples: Cloud, reference: Cloud) -> None:
-    """Points of both sets in one random order, so that neither hides the other, and the Gaussians that the Fréchet
-    distance compares, as ellipses of two deviations. One scale on both axes: distances are those of the plane."""
+    """Points of both sets, and the Gaussians that the Fréchet distance compares, as ellipses at DEVIATIONS standard
+    deviations. Both axes have the same scale, so that distances can be compared."""
     from matplotlib.patheffects import Normal, Stroke
 
+    # Points in random order, so that neither set covers the other.
     sets = ((reference, REFERENCE, "reference"), (samples, SAMPLES, "samples"))
     points = torch.cat([cloud.points.double() for cloud, *_ in sets])
     colours = [colour for cloud, colour, _ in sets for _ in range(len(cloud.points))]
@@ -71,6 +75,7 @@ def _clouds(axes: Axes, samples: Cloud, reference: Cloud) -> None:
         points[order, 0].numpy(), points[order, 1].numpy(), size, [colours[i] for i in order],
         linewidths=0, alpha=0.8, rasterized=True,
     )  # fmt: skip
+    # Ellipses, with a white outline.
     for cloud, colour, name in sets:
         outline = _ellipse(cloud)
         halo = [Stroke(linewidth=4.5, foreground="white"), Normal()]
@@ -82,7 +87,7 @@ def _clouds(axes: Axes, samples: Cloud, reference: Cloud) -> None:
 
 
 def _ellipse(cloud: Cloud, pieces: int = 120) -> Tensor:
-    """(pieces + 1, 2): points at DEVIATIONS from the mean, all around."""
+    """Points (pieces + 1, 2) of the ellipse at DEVIATIONS standard deviations from the mean."""
     values, vectors = torch.linalg.eigh(cloud.covariance)
     turns = torch.arange(pieces + 1, dtype=torch.float64) * (2 * math.pi / pieces)
     circle = torch.stack([turns.cos(), turns.sin()])
@@ -90,7 +95,7 @@ def _ellipse(cloud: Cloud, pieces: int = 120) -> Tensor:
 
 
 def _bars(axes: Axes, classes: list[dict[str, Any]], shares: list[str]) -> None:
-    """Shares from 0 to 1, the first class on top, the bars of a class one below the other."""
+    """Bars of shares from 0 to 1, with the first class on top."""
     thick = 0.8 / len(shares)
     for index, name in enumerate(shares):
         places = [row + (index - (len(shares) - 1) / 2) * thick for row in range(len(classes))]

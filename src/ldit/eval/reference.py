@@ -1,7 +1,7 @@
-"""What samples are compared with: files of statistics (moments of features, perhaps images), or sets of images.
+"""The reference of an evaluation: a file of statistics (moments of features, perhaps with images), or a set of images.
 
-Guided-diffusion's reference batches and ours have the same keys: mu (D,), sigma (D, D), for Inception's spatial
-features mu_s and sigma_s, and arr_0, images. Ours add `about`: JSON that names the extractor and the count.
+Statistics files have the keys of guided-diffusion's reference batches: mu (D,) and sigma (D, D), mu_s and sigma_s for
+Inception's spatial features, arr_0 for images. Those of ldit add `about`: JSON with the extractor and the count.
 """
 
 import json
@@ -19,19 +19,19 @@ from ldit.pipeline.sets.stream import ImageStream, check_there, is_images, open_
 from ldit.storage.npz import IMAGES, Images, Member, members, read_array, write_npz
 
 FORMAT = 1
-WIDEST = 8192  # features: their covariance is half a gigabyte
+WIDEST = 8192  # features: a covariance of half a gigabyte
 ABOUT = "about"
 _MEAN, _COVARIANCE, _SPATIAL_MEAN, _SPATIAL_COVARIANCE = "mu", "sigma", "mu_s", "sigma_s"
 _LONGEST = 1 << 16  # bytes of `about`
-_SYMMETRY = 1e-5  # of the largest entry: a covariance kept in single precision
+_SYMMETRY = 1e-5  # relative to the largest entry: covariances may be stored in single precision
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What is known of a set: moments in float64 on the CPU, and perhaps images.
+    """Moments of a set's features, float64 on the CPU, and perhaps its images.
 
-    `count` is None and `fingerprint` and `resize` are empty where the file does not say: guided-diffusion's and
-    pytorch-fid's are Inception's by convention, and of whole training sets.
+    If the file does not state them, `count` is None and `fingerprint` and `resize` are empty: files of guided-diffusion
+    and pytorch-fid have, by convention, Inception's features of complete training sets.
     """
 
     count: int | None
@@ -44,14 +44,14 @@ class Statistics:
     resize: str = ""
     images: Images | None = None
     name: str = ""
-    """Of the file they were read from."""
+    """The name of the file."""
     crc32: str = ""
-    """What the file's directory says of mu and sigma, which is checked as they are read: tells files apart."""
+    """The CRC-32 of mu and sigma in the file's directory, which identifies the file's content."""
 
 
 def has_statistics(path: Path) -> bool:
-    """Whether an .npz file is to be used as statistics: whether it holds mu, whatever else it holds. EvaluationError
-    when it cannot be read."""
+    """Whether an .npz file holds statistics (the key mu), besides anything else. EvaluationError when it cannot be
+    read."""
     return _MEAN in members(path)
 
 
@@ -63,8 +63,8 @@ def open_reference(
     block: int,
     name: str = "reference",
 ) -> Statistics | ImageStream:
-    """Saved statistics that fit the extractor, or images, cut to `side` or the samples' `size`. EvaluationError for
-    anything else; `name` is what errors call it."""
+    """Statistics that fit the extractor, or images, cropped to `side` or the samples' `size`. EvaluationError for
+    anything else; `name` is a word for it in messages."""
     path = Path(reference).expanduser()
     check_there(reference, name)
     if path.suffix == ".npz" and has_statistics(path):
@@ -77,11 +77,11 @@ def open_reference(
 
 
 def _check_fits(statistics: Statistics, extractor: Extractor, path: Path) -> None:
-    """EvaluationError for statistics of other features than the extractor's."""
+    """EvaluationError for statistics of features that are not the extractor's."""
     if statistics.extractor != extractor.name:
         raise EvaluationError(f"{path}: statistics of {statistics.extractor}, the extractor is {extractor.name}")
     if statistics.fingerprint not in ("", extractor.fingerprint):
-        raise EvaluationError(f"{path}: statistics of other weights of {extractor.name} than these")
+        raise EvaluationError(f"{path}: statistics of {extractor.name} with other weights than these")
     if statistics.resize not in ("", extractor.resize):
         raise EvaluationError(f"{path}: statistics of images resized by {statistics.resize}, not {extractor.resize}")
     if len(statistics.mean) != extractor.width:
@@ -92,40 +92,44 @@ def _check_fits(statistics: Statistics, extractor: Extractor, path: Path) -> Non
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Statistics of an .npz file, ours or guided-diffusion's. Of its images nothing is read but the shape.
+    """The statistics in an .npz file of ldit or guided-diffusion; of its images, only the header is read.
 
-    EvaluationError names the file and the key that is missing, not finite, of another shape or dtype, or no covariance.
+    EvaluationError names the file and the key that is missing, not finite, of a wrong shape or dtype, or not a
+    covariance.
     """
-    held = members(path)
+    # Which keys there are.
+    arrays = members(path)
     for key in (_MEAN, _COVARIANCE):
-        if key not in held:
-            raise EvaluationError(f"{path} has no {key}, statistics: it holds {', '.join(held) or 'nothing'}")
+        if key not in arrays:
+            raise EvaluationError(f"{path} has no {key}, statistics: it holds {', '.join(arrays) or 'nothing'}")
     for key, other in ((_SPATIAL_MEAN, _SPATIAL_COVARIANCE), (_SPATIAL_COVARIANCE, _SPATIAL_MEAN)):
-        if key in held and other not in held:
+        if key in arrays and other not in arrays:
             raise EvaluationError(f"{path} has {key} without {other}")
-    about = _read_about(held[ABOUT]) if ABOUT in held else {}
+    # Read and check them.
+    about = _read_about(arrays[ABOUT]) if ABOUT in arrays else {}
     spatial: tuple[Tensor | None, Tensor | None] = (None, None)
-    if _SPATIAL_MEAN in held:
-        spatial = _moments(held[_SPATIAL_MEAN], held[_SPATIAL_COVARIANCE])
+    if _SPATIAL_MEAN in arrays:
+        spatial = _moments(arrays[_SPATIAL_MEAN], arrays[_SPATIAL_COVARIANCE])
     return Statistics(
         about.pop("count", None),
-        *_moments(held[_MEAN], held[_COVARIANCE]),
+        *_moments(arrays[_MEAN], arrays[_COVARIANCE]),
         *spatial,
         **about,
-        images=Images(held[IMAGES]) if IMAGES in held else None,
+        images=Images(arrays[IMAGES]) if IMAGES in arrays else None,
         name=path.name,
-        crc32=" ".join(f"{held[key].info.CRC:08x}" for key in (_MEAN, _COVARIANCE)),
+        crc32=" ".join(f"{arrays[key].info.CRC:08x}" for key in (_MEAN, _COVARIANCE)),
     )
 
 
 def _moments(mean: Member, covariance: Member) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), float64, checked."""
     for member, axes in ((mean, 1), (covariance, 2)):
         if member.dtype.kind != "f" or member.dtype.itemsize not in (4, 8):
             raise member.refuse(f"is {member.dtype}; statistics are float32 or float64")
         if len(member.shape) != axes or not all(1 <= side <= WIDEST for side in member.shape):
             raise member.refuse(f"has the shape {member.shape}; expected {axes} axes of 1 to {WIDEST}")
     if covariance.shape != mean.shape * 2:
-        raise covariance.refuse(f"has the shape {covariance.shape}, and {mean.key} {mean.shape}")
+        raise covariance.refuse(f"has the shape {covariance.shape}, but {mean.key} has {mean.shape}")
     moments = tuple(torch.from_numpy(read_array(m).astype(np.float64)) for m in (mean, covariance))
     for member, value in zip((mean, covariance), moments, strict=True):
         if not torch.isfinite(value).all():
@@ -137,16 +141,16 @@ def _moments(mean: Member, covariance: Member) -> tuple[Tensor, Tensor]:
 
 
 def _fault(covariance: Tensor) -> str:
-    """Why a matrix is no covariance, as far as a look at its entries tells."""
+    """Why a matrix cannot be a covariance, judged by its entries; "" if it may be one."""
     if (covariance.diagonal() < 0.0).any():
-        return "is no covariance: a variance in it is negative"
+        return "is not a covariance: a variance in it is negative"
     if (covariance - covariance.T).abs().max() > _SYMMETRY * covariance.abs().max():
-        return "is no covariance: it is not symmetric"
+        return "is not a covariance: it is not symmetric"
     return ""
 
 
 def _read_about(member: Member) -> dict[str, Any]:
-    """What one of our files says of itself, each value of its kind."""
+    """The content of `about`, with the types of its values checked."""
     if member.dtype != np.uint8 or len(member.shape) != 1 or member.bytes > _LONGEST:
         raise member.refuse(f"is {member.dtype} {member.shape}; expected at most {_LONGEST} bytes of JSON")
     try:
@@ -157,18 +161,18 @@ def _read_about(member: Member) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise member.refuse("is not a JSON object")
     if about.get("format") != FORMAT:
-        raise member.refuse(f"says format {about.get('format')!r}; this version reads {FORMAT}")
+        raise member.refuse(f"has format {about.get('format')!r}; this version reads {FORMAT}")
     for key, kind in kinds.items():
         if type(about.get(key)) is not kind:
-            raise member.refuse(f"says {key} {about.get(key)!r}; expected {kind.__name__}")
+            raise member.refuse(f"has {key} {about.get(key)!r}; expected {kind.__name__}")
     if about["count"] < 2:
-        raise member.refuse(f"says count {about['count']}; a covariance needs at least 2")
+        raise member.refuse(f"has count {about['count']}; a covariance needs at least 2")
     return {key: about[key] for key in kinds if key != "format"}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """An .npz file that `read_statistics`, and guided-diffusion's evaluator, read: whole under its name or not at all,
-    and the same bytes for the same statistics; without images. EvaluationError when it cannot be written or the
+    """Write an .npz file that `read_statistics` and guided-diffusion's evaluator can read, without images. It is
+    written atomically, and the same statistics give the same bytes. EvaluationError when it cannot be written or the
     statistics are not finite."""
     arrays = {_MEAN: statistics.mean, _COVARIANCE: statistics.covariance}
     if statistics.spatial_mean is not None and statistics.spatial_covariance is not None:
@@ -177,7 +181,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         if not torch.isfinite(value).all():
             raise EvaluationError(f"{path} is not written: {key} is not finite")
     if statistics.count is None:
-        raise EvaluationError(f"{path} is not written: how many images its statistics are of is not known")
+        raise EvaluationError(f"{path} is not written: the number of images is not known")
     about = {
         "format": FORMAT,
         "count": statistics.count,

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what every metric depends on, and all as a table."""
+"""The report of an evaluation: what its metrics depend on, warnings, and the table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ CLASSES_SHOWN = 32
 
 
 def depends(extractor: Extractor, samples: ImageStream, reference: dict[str, Any]) -> dict[str, Any]:
-    """What every metric of a report depends on, beside the numbers of images."""
+    """What every metric of a report depends on, besides the numbers of images."""
     random = samples.about.get("label_rule") == "random"
     return {
         "labels": "random" if random else balance(samples.labels, samples.classes),
@@ -29,7 +29,7 @@ def depends(extractor: Extractor, samples: ImageStream, reference: dict[str, Any
 
 
 def balance(labels: Sequence[int] | None, classes: int | None) -> str:
-    """How even the labels of a set are, over all `classes` that it could have; None: over those it has."""
+    """How balanced the labels of a set are, over all `classes` that it could have; with None, over those it has."""
     if labels is None:
         return "unknown"
     counts = Counter(labels)
@@ -43,21 +43,22 @@ def balance(labels: Sequence[int] | None, classes: int | None) -> str:
 
 
 def too_few(extractor: Extractor, samples: int, reference: int | None) -> str:
-    """Why a Fréchet distance of so many images says little, "" where it does not."""
+    """A warning if there are too few images for a meaningful Fréchet distance, else ""."""
     least, whose = min((samples, "images"), (samples if reference is None else reference, "reference images"))
     if least > extractor.width:
         return ""
     return (
-        f"{least} {whose} for {extractor.width} features: a Fréchet distance of so few is far too large; compare sets "
-        "of equal size alone, or a few principal components (--components 64), or KID"
+        f"{least} {whose} for {extractor.width} features: a Fréchet distance of so few is far too large; compare only "
+        "sets of equal size, or a few principal components (--components 64), or KID"
     )
 
 
 def remarks(
     samples: ImageStream, reference: Statistics | ImageStream, compared: tuple[str, str], splits: bool
 ) -> list[str]:
-    """Lines to warn of what both sides do not say, or do not have in common. `compared` are their names; `splits` is
-    whether the Inception Score is computed, whose splits are taken in the order of the images."""
+    """Warnings about what the samples and the reference do not state, or do not have in common. `compared` are their
+    names. `splits`: whether the Inception Score is computed, whose splits follow the order of the images."""
+    # The samples.
     name, reference_name = compared
     lines = []
     if name.endswith(".npz"):
@@ -67,15 +68,16 @@ def remarks(
         if samples.labels is None and LABELS in members(path):
             lines.append(f"{name}: {LABELS} is not one integer an image: labels are unknown")
     if splits and samples.labels is not None and samples.count > SPLIT and _sorted(samples.labels):
-        lines.append(f"{name} is in the order of its classes: the Inception Score of its splits says little")
+        lines.append(f"{name} is sorted by class: the Inception Score of its splits is not meaningful")
+    # The reference.
     if isinstance(reference, Statistics):
         if not reference.resize:
             lines.append(
-                f"{reference_name} does not say which weights and resize rule its statistics are of: taken for ours"
+                f"{reference_name} does not state the weights and resize rule of its statistics: assumed to be ours"
             )
     elif reference.size != samples.size:
         sizes = (f"{height} x {width}" for height, width in (samples.size, reference.size))
-        lines.append("images of {} are compared with a reference of {}: resizing counts, too".format(*sizes))
+        lines.append("images of {} are compared with a reference of {}: resizing affects metrics".format(*sizes))
     return lines
 
 
@@ -84,7 +86,7 @@ def _sorted(labels: Sequence[int]) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Lines of text: what is compared, a metric each, then a class each where there are few."""
+    """The report as text: what is compared, a line for each metric, then a line for each class if there are few."""
     depends = conditions(report)
     rows = [["metric", "value", "", *depends]]
     rows += [[name, number(report[name]), spread(report, name), *depends.values()] for name in report["figures"]]
@@ -97,13 +99,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def title(report: dict[str, Any]) -> str:
-    """What is compared with what."""
+    """The samples and what they are compared with."""
     samples, reference = report["compared"]
     return f"{samples} against {reference}"
 
 
 def conditions(report: dict[str, Any]) -> dict[str, str]:
-    """What every metric of the report depends on, by name."""
+    """What every metric of the report depends on, as texts by name."""
     evaluations = report["evaluations"]
     return {
         "images": f"{report['num_samples']:,}",
@@ -115,8 +117,8 @@ def conditions(report: dict[str, Any]) -> dict[str, str]:
 
 
 def spread(report: dict[str, Any], name: str) -> str:
-    """The deviation or the interval of a metric, "" where it has none."""
-    if report.get(f"{name}_deviation"):  # none of a single subset or split
+    """The deviation or the interval of a metric; "" if it has none."""
+    if report.get(f"{name}_deviation"):  # 0 for a single subset or split
         return f"± {number(report[f'{name}_deviation'])}"
     if f"{name}_interval" in report:
         low, high = report[f"{name}_interval"]
@@ -125,7 +127,7 @@ def spread(report: dict[str, Any], name: str) -> str:
 
 
 def number(value: float) -> str:
-    """Five digits."""
+    """The value with five significant digits."""
     return f"{value:.5g}"
 
 

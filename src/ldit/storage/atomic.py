@@ -1,4 +1,4 @@
-"""Atomic files and folders: written under a temporary name, fsynced, then renamed; a folder gets a manifest too."""
+"""Atomic files and folders: written under a temporary name, fsynced, renamed; folders get a manifest."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from ldit.storage import manifest
 
 _MARK = ".tmp-"
 _ASIDE = ".old-"
-_LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)$")  # the names written here and by rotation
+_LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)$")  # names used here and when old steps are removed
 
 
 def fsync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def fsync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each fsynced."""
+    """Make a folder and its parents, and fsync each."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -36,7 +36,7 @@ def make_folder(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON; SourceError names the file."""
+    """Parsed JSON; SourceError for a missing or damaged file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yields the name of a temporary file beside `path`, which replaces `path` on success."""
+    """Yields the path of a temporary file in the same folder; on success it replaces `path`."""
     temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
@@ -63,13 +63,14 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_json_atomic(path: Path, data: Any) -> None:
-    """Replace a JSON file, so that a reader sees the old content or the new one."""
+    """Replace a JSON file atomically: a reader sees the old content or the new."""
     with replaced(path) as temporary:
         write_json(temporary, data)
 
 
 class Commit:
-    """A temporary folder that becomes `final` or is removed. Several processes may write into it; one commits it."""
+    """A temporary folder that becomes `final` (`finish`) or is removed (`abort`). Several processes may write into
+    `folder`; one commits it."""
 
     def __init__(self, final: Path) -> None:
         make_folder(final.parent)
@@ -78,8 +79,8 @@ class Commit:
         self.folder.mkdir()
 
     def finish(self, known: Mapping[str, manifest.Record] | None = None) -> None:
-        """Write the manifest, fsync, rename. An existing `final` is moved aside, and removed when the new one is in its
-        place. Files in `known` are on the disk already, with these sizes and digests."""
+        """Write the manifest, fsync, rename. An existing `final` is moved aside, and removed once the new one is in its
+        place. Files in `known` have been fsynced already and have these sizes and digests."""
         write_json(self.folder / manifest.NAME, manifest.build(self.folder, known))
         for path in [*self.folder.rglob("*"), self.folder]:
             if path.relative_to(self.folder).as_posix() not in (known or {}):
@@ -88,12 +89,13 @@ class Commit:
         fsync(self.final.parent)
 
     def abort(self) -> None:
+        """Remove the temporary folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
 def committed(final: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `final`; on success it becomes `final`, on failure it is removed."""
+    """Yields a temporary folder; on success it becomes `final`, on failure it is removed."""
     commit = Commit(final)
     try:
         yield commit.folder
@@ -104,8 +106,8 @@ def committed(final: Path) -> Iterator[Path]:
 
 
 def _replace(new: Path, final: Path) -> None:
-    """Rename `new` to `final`. An old `final` is moved aside first. It comes back if the second rename fails, or at the
-    next `remove_leftovers` if the process dies between the two."""
+    """Rename `new` to `final`. An old `final` is moved aside first. It is moved back if the second rename fails, or by
+    the next `remove_leftovers` if the process dies in between."""
     old = final.with_name(f"{final.name}{_ASIDE}{uuid.uuid4().hex[:8]}")
     if final.exists():
         os.rename(final, old)
@@ -120,13 +122,13 @@ def _replace(new: Path, final: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Delete what a killed process left half written in `parent`; put back what it had only moved aside."""
+    """Delete temporary files and folders that a killed process left in `parent`; move back what it had moved aside."""
     for path in list(parent.iterdir()) if parent.is_dir() else ():
         if not (match := _LEFTOVER.match(path.name)):
             continue
         if match[2] == "old" and not (final := path.with_name(match[1])).exists():
             os.rename(path, final)
         elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)  # a reader may hold files open on NFS: the next start tries again
+            shutil.rmtree(path, ignore_errors=True)  # files open on NFS remain: the next start tries again
         else:
             path.unlink(missing_ok=True)

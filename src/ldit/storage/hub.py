@@ -1,4 +1,4 @@
-"""Folders of the Hugging Face Hub, by id: downloaded, or found in the local cache."""
+"""Folders of the Hugging Face Hub by id, downloaded or from the local cache."""
 
 import os
 import re
@@ -12,14 +12,15 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?$")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` is written as org/name[/sub/folder]."""
+    """Whether `text` has the form org/name[/sub/folder]."""
     return bool(_ID.match(text)) and not text.startswith((".", "/")) and ".." not in text.split("/")
 
 
 def from_hub(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The local folder of org/name[/sub/folder], with the files whose names match; HF_HUB_OFFLINE is honoured.
+    """The local folder of org/name[/sub/folder], with the files that match the patterns `files`. HF_HUB_OFFLINE is
+    honoured.
 
-    SourceError when the Hub does not give it or there is no such folder.
+    SourceError when the Hub does not provide it, or has no such folder.
     """
     from huggingface_hub import snapshot_download
 
@@ -28,7 +29,7 @@ def from_hub(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
     patterns = [f"{folder}/{file}" for file in files] if folder else list(files)
     try:
         root = snapshot_download(f"{org}/{name}", allow_patterns=patterns, ignore_patterns=["*optimizer*"])
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the client raises many types
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise SourceError(
             f"no file or folder {text!r}, and the Hub did not give it{offline}: {type(error).__name__}"

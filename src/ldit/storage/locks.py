@@ -10,8 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Wait for the folder's lock and hold it; yields False on a file system without locks, where nothing is held.
-    FileNotFoundError when the folder is not there, or was removed while this process waited."""
+    """Wait for the folder's lock and hold it. Yields whether it is held: False on a file system without locks.
+    FileNotFoundError when the folder is missing, or was removed while this process waited."""
     descriptor = _opened(folder)
     try:
         try:
@@ -27,8 +27,8 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def hold(path: Path) -> int:
-    """A descriptor that holds the lock of a folder or file until it is closed or its process ends. Does not wait: the
-    caller has just made the folder or file."""
+    """A file descriptor that holds the lock of a folder or file until it is closed or the process ends. It does not
+    wait: the caller has just made the folder or file, so the lock is free."""
     descriptor = _opened(path)
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,7 +36,8 @@ def hold(path: Path) -> int:
 
 
 def held_by_other(path: Path) -> bool:
-    """Whether a living process holds the lock of a folder or file. True on a file system without locks: one may."""
+    """Whether a running process holds the lock of a folder or file. True on a file system without locks, because one
+    might."""
     try:
         descriptor = _opened(path)
     except OSError:
@@ -51,11 +52,12 @@ def held_by_other(path: Path) -> bool:
 
 
 def _opened(path: Path) -> int:
-    """Files for writing too, without which network file systems lock nothing."""
+    """A descriptor; files are opened for writing too, because network file systems lock no others."""
     return os.open(path, (os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR) | os.O_CLOEXEC)
 
 
 def _is_still(folder: Path, descriptor: int) -> bool:
+    """Whether the path still names the folder that was opened."""
     try:
         return os.path.samestat(os.stat(folder), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,20 +1,20 @@
-"""What a run directory holds, by name."""
+"""Names of the files and folders of a run directory."""
 
 from pathlib import Path
 
 RUN_CONFIG = "config.json"  # the resolved configuration
-METRICS = "metrics.jsonl"  # an object a logged step
+METRICS = "metrics.jsonl"  # an object for each logged step
 SKIPPED = "skipped.jsonl"  # images that could not be read
 BEST = "best.json"  # the step with the best evaluation
 CHECKPOINTS = "checkpoints"  # step-00000100/: an export, state/ and manifest.json
-SNAPSHOTS = "snapshots"  # step-00000100/: EMA weights, from which others are reconstructed
+SNAPSHOTS = "snapshots"  # step-00000100/: power averages, from which EMAs of other lengths are reconstructed
 SAMPLES = "samples"  # images drawn during training
 # Within a step:
-STATE = "state"  # what only training that resumes needs
+STATE = "state"  # needed only to resume training
 OPTIMIZER = f"{STATE}/optimizer"  # stem of the optimizer's tensors
 TRAINER = f"{STATE}/trainer.json"  # counters, loader position, random states
 
-WORK = ".work-"  # beginning of the name of a folder in which a process prepares a part of a shared job
+WORK = ".work-"  # prefix of the folders in which processes write unfinished files of a shared job
 
 
 def is_run(folder: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Reading and writing .npz files: nothing is unpickled, and nothing is allocated that a file merely claims.
+"""Reads and writes .npz files; nothing is unpickled, and sizes are checked before memory is allocated.
 
-An .npz is a zip of .npy members: a header of dtype and shape, then the numbers. What the header says must be the
-size of the member, the size of the member must fit its packed size, and that the file.
+An .npz is a zip of .npy members: a header with dtype and shape, then the numbers. The size by the header must equal the
+member's size, which must be possible for its compressed size, which must fit into the file.
 """
 
 import ast
@@ -23,19 +23,19 @@ from ldit.errors import EvaluationError
 from ldit.storage.atomic import replaced
 
 IMAGES, LABELS = "arr_0", "arr_1"
-MOST_BYTES = 1 << 30  # of an array that is held whole
+MOST_BYTES = 1 << 30  # of an array that is read into memory at once
 MOST_SIDE = 4096  # pixels
 _HEADER = 1 << 14  # bytes; numpy's own are 128
 _LENGTHS = {(1, 0): 2, (2, 0): 4}  # bytes of the header's length, by version
 _KIND = re.compile(r"[<>|=]?[a-zA-Z][0-9]{0,9}")
-_DEFLATE = 1032  # the most bytes that deflate makes of one
+_DEFLATE = 1032  # the largest possible ratio of deflate
 _SUFFIX = ".npy"
-_DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first: the same arrays make the same bytes on every day
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date of zip: a fixed one, so that the same arrays give the same bytes
 
 
 @dataclass(frozen=True)
 class Member:
-    """An array in a file: what its header says, checked against its size."""
+    """An array in a file, by its header, whose size has been checked."""
 
     path: Path
     info: zipfile.ZipInfo
@@ -43,7 +43,7 @@ class Member:
     shape: tuple[int, ...]
     fortran: bool
     start: int
-    """Bytes of header."""
+    """Size of the header in bytes."""
 
     @property
     def key(self) -> str:
@@ -54,12 +54,13 @@ class Member:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def refuse(self, reason: str) -> EvaluationError:
+        """The error that names file, array and reason."""
         return EvaluationError(f"{self.path}: {self.key} {reason}")
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What zipfile, zlib and numpy raise on a damaged file, as one line."""
+    """Turn errors of zipfile, zlib and numpy on a damaged file into an EvaluationError of one line."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, RuntimeError) as error:
@@ -69,30 +70,31 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def members(path: Path) -> dict[str, Member]:
-    """Key -> array of a file, of which the headers alone are read. EvaluationError in one line when it is missing, no
-    .npz file, truncated, holds Python objects, or says something of itself that does not fit."""
+    """Key -> array of a file; only headers are read. EvaluationError when the file is missing, truncated, not an .npz,
+    holds Python objects, or is inconsistent."""
     arrays: dict[str, Member] = {}
     with _reading(path), zipfile.ZipFile(path) as archive:
         size = path.stat().st_size
         for info in archive.infolist():
             member = _member(path, archive, info, size)
             if member.key in arrays:
-                raise member.refuse("is there twice")
+                raise member.refuse("occurs twice")
             arrays[member.key] = member
     return arrays
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> Member:
+    """An array of the archive; EvaluationError for one that cannot be read safely. `size` is that of the file."""
     name = info.filename
     if not name.endswith(_SUFFIX):
         raise EvaluationError(f"{path} is no .npz file: it holds {name}")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise EvaluationError(f"{path}: {name} is encrypted or packed in a way numpy does not write")
-    # The claimed size must be one that the packed bytes can have, and these must be in the file.
+    # The stated size must be possible for the compressed bytes, and these must be in the file.
     most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE)
     if info.file_size > most or info.header_offset + info.compress_size > size:
-        raise EvaluationError(f"{path}: {name} cannot hold the {info.file_size} bytes that the file claims")
-    # The header must claim as many bytes as the member has.
+        raise EvaluationError(f"{path}: {name} cannot hold the {info.file_size} bytes that the file states")
+    # The header must describe as many bytes as the member has.
     with archive.open(info) as file:
         head = io.BytesIO(file.read(_HEADER))
     dtype, shape, fortran = _header(path, name, head)
@@ -100,17 +102,19 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: i
     if dtype.hasobject:
         raise member.refuse("holds Python objects, which are not read")
     if any(axis < 0 for axis in shape) or member.start + member.bytes != info.file_size:
-        raise member.refuse(f"says {dtype} {shape} and has {info.file_size - member.start} bytes")
+        raise member.refuse(f"states {dtype} {shape} but has {info.file_size - member.start} bytes")
     return member
 
 
 def _header(path: Path, name: str, file: io.BytesIO) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """What a .npy header says, parsed as a literal; the file is at its end then."""
+    """(dtype, shape, Fortran order) of a .npy header; leaves `file` at the header's end."""
+    # Version and length.
     magic, version = file.read(6), tuple(file.read(2))
     if magic != b"\x93NUMPY" or version not in _LENGTHS:
         raise EvaluationError(f"{path}: {name} is no array in version 1.0 or 2.0 of the .npy format")
     length = int.from_bytes(file.read(_LENGTHS[version]), "little")
     text = file.read(length)
+    # A Python dictionary, parsed as a literal, never evaluated.
     try:
         header = ast.literal_eval(text.decode("latin1").strip())
         kind, fortran, shape = (header[key] for key in ("descr", "fortran_order", "shape"))
@@ -124,9 +128,9 @@ def _header(path: Path, name: str, file: io.BytesIO) -> tuple[np.dtype[Any], tup
 
 
 def read_array(member: Member) -> np.ndarray:
-    """The whole array, in the machine's byte order; EvaluationError above 1 GiB."""
+    """The full array, in the machine's byte order; EvaluationError above 1 GiB."""
     if member.bytes > MOST_BYTES:
-        raise member.refuse(f"has {member.bytes} bytes; arrays that are read whole go to {MOST_BYTES}")
+        raise member.refuse(f"has {member.bytes} bytes; at most {MOST_BYTES} can be read at once")
     with _reading(member.path), zipfile.ZipFile(member.path) as archive, archive.open(member.info) as file:
         _exactly(file, member.start)
         flat = np.frombuffer(_exactly(file, member.bytes), member.dtype)
@@ -135,6 +139,7 @@ def read_array(member: Member) -> np.ndarray:
 
 
 def _exactly(file: IO[bytes], count: int) -> bytes:
+    """The next `count` bytes; EOFError if there are fewer."""
     data = file.read(count)
     if len(data) != count:
         raise EOFError(f"{count - len(data)} bytes are missing")
@@ -142,10 +147,10 @@ def _exactly(file: IO[bytes], count: int) -> bytes:
 
 
 class Images:
-    """uint8 images (N, H, W, 3) in a member of an .npz file, never read whole. EvaluationError names what is wrong.
+    """uint8 images (N, H, W, 3) in a member of an .npz file, read in batches. EvaluationError names what is wrong.
 
-    A member that is stored is read from any image on at once; one that is packed is unpacked from its first. The
-    checksum is compared at the end of a pass from the first to the last; who reads parts alone calls `verify`.
+    Reading can start at any image of an uncompressed member; a compressed one is decompressed from its beginning. The
+    checksum is compared at the end of a pass over all images; call `verify` when only a part is read.
     """
 
     def __init__(self, member: Member) -> None:
@@ -163,19 +168,18 @@ class Images:
 
     @property
     def stored(self) -> bool:
-        """Whether reading may begin at any image at no cost."""
+        """Whether the member is uncompressed, so that reading can start at any image at no cost."""
         return self.member.info.compress_type == zipfile.ZIP_STORED
 
     def verify(self) -> None:
-        """Compare the checksum of all images: a pass at the speed of the disk, some GB a second at most; a packed
-        member is unpacked for it. Memory is that of 4 MiB."""
+        """Compare the checksum: one pass over all images, in pieces of 4 MiB."""
         path, info = self.member.path, self.member.info
         with _reading(path), zipfile.ZipFile(path) as archive, archive.open(info) as file:
             while file.read(1 << 22):
                 pass
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """uint8 (at most size, H, W, 3) in order, of the images start to stop; memory is that of one batch."""
+        """Yields images start to stop in order, as uint8 (b, H, W, 3) with b at most `size`, one batch in memory."""
         stop = self._count if stop is None else min(stop, self._count)
         if start >= stop:
             return
@@ -193,11 +197,14 @@ class Images:
         member, info = self.member, self.member.info
         with ExitStack() as stack:
             with _reading(member.path):
+                # Uncompressed: seek past the member's local zip header, whose last two numbers are the lengths of name
+                # and extra field.
                 if offset and self.stored:
                     file: IO[bytes] = stack.enter_context(member.path.open("rb"))
                     file.seek(info.header_offset)
-                    local = _exactly(file, 30)  # of a local header; its last two numbers are lengths of what follows
+                    local = _exactly(file, 30)
                     file.seek(sum(struct.unpack("<HH", local[26:])) + member.start + offset, io.SEEK_CUR)
+                # Compressed: read and drop everything before.
                 else:
                     file = stack.enter_context(stack.enter_context(zipfile.ZipFile(member.path)).open(info))
                     left = member.start + offset
@@ -207,8 +214,8 @@ class Images:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays in the order given: whole under their name or not at all, the same bytes for the same arrays.
-    EvaluationError when the file cannot be written."""
+    """Write arrays in the given order, atomically; the same arrays give the same bytes. EvaluationError when the file
+    cannot be written."""
     try:
         with replaced(path) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
             for key, array in arrays.items():
@@ -221,8 +228,8 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def write_member(
     archive: zipfile.ZipFile, key: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterable[np.ndarray]
 ) -> None:
-    """An array as a member of an archive, whose rows come in parts; with 64-bit sizes and a fixed date whatever it is.
-    ValueError where the parts are not as many numbers as the shape says."""
+    """Write an array, whose rows come in parts, as a member of an archive. Sizes are always 64-bit and the date is
+    fixed, so that the bytes depend on the array alone. ValueError when the parts do not fill the shape."""
     info = zipfile.ZipInfo(key + _SUFFIX, _DATE)
     info.create_system, info.external_attr = 3, 0o644 << 16
     with archive.open(info, "w", force_zip64=True) as file:

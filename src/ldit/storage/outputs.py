@@ -1,4 +1,4 @@
-"""Output files: whether one may be written, asked before the work, and one line that says why it was not."""
+"""Checks output files before the work, and turns errors of writing them into one line."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, f
 
 
 def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
-    """RequestError for a file that cannot be written, is one of `inputs`, or lies in a checkpoint or cache."""
+    """RequestError when a file cannot be written, is one of `inputs`, or is inside a checkpoint or cache."""
     folder = file.absolute().parent
     if not folder.is_dir():
         raise RequestError(f"no folder {folder} to write {file.name} into")
@@ -23,13 +23,13 @@ def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
     if not os.access(folder, os.W_OK):
         raise RequestError(f"{folder}: {file.name} cannot be written there")
     if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
-        raise RequestError(f"{file} is what is read, and would be replaced: choose another name")
+        raise RequestError(f"{file} is an input and would be overwritten; choose another name")
     check_not_in_checkpoint(file)
 
 
 @contextmanager
 def written(file: Path) -> Iterator[None]:
-    """Errors of the file system become a RequestError that names the file."""
+    """Turn errors of the file system into a RequestError that names the file."""
     try:
         yield
     except OSError as error:
@@ -37,8 +37,8 @@ def written(file: Path) -> Iterator[None]:
 
 
 def disk_error(error: OSError, path: Path, folder: Path, needs: str, kept: str) -> RunError:
-    """One line for `path`, which was not written: why, on a full disk what it `needs` and what is free in `folder`, and
-    what is `kept`."""
+    """The error for `path` that could not be written: the reason; on a full disk, what the work `needs` and what is
+    free in `folder`; and what is `kept`."""
     why = error.strerror or str(error)
     if error.errno in _FULL and needs:
         why += f": {needs}"

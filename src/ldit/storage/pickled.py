@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ldit.errors import SourceError
 
-# What a state dict, a train.py checkpoint and a Namespace are made of. torch's own list is longer, and holds calls that
-# allocate whatever they are told to (bytearray, FloatTensor).
+# Everything that a state dict, a train.py checkpoint and a Namespace are made of. torch's own list is longer and
+# includes calls that allocate any amount of memory (bytearray, FloatTensor).
 _ALLOWED = re.compile(
     r"collections OrderedDict|argparse Namespace|torch Size|torch device|torch\._utils _rebuild_tensor(_v2)?"
     r"|torch\._utils _rebuild_parameter|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
@@ -27,11 +27,11 @@ _LEGACY_PICKLES = 5  # files before torch 1.6: magic number, protocol, system, c
 
 
 def load_pickled(path: Path, check: bool = True) -> Any:
-    """Content of a torch file, tensors memory-mapped on the CPU.
+    """Content of a torch file, with tensors memory-mapped on the CPU.
 
-    SourceError for a missing, truncated, bit-flipped or hostile file: nothing but tensors, containers and Namespaces
-    is ever built, so a hostile pickle runs no code. Without `check` the content's checksums are not compared, which
-    spares reading it.
+    SourceError for a missing, truncated, corrupted or malicious file. Only tensors, containers and Namespaces are
+    built, so a malicious pickle runs no code. Without `check`, checksums are not compared, which saves reading the
+    content.
     """
     if not path.is_file():
         raise SourceError(f"{path} is missing")
@@ -46,7 +46,7 @@ def load_pickled(path: Path, check: bool = True) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise SourceError(f"{path} is refused: {_refusal(str(error))}") from None
-    except Exception as error:  # damaged pickles raise nearly anything
+    except Exception as error:  # a damaged pickle may raise any type
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -56,7 +56,7 @@ def open_state(path: Path, check: bool = True) -> dict[str, Tensor]:
 
 
 def as_state(data: Any, where: str) -> dict[str, Tensor]:
-    """`data`, read from `where`, as a state dict; SourceError when it is none, or claims numbers that are not there."""
+    """`data`, read from `where`, as a state dict; SourceError when it is none, or a tensor exceeds its storage."""
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise SourceError(f"{where} is not a state dict of tensors")
     for name, tensor in data.items():
@@ -66,8 +66,8 @@ def as_state(data: Any, where: str) -> dict[str, Tensor]:
 
 
 def check_archive(path: Path, contents: bool = True) -> None:
-    """Refuse compressed records, which torch never writes and which could be bombs; with `contents`, compare every
-    record with its stored CRC-32, in small pieces."""
+    """SourceError for compressed records, which torch never writes and which may expand without limit. With `contents`,
+    also compare every record with its CRC-32, in small pieces."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [r.filename for r in archive.infolist() if r.compress_type != zipfile.ZIP_STORED]
@@ -81,8 +81,8 @@ def check_archive(path: Path, contents: bool = True) -> None:
 
 
 def _check_calls(path: Path, archive: bool) -> None:
-    """Refuse every class but those of `_ALLOWED`, reading the instructions without following them: a few bytes of
-    pickle could ask torch's unpickler for gigabytes."""
+    """Refuse every class that is not in `_ALLOWED`. The pickle's instructions are read without executing them, because
+    a few bytes can make torch's unpickler allocate gigabytes."""
     if archive:
         with zipfile.ZipFile(path) as zipped:
             records = [r for r in zipped.infolist() if r.filename.lower().endswith("data.pkl")]
@@ -98,6 +98,6 @@ def _check_calls(path: Path, archive: bool) -> None:
 
 
 def _refusal(text: str) -> str:
-    """What torch's unpickler met, without its advice to load the file unsafely."""
+    """The reason in the message of torch's unpickler, without its advice to load the file unsafely."""
     named = re.search(r"(?:Unsupported global: )?GLOBAL (\S+)", text) or re.search(r"[Uu]nsupported \S+[^.]*", text)
     return f"it asks for {named[1] if named.lastindex else named[0]}" if named else "it holds more than tensors"

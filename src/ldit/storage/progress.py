@@ -1,4 +1,4 @@
-"""Progress of a job that several processes share: counted in their common files."""
+"""Progress of a job that several processes share, counted in its files."""
 
 import time
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from tqdm import tqdm
 
 from ldit.log import logger
 
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal
-LOOK_EVERY = 2.0  # seconds between looks at the files
+LINE_EVERY = 30.0  # seconds between log lines, without a terminal
+LOOK_EVERY = 2.0  # seconds between counts of the files
 
 
 class Progress:
-    """A bar on a terminal, elsewhere a line now and then; the main process shows it."""
+    """A progress bar on a terminal, otherwise a log line every `LINE_EVERY` seconds; shown by the main process."""
 
     def __init__(self, total: int, count_done: Callable[[], int], is_main: bool, what: str) -> None:
-        """`count_done()` counts what is there in the files, whoever made it; `what` names the things counted."""
+        """`count_done()` counts the items in the files, of all processes; `what` names the items."""
         self.total, self.what = total, what
         self._count, self._is_main = count_done, is_main
         self._done = self._before = count_done()
@@ -25,12 +25,12 @@ class Progress:
         self._bar: Any = tqdm(total=total, initial=self._done, disable=None if is_main else True, unit=f" {what}")
 
     def begun(self, count: int) -> None:
-        """So many more are made, but not yet in a file."""
+        """`count` more items are made but not yet in a file."""
         self._begun += count
         self._show()
 
     def advance(self, count: int) -> None:
-        """So many more are in files, those begun among them."""
+        """`count` more items are in files, including those announced by `begun`."""
         self._done += count
         self._begun = 0
         self._show()

@@ -1,6 +1,6 @@
-"""Sets of named tensors: STEM.safetensors, or shards with an index, as the tools of the Hub write them.
+"""Sets of named tensors: STEM.safetensors, or shards with an index in the Hub's format.
 
-A file is written as a stream, tensor by tensor, and hashed on the way: no second copy in memory, no second reading.
+A file is written tensor by tensor and hashed while it is written: it needs no second copy in memory and no second pass.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"
 
 
 def shard_name(stem: str, index: int, count: int) -> str:
-    """File of shard `index` (from 0) of `count`."""
+    """The file name of shard `index` (from 0) of `count`."""
     return f"{stem}{SUFFIX}" if count == 1 else f"{stem}-{index + 1:05d}-of-{count:05d}{SUFFIX}"
 
 
@@ -34,20 +34,20 @@ def index_name(stem: str) -> str:
 
 
 def write_index(folder: Path, stem: str, files: Mapping[str, str], total: int) -> None:
-    """STEM.safetensors.index.json: tensor name -> file beside it, and the bytes of all."""
+    """Write STEM.safetensors.index.json. `files`: tensor name -> file; `total`: bytes of all tensors."""
     names = {name: Path(file).name for name, file in files.items()}
     write_json(folder / index_name(stem), {"metadata": {"total_size": total}, "weight_map": names})
 
 
 class ShardWriter:
-    """One safetensors file from tensors that come one by one, in the order announced. `record` is its manifest entry,
-    once it is closed and on the disk."""
+    """Writes one safetensors file from tensors that come one by one, in the order of `entries` (name, dtype, shape).
+    After `close`, `record` is its manifest entry."""
 
     def __init__(self, path: Path, entries: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
         self.path, self.record = path, Record(0, "")
         self._waiting = list(entries)
         self._digest, self._size = hashlib.sha256(), 0
-        # The header: where each tensor's bytes will lie.
+        # The header gives the offset of each tensor's bytes; it is padded to 8 bytes.
         header: dict[str, Any] = {}
         offset = 0
         for name, dtype, shape in entries:
@@ -60,7 +60,7 @@ class ShardWriter:
         self._write(memoryview(len(text).to_bytes(8, "little") + text))
 
     def add(self, tensor: Tensor) -> None:
-        """The next tensor, on the CPU."""
+        """Write the next tensor, which is on the CPU."""
         name, dtype, shape = self._waiting.pop(0)
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} was announced as {dtype} {shape}")
@@ -80,10 +80,10 @@ class ShardWriter:
     ) -> None:
         self.close(kind is None)
 
-    def close(self, whole: bool = True) -> None:
-        """Fsync the file and make its record; not `whole`, only close it."""
+    def close(self, complete: bool = True) -> None:
+        """Fsync the file, make its record and close it; only close it if it is not `complete`."""
         try:
-            if not whole:
+            if not complete:
                 return
             if self._waiting:
                 raise ValueError(f"{self.path}: {self._waiting[0][0]} was announced and never came")
@@ -95,20 +95,21 @@ class ShardWriter:
 
 
 def has_set(folder: Path, stem: str) -> bool:
-    """Whether there is any file of the set; `set_files` says what is missing."""
+    """Whether there is any file of the set, even if others are missing: `set_files` reports those."""
     names = (f"{stem}{SUFFIX}", index_name(stem))
     return any((folder / name).is_file() for name in names) or any(folder.glob(f"{stem}-*-of-*{SUFFIX}"))
 
 
 def set_files(folder: Path, stem: str) -> list[str]:
-    """Names of the files of a set, relative to `folder`; SourceError when there is none or its index is damaged."""
+    """Names of the files of a set, relative to `folder`; SourceError when there is none, one is missing, or the index
+    is damaged."""
     if (folder / f"{stem}{SUFFIX}").is_file():
         return [f"{stem}{SUFFIX}"]
     return sorted(set(_weight_map(folder, stem).values()))
 
 
 def _weight_map(folder: Path, stem: str) -> dict[str, str]:
-    """Tensor name -> file, relative to `folder`."""
+    """Tensor name -> file, relative to `folder`, from the index."""
     path = folder / index_name(stem)
     if not path.is_file():
         raise SourceError(f"{folder} has neither {stem}{SUFFIX} nor {path.name}")
@@ -119,6 +120,7 @@ def _weight_map(folder: Path, stem: str) -> dict[str, str]:
     files = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
         raise SourceError(f"{path} is damaged: no weight_map")
+    # An index may come from anywhere: its files must be beside it.
     parent = Path(stem).parent
     for name in sorted(set(files.values())):
         if Path(name).name != name or "\\" in name or not name.endswith(SUFFIX):
@@ -131,7 +133,7 @@ def _weight_map(folder: Path, stem: str) -> dict[str, str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name longer than the file system takes
+    except OSError:  # the name is too long for the file system
         return False
 
 
@@ -142,7 +144,7 @@ def read_set(folder: Path, stem: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class PartReader:
-    """Parts of the tensors of a set: a process reads what it holds and nothing else."""
+    """Reads parts of the tensors of a set, so that a rank reads no more than its own parts."""
 
     def __init__(self, folder: Path, stem: str) -> None:
         self.folder, self.stem = folder, stem
@@ -151,18 +153,18 @@ class PartReader:
         try:
             for file in files:
                 self._open[file] = safe_open(folder / file, framework="pt")
-            held = [(name, file) for file in files for name in self._open[file].keys()]  # noqa: SIM118
+            pairs = [(name, file) for file in files for name in self._open[file].keys()]  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(f"{folder / file} is damaged: {error}") from None
-        self._where = dict(held)
-        if len(self._where) < len(held):
+        self._where = dict(pairs)
+        if len(self._where) < len(pairs):
             raise SourceError(f"{folder}: a tensor of {stem} is in two files")
 
     def names(self) -> set[str]:
         return set(self._where)
 
     def read(self, name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
-        """A part of tensor `name`, which must have this full shape; SourceError otherwise."""
+        """A part of tensor `name`, whose full shape must be `shape`; SourceError otherwise."""
         if name not in self._where:
             raise SourceError(f"{self.folder}: {self.stem} has no {name}")
         file = self._where[name]

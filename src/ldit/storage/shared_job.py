@@ -1,17 +1,19 @@
-"""The protocol by which processes share a folder: any may be killed, and the same command continues to the same bytes.
+"""How processes share a job in a folder: any may be killed, and rerunning the command finishes it with the same bytes.
 
-A job is a list of blocks: fixed ranges of its items. What a block holds depends on its range alone, never on who makes
-it. The processes know each other by the files only, so they may start and end when they like, on several machines.
+A job is a list of blocks, which are fixed ranges of its items. The content of a block depends on its range alone, not
+on the process that makes it. Processes communicate only through files, so they may start and stop at any time, on
+several machines.
 
-1. A description file, written first, says what is made. A process that was asked for something else is refused.
-2. Process r of n makes the blocks r, r + n, … that are not there yet.
-3. What is half written lies in a work folder of its process, .work-XXXXXXXX, locked while that process lives. So the
-   remains of a dead process can be told from the work of a living one, on another machine too.
-4. A finished block is fsynced and renamed into place: it is there whole or not at all.
-5. Whoever finds all blocks there completes the job under the folder's lock, and removes what is needed no more.
+1. A description file, written first, says what the job makes. A process with another request is refused.
+2. Process r of n makes the missing ones of blocks r, r + n, …
+3. A process keeps its unfinished files in a work folder, .work-XXXXXXXX, which it locks. A work folder without a lock
+   therefore belongs to a dead process, also if that ran on another machine.
+4. A finished block is fsynced and renamed into place, so it is atomic.
+5. A process that finds all blocks present completes the job under the folder's lock, and removes what is not needed
+   any more.
 
-So a kill leaves nothing to undo: the same command makes what is missing and ends in the same bytes. On a file system
-without locks the remains of dead processes stay, and two processes may write the same block, with the same bytes.
+So nothing has to be undone after a kill. On a file system without locks, work folders of dead processes remain, and two
+processes may write the same block, with the same bytes.
 """
 
 import errno
@@ -32,102 +34,103 @@ from ldit.storage.locks import held_by_other, hold, locked
 from ldit.storage.names import WORK
 from ldit.storage.outputs import disk_error
 
-"""How names of work folders begin."""
 Block = TypeVar("Block")
 T = TypeVar("T")
 
 
 class SharedJob(ABC, Generic[Block]):
-    """A job whose result is `out`, made in the folder `place`. Subclasses say how a block is written and found, and how
-    the job is completed.
+    """A job whose result is `out`, made in the folder `place`. Subclasses define how a block is written and found, and
+    how the job is completed.
 
-    The order of calls is `begin`, `make_share`; or, for a single block, `begin`, `write`, `finish`, `close`.
+    Call `begin`, then `make_share`; or, for single blocks, `begin`, `write`, `finish`, `close`.
     """
 
     ignored: tuple[str, ...] = ()
-    """Keys of the description, with all below them, that may differ when the job is continued."""
+    """Keys of the description that may differ when the job is continued, with all keys below them."""
 
     def __init__(self, out: Path, place: Path, file: str, description: dict[str, Any], blocks: Sequence[range]) -> None:
-        """`description`, JSON-able, is what `place`/`file` says of the job; `blocks` are the items of each block."""
+        """`description`: the JSON content of `place`/`file`. `blocks`: the items of each block."""
         self.out, self.place, self.description_file = out, place, place / file
         self.description, self.blocks = description, blocks
         self._work: Path | None = None
         self._work_lock = -1
 
-    # What a job answers about itself.
+    # Defined by subclasses.
 
     @abstractmethod
     def is_complete(self) -> bool:
-        """Whether the result is there. RequestError when it is that of another job."""
+        """Whether the result exists. RequestError when it is the result of another job."""
 
     @abstractmethod
     def has_block(self, number: int) -> bool:
-        """Whether a block is there and sound, so that nobody has to make it."""
+        """Whether a block exists and is intact."""
 
     @abstractmethod
     def count_done(self) -> int:
-        """Items whose blocks are there, whoever made them."""
+        """The number of items in existing blocks, of all processes."""
 
     @abstractmethod
     def bytes_needed(self, items: int) -> int:
-        """Disk space that so many items take, about."""
+        """Approximate disk space of this many items."""
 
     def block_path(self, number: int) -> Path:
-        """Where a block goes, for messages."""
+        """The path of a block, for messages."""
         return self.place
 
     @abstractmethod
     def _read_description(self) -> Any:
-        """The content of the description file, None when there is none; an error of the user's when it is damaged."""
+        """The content of the description file; None if there is none. An error that the user can fix if it is
+        damaged."""
 
     @abstractmethod
     def _write_description(self, path: Path) -> None: ...
 
     def _adopt(self, begun: Any) -> None:
-        """Continue under the description with which the job was begun, where ignored keys differ."""
+        """Take over the description with which the job was begun, of which ignored keys may differ."""
 
     @abstractmethod
     def _write(self, number: int, block: Block) -> None: ...
 
     @abstractmethod
     def _complete(self) -> bool:
-        """Make the result of all blocks, under the folder's lock; False when a block is missing or damaged."""
+        """Make the result from all blocks, under the folder's lock; False when a block is missing or damaged."""
 
     @abstractmethod
     def _sweep(self, has_locks: bool) -> None:
-        """Remove what a complete job needs no more, under the folder's lock."""
+        """Remove what a complete job does not need any more, under the folder's lock."""
 
-    # What is the same for every job.
+    # The same for every job.
 
     def begin(self) -> bool:
-        """Whether there is anything to do. RequestError when `place` belongs to something else: of another job with the
-        first key that differs and both values."""
+        """Join the job, or start it; False when it is complete already. RequestError when `place` holds something else;
+        for another job, it names the first key that differs, and both values."""
         return self._explained(self._begin, self.place)
 
     def _begin(self) -> bool:
         while not self.is_complete():
             make_folder(self.place)
-            # Others may finish, and remove the folder, while this process waits for its lock: then look again.
+            # Others may finish, and remove the folder, while this process waits for its lock: check again then.
             with suppress(FileNotFoundError), locked(self.place) as has_locks:
                 if self.is_complete():
                     continue
-                # Another job is refused before anything is changed.
+                # Refuse another job before anything is changed.
                 begun = self._read_description()
                 self._check_begun(begun)
                 if has_locks:
                     self._remove_dead()
-                # Still under the lock: nobody may take the new work folder for a dead process's before it is locked.
+                # Still under the folder's lock: until the new work folder is locked itself, others would take it for a
+                # dead process's.
                 self._open_work()
                 if begun != self.description:
                     self._put(self.description_file, self._write_description)
                 return True
-        # A process may have been killed after it completed the job and before it removed what was left.
+        # A process may have been killed between completing the job and cleaning up.
         with suppress(FileNotFoundError), locked(self.place) as has_locks:
             self._sweep(has_locks)
         return False
 
     def _check_begun(self, begun: Any) -> None:
-        """RequestError when `begun`, the content of the description file, is of another job."""
+        """RequestError when `begun`, the content of the description file, describes another job."""
         if begun is not None:
             self._check_same(begun)
             self._adopt(begun)
@@ -136,11 +139,10 @@ class SharedJob(ABC, Generic[Block]):
         compare(self.out, begun, self.description, self.ignored)
 
     def make_share(self, rank: int, size: int, make: Callable[[Iterator[int]], None]) -> bool:
-        """Make what is missing of the blocks of process `rank` of `size`; whether the job is complete afterwards, False
-        where other processes are still at work. `make` is given the numbers of the blocks to write, if there are any.
-        """
+        """Make the missing blocks of process `rank` of `size`. Returns whether the job is complete afterwards; False
+        when other processes are still working. `make` is called with the numbers of the blocks to write, if any."""
         try:
-            for _ in range(2):  # a second time where a block that was there turned out to be damaged
+            for _ in range(2):  # a second time if `finish` found a damaged block
                 missing = (number for number in range(rank, len(self.blocks), size) if not self.has_block(number))
                 first = next(missing, None)
                 if first is not None:
@@ -150,12 +152,12 @@ class SharedJob(ABC, Generic[Block]):
         finally:
             self.close()
         if size == 1:
-            raise RunError(f"{self.out}: a block was lost while others were made; the same command makes it again")
+            raise RunError(f"{self.out}: a block disappeared meanwhile; rerun the same command to make it again")
         logger.info("process %d of %d is done; %d of %d images are done", rank, size, self.count_done(), self._items)
         return False
 
     def write(self, number: int, block: Block) -> None:
-        """Put a block into its place; RunError in one line, with the bytes needed, when the disk is full."""
+        """Write a block; RunError when the disk is full, with the bytes needed."""
         needed = self.bytes_needed(len(self.blocks[number]))
 
         def work() -> None:
@@ -166,14 +168,14 @@ class SharedJob(ABC, Generic[Block]):
         try:
             self._explained(work, self.block_path(number), needed)
         except FileNotFoundError:
-            if not self.is_complete():  # else others finished, and removed this process's work folder
+            if not self.is_complete():  # if it is, others finished and removed this process's work folder
                 raise
 
     def finish(self) -> bool:
-        """Whether the job is complete now; if all blocks are there, this completes it."""
+        """Complete the job if all blocks exist; returns whether it is complete."""
         try:
             return self._explained(self._finish, self.out, self.bytes_needed(self._items))
-        except FileNotFoundError:  # others finished and swept
+        except FileNotFoundError:  # others finished and removed the folder
             return self.is_complete()
 
     def _finish(self) -> bool:
@@ -184,7 +186,7 @@ class SharedJob(ABC, Generic[Block]):
         return True
 
     def close(self) -> None:
-        """Remove what this process had half written."""
+        """Remove this process's work folder, with its unfinished files."""
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
             os.close(self._work_lock)
@@ -200,18 +202,18 @@ class SharedJob(ABC, Generic[Block]):
         self._work_lock = hold(self._work)
 
     def _remove_dead(self) -> None:
-        """Remove the work folders of processes that are dead."""
+        """Remove the work folders of dead processes."""
         for path in self.place.glob(f"{WORK}*"):
             if path != self._work and not held_by_other(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _half(self, name: str) -> Path:
-        """Where this process writes a file that is not finished."""
+        """The path at which this process writes an unfinished file."""
         assert self._work is not None, "begin() first"
         return self._work / name
 
     def _put(self, path: Path, write: Callable[[Path], None]) -> None:
-        """A file that is there whole or not at all: written in the work folder, fsynced, renamed."""
+        """Write a file atomically: in the work folder, fsynced, renamed."""
         half = self._half(path.name)
         write(half)
         fsync(half)
@@ -222,26 +224,26 @@ class SharedJob(ABC, Generic[Block]):
         fsync(path.parent)
 
     def _explained(self, work: Callable[[], T], path: Path, needed: int = 0) -> T:
-        """`work()`, with errors of the file system in one line; FileNotFoundError is for the caller."""
+        """`work()`; an OSError becomes a RunError of one line. FileNotFoundError is left to the caller."""
         try:
             return work()
         except FileNotFoundError:
             raise
         except OSError as error:
             needs = f"it needs about {needed:,} bytes ({self.bytes_needed(self._items):,} in all)" if needed else ""
-            kept = "what is finished is kept, and the same command continues"
+            kept = "finished blocks are kept, rerun the same command to continue"
             raise disk_error(error, path, self.place, needs, kept) from None
 
 
 def cut(num: int, size: int) -> list[range]:
-    """Items 0 … num-1 in blocks of `size`, the last one shorter."""
+    """Items 0 … num-1 in blocks of `size`; the last block may be shorter."""
     return [range(first, min(first + size, num)) for first in range(0, num, size)]
 
 
-def compare(out: Path, begun: Any, asked: dict[str, Any], ignored: Sequence[str] = ()) -> None:
-    """RequestError when the job begun in `out` is not the one asked for: one line with the first key that differs and
-    both values. The keys in `ignored`, and all below them, may differ."""
-    old, new = _flattened(begun), _flattened(asked)
+def compare(out: Path, begun: Any, requested: dict[str, Any], ignored: Sequence[str] = ()) -> None:
+    """RequestError when the job begun in `out` is not the requested one, with the first key that differs and both
+    values. The keys in `ignored`, and all below them, may differ."""
+    old, new = _flattened(begun), _flattened(requested)
     for key in [*new, *sorted(old.keys() - new.keys())]:
         may_differ = any(f"{key}.".startswith(f"{name}.") for name in ignored)
         if not may_differ and old.get(key) != new.get(key):
@@ -252,7 +254,7 @@ def compare(out: Path, begun: Any, asked: dict[str, Any], ignored: Sequence[str]
 
 
 def _flattened(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, keys joined by points."""
+    """A nested object as a flat one with dotted keys."""
     if not isinstance(data, dict):
         return {prefix.removesuffix("."): data}
     flat: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception, for work whose finished parts are in files."""
+"""Turns SIGINT and SIGTERM into an exception, for work whose finished parts are in files."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM; `code` is the exit code. What is finished stays."""
+    """SIGINT or SIGTERM; `code` is the exit code. Finished files are kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -17,7 +17,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped, once: what is half written is removed, then the process ends. A second signal
+    """SIGINT and SIGTERM raise Stopped, so that unfinished files are removed before the process ends. A second signal
     ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers

@@ -1,4 +1,4 @@
-"""Named tensors: read from safetensors into a network without a second copy in memory, and written."""
+"""Named tensors: reads and writes safetensors, and fills a network without a second copy in memory."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of one file, memory-mapped, one by one; SourceError when the file is not safetensors."""
+    """Tensors of one file, memory-mapped, one by one; SourceError when the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -34,35 +34,37 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def write_safetensors(path: Path, tensors: NamedTensors, dtype: torch.dtype | None = None) -> None:
-    """Write contiguous copies, floating tensors as `dtype` where given."""
+    """Write tensors; floating-point ones are converted to `dtype` if given."""
     table = {
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().contiguous().cpu()
         for name, t in tensors
     }
     save_file(table, path)
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    path.chmod(0o644)  # safetensors makes files that only the owner can read
 
 
 def assign(
     model: nn.Module, tensors: NamedTensors, where: str, device: torch.device | str, dtype: torch.dtype | None
 ) -> None:
-    """Put `tensors` into `model` (built on the meta device) as they come, converted one by one.
+    """Put `tensors` into `model`, which was built on the meta device, converting one at a time.
 
-    SourceError names missing and unknown entries and wrong shapes.
+    SourceError names missing and unknown entries and wrong shapes; `where` is the source, for messages.
     """
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     seen: set[str] = set()
     extra: list[str] = []
     for name, tensor in tensors:
+        # Files may come from anywhere: check each entry. Unknown ones are reported together at the end.
         if name not in shapes:
             extra.append(name)
             continue
         if name in seen:
-            raise SourceError(f"{where}: {name} is there twice")
+            raise SourceError(f"{where}: {name} occurs twice")
         if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
             raise SourceError(f"{where}: {name} is a {tensor.dtype} tensor, expected plain floating-point numbers")
         if tuple(tensor.shape) != shapes[name]:
             raise SourceError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model needs {shapes[name]}")
+        # Replace the meta parameter.
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
         old = getattr(owner, leaf)

@@ -1,4 +1,4 @@
-"""TrainState <-> a committed step."""
+"""Saves a TrainState as a committed step, and restores it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,10 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldit.checkpoint.export import (
-    EMA,
-    MODEL,
-)
+from ldit.checkpoint.export import EMA, MODEL
 from ldit.checkpoint.run import retire
 from ldit.checkpoint.save import Entry, Sets, deal, write_folder, write_step
 from ldit.config.kinds import AnySpec
@@ -30,10 +27,10 @@ _Sets = dict[str, Callable[[], Iterator[tuple[str, Layout, Tensor]]]]
 
 
 def reserve_work(state: TrainState, staging: Staging) -> Callable[[], None]:
-    """The returned function makes the host memory that saves of `state` are copied to; without it the first does. All
-    processes call it, from the thread that owns `world.saving`."""
-    dealt = _dealt(_sets(state), state.world)
-    values = [entry.part for entries in dealt.values() for entry, mine in entries if mine]
+    """The returned function allocates the host memory for saves of `state`; otherwise the first save does. All ranks
+    call it, from the thread that owns `world.saving`."""
+    assigned = _assigned(_sets(state), state.world)
+    values = [entry.part for entries in assigned.values() for entry, mine in entries if mine]
     return lambda: state.world.run_on_all(lambda: staging.begin(values), state.world.saving)
 
 
@@ -47,18 +44,20 @@ def save_work(
     step: bool = True,
     snapshot: bool = False,
 ) -> Callable[[], None]:
-    """Copy the state to the host now; the returned function commits the copy whenever it is called. `data` is the
-    record of the training set.
+    """Copy the state to the host now; the returned function writes the copy, at any later time. `data` is the record
+    of the training set.
 
-    `step`: RUN/checkpoints/step-…, and then steps that are not to be kept are removed. `snapshot`: before it
+    `step`: write RUN/checkpoints/step-…, then remove steps beyond those to keep. `snapshot`: before that, write
     RUN/snapshots/step-…, the power-function averages alone, for `ldit ema`.
     """
     train, world, number, updates = state.config.train, state.world, state.step, state.updates
     record = {"step": number, "images": number * train.batch_size}
     spec = replace(spec, training={**(spec.training or {}), **record})
+    # Copy the tensors: all for a step, else those of the snapshot. Training may change the state afterwards.
     powers = {name: _stem(name) for name in state.averages.tracks if name.startswith(POWER)}
-    whole = _sets(state)
-    sets = _staged(whole if step else {stem: whole[stem] for stem in powers.values()}, world, staging)
+    all_sets = _sets(state)
+    sets = _staged(all_sets if step else {stem: all_sets[stem] for stem in powers.values()}, world, staging)
+    # Copy the counters.
     trainer = {
         **record,
         "updates": updates,
@@ -81,29 +80,33 @@ def save_work(
 
 
 def restore(folder: Path, state: TrainState) -> None:
-    """Fill `state` from a verified step folder, bit for bit, whatever the number of processes that wrote it."""
+    """Fill `state` from a verified step folder, bit for bit, however many ranks wrote it."""
     weights, place = state.weights, state.world.model_group.here
+    # Weights: every rank reads its part of each tensor.
     model = PartReader(folder, MODEL)
     if unknown := model.names() - set(weights.names):
         raise SourceError(f"{folder}: {sorted(unknown)[0]} does not fit the model")
     weights.fill(lambda name, layout, part: model.read(name, layout.shape, part))
+    # Averages.
     for track_name, track in state.averages.tracks.items():
         reader = PartReader(folder, _stem(track_name))
         for name, layout, part, value in zip(weights.names, weights.layouts, weights.parts, track.values, strict=True):
             value.copy_(reader.read(name, layout.shape, part))
+    # Optimiser state and counters.
     optimizer = PartReader(folder, OPTIMIZER)
     state.optimizer.load(lambda name, layout: optimizer.read(name, layout.shape, layout.part(*place)))
     _restore_numbers(folder, state)
 
 
 def _restore_numbers(folder: Path, state: TrainState) -> None:
+    """Counters, loss scale and guard from state/trainer.json; SourceError names what does not fit."""
     path = folder / TRAINER
     record = read_json(path)
     try:
         if not isinstance(record, dict):
             raise ConfigError("not an object")
         step = convert(int, record.get("step"), "step")
-        # Runs of before there were skipped steps have no more than that.
+        # Older runs have the step only.
         updates = convert(int, record.get("updates", step), "updates")
         offset = convert(int, record.get("offset", 0), "offset")
         scaler = from_dict(Scaler, record["scaler"], "scaler") if "scaler" in record else state.scaler
@@ -118,10 +121,12 @@ def _restore_numbers(folder: Path, state: TrainState) -> None:
 
 
 def _stem(track: str) -> str:
+    """The stem of the files of an average."""
     return EMA if track == MAIN else f"{STATE}/{track}"
 
 
 def _sets(state: TrainState) -> _Sets:
+    """File stem -> a function that yields (name, layout, this rank's part): weights, averages, optimiser."""
     masters: list[Tensor] = list(state.weights.masters)
     sets = {MODEL: lambda: _entries(state, masters)}
     for name, track in state.averages.tracks.items():
@@ -133,22 +138,23 @@ def _entries(state: TrainState, values: list[Tensor]) -> Iterator[tuple[str, Lay
     return zip(state.weights.names, state.weights.layouts, values, strict=True)
 
 
-def _dealt(sets: _Sets, world: World) -> dict[str, list[tuple[Entry, bool]]]:
-    """The tensors of each set, and whether this process's replica is the one that writes them."""
-    found = {}
+def _assigned(sets: _Sets, world: World) -> dict[str, list[tuple[Entry, bool]]]:
+    """The tensors of each set, each with whether this rank's replica writes it."""
+    assigned = {}
     for stem, rows in sets.items():
         entries = [Entry(*row) for row in rows()]
         replicas = [owner // len(world.model_group) for owner in deal(entries, world.size)]
-        found[stem] = [(entry, r == world.replica) for entry, r in zip(entries, replicas, strict=True)]
-    return found
+        assigned[stem] = [(entry, r == world.replica) for entry, r in zip(entries, replicas, strict=True)]
+    return assigned
 
 
 def _staged(sets: _Sets, world: World, staging: Staging) -> Sets:
-    dealt = _dealt(sets, world)
-    staging.begin([entry.part for entries in dealt.values() for entry, mine in entries if mine])
+    """Host copies of the tensors that this rank's replica writes; the others on the meta device."""
+    assigned = _assigned(sets, world)
+    staging.begin([entry.part for entries in assigned.values() for entry, mine in entries if mine])
     copied = {
         stem: [replace(e, part=staging.copy(e.part) if mine else e.part.detach().to("meta")) for e, mine in entries]
-        for stem, entries in dealt.items()
+        for stem, entries in assigned.items()
     }
     staging.settle()
     return copied

@@ -1,4 +1,4 @@
-"""Moving averages of the weights, fp32, each process of its own part, in foreach passes."""
+"""Moving averages of the weights, in fp32; each rank averages its own part."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,26 +14,27 @@ POWER = "power-"
 
 
 def warmed_decay(decay: float, n: int) -> float:
-    """min(decay, n/(9+n)) at update n = 1, 2, …, as min(decay, (1+n)/(10+n)) counted from 0: short runs forget their
-    initial weights."""
+    """min(decay, n/(9+n)) at update n = 1, 2, … (the usual (1+n)/(10+n), counted from 0), so that short runs forget
+    their initial weights."""
     return min(decay, n / (9 + n))
 
 
 def power_name(sigma_rel: float) -> str:
-    """What a power-function average is called in files."""
+    """The name of a power-function average in files."""
     return f"{POWER}{sigma_rel:.4f}"
 
 
 @dataclass(frozen=True)
 class Average:
-    """One average: decay(n) is the share of it that update n = 1, 2, … keeps."""
+    """One average. `decay(n)` is the share of the old average that update n = 1, 2, … keeps."""
 
     decay: Callable[[int], float]
     values: list[Tensor]
 
 
 class Averages:
-    """All averages of a run by name: "ema" (sampled and exported), "ema-D" for further decays, "power-S"."""
+    """All averages of a run by name: "ema" (the one for sampling and export), "ema-D" with decay D, "power-S" with
+    relative width S."""
 
     def __init__(self, config: EMAConfig, masters: Sequence[Tensor]) -> None:
         decays: dict[str, Callable[[int], float]] = {MAIN: partial(warmed_decay, config.decay)}
@@ -53,7 +54,7 @@ class Averages:
 
     @torch.no_grad()
     def start(self, masters: Sequence[Tensor]) -> None:
-        """Every average begins as the weights."""
+        """Set every average to the weights."""
         for track in self.tracks.values():
             torch._foreach_copy_(track.values, list(masters))
 

@@ -1,4 +1,4 @@
-"""Steps that must not be applied: non-finite ones, loss spikes, fp16 overflows. Plain numbers, saved as JSON."""
+"""Tells which steps must not be applied (non-finite, loss spike, fp16 overflow); its numbers are saved as JSON."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -7,12 +7,12 @@ from typing import Any
 from ldit.config.sections import GuardConfig
 
 WINDOW = 100  # steps over which the loss's running mean and variance look back
-SETTLED = 20  # steps before a spike can be told
+SETTLED = 20  # steps after which mean and variance can tell a spike
 
 
 @dataclass
 class Guard:
-    """Running mean and variance of the loss, and how many steps were left out in a row."""
+    """Running mean and variance of the loss, and the number of consecutive skipped steps (`left_out`)."""
 
     mean: float = 0.0
     variance: float = 0.0
@@ -22,13 +22,13 @@ class Guard:
     """Since the last commit."""
 
     def limit(self, config: GuardConfig) -> float:
-        """Loss above which a step is a spike."""
+        """The loss above which a step is a spike."""
         if not config.spike_z or self.count < SETTLED:
             return math.inf
         return self.mean + config.spike_z * math.sqrt(self.variance)
 
     def accept(self, loss: float) -> None:
-        """A step was applied."""
+        """Update the statistics by the loss of an applied step."""
         self.count += 1
         share = 1.0 / min(self.count, WINDOW)
         off = loss - self.mean
@@ -58,7 +58,7 @@ class Scaler:
         return cls(cls.START if precision == "fp16" else 1.0)
 
     def overflowed(self) -> bool:
-        """After a step that was not finite: whether a smaller loss scale may help, which is then set."""
+        """Halve the loss scale after a non-finite step; False when it is 1 already, so that this cannot help."""
         self.good = 0
         if self.scale <= 1.0:
             return False
@@ -66,7 +66,7 @@ class Scaler:
         return True
 
     def passed(self, precision: str) -> None:
-        """After a step that was applied."""
+        """Count an applied step; double the scale when it is time."""
         if precision == "fp16":
             self.good += 1
             if self.good == self.PATIENCE:

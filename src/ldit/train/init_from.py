@@ -1,4 +1,4 @@
-"""What a run takes from another checkpoint as its starting weights (`--train.init_from`)."""
+"""Starting weights of a run from another checkpoint (`--train.init_from`)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from ldit.train.state import TrainState
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 
 _TRUNK = ("layers.", "blocks.")  # blocks of our networks and of the original DiT
-_INTO_WIDTH = ("x_embedder.weight", "x_embedder.bias", "x_embedder.proj.bias")  # entries whose first size is the width
+_OF_WIDTH = ("x_embedder.weight", "x_embedder.bias", "x_embedder.proj.bias")  # entries whose first size is the width
 
 
 @dataclass(frozen=True)
 class Start:
-    """A starting value, fp32. `rows` None: the whole parameter `name`; otherwise value[k] belongs in row rows[k] of it
-    and the rows not named keep their fresh values."""
+    """A starting value, fp32. With `rows` None it is the full parameter `name`. Otherwise value[k] is row rows[k] of
+    the parameter, and the other rows keep their fresh values."""
 
     name: str
     value: Tensor
@@ -31,16 +31,16 @@ class Start:
 
 @dataclass
 class StartReport:
-    """What `starting_weights` took; complete when its iterator is at its end."""
+    """What `starting_weights` took; complete when its iterator is exhausted."""
 
     taken: list[str] = field(default_factory=list)
-    """Entries taken whole."""
+    """Entries taken as they are."""
     resized: dict[str, str] = field(default_factory=dict)
-    """Entries taken by rows, and in words which rows."""
+    """Entries taken by rows -> a description of the rows."""
     fresh: list[str] = field(default_factory=list)
-    """The network's entries that the source has not, or in another shape."""
+    """Entries of the network that the source lacks or has in another shape."""
     unused: list[str] = field(default_factory=list)
-    """The source's entries that the network has not, or in another shape."""
+    """Entries of the source that the network lacks or has in another shape."""
 
     def line(self) -> str:
         """One line for the log."""
@@ -53,12 +53,13 @@ class StartReport:
 
 
 def start_from(name: str, ema: bool, spec: ModelSpec, state: TrainState) -> None:
-    """Put into a fresh `state` the weights of source `name` that fit a network of `spec`; averages begin as the result.
+    """Copy the weights of source `name` that fit a network of `spec` into a fresh `state`; averages start as a copy.
 
-    Every rank calls it and fills its own part. What is taken, and differences that shapes do not show, are logged."""
+    Every rank calls it and fills its own part. It logs what was taken, and warns of differences that shapes do not
+    show."""
     source, weights, report = open_source(name, ema=ema), state.weights, StartReport()
     shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
-    null, source_null = (_null(one) for one in (spec, source.spec))
+    null, source_null = _null(spec), _null(source.spec)
     tensors = source.tensors(ema)
     names, source_names = spec.class_names, source.spec.class_names
     for start in starting_weights(tensors, shapes, names, source_names, null, source_null, report):
@@ -70,12 +71,12 @@ def start_from(name: str, ema: bool, spec: ModelSpec, state: TrainState) -> None
 
 
 def _null(spec: ModelSpec) -> int | None:
-    """The row of the null class; text models have none."""
+    """The label table's row of the null class; None for text models."""
     return None if isinstance(spec.model, TextModelConfig) else spec.model.null_class
 
 
 def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:
-    """Shapes do not show these: a network that reads its weights in another way has to learn them anew."""
+    """Warn of settings that shapes do not show, under which the network would use the same weights differently."""
     model = ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind", "input_size")
     codec = ("kind", "scale", "shift", "factor")
     keys = [*(("model", key) for key in model), ("process", None), *(("codec", key) for key in codec)]
@@ -83,7 +84,7 @@ def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:
         old, new = (one[section] if key is None else one[section].get(key) for one in (source, spec))
         if old != new:
             name = ".".join(filter(None, (section, key)))
-            logger.warning("the start differs in %s: %s there, %s here", name, old, new)
+            logger.warning("init_from: %s differs: %s in the source, %s in this run", name, old, new)
 
 
 def starting_weights(
@@ -95,23 +96,25 @@ def starting_weights(
     source_null: int | None,
     report: StartReport | None = None,
 ) -> Iterator[Start]:
-    """What of the source's `tensors` a network with entries `shapes` starts from, one by one, as fp32 (fp32 tensors are
-    the source's own memory: copy them). Entries of the same name and shape are taken whole; the label table by rows
-    where the classes differ (`_row_sources`): `names` and `source_names` are the class names where known, `null` and
-    `source_null` the rows of the null class, where there is one.
+    """Yields what a network with entries `shapes` takes from the source's `tensors`, one by one, as fp32 (fp32 tensors
+    share the source's memory: copy them). Entries of the same name and shape are taken as they are. The label table is
+    taken by rows where the classes differ (`_row_sources`): `names` and `source_names` are the class names where known,
+    `null` and `source_null` the rows of the null class, if any.
 
-    Shapes do not tell heads, rotary positions, process or codec apart: the caller compares those. `report` is filled
-    as the tensors come. SourceError for entries that are there twice or are not plain floating-point numbers, for
-    class names or null rows that a label table cannot have, and, at the end, when no block fits.
+    Shapes do not show heads, rotary positions, process or codec: the caller compares those. `report` is filled as the
+    tensors come. SourceError for an entry that occurs twice or is not plain floating-point numbers, for class names or
+    null rows that do not fit the label table, and, at the end, when no block fits.
     """
     report = StartReport() if report is None else report
     seen: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors:
+        # Files may come from anywhere: refuse what no network can take.
         if name in seen:
-            raise SourceError(f"starting weights: {name} is there twice")
+            raise SourceError(f"starting weights: {name} occurs twice")
         if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
             raise SourceError(f"starting weights: {name} is a {tensor.dtype} tensor, expected floating-point numbers")
         seen[name] = tuple(tensor.shape)
+        # The label table goes by classes, everything else by name and shape.
         start: Start | None = None
         if name == LABEL_TABLE and name in shapes and seen[name][1:] == tuple(shapes[name])[1:]:
             mapping = _row_sources(shapes[name][0], len(tensor), names, source_names, null, source_null)
@@ -126,6 +129,7 @@ def starting_weights(
         if start.rows is None:
             report.taken.append(name)
         yield start
+    # A run that takes no block at all has most likely been given the wrong source.
     used = {*report.taken, *report.resized}
     report.fresh += [name for name in shapes if name not in used]
     trunk = [name for name in shapes if name.startswith(_TRUNK)] or list(shapes)
@@ -141,16 +145,16 @@ def _row_sources(
     null: int | None,
     source_null: int | None,
 ) -> dict[int, int]:
-    """New row -> the source's row it starts from; rows without an entry stay fresh.
+    """New row -> the source's row that it starts from. Rows without an entry stay fresh.
 
-    A class takes the row of its name (exact, else case-folded where that is unique). Where names are not known on both
-    sides it takes the row of its index, if there are as many classes. The null row goes to the null row.
+    A class takes the row of its name (exact, else case-folded if that is unique). If names are not known on both sides,
+    it takes the row of its index, provided that both have the same number of classes. The null row takes the null row.
 
-    A class without counterpart starts from the source's null row: the network saw images of every class with it, so
-    it is a vector that the blocks know and that promises nothing wrong. Held-out loss of the bundled emoji64-class-xs
-    with all nine classes on such a start: null row 0.0844, fresh 0.0856, mean of the class rows (too short to be one of
-    them) 0.0862, another class's row 0.0936; with their own rows 0.0807. So an index is not a counterpart when the
-    counts differ. Without a null row in the source these classes stay fresh.
+    A class without a counterpart takes the source's null row: the blocks have seen it with images of every class, so it
+    suggests no wrong class. Held-out loss of the bundled emoji64-class-xs with all nine classes started so: null row
+    0.0844, fresh rows 0.0856, mean of the class rows (shorter than any of them) 0.0862, another class's row 0.0936;
+    their own rows 0.0807. Hence no match by index when the counts differ. Without a null row in the source, these
+    classes stay fresh.
     """
     classes = _classes(rows, names, null, "the network")
     source_classes = _classes(source_rows, source_names, source_null, "the source")
@@ -166,7 +170,7 @@ def _row_sources(
 
 
 def _by_name(names: Sequence[str], source_names: Sequence[str]) -> dict[int, int]:
-    """Class -> the source's class of the same name; a case-folded name counts when only one of the source's has it."""
+    """Class -> the source's class of the same name. A case-folded match counts if it is unique in the source."""
     exact = {name: index for index, name in enumerate(source_names)}
     folded: dict[str, list[int]] = {}
     for index, name in enumerate(source_names):
@@ -182,7 +186,7 @@ def _by_name(names: Sequence[str], source_names: Sequence[str]) -> dict[int, int
 
 
 def _classes(rows: int, names: Sequence[str] | None, null: int | None, whose: str) -> int:
-    """Number of classes of a label table; its null row, if any, is the last one."""
+    """The number of classes of a label table, whose null row, if any, must be the last. `whose` is for messages."""
     classes = rows - int(null is not None)
     if null is not None and null != classes:
         raise SourceError(f"starting weights: {whose}'s label table has {rows} rows, its null class is {null}")
@@ -192,6 +196,8 @@ def _classes(rows: int, names: Sequence[str] | None, null: int | None, whose: st
 
 
 def _label_rows(tensor: Tensor, rows: int, mapping: dict[int, int]) -> Start | None:
+    """The start of a label table of `rows` rows: the full tensor where every row keeps its place, else the mapped rows;
+    None when there are none."""
     if len(tensor) == rows and mapping == {row: row for row in range(rows)}:
         return Start(LABEL_TABLE, tensor.float())
     if not mapping:
@@ -201,18 +207,20 @@ def _label_rows(tensor: Tensor, rows: int, mapping: dict[int, int]) -> Start | N
 
 
 def _in_words(mapping: dict[int, int], rows: int, null: int | None, source_null: int | None) -> str:
-    own = {row: source for row, source in mapping.items() if row != null}
-    unknown = sum(source == source_null for source in own.values())
+    """A description of `mapping` for the log."""
+    of_classes = {row: source for row, source in mapping.items() if row != null}
+    from_null = sum(source == source_null for source in of_classes.values())
     classes = rows - int(null is not None)
-    parts = [f"{len(own) - unknown} of {classes} classes"] if classes else []
-    parts += [f"{unknown} from the null class"] if unknown else []
-    parts += [f"{classes - len(own)} fresh"] if classes > len(own) else []
+    parts = [f"{len(of_classes) - from_null} of {classes} classes"] if classes else []
+    parts += [f"{from_null} from the null class"] if from_null else []
+    parts += [f"{classes - len(of_classes)} fresh"] if classes > len(of_classes) else []
     if null is not None:
         parts.append("the null class" if null in mapping else "a fresh null class")
     return ", ".join(parts)
 
 
 def _why_nothing_fits(source: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The most likely reason why no entry of the source fits the network."""
     width, own = _width(source), _width(shapes)
     if width is not None and own is not None and width != own:
         return f"no block fits: the source has width {width}, this network {own}"
@@ -222,7 +230,7 @@ def _why_nothing_fits(source: Mapping[str, tuple[int, ...]], shapes: Mapping[str
 
 
 def _width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    return next((shapes[name][0] for name in _INTO_WIDTH if shapes.get(name)), None)
+    return next((shapes[name][0] for name in _OF_WIDTH if shapes.get(name)), None)
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:

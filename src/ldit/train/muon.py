@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024), over sharded matrices.
 
-The arithmetic is torch.optim.Muon's with `adjust_lr_fn="match_rms_adamw"` (Liu et al. 2025), so that AdamW's learning
-rate and weight decay serve both; one process in bf16 agrees with it. torch's own takes whole matrices only. Here
-momentum stays in parts; matrices are made whole one a process at a time, so the iterations are shared out.
+The arithmetic is torch.optim.Muon's with `adjust_lr_fn="match_rms_adamw"` (Liu et al. 2025), so AdamW's learning rate
+and weight decay serve both; one process in bf16 agrees with it. torch's own takes full matrices only. Here momentum
+stays sharded. Each rank gathers one full matrix at a time and orthogonalises it, so the ranks share the work.
 """
 
 import math
@@ -51,16 +51,18 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float, sound: Tensor) -> None:
-        """Apply the gradients where `sound` (a bool on the device) says so, and nothing at all where not."""
+        """Apply the gradients if `sound`, a bool on the device, is true; otherwise change nothing."""
+        # One matrix for each rank of the group in every turn; in the last turn some ranks may have none.
         for first in range(0, len(self.matrices), len(self.model_group)):
             indices = range(first, min(first + len(self.model_group), len(self.matrices)))
             updates = [self._momentum(i, sound) for i in indices]
             missing = len(self.model_group) - len(indices)
             layouts: list[Layout | None] = [*(self.layouts[i] for i in indices), *[None] * missing]
-            whole = gather_whole([*updates, *[None] * missing], layouts, self.model_group)
-            if whole is not None:
-                whole = orthogonalised(whole, self.dtype).to(updates[0].dtype)
-            parts = scatter_parts(whole, layouts, self.model_group, updates[0])
+            # All ranks send their parts; this one receives its full matrix, orthogonalises it, and sends parts back.
+            full = gather_whole([*updates, *[None] * missing], layouts, self.model_group)
+            if full is not None:
+                full = orthogonalised(full, self.dtype).to(updates[0].dtype)
+            parts = scatter_parts(full, layouts, self.model_group, updates[0])
             for i, part in zip(indices, parts, strict=False):
                 assert part is not None
                 self._apply(i, part, lr, sound)
@@ -68,7 +70,7 @@ class Muon:
     def _momentum(self, i: int, sound: Tensor) -> Tensor:
         buffer, grad = self.buffers[i], self.matrices[i].grad
         assert grad is not None
-        grad = torch.where(sound, grad, buffer)  # lerp of equals changes nothing, whatever stood in the gradient
+        grad = torch.where(sound, grad, buffer)  # lerp of equals changes nothing, whatever the gradient holds
         buffer.lerp_(grad, 1 - self.momentum)
         return grad.lerp(buffer, self.momentum)
 

@@ -21,14 +21,15 @@ SCALAR = Layout(())
 
 
 class Optimizer:
-    """AdamW for everything, or Muon for the blocks' attention and FFN matrices and AdamW for the rest.
+    """AdamW for all parameters, or Muon for the blocks' attention and FFN matrices and AdamW for the rest.
 
-    State is named `moment.parameter`, with the parameter's layout: `exp_avg`, `exp_avg_sq`, `step` (a number) of
-    AdamW, `momentum` of Muon.
+    State tensors are named `moment.parameter` and have the parameter's layout: AdamW's `exp_avg`, `exp_avg_sq` and
+    `step` (a scalar), Muon's `momentum`.
     """
 
     def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
         self.weights = weights
+        # Split the parameters between the two optimisers.
         chosen = [config.kind == "muon" and _is_matrix(name) for name in weights.names]
         if config.kind == "muon" and not any(chosen):
             raise ConfigError(
@@ -39,13 +40,13 @@ class Optimizer:
         self.others = {name: master for name, master, _, muon in rows if not muon}
         self._layouts = {name: layout for name, _, layout, _ in rows}
         self.adamw = torch.optim.AdamW(
-            [p for p in self.others.values() if p.numel()],  # a process may hold no row of a small tensor
+            [p for p in self.others.values() if p.numel()],  # a rank may hold no row of a small tensor
             lr=1.0,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
             fused=True,
         )
-        # Made here rather than by the first step: a checkpoint and its host memory know them from the start.
+        # Created here rather than by the first step, because a checkpoint's host memory is sized before it.
         for p in self.adamw.param_groups[0]["params"]:
             moments = {moment: torch.zeros_like(p, requires_grad=False) for moment in _MOMENTS}
             self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
@@ -55,15 +56,15 @@ class Optimizer:
             model_group,
             config.momentum,
             config.weight_decay,
-            # bf16 as is usual; fp32 for runs in fp32, which then agree more closely across world sizes.
+            # bf16 is usual. Runs in fp32 use fp32, so that different world sizes agree more closely.
             torch.float32 if weights.compute == torch.float32 else torch.bfloat16,
         )
 
     @torch.no_grad()
     def step(self, lr: float, sound: Tensor) -> None:
-        """Apply the masters' gradients where `sound`, a bool on their device, is true; otherwise change nothing.
+        """Apply the masters' gradients if `sound`, a bool on their device, is true; otherwise change nothing.
 
-        The host need not know: AdamW's fused kernel skips by itself, as it does for gradient scalers.
+        The host does not wait for `sound`: AdamW's fused kernel skips the step itself, as it does for GradScaler.
         """
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -73,34 +74,34 @@ class Optimizer:
         self.muon.step(lr, sound)
 
     def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
-        """(name, layout, this process's part) of all that a checkpoint must hold. Every process yields the same names:
-        a parameter of which this one has no part yields empty moments."""
-        steps = next((held["step"] for held in self.adamw.state.values()), torch.zeros(()))
+        """(name, layout, this rank's part) of every tensor that a checkpoint must hold. All ranks yield the same names:
+        a rank without a part of a parameter yields empty moments."""
+        steps = next((moments["step"] for moments in self.adamw.state.values()), torch.zeros(()))
         for name, p in self.others.items():
-            held = self.adamw.state[p] if p.numel() else {"step": steps, **dict.fromkeys(_MOMENTS, p.detach())}
+            moments = self.adamw.state[p] if p.numel() else {"step": steps, **dict.fromkeys(_MOMENTS, p.detach())}
             for moment in _MOMENTS:
-                yield f"{moment}.{name}", self._layouts[name], held[moment]
-            # Equal for all parameters, but torch counts each for itself.
-            yield f"step.{name}", SCALAR, held["step"]
+                yield f"{moment}.{name}", self._layouts[name], moments[moment]
+            # The same number for all parameters, but torch keeps one for each.
+            yield f"step.{name}", SCALAR, moments["step"]
         for name, buffer in zip(self.matrices, self.muon.buffers, strict=True):
             yield f"momentum.{name}", self._layouts[name], buffer
 
     @torch.no_grad()
     def load(self, read: Callable[[str, Layout], Tensor]) -> None:
-        """Fill the state; `read(name, layout)` gives this process's part."""
+        """Fill the state; `read(name, layout)` returns this rank's part."""
         for name, layout, value in self.state():
             if value.numel():
                 value.copy_(read(name, layout))
 
 
 def _is_matrix(name: str) -> bool:
-    """The 2-D weights of attention and FFN in a block; the text's keys and values too."""
+    """Whether this is a 2-D weight of attention or FFN in a block, including text keys and values."""
     return _MATRIX.fullmatch(name) is not None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of step 1 … config.steps: linear warm-up, then constant (with a linear cooldown at the end), cosine, or
-    inverse square root."""
+    """Learning rate of step 1 … config.steps: linear warm-up, then constant (with a linear cooldown at the end), cosine
+    down to `FINAL_SHARE`, or inverse square root."""
     if step <= config.warmup:
         return config.lr * step / config.warmup
     if config.cooldown and step > config.steps - config.cooldown:

@@ -1,8 +1,8 @@
-"""Power-function averages of the weights, and averages of other widths made from stored ones afterwards.
+"""Power-function averages of the weights: decay, and coefficients that combine stored averages into others.
 
 Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3 and appendix
-C. A power-function average after T updates weighs the weights of time t in [0, T] with the profile
-p(t) = (gamma + 1) t^gamma / T^(gamma + 1); its relative width sigma_rel is the deviation of p as a share of T.
+C. A power-function average after T updates weights the parameters of time t in [0, T] by the profile
+p(t) = (gamma + 1) t^gamma / T^(gamma + 1). Its relative width sigma_rel is the standard deviation of p divided by T.
 """
 
 import math
@@ -20,7 +20,8 @@ Average = tuple[int, float]
 
 
 def sigma_rel_of(gamma: float) -> float:
-    """Relative width of the profile t^gamma; falls as gamma grows. ValueError below 0, where it is not monotone."""
+    """Relative width of the profile t^gamma; it falls as gamma grows. ValueError for gamma < 0, where the profile would
+    weight early parameters most."""
     if not gamma >= 0:
         raise ValueError(f"gamma must not be negative, got {gamma}")
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
@@ -45,8 +46,8 @@ def gamma_of(sigma_rel: float) -> float:
 def power_decay(gamma: float, n: int) -> float:
     """beta of update n = 1, 2, …: average = beta·average + (1 - beta)·weights, beta = (1 - 1/n)^(gamma + 1).
 
-    beta is 0 at the first update, which takes the weights whole. The weight of update n in the average of T updates
-    telescopes to (n^(gamma+1) - (n-1)^(gamma+1)) / T^(gamma+1): exactly the profile's integral over [n - 1, n].
+    beta is 0 at the first update, so the average starts as the weights. The weight of update n in the average of T
+    updates telescopes to (n^(gamma+1) - (n-1)^(gamma+1)) / T^(gamma+1): exactly the profile's integral over [n - 1, n].
     ValueError for n < 1.
     """
     if n < 1:
@@ -55,39 +56,42 @@ def power_decay(gamma: float, n: int) -> float:
 
 
 def combination(stored: Sequence[Average], target: Average) -> list[float]:
-    """Coefficients of the stored averages whose sum is nearest to the target: least squares of the profiles (appendix
-    C.3) among the coefficients that sum to 1.
+    """Coefficients of the stored averages for the combination nearest to the target: least squares between profiles
+    (appendix C.3), over coefficients that sum to 1.
 
-    The sum is held because weights that do not move must come out as they are; plain least squares shrinks every weight
-    instead where snapshots are few (by 2 % at eight of widths 0.05 and 0.10 and target 0.20, 9 % at four). The profiles
-    are the continuous ones, in closed form: those of the discrete updates are their integrals over single updates
-    (`power_decay`), and fitting those instead lowers the error by 2 % of it after 64 updates, 0.2 % after 128.
+    The sum is fixed so that parameters which do not change are reproduced. Plain least squares shrinks every parameter
+    when there are few snapshots (by 2 % with eight of widths 0.05 and 0.10 and target 0.20, by 9 % with four). The
+    profiles are the continuous ones, which have closed forms. Those of discrete updates (`power_decay`) would lower the
+    error by only 2 % of it after 64 updates, 0.2 % after 128.
 
     ValueError when nothing is stored, or for impossible updates and widths.
     """
     if not stored:
         raise ValueError("there are no stored averages")
-    gram, wanted = _products(stored, stored), _products(stored, [target])[:, 0]
-    # Profiles of norm 1: the norm falls as 1 / sqrt(updates), and the cut-off below must treat short averages alike.
+    # The normal equations. Profiles are scaled to norm 1: norms fall as 1 / sqrt(updates), and the cut-off below must
+    # treat short averages the same.
+    gram, target_products = _products(stored, stored), _products(stored, [target])[:, 0]  # (S, S), (S,)
     scale = 1 / np.sqrt(np.diag(gram))
-    gram, wanted = gram * np.outer(scale, scale), wanted * scale
-    start = scale / (scale @ scale)  # the shortest solution with sum 1, as the coefficients are scale·solution
-    free = np.eye(len(stored)) - np.outer(scale, scale) / (scale @ scale)  # the directions that leave the sum
+    gram, target_products = gram * np.outer(scale, scale), target_products * scale
+    # One solution whose sum is 1, and the projection onto the directions that keep the sum. Coefficients are
+    # scale·solution.
+    start = scale / (scale @ scale)
+    free = np.eye(len(stored)) - np.outer(scale, scale) / (scale @ scale)
     values, vectors = np.linalg.eigh(free @ gram @ free)
-    # Averages of the same update, or of neighbours, are nearly one profile: the direction that tells them apart has an
-    # eigenvalue of rounding's size, and dividing by it would give huge coefficients of opposite sign to weights that
-    # are stored in fp32. Such directions are left out.
+    # Averages of the same update, or of adjacent ones, have nearly the same profile. The direction of their difference
+    # has an eigenvalue of the size of rounding errors; dividing by it would give huge coefficients of opposite sign to
+    # parameters that are stored in fp32. Such directions are dropped.
     kept = values > _CUT * np.trace(gram)
-    # Projected once more, because an eigenvector of a small value holds a trace of the direction that changes the sum,
-    # in which the gradient is large.
+    # Project again: an eigenvector of a small eigenvalue contains a little of the direction that changes the sum, in
+    # which the gradient is large.
     vectors = free @ vectors[:, kept]
-    coefficients = (start + vectors @ (vectors.T @ (wanted - gram @ start) / values[kept])) * scale
+    coefficients = (start + vectors @ (vectors.T @ (target_products - gram @ start) / values[kept])) * scale
     return [float(value) for value in coefficients]
 
 
 def residual(stored: Sequence[Average], target: Average, coefficients: Sequence[float]) -> float:
-    """How far the combination's profile is from the target's: norm of the difference / norm of the target, i.e.
-    sqrt(1 - share explained). 0 = the target itself; below about 1e-7 it is rounding."""
+    """Relative distance of the combination's profile from the target's: norm of the difference / norm of the target.
+    0 = the target itself; values below about 1e-7 are rounding."""
     c = np.asarray(coefficients, dtype=np.float64)
     own = float(_products([target], [target])[0, 0])
     error = own - 2 * float(c @ _products(stored, [target])[:, 0]) + float(c @ _products(stored, stored) @ c)
@@ -97,8 +101,8 @@ def residual(stored: Sequence[Average], target: Average, coefficients: Sequence[
 def _products(first: Sequence[Average], second: Sequence[Average]) -> NDArray[np.float64]:
     """Inner products over time of the profiles of `first` (rows) and `second` (columns).
 
-    With a the average that ends first and b the other: the integral over [0, T_a] of p_a·p_b =
-    (gamma_a+1)(gamma_b+1) / (gamma_a+gamma_b+1) · (T_a/T_b)^gamma_b / T_b. (T in ratios: powers of T would overflow.)
+    With a the average that ends first and b the other, the integral of p_a·p_b over [0, T_a] is
+    (gamma_a+1)(gamma_b+1) / (gamma_a+gamma_b+1) · (T_a/T_b)^gamma_b / T_b. (Ratios, because powers of T overflow.)
     """
     (ends_a, gammas_a), (ends_b, gammas_b) = _columns(first), _columns(second)
     a, b, g, h = ends_a[:, None], ends_b[None, :], gammas_a[:, None], gammas_b[None, :]
@@ -109,7 +113,7 @@ def _products(first: Sequence[Average], second: Sequence[Average]) -> NDArray[np
 
 
 def _columns(averages: Sequence[Average]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Updates and exponents, float64."""
+    """Updates (N,) and exponents gamma (N,), float64."""
     if any(updates < 1 for updates, _ in averages):
         raise ValueError("an average has at least one update")
     exponents = {width: gamma_of(width) for _, width in averages}

@@ -1,4 +1,4 @@
-"""An average of any width from a run's snapshots: post-hoc reconstruction (Karras et al. 2024, section 3.2)."""
+"""Reconstructs an EMA of any length from a run's snapshots (Karras et al. 2024, section 3.2)."""
 
 import re
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from ldit.train.posthoc import combination, residual
 
 SNAPSHOT = "snapshot.json"
 WIDEST = 0.28  # as in RunConfig.check
-DOUBTFUL = 0.1  # residual from which on the average is not what was asked for
+DOUBTFUL = 0.1  # residual above which the result differs noticeably from the average asked for
 
 _STEP = re.compile(r"step-(\d{8,})$")
 _WIDTH = re.compile(r"power-(\d\.\d{4})(?:-\d+-of-\d+)?\.safetensors$")
-_NEGLIGIBLE = 1e-8  # below an eighth of fp32's rounding: not worth reading a set of weights
+_NEGLIGIBLE = 1e-8  # coefficients below this, an eighth of fp32's rounding, do not justify reading a set of weights
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A committed folder of power averages: updates made, and file stem -> relative width."""
+    """A committed folder of power averages: its step, the updates until then, and file stem -> relative width."""
 
     folder: Path
     step: int
@@ -48,8 +48,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What was made: `out`, the step it is of, snapshots and sets of weights read, the relative residual of the
-    profile (see `posthoc.residual`), and the sum of the coefficients' magnitudes, by which rounding grows."""
+    """The result: the folder `out`, its width and step, the numbers of snapshots and of sets of weights read, the
+    relative residual of the profile (see `posthoc.residual`), and the sum of the coefficients' magnitudes, the factor
+    by which rounding errors grow."""
 
     out: Path
     sigma_rel: float
@@ -63,13 +64,15 @@ class Reconstruction:
 def reconstruct(
     run: Path, out: Path, sigma_rel: float, step: int | None = None, dtype: str | None = None
 ) -> Reconstruction:
-    """Write to `out`, as an export, the power average of relative width `sigma_rel` as it would have been at `step`
-    (default: the last snapshot), from the snapshots up to it. Sums are float64, one tensor at a time; weights are
-    written as `dtype`, default fp32.
+    """Write the power average of relative width `sigma_rel` at `step` (default: the last snapshot) to `out`, as an
+    export. Snapshots up to that step are combined in float64, one tensor at a time; weights are written as `dtype`,
+    default fp32.
 
-    `step` must be a snapshot's: a profile that ends between two cannot be made of such that end at them (residuals of
-    10 to 40 %). ConfigError for a width outside (0, 0.28); SourceError names what is missing, damaged or in the way.
+    `step` must be that of a snapshot: profiles that end at snapshots cannot express one that ends between two
+    (residuals of 10 to 40 %). ConfigError for a width outside (0, 0.28); SourceError names what is missing, damaged or
+    in the way.
     """
+    # Check the request before anything is read.
     if not 0 < sigma_rel < WIDEST:
         raise ConfigError(f"sigma-rel: must be in (0, {WIDEST}), got {sigma_rel}")
     if not out.absolute().parent.is_dir():
@@ -77,6 +80,7 @@ def reconstruct(
     manifest.check_not_in_checkpoint(out.absolute().parent)
     if out.exists():
         raise SourceError(f"{out} exists already; choose another name")
+    # Solve for the coefficients, and verify the files that they need.
     snapshots = _up_to(_snapshots(run), step)
     parts, error = _parts(snapshots, sigma_rel)
     newest = snapshots[-1]
@@ -86,6 +90,7 @@ def reconstruct(
             _verify(snapshot, [part.stem for part in parts if part.snapshot is snapshot])
     if error > DOUBTFUL:
         logger.warning("the snapshots cannot express width %g well: profile residual %.0f %%", sigma_rel, 100 * error)
+    # Write the export, atomically.
     spec = export.read_spec(newest.folder)
     record = {"step": newest.step, "ema": {"sigma_rel": sigma_rel, "snapshots": len(used)}}
     target = DTYPES[dtype] if dtype is not None else torch.float32
@@ -97,21 +102,21 @@ def reconstruct(
 
 
 def _snapshots(run: Path) -> list[Snapshot]:
-    """Every committed snapshot with averages in it, oldest first."""
+    """Every committed snapshot that holds averages, oldest first."""
     if not run.is_dir():
         raise SourceError(f"no folder {run}")
     folder = run / SNAPSHOTS
     paths = sorted(path for path in folder.iterdir() if _STEP.match(path.name)) if folder.is_dir() else []
-    found = [snapshot for path in paths if (snapshot := _read_snapshot(path)).stems and snapshot.updates]
-    if not found:
+    snapshots = [snapshot for path in paths if (snapshot := _read_snapshot(path)).stems and snapshot.updates]
+    if not snapshots:
         raise SourceError(
             f"{run} has no snapshots; ldit train makes them with --ema.power 0.05 0.10 --ema.snapshot-every N"
         )
-    return sorted(found, key=lambda snapshot: snapshot.step)
+    return sorted(snapshots, key=lambda snapshot: snapshot.step)
 
 
 def _read_snapshot(path: Path) -> Snapshot:
-    """What a snapshot holds; the widths come from the manifest, so that a lost file is noticed."""
+    """The snapshot in a folder. The widths come from the manifest, so that a missing file is noticed."""
     files = manifest.read(path)
     manifest.verify(path, [SNAPSHOT])
     data = read_json(path / SNAPSHOT)
@@ -126,13 +131,13 @@ def _read_snapshot(path: Path) -> Snapshot:
 
 
 def _verify(snapshot: Snapshot, stems: list[str]) -> None:
-    """Check the configuration and the files of the averages that will be read."""
+    """Verify the configuration and the files of the averages `stems`."""
     files = [name for name in manifest.read(snapshot.folder) if name.startswith(tuple(stems))]
     manifest.verify(snapshot.folder, [export.CONFIG, *files])
 
 
 def _up_to(snapshots: list[Snapshot], step: int | None) -> list[Snapshot]:
-    """Those up to `step`, which must be one of theirs."""
+    """The snapshots up to `step`, which must be the step of one of them."""
     steps = [snapshot.step for snapshot in snapshots]
     if step is None or step in steps:
         return [snapshot for snapshot in snapshots if step is None or snapshot.step <= step]
@@ -160,7 +165,7 @@ def _parts(snapshots: list[Snapshot], sigma_rel: float) -> tuple[list[Part], flo
 
 
 def _sums(parts: list[Part]) -> Iterator[tuple[str, Tensor]]:
-    """name -> weighted sum over the parts, float64."""
+    """Yields (name, weighted sum over the parts), float64."""
     first, *others = parts
     sets = [(part.weight, _Set(part)) for part in others]
     for name, tensor in read_set(first.snapshot.folder, first.stem):
@@ -173,8 +178,8 @@ def _sums(parts: list[Part]) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Set:
-    """A set of weights read along with others by name. Sets of one run come in the same order, so that one tensor is
-    held; tensors that come early (shards were cut otherwise) wait, memory-mapped."""
+    """A set of weights read by name, in step with other sets. Sets of one run have the same order, so one tensor is
+    held at a time. Where shards were split differently, tensors that come early wait, memory-mapped."""
 
     def __init__(self, part: Part) -> None:
         self.where = part.snapshot.folder / part.stem
@@ -184,16 +189,16 @@ class _Set:
     def take(self, name: str, shape: torch.Size) -> Tensor:
         """The tensor of this name; SourceError when the set has none, or another shape."""
         while name not in self.waiting:
-            found = next(self.tensors, None)
-            if found is None:
+            entry = next(self.tensors, None)
+            if entry is None:
                 raise SourceError(f"{self.where}: {name} is missing")
-            self.waiting[found[0]] = found[1]
+            self.waiting[entry[0]] = entry[1]
         tensor = self.waiting.pop(name)
         if tensor.shape != shape:
             raise SourceError(f"{self.where}: {name} has shape {tuple(tensor.shape)}, elsewhere {tuple(shape)}")
         return tensor
 
     def close(self) -> None:
-        """SourceError when there is a tensor that was not asked for."""
+        """SourceError when a tensor is left that was not taken."""
         for name in (*self.waiting, *(name for name, _ in self.tensors)):
             raise SourceError(f"{self.where}: {name} is not in the other snapshots")

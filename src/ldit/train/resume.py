@@ -1,4 +1,4 @@
-"""Whether a run directory holds the run that is asked for, so that it may be resumed."""
+"""Checks that the run in a run directory is the one to be resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ldit.log import logger
 from ldit.storage.atomic import read_json
 from ldit.storage.names import RUN_CONFIG, TRAINER
 
-# What may differ when a run goes on; everything else would make it another run.
+# Keys that may differ when a run is resumed; any other difference would make it another run.
 RESUMABLE = {
     "train.steps",
     "train.micro_batch_size",
@@ -45,16 +45,18 @@ def check_same_run(
     resume: tuple[int, Path] | None,
     has_steps: bool,
 ) -> None:
-    """Refuse to resume another run. `resume` is the latest valid step of `out`, None for a new run; `has_steps` whether
-    there is any committed one; `record` identifies the training set.
+    """Refuse to resume another run. `resume`: the latest valid step of `out`, None for a new run. `has_steps`: whether
+    there is any committed step. `record` identifies the training set.
 
-    SourceError when there are steps and all are damaged, ConfigError or DataError when the run in `out` is another one;
-    differences that are allowed are logged.
+    SourceError when all steps are damaged, ConfigError or DataError when the run in `out` is another one. Differences
+    that are allowed are logged.
     """
+    # A new run, unless every step is damaged: starting over would hide that.
     if resume is None:
         if has_steps:
             raise SourceError(f"{out}: every committed step is damaged; nothing to resume from")
         return
+    # The same kind of run, with the same classes in the same order.
     _, folder = resume
     old = run_from_json(read_json(out / RUN_CONFIG))
     if type(old) is not type(config):
@@ -63,7 +65,7 @@ def check_same_run(
     # The codec may have another name where its fingerprint is the same.
     old_record = _data_record(folder)
     same_codec = "codec" in record and record["codec"] == old_record.get("codec")
-    # Every key that differs is either allowed, and logged, or ends the start.
+    # Every key that differs is either allowed, and logged, or refused.
     differences = _differences(old.to_json(), config.to_json())
     lines = {key: f"{key} {before!r} -> {after!r}" for key, (before, after) in differences.items()}
     refused = [text for key, text in lines.items() if not _may_change(key, same_codec)]
@@ -76,15 +78,16 @@ def check_same_run(
 
 
 def _data_record(folder: Path) -> dict[str, Any]:
-    """What a step says of the data that it was trained on; empty in steps from before that was kept."""
+    """The record of the training set in a step; empty in steps of older versions."""
     trainer = read_json(folder / TRAINER)
-    found = trainer.get("data") or {} if isinstance(trainer, dict) else None
-    if not isinstance(found, dict):
+    record = trainer.get("data") or {} if isinstance(trainer, dict) else None
+    if not isinstance(record, dict):
         raise SourceError(f"{folder / TRAINER} is not a training record")
-    return found
+    return record
 
 
 def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """ConfigError or DataError when two records are not of the same training."""
     for what in ("objective", "network"):
         if old.get(what) != new.get(what):
             there, now = (f"{record[what]}" if what in record else "the package's own" for record in (old, new))
@@ -94,14 +97,14 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             )
     encoded, cached = "images that are encoded in the step", "a latent cache"
     if ("codec" in old) != ("codec" in new):
-        there, now = (encoded, cached) if "codec" in old else (cached, encoded)
-        raise DataError(f"the run of {folder} trains on {there}, data.path now means {now}")
+        before, now = (encoded, cached) if "codec" in old else (cached, encoded)
+        raise DataError(f"the run of {folder} trains on {before}, data.path is now {now}")
     if old.get("codec") != new.get("codec"):
-        shown = [str(record["codec"])[:12] for record in (old, new)]
-        raise DataError(f"the autoencoder is not that of {folder}: fingerprint {shown[0]} there, {shown[1]} now")
+        before, now = (str(record["codec"])[:12] for record in (old, new))
+        raise DataError(f"the autoencoder differs from that of {folder}: fingerprint {before} there, {now} now")
     if old != new:
         raise DataError(
-            f"the training images are not those of {folder}: {old.get('pictures')} there, "
+            f"the training images differ from those of {folder}: {old.get('pictures')} there, "
             f"{new['pictures']} now, or other names"
         )
 
@@ -112,7 +115,7 @@ def _kind(config: BaseRun) -> str:
 
 
 def _may_change(key: str, same_codec: bool) -> bool:
-    """Whether a run goes on with another value; its codec with another name where it is the same by its fingerprint."""
+    """Whether a resumed run may have another value; a codec's name may differ if its fingerprint does not."""
     if key == "codec.name":
         return same_codec
     return key in RESUMABLE or key.split(".")[0] in RESUMABLE_SECTIONS
@@ -126,10 +129,11 @@ def _same_classes(folder: Path, spec: AnySpec) -> None:
 
 
 def _differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) of every value that differs."""
     new = to_dict(new)
     if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, tuple[Any, Any]] = {}
+        differences: dict[str, tuple[Any, Any]] = {}
         for key in sorted(old.keys() | new.keys()):
-            found.update(_differences(old.get(key), new.get(key), f"{where}.{key}" if where else key))
-        return found
+            differences.update(_differences(old.get(key), new.get(key), f"{where}.{key}" if where else key))
+        return differences
     return {} if old == new else {where: (old, new)}

@@ -1,4 +1,4 @@
-"""Checkpoints beside training: a step waits while the state is copied to the host, a thread does the rest."""
+"""Asynchronous checkpoints: training waits while the state is copied to the host, a thread writes the copy."""
 
 import threading
 import weakref
@@ -13,10 +13,10 @@ _ALIGNED = 64
 
 
 class Staging:
-    """Host memory for copies of the state, one block kept between checkpoints. Copies of one save are overwritten by
-    the next: wait for the save before.
+    """Host memory for copies of the state: one block, kept between checkpoints. A save overwrites the copies of the one
+    before, so wait for that first.
 
-    The block is registered with CUDA at its size; torch's own pinned memory rounds every tensor up to a power of two.
+    The block is registered with CUDA as it is: torch's own pinned memory rounds every tensor up to a power of two.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Staging:
         self._used = 0
 
     def begin(self, values: Sequence[Tensor]) -> None:
-        """Make room for copies of `values`, and forget the last ones."""
+        """Make room for copies of `values`; earlier copies become invalid."""
         needed = sum(-(-v.numel() * v.element_size() // _ALIGNED) * _ALIGNED for v in values)
         if needed > self._block.numel():
             self._grow(needed, next((v.device for v in values if v.is_cuda), None))
@@ -34,41 +34,45 @@ class Staging:
     def _grow(self, needed: int, device: torch.device | None) -> None:
         if self._registered is not None:
             self._registered()
-        self._block, self._registered = torch.empty(0, dtype=torch.uint8), None  # the old one goes before the new one
+        self._block, self._registered = torch.empty(0, dtype=torch.uint8), None  # free the old block first
         try:
-            # The system gives pages when they are first written to, more slowly than they are copied: it is asked here.
+            # Writing zeros makes the system map the pages now: mapping them takes longer than the copy itself.
             self._block = torch.empty(needed, dtype=torch.uint8).zero_()
         except RuntimeError:
-            raise RunError(f"a checkpoint needs {needed:,} bytes of host memory, which cannot be had") from None
+            raise RunError(f"a checkpoint needs {needed:,} bytes of host memory; there is not enough") from None
         if device is not None:
-            with torch.cuda.device(device):  # a thread begins on the first device, whichever the process uses
+            with torch.cuda.device(device):  # a new thread starts on device 0, not on the process's
                 if not int(torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), needed, 0)):
                     self._registered = weakref.finalize(self, _unregister, self._block)
-                    self._registered.atexit = False  # CUDA goes before, with all its memory
+                    self._registered.atexit = False  # CUDA shuts down earlier and releases everything
 
     def copy(self, value: Tensor) -> Tensor:
-        """A host copy of `value`; complete after `settle`."""
+        """A host copy of `value`, complete after `settle`."""
         size = value.numel() * value.element_size()
-        held = self._block[self._used : self._used + size].view(value.dtype).view(value.shape)
+        copy = self._block[self._used : self._used + size].view(value.dtype).view(value.shape)
         self._used += -(-size // _ALIGNED) * _ALIGNED
-        return held.copy_(value.detach(), non_blocking=True)
+        return copy.copy_(value.detach(), non_blocking=True)
 
     @staticmethod
     def settle() -> None:
+        """Wait until all copies are complete."""
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
 
 
 def _unregister(block: Tensor) -> None:
-    """Memory that is freed and still registered would be taken for registered when it is handed out again."""
+    """Unregister a block before it is freed: CUDA would treat memory reused at its address as still pinned."""
     torch.cuda.cudart().cudaHostUnregister(block.data_ptr())
 
 
 class Saver:
-    """Runs one save at a time on a thread; `failed` tells the next step, `wait` raises what went wrong."""
+    """Runs one save at a time on a thread. `failed` tells whether it raised; `wait` raises its error.
 
-    def __init__(self, beside: bool) -> None:
-        self.beside = beside
+    With `asynchronous` false, `start` returns when the save is done.
+    """
+
+    def __init__(self, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -77,7 +81,7 @@ class Saver:
         return self._error is not None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Wait for the save before, then run `work` beside the caller, or at once if saves are not asynchronous."""
+        """Wait for the previous save, then run `work` on the thread."""
         self.wait()
 
         def run() -> None:
@@ -88,17 +92,17 @@ class Saver:
 
         self._thread = threading.Thread(target=run, name="saver", daemon=True)
         self._thread.start()
-        if not self.beside:
+        if not self.asynchronous:
             self.wait()
 
     def settle(self) -> None:
-        """Until nothing is being saved, however it ended."""
+        """Wait until nothing is being saved, without raising its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """Until nothing is being saved; raises what the last save raised, once."""
+        """Wait until nothing is being saved; raises the error of the last save, once."""
         self.settle()
         error, self._error = self._error, None
         if error is not None:

@@ -1,4 +1,4 @@
-"""RUN/skipped.jsonl: the samples that could not be read, each once."""
+"""RUN/skipped.jsonl: the samples that could not be read, each listed once."""
 
 import json
 from collections.abc import Iterable
@@ -9,21 +9,21 @@ from ldit.log import logger
 
 
 class SkippedLog:
-    """Appends {"where", "reason", "step"} for every sample that is not in the file yet. A line that a killed process
-    left unfinished is dropped. Only the first process has one."""
+    """Appends {"where", "reason", "step"} for every sample that is not in the file yet. An incomplete last line, left
+    by a killed process, is dropped. Only the main process has one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known: set[str] = set()
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole, newline, rest = text.rpartition("\n")
+        complete, newline, rest = text.rpartition("\n")
         if rest:
-            path.write_text(whole + newline, encoding="utf-8")
-        for line in whole.splitlines():
+            path.write_text(complete + newline, encoding="utf-8")
+        for line in complete.splitlines():
             self.known.add(json.loads(line)["where"])
 
     def add(self, faults: Iterable[Fault], step: int) -> None:
-        """A warning and a line for each that is new."""
+        """Log and record each sample that is new."""
         for fault in faults:
             if fault.where in self.known:
                 continue

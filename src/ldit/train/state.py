@@ -1,4 +1,4 @@
-"""TrainState: all that changes in a run."""
+"""TrainState: everything that changes during a run."""
 
 import torch
 
@@ -11,7 +11,7 @@ from ldit.train.weights import Weights
 
 
 class TrainState:
-    """All that changes in a run: weights, averages, optimiser, and a few numbers."""
+    """Everything that changes during a run: weights, averages, optimiser, and counters."""
 
     def __init__(self, weights: Weights, config: BaseRun, world: World) -> None:
         self.config, self.world, self.weights = config, world, weights
@@ -20,17 +20,17 @@ class TrainState:
         self.scaler = Scaler.of(config.train.precision)
         self.guard = Guard()
         self.step = 0
-        """Steps done, those left out included."""
+        """Steps done, including skipped ones."""
         self.updates = 0
         """Steps applied."""
         self.offset = 0
-        """Samples passed over by rollbacks: step s takes positions offset + s·batch_size …"""
-        # What a part adds to the sum over all processes: replicas hold the same gradients, and so do tensor-parallel
-        # neighbours of a parameter that is not cut.
+        """Samples skipped by rollbacks: the step after s takes positions offset + s·batch_size …"""
+        # Weight of each local part in a sum over all ranks: replicas hold the same gradients, and so do the ranks of a
+        # tensor-parallel group where a parameter is not split.
         shares = [1.0 / (world.replicate * layout.copies) for layout in weights.layouts]
         self.shares = torch.tensor(shares, dtype=exact_dtype(world.device), device=world.device)
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """Sums of squares and losses are joined in fp64 where the device has it."""
+    """The dtype for sums of squares and losses: fp64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,7 +1,7 @@
 """One optimiser step over a global batch: micro-batches, gradient norm, verdict, optimiser, averages.
 
-The host waits once a step, for a handful of numbers that were ready before the optimiser began; what must not be
-applied is refused on the device.
+The host waits for the device once a step, for a few numbers that are copied before the optimiser starts. The device
+itself decides whether the step is applied.
 """
 
 import math
@@ -31,8 +31,8 @@ RESERVED = frozenset({"count", "time", "lr", "grad_norm", "step", "best", "left_
 
 
 def new_state(config: BaseRun, task: Task, world: World) -> TrainState:
-    """The state of a run, with memory and without numbers: the network is built on the meta device, shared out, and
-    given memory then. See `fill_fresh` and `checkpointing.restore`."""
+    """The state of a run, allocated but not filled: see `fill_fresh` and `checkpointing.restore`. The network is built
+    on the meta device and sharded before it gets memory, so no rank ever holds all of it."""
     compute, reduce = COMPUTE[config.train.precision], DTYPES[config.train.reduce_precision]
     model = task.network()
     layouts = parallelise(model, config.parallel, world, compute, reduce)
@@ -40,15 +40,15 @@ def new_state(config: BaseRun, task: Task, world: World) -> TrainState:
 
 
 def fill_fresh(state: TrainState, task: Task) -> None:
-    """The weights of a fresh network; averages begin as the weights."""
+    """Initialise the weights; averages start as a copy of them."""
     state.weights.fill(lambda name, layout, part: view(task.initial(name, layout.shape), part))
     state.averages.start(state.weights.masters)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did. `values` are means over the global batch; `fault` says why it was left out, "" = applied;
-    `flags` are the sums over processes of what each brought along."""
+    """The result of a step. `values`: means over the global batch. `fault`: why the step was skipped, "" = applied.
+    `flags`: sums over ranks of the flags that each rank passed in."""
 
     values: dict[str, float]
     fault: str = ""
@@ -56,14 +56,18 @@ class Outcome:
 
 
 def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[float] = ()) -> Outcome:
-    """Advance by one step; `batch` is this process's share of the global batch.
+    """Advance by one step; `batch` is this rank's share of the global batch.
 
-    All processes must call it together and get the same outcome.
+    All ranks must call it together and get the same outcome.
     """
     config, world, weights = state.config.train, state.world, state.weights
+    # Forward and backward passes. The sums stay on the device.
     sums = _accumulate(state, task, batch)
+    # Squared norms of the local gradients. `shares` counts a parameter once that several ranks hold.
     grads = weights.gradients()
-    squares = torch.stack(torch._foreach_norm(grads)).to(state.shares.dtype).square()
+    squares = torch.stack(torch._foreach_norm(grads)).to(state.shares.dtype).square()  # (parameters,)
+    # One all-reduce for everything that ranks must agree on: squared norm, sums, flags. Ranks of a tensor-parallel
+    # group see the same samples.
     names = list(sums)
     report = torch.cat(
         [
@@ -73,15 +77,18 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     )
     if world.size > 1:
         dist.all_reduce(report)
+    # Decide on the device whether the step is applied, so that the optimiser can be queued without waiting.
     norm = report[0].sqrt() / state.scaler.scale
     limit = state.guard.limit(state.config.guard)
     count = report[1 + names.index("count")]
     loss = report[1 + names.index("loss")] / count.clamp(min=1)
     sound = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limit) & (count > 0)
+    # Start the copy to the host, then queue the optimiser: the copy is complete before the optimiser is.
     host = _HostCopy(report)
     _scale(grads, norm, config.grad_clip, state.scaler.scale)
     lr = learning_rate(config, state.step + 1)
     state.optimizer.step(lr, sound)
+    # The host now learns the result, and updates what it keeps itself: counters, averages, guard, loss scale.
     numbers = host.wait()
     totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))
     values = _means(totals)
@@ -92,26 +99,25 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
 
 
 def _accumulate(state: TrainState, task: Task, batch: Batch) -> dict[str, Tensor]:
-    """Backward passes of all micro-batches; sums of the losses over this process's samples, and over those of each
-    quarter of the time range, with their number."""
+    """Backward passes of all micro-batches; returns the sums of `_sums` over this rank's samples."""
     config, world, model = state.config.train, state.world, state.weights.model
-    # FSDP2 takes the mean over the processes that see different samples.
+    # The loss is the mean over the global batch. FSDP2 averages gradients over the ranks with different samples, so
+    # their number is multiplied back in.
     factor = state.scaler.scale * world.data_parts / config.batch_size
     dtype = COMPUTE[config.precision]
     sums: dict[str, Tensor] = {}
     micros = list(batch.micro(config.micro_batch_size or len(batch)))
     for micro in micros:
-        sync_gradients(model, micro is micros[-1])
-        losses = _sound_ones(task.losses(model, micro, world.device, dtype), micro)
-        # A sample that could not be read counts as one without loss.
+        sync_gradients(model, micro is micros[-1])  # ranks exchange gradients once a step, in the last pass
+        losses = _without_unreadable(task.losses(model, micro, world.device, dtype), micro)
         (losses["loss"].sum() * factor).backward()
-        found = _sums(losses, len(micro) - len(micro.faults), state.shares.dtype)
-        sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+        micro_sums = _sums(losses, len(micro) - len(micro.faults), state.shares.dtype)
+        sums = {name: sums[name] + value if sums else value for name, value in micro_sums.items()}
     return sums
 
 
-def _sound_ones(losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """The values with zeros in the rows of samples that could not be read, whose time is in no quarter."""
+def _without_unreadable(losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The losses with 0 for samples that could not be read, and time -1, which is in no quarter."""
     if not batch.faults:
         return losses
     sound = to_device(torch.tensor(batch.sound), losses["loss"].device)
@@ -119,22 +125,23 @@ def _sound_ones(losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
 
 
 def _sums(losses: dict[str, Tensor], count: int, exact: torch.dtype) -> dict[str, Tensor]:
-    """Sums over samples by name, their "count", and, where samples have a time, sums and counts of each quarter."""
-    found = {name: values.detach().to(exact).sum() for name, values in losses.items() if name != "time"}
+    """Sums over samples by name, their "count", and, where samples have a time, the loss's sum and the count of each
+    quarter of the time range. `losses` (B,) become scalars of dtype `exact`."""
+    sums = {name: values.detach().to(exact).sum() for name, values in losses.items() if name != "time"}
     loss = losses["loss"].detach().to(exact)
-    found["count"] = torch.full_like(found["loss"], count)
+    sums["count"] = torch.full_like(sums["loss"], count)
     if "time" in losses:
         quarter = (losses["time"] * TIME_BUCKETS).floor().long().clamp(max=TIME_BUCKETS - 1)
         for q in range(TIME_BUCKETS):
             inside = quarter == q
-            found[_LOSS[q]] = torch.where(inside, loss, 0).sum()
-            found[_COUNT[q]] = inside.sum().to(exact)
-    return found
+            sums[_LOSS[q]] = torch.where(inside, loss, 0).sum()
+            sums[_COUNT[q]] = inside.sum().to(exact)
+    return sums
 
 
 @torch.no_grad()
 def _scale(grads: list[Tensor], norm: Tensor, clip: float, scale: float) -> None:
-    """Undo the loss scale, and shrink gradients longer than `clip` to it, in one pass."""
+    """Divide by the loss scale and clip to norm `clip` (0 = off), in one pass."""
     if not clip and scale == 1.0:
         return
     factor = torch.ones_like(norm) / scale
@@ -144,8 +151,7 @@ def _scale(grads: list[Tensor], norm: Tensor, clip: float, scale: float) -> None
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:
-    """Means over the samples that could be read, and over those of each quarter of the time range that has any; NaN
-    where none could be."""
+    """Means over the samples that could be read, NaN when there are none; and over each quarter that has samples."""
     count = totals["count"] or math.nan
     values = {name: total / count for name, total in totals.items() if name not in RESERVED}
     for loss, number in zip(_LOSS, _COUNT, strict=True):
@@ -155,7 +161,8 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
 
 
 def _conclude(state: TrainState, values: dict[str, float], limit: float, readable: bool) -> str:
-    """What the host adds to a step once it knows the verdict; returns the fault. `readable`: any sample was."""
+    """Update counters, averages, guard and loss scale by the result of a step; returns the fault. `readable`: whether
+    any sample could be read."""
     state.step += 1
     if not readable:
         state.guard.left_out += 1
@@ -169,7 +176,7 @@ def _conclude(state: TrainState, values: dict[str, float], limit: float, readabl
         state.scaler.passed(precision)
         state.guard.accept(loss)
         return ""
-    # The loss itself is not scaled: where it is not finite, another scale does not help.
+    # The logged loss is not scaled: if it is not finite, a smaller loss scale does not help.
     if not finite and math.isfinite(loss) and state.scaler.overflowed():
         return "overflow"
     state.guard.left_out += 1
@@ -177,7 +184,7 @@ def _conclude(state: TrainState, values: dict[str, float], limit: float, readabl
 
 
 class _HostCopy:
-    """Numbers on their way to the host: asked for before the optimiser is queued, waited for after."""
+    """An asynchronous copy of a tensor to the host, started here and waited for later."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.event: torch.cuda.Event | None = None

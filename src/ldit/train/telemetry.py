@@ -1,4 +1,4 @@
-"""What can be seen of a run while it trains: speed, waiting, memory, attention logits."""
+"""Measurements during training: speed, time spent waiting for data, memory, attention logits."""
 
 import resource
 import sys
@@ -15,13 +15,13 @@ from ldit.nn.layers import Attention
 from ldit.nn.rope import rotate
 from ldit.parallel.world import World
 
-# Dense bf16 FLOP/s of the datasheets, by a word of the device's name.
+# Dense bf16 FLOP/s from the datasheets, by a word of the device's name.
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165.2e12}
 _SHARE = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
 
 
 def peak_flops(world: World, precision: str) -> float | None:
-    """FLOP/s of all devices of the run together by their datasheet; None where it is not listed, as for CPUs."""
+    """Peak FLOP/s of all devices of the run together, by datasheet; None for devices that are not listed and CPUs."""
     if world.device.type != "cuda" or precision not in _SHARE:
         return None
     name = torch.cuda.get_device_name(world.device)
@@ -30,46 +30,46 @@ def peak_flops(world: World, precision: str) -> float | None:
 
 
 class Clock:
-    """Images a second and the share of time spent waiting for data, since the last log line; hooks do not count."""
+    """Images per second and the share of time spent waiting for data, since the last log line. Hooks do not count."""
 
     def __init__(self, step: int) -> None:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Count from `step` and from now."""
-        self.step, self.since, self.waited, self.elsewhere = step, time.perf_counter(), 0.0, 0.0
+        """Start counting at `step`, now."""
+        self.step, self.since, self.waited, self.excluded = step, time.perf_counter(), 0.0, 0.0
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, with the time their making held up the loop."""
+        """Yields the batches and measures how long the loop waits for them."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             batch = next(iterator, None)
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - began
             if batch is None:
                 return
             yield batch
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Time that is not training's."""
+        """Excludes the time of the block from the rates."""
         began = time.perf_counter()
         yield
-        self.elsewhere += time.perf_counter() - began
+        self.excluded += time.perf_counter() - began
 
     def rates(self, step: int, batch_size: int, flops_per_image: float, peak: float | None) -> dict[str, float]:
-        """images_per_second, data_wait (a share), and mfu where the device's peak is known; starts anew."""
-        spent = max(time.perf_counter() - self.since - self.elsewhere, 1e-9)
+        """images_per_second, data_wait (a share of the time), and mfu where the peak is known; then restarts."""
+        spent = max(time.perf_counter() - self.since - self.excluded, 1e-9)
         rate = (step - self.step) * batch_size / spent
-        found = {"images_per_second": round(rate, 2), "data_wait": round(self.waited / spent, 4)}
+        rates = {"images_per_second": round(rate, 2), "data_wait": round(self.waited / spent, 4)}
         if peak:
-            found["mfu"] = round(rate * flops_per_image / peak, 4)
+            rates["mfu"] = round(rate * flops_per_image / peak, 4)
         self.restart(step)
-        return found
+        return rates
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest number of bytes in use so far: of the GPU where there is one, else of the process."""
+    """Peak memory so far in bytes: of the GPU if there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -77,44 +77,45 @@ def peak_memory(device: torch.device) -> int:
 
 
 def largest_logits(model: nn.Module, forward: Callable[[], object], world: World) -> list[float]:
-    """max |q·k| / sqrt(d) of each layer's self-attention during `forward()`, over all heads, images and processes;
+    """max |q·k| / sqrt(d) of each layer's self-attention during `forward()`, over all heads, images and ranks;
     empty for a network without `ldit.nn.layers.Attention`.
 
-    Looks through module hooks: compiled blocks must be made to run eagerly for the time.
+    It uses module hooks, so compiled blocks must run eagerly meanwhile.
     """
-    found: list[Tensor] = []
+    maxima: list[Tensor] = []  # a scalar for each layer, in order of the forward pass
     handles = []
     for module in model.modules():
         if isinstance(module, Attention):
-            handles += _watch(module, found)
+            handles += _watch(module, maxima)
     try:
         forward()
     finally:
         for handle in handles:
             handle.remove()
-    if not found:  # a network of the user's, without this attention
+    if not maxima:  # a network of the user's, without this attention
         return []
-    largest = torch.stack(found)
+    largest = torch.stack(maxima)
     if world.size > 1:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return largest.tolist()
 
 
-def _watch(attention: Attention, found: list[Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Queries and keys are what leaves the norms (identities where there are none), turned by the rotary table."""
+def _watch(attention: Attention, maxima: list[Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hooks that append the largest logit to `maxima`. Queries and keys are the outputs of the q/k norms (identities
+    where there are none), rotated by the rotary table."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            seen[name] = out.detach().reshape(*args[0].shape[:2], -1, attention.head_dim).clone()
+            seen[name] = out.detach().reshape(*args[0].shape[:2], -1, attention.head_dim).clone()  # (B, N, heads, d)
 
         return hook
 
     def conclude(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        q, k = (rotate(seen.pop(name), args[1]).float().transpose(1, 2) for name in ("q", "k"))
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        parts = [(a @ b.transpose(-1, -2)).abs().amax() for a, b in zip(q, k, strict=True)]
-        found.append(torch.stack(parts).amax() / attention.head_dim**0.5)
+        q, k = (rotate(seen.pop(name), args[1]).float().transpose(1, 2) for name in ("q", "k"))  # (B, heads, N, d)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped-query attention: a key for each query head
+        parts = [(a @ b.transpose(-1, -2)).abs().amax() for a, b in zip(q, k, strict=True)]  # an image at a time
+        maxima.append(torch.stack(parts).amax() / attention.head_dim**0.5)
 
     return [
         attention.q_norm.register_forward_hook(keep("q")),

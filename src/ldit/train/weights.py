@@ -1,4 +1,4 @@
-"""The weights of a run: fp32 masters that the optimiser moves, and the network that computes with them."""
+"""The weights of a run: fp32 masters that the optimiser updates, and the network that computes with them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,18 +11,19 @@ from torch.distributed.tensor import DTensor
 from ldit.parallel.layout import Layout, Part
 
 Read = Callable[[str, Layout, Part], Tensor]
-"""The numbers of a parameter that this process holds, given its name, layout and part."""
+"""Returns this rank's part of a parameter, given its name, layout and part."""
 
 
 class Weights:
-    """`masters[i]` is this process's part of parameter `names[i]`, an ordinary fp32 tensor in all three forms:
+    """`masters[i]` is this rank's part of parameter `names[i]`. It is an ordinary fp32 tensor in all three cases:
 
     - one process in fp32: the network's own parameter;
-    - one process in bf16 or fp16: apart from it; the network holds a low-precision copy;
-    - FSDP2: the local part of the network's sharded parameter; FSDP2 makes low-precision copies itself (it makes none
-      in a world of one, hence the second form).
+    - one process in bf16 or fp16: a separate tensor; the network holds a low-precision copy;
+    - FSDP2: the local part of the network's sharded parameter. FSDP2 makes the low-precision copies itself, but not in
+      a world of one, hence the second case.
 
-    The network comes on the meta device with parallelism applied, and is given memory here.
+    `model` comes on the meta device with parallelism applied; its memory is allocated here. `place` is this rank's
+    place in the group that holds one whole model.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Weights:
         self.names = list(layouts)
         self.layouts = list(layouts.values())
         self.parts = [layout.part(*place) for layout in self.layouts]
+        # Allocate the network, in low precision if it is to be a copy.
         sharded = any(isinstance(p, DTensor) for p in model.parameters())
         self._copied = not sharded and compute != torch.float32
         if self._copied:
             model.to(compute)
         model.to_empty(device=device)
         self._own: list[Tensor] = list(model.parameters())
+        # The master of each parameter, in one of the three cases.
         self.masters: list[nn.Parameter] = []
         for index, own in enumerate(self._own):
             if isinstance(own, DTensor):
@@ -56,8 +59,8 @@ class Weights:
                 self.masters.append(own)
 
     def _into(self, index: int) -> Callable[[Tensor], None]:
-        """Adds a low-precision gradient to the master's as soon as it is there, so that they never stand side by
-        side for the whole network."""
+        """A hook that adds a low-precision gradient to the master's as soon as it exists, and frees it: the network
+        never holds all gradients in both precisions."""
 
         def hook(own: Tensor) -> None:
             master, grad = self.masters[index], own.grad
@@ -69,19 +72,20 @@ class Weights:
 
     @torch.no_grad()
     def fill(self, read: Read) -> None:
-        """Put numbers into every master, one by one, then into the network."""
+        """Set every master, one by one, then the network."""
         for name, layout, part, master in zip(self.names, self.layouts, self.parts, self.masters, strict=True):
             master.copy_(read(name, layout, part))
         self.sync_to_model()
 
     @torch.no_grad()
     def put(self, name: str, value: Tensor, rows: Sequence[int] | None = None) -> None:
-        """Put a whole tensor, or some whole rows of one, into a master; `publish` after the last."""
+        """Set a master from a full tensor, or only the given full rows of it. Call `sync_to_model` after the last."""
         index = self.names.index(name)
         master, part = self.masters[index], self.parts[index]
         if rows is None:
             master.copy_(value[part])
             return
+        # Rows may belong to another rank; columns are cut to this rank's.
         low, high = part[0].start, part[0].stop
         for row, numbers in zip(rows, value[(slice(None), *part[1:])], strict=True):
             if low <= row < high:
@@ -89,12 +93,12 @@ class Weights:
 
     @torch.no_grad()
     def sync_to_model(self) -> None:
-        """Refresh the network from the masters."""
+        """Copy the masters to the network, where they are not its own parameters."""
         if self._copied:
             torch._foreach_copy_(self._own, list[Tensor](self.masters))
 
     def gradients(self) -> list[Tensor]:
-        """The masters' fp32 gradients after the last backward pass; zeros where it did not come by."""
+        """The masters' fp32 gradients after the last backward pass; zeros for parameters that it did not reach."""
         for own, master in zip(self._own, self.masters, strict=True):
             if isinstance(own.grad, DTensor):
                 master.grad, own.grad = own.grad.to_local(), None
@@ -103,16 +107,17 @@ class Weights:
         return [master.grad for master in self.masters if master.grad is not None]
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for own, master in zip(self._own, self.masters, strict=True):
             own.grad = master.grad = None
 
     @contextmanager
     @torch.no_grad()
     def swapped_in(self, values: Sequence[Tensor]) -> Iterator[nn.Module]:
-        """The network with other numbers, such as an average, for as long as the block runs; no second network.
+        """The network, in eval mode, with `values` for its weights while the block runs: an EMA, for example. There is
+        no second network.
 
-        Where the network's parameters are the masters, the two change places, bit for bit, and change back.
+        Where the network's parameters are the masters, masters and `values` are swapped, and swapped back bit for bit.
         """
         was_training = self.model.training
         self._show(values)
@@ -128,7 +133,7 @@ class Weights:
     def _show(self, values: Sequence[Tensor]) -> None:
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                # A forward pass without a backward one leaves some units gathered: they would go on with old numbers.
+                # A forward pass without a backward pass leaves some units gathered: they would keep the old weights.
                 module.reshard()
         if self._copied:
             torch._foreach_copy_(self._own, list(values))

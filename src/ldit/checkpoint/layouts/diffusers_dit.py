@@ -1,13 +1,13 @@
-"""Folders of diffusers' DiTPipeline, whose network is the original DiT, read without diffusers.
+"""Reads folders of diffusers' DiTPipeline, whose network is the original DiT, without diffusers.
 
-model_index.json names the parts and the classes, transformer/ and scheduler/ are network and process, vae/ is the
-codec. Names map to the original's; q, k and v become one matrix, the embedders that every block has a copy of become
-one, and the table of positions, which is not stored, is computed.
+model_index.json names the parts and the classes; transformer/ is the network, scheduler/ the process, vae/ the codec.
+Names are mapped to the original's. q, k and v are joined to one matrix; of the embedders, which every block has a copy
+of, one is kept; the position table, which is not stored, is computed.
 
-diffusers' own class gives the network other frequencies of time than facebookresearch/DiT and another epsilon in a
-block's second norm (`OriginalDiTConfig.variant`). Folders of that class, DiTTransformer2DModel, are computed as
-diffusers does. The published folders (facebook/DiT-XL-2-256 and -512) still name the class of their conversion in 2023,
-Transformer2DModel: their weights were trained by the original, and are computed as it does.
+diffusers' class uses other timestep frequencies than facebookresearch/DiT, and another epsilon in a block's second norm
+(`OriginalDiTConfig.variant`). Folders that name this class, DiTTransformer2DModel, are computed as diffusers does. The
+published folders (facebook/DiT-XL-2-256 and -512) name Transformer2DModel, the class of their conversion in 2023. Their
+weights were trained by the original code and are computed as there.
 """
 
 import re
@@ -66,7 +66,7 @@ _SCHEDULER = {
 
 @dataclass(frozen=True)
 class _Transformer:
-    """The arguments of diffusers' class under its names; those with one word only have no other meaning here."""
+    """The arguments of diffusers' class, by their names. Those typed with a single value support only that value."""
 
     num_attention_heads: int = 16
     attention_head_dim: int = 72
@@ -95,12 +95,12 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def lacks_weights(folder: Path) -> bool:
-    """Whether no safetensors are there: the published folders have .bin files only."""
+    """Whether there are no safetensors files: the published folders have .bin files only."""
     return not has_set(folder / _NETWORK, _STEM)
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The spec, read from the configurations of the parts; SourceError names the file and the key that does not fit."""
+    """The spec, from the configurations of the parts; SourceError names the file and key that is not supported."""
     index = _object(folder / INDEX)
     if index.get("_class_name") != "DiTPipeline":
         raise SourceError(f"{folder / INDEX}: only a DiTPipeline is read, got {show(index.get('_class_name'))}")
@@ -114,7 +114,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def read_weights(folder: Path, spec: ModelSpec, check: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Named tensors as the original DiT has them, one by one; `check` as in `load_pickled`, for .bin files."""
+    """Tensors with the original DiT's names, one by one; `check` as in `load_pickled`, for .bin files."""
     yield from _renamed(folder / _NETWORK, _stored(folder / _NETWORK, check), spec.model)
 
 
@@ -145,17 +145,20 @@ def _stored(part: Path, check: bool) -> NamedTensors:
 
 
 def _renamed(part: Path, stored: NamedTensors, model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Entries without a counterpart keep their name, so that whoever fills the network names them."""
-    embedders: dict[str, Tensor] = {}  # of the first block, with which those of the others are compared
-    waiting: dict[str, dict[int, Tensor]] = {}  # q, k and v that came so far
+    """The stored tensors under the original's names. Unknown entries keep their names: the error when the network is
+    filled then shows them."""
+    embedders: dict[str, Tensor] = {}  # the first block's, with which those of the other blocks are compared
+    waiting: dict[str, dict[int, Tensor]] = {}  # q, k and v of a block until all three have come
     like: Tensor | None = None
     for name, tensor in stored:
         stem, _, leaf = name.rpartition(".")
         like = tensor if like is None else like
-        if name == "pos_embed.pos_embed":  # files of old versions hold the table, which is computed below
+        if name == "pos_embed.pos_embed":  # in files of old versions; it is computed below
             continue
+        # Outside of blocks.
         if not (block := _HEAD.fullmatch(stem)):
             yield f"{_TOP[stem]}.{leaf}" if stem in _TOP else name, tensor
+        # Embedders: each block has its own copy, all must be equal.
         elif block[2] in _EMBEDDERS:
             own = f"{_EMBEDDERS[block[2]]}.{leaf}"
             first = embedders.setdefault(own, tensor)
@@ -163,17 +166,20 @@ def _renamed(part: Path, stored: NamedTensors, model: Any) -> Iterator[tuple[str
                 yield own, tensor
             elif not _same(first, tensor):
                 raise SourceError(f"{part}: {name} differs from another block's; the original DiT has one for all")
+        # q, k, v: joined when the third has come.
         elif block[2] in _QKV:
             own = f"blocks.{block[1]}.attn.qkv.{leaf}"
             parts = waiting.setdefault(own, {})
             parts[_QKV[block[2]]] = tensor
             if len(parts) == len(_QKV):
                 yield own, _joined(part, own, waiting.pop(own))
+        # The rest of a block.
         else:
             yield f"blocks.{block[1]}.{_BLOCK[block[2]]}.{leaf}" if block[2] in _BLOCK else name, tensor
     if waiting:
         own, parts = next(iter(waiting.items()))
         raise SourceError(f"{part}: {own} is made of to_q, to_k and to_v, of which {len(parts)} are there")
+    # The position table, with the dtype and device of the others.
     if like is not None:
         side = model.input_size // model.patch_size
         yield "pos_embed", _positions(side, model.hidden_size).to(device=like.device, dtype=like.dtype)
@@ -191,20 +197,25 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _positions(side: int, dim: int) -> Tensor:
-    """(1, side², dim): the column in the first half, the row in the second, each [sin | cos], in float64, then fp32."""
+    """Position table (1, side², dim), fp32: columns in the first half of the channels, rows in the second, each
+    [sin | cos]; computed in float64."""
     omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    angles = torch.outer(torch.arange(side, dtype=torch.float64), omega)
-    one = torch.cat([angles.sin(), angles.cos()], dim=1)
+    angles = torch.outer(torch.arange(side, dtype=torch.float64), omega)  # (side, dim / 4)
+    one = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, dim / 2)
     return torch.cat([one.repeat(side, 1), one.repeat_interleave(side, dim=0)], dim=1).float()[None]
 
 
 def _read_model(path: Path) -> OriginalDiTConfig:
+    """The network's configuration; SourceError names the key that is not supported."""
+    # The class of the folder says by which of the two variants to compute.
     data = _object(path)
     kind = data.get("_class_name")
     if kind not in (_PUBLISHED, _OWN):
         raise SourceError(f"{path}: _class_name: expected {_OWN}, got {show(kind)}")
     try:
+        # Parsing refuses unknown keys and values.
         given = from_dict(_Transformer, {key: value for key, value in data.items() if not key.startswith("_")})
+        # Values that are valid for diffusers' class, but that the original DiT cannot have.
         channels, eps = given.in_channels, given.norm_eps
         out = channels if given.out_channels is None else given.out_channels
         if out not in (channels, 2 * channels):
@@ -225,12 +236,12 @@ def _read_model(path: Path) -> OriginalDiTConfig:
     except ConfigError as error:
         raise SourceError(f"{path}: {error}") from None
     if kind == _PUBLISHED:
-        logger.info("%s is of 2023: its weights are taken for facebookresearch/DiT's, and computed as there", path)
+        logger.info("%s is from 2023: its weights are facebookresearch/DiT's and are computed as there", path)
     return model
 
 
 def _check_scheduler(path: Path) -> None:
-    """The process of training: that of DDPMConfig. Which solver diffusers would take does not matter."""
+    """SourceError unless the noise schedule is that of DDPMConfig. diffusers' choice of solver does not matter."""
     data = _object(path)
     for key, expected in _SCHEDULER.items():
         value = data.get(key, expected)
@@ -239,7 +250,7 @@ def _check_scheduler(path: Path) -> None:
 
 
 def _read_codec(path: Path) -> AutoencoderConfig:
-    """What DiTPipeline does: latents divided by scaling_factor, no shift. The codec itself is opened elsewhere."""
+    """The codec's scale and factor. DiTPipeline divides latents by scaling_factor and has no shift."""
     data = _object(path)
     scale, widths = data.get("scaling_factor", AutoencoderConfig.scale), data.get("block_out_channels", [64])
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not isinstance(widths, list) or not widths:
@@ -248,7 +259,8 @@ def _read_codec(path: Path) -> AutoencoderConfig:
 
 
 def _class_names(path: Path, labels: Any, count: int) -> tuple[str, ...] | None:
-    """The names of id2label, {"0": "tench, Tinca tinca", …}; our table where they are ImageNet's; None for none."""
+    """The class names of id2label, {"0": "tench, Tinca tinca", …}. ImageNet's are replaced by our own table. None if
+    there are no names."""
     if labels is None:
         return imagenet_names() if count == 1000 else None
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(count))):
@@ -270,7 +282,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _torch_dtype(word: str) -> torch.dtype:
-    """The dtype of a safetensors header's word; whatever is no floating-point number is refused when it is read."""
+    """The torch dtype of a word in a safetensors header. int64 stands for all others: reading refuses those."""
     return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}.get(
         word, torch.int64
     )

@@ -1,6 +1,6 @@
-"""Checkpoints of facebookresearch/DiT and SiT: a bare state dict, or {model, ema, opt, args} as train.py writes them.
+"""Checkpoints of facebookresearch/DiT and SiT: a bare state dict, or {model, ema, opt, args} as their train.py writes.
 
-Both have the same names and shapes, so `args` tells the process, else the file's name.
+Both have the same names and shapes, so the process comes from `args`, else from the file's name.
 """
 
 import argparse
@@ -35,16 +35,16 @@ SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
 
 _VAES = {word: f"stabilityai/sd-vae-ft-{word}" for word in ("mse", "ema")}
 _VAE = _VAES["mse"]
-_LEARNT = {"path_type": "Linear", "prediction": "velocity"}  # SiT's defaults, and all that FlowConfig can say
+_LEARNT = {"path_type": "Linear", "prediction": "velocity"}  # SiT's defaults, the only ones that FlowConfig supports
 
 
 def is_pt(source: str | Path) -> bool:
-    """Whether the name is that of such a file."""
+    """Whether the name has the suffix of such a file."""
     return Path(source).suffix in (".pt", ".pth")
 
 
 def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
-    """The state dict asked for, memory-mapped: EMA weights where kept apart; `check` as in `load_pickled`."""
+    """A state dict, memory-mapped: with `ema` the EMA weights if they are separate; `check` as in `load_pickled`."""
     states = read_states(path, check)
     if not ema and "model" not in states:
         raise SourceError(f"{path} has no raw weights ('model'), only 'ema'")
@@ -52,19 +52,19 @@ def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
 
 
 def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
-    """The state dicts of the file by name, "model" and "ema"; a bare one is "model"."""
+    """The state dicts of the file, "model" and "ema"; a bare state dict is "model"."""
     return read_file(path, check)[0]
 
 
 def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """`read_states`, and the settings that its train.py left there."""
+    """`read_states`, and the settings that train.py stored in `args`."""
     data = load_pickled(path, check)
     if not isinstance(data, dict):
         raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
-    left = data.get("args")
-    settings = vars(left) if isinstance(left, argparse.Namespace) else left if isinstance(left, dict) else {}
-    held = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
-    states = {key: as_state(state, f"{path}: {key}") for key, state in held.items()}
+    args = data.get("args")
+    settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    entries = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+    states = {key: as_state(state, f"{path}: {key}") for key, state in entries.items()}
     for key, state in states.items():
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
             raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
@@ -72,29 +72,31 @@ def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tenso
 
 
 def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | None = None) -> ProcessConfig:
-    """What the file was trained as: as `given`, as its settings say, as its name says (SiT…), else DDPM; the log says
-    which. SourceError for a path or prediction of SiT's train.py that is not built."""
+    """The process that the file was trained with: `given`, else by its settings, else by its name (SiT…), else DDPM.
+    The log says which. SourceError for a path or prediction of SiT that is not supported."""
     if given is not None:
         return SIT if given == "flow" else DIT
+    # SiT's train.py stores its path and prediction.
     stated = {key: settings[key] for key in _LEARNT if key in settings}
     for key, value in stated.items():
         if value != _LEARNT[key]:
-            raise SourceError(f"{path}: args.{key}: only SiT's {_LEARNT[key]} is built, got {value!r:.80}")
+            raise SourceError(f"{path}: args.{key}: only SiT's {_LEARNT[key]} is supported, got {value!r:.80}")
+    # Both store the model's name.
     model = settings.get("model")
     if stated or model is not None:
         sit = bool(stated) or str(model).startswith("SiT")
-        reason = "its settings"
+        reason = "by its settings"
     else:
-        sit, reason = path.name.lower().startswith("sit"), "its name"
+        sit, reason = path.name.lower().startswith("sit"), "by its name"
         if not sit:
-            reason = "neither settings nor name speak of SiT"
+            reason = "neither its settings nor its name mention SiT"
     words = "SiT (flow, data at time 1)" if sit else "DiT (ddpm)"
-    logger.info("%s is taken for a %s: %s; --process ddpm|flow says otherwise", path.name, words, reason)
+    logger.info("%s is read as a %s: %s; --process ddpm|flow overrides this", path.name, words, reason)
     return SIT if sit else DIT
 
 
 def check_dit_pt(spec: ModelSpec) -> None:
-    """SourceError naming everything about the model that such a file cannot tell its reader."""
+    """SourceError naming everything about the model that such a file cannot express."""
     model = spec.model
     if not isinstance(model, OriginalDiTConfig):
         raise SourceError(f"a DiT .pt cannot hold a model of kind {model.kind!r}")
@@ -116,8 +118,7 @@ def check_dit_pt(spec: ModelSpec) -> None:
 
 
 def codec_of(settings: Mapping[str, Any]) -> AutoencoderConfig:
-    """The autoencoder that the settings of its train.py name by `vae`, "ema" or "mse"; else that of the published
-    weights."""
+    """The autoencoder named by the setting `vae` of train.py, "ema" or "mse"; else that of the published weights."""
     named = settings.get("vae")
     return AutoencoderConfig(_VAES.get(named, _VAE) if isinstance(named, str) else _VAE)
 
@@ -139,9 +140,9 @@ def spec_from_shapes(
     process: ProcessConfig | None = None,
     codec: AutoencoderConfig | None = None,
 ) -> ModelSpec:
-    """The spec read off the shapes; unless given, heads come from the S/B/L/XL table, the process is DDPM and the codec
-    that of the published weights."""
-    # What the shapes say. A file of another network has other names.
+    """The spec, inferred from the shapes. Defaults: heads by the S/B/L/XL table, process DDPM, codec that of the
+    published weights."""
+    # Read the sizes off the shapes. A file of another network has other names.
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d{1,4})\.", name))}
@@ -154,12 +155,13 @@ def spec_from_shapes(
         raise SourceError(f"{path} is not a DiT checkpoint: {error}") from None
     if blocks != {str(i) for i in range(depth)}:
         raise SourceError(f"{path}: its blocks are not numbered 0 to {depth - 1}")
-    # What they do not say: the number of heads.
+    # Shapes do not show the number of heads.
     heads = heads or ORIGINAL_DIT_HEADS.get((width, depth))
     if heads is None:
         raise SourceError(
             f"{path}: heads cannot be read from a model of width {width} and depth {depth}; give --heads N"
         )
+    # Images are square.
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise SourceError(f"{path}: {tokens} positions are not a square")

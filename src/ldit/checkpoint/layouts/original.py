@@ -1,4 +1,4 @@
-"""The original's folders, read and written: consolidated[_ema].MM-of-NN.pth beside model_args.pth."""
+"""Reads and writes the original's folders: consolidated[_ema].MM-of-NN.pth and model_args.pth."""
 
 import argparse
 import re
@@ -31,11 +31,11 @@ ARGS = "model_args.pth"
 _SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.pth$")
 _FACTOR = 8
 PROCESS = DDPMConfig()
-"""What the layout does not say: its models are trained so, all of them."""
+"""The layout does not state the process: all its models are trained with this one."""
 _BACKBONE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier", "norm_eps")
 _SHARED = (*_BACKBONE, "patch_size", "in_channels", "learn_sigma")
 
-# How fairscale split each matrix: by rows (axis 0) or columns (axis 1). Not listed: whole on every rank.
+# How fairscale split each matrix: by rows (axis 0) or columns (axis 1). Those not listed are complete on every rank.
 _ROWS = (
     "wq.",
     "wk.",
@@ -59,13 +59,13 @@ def is_original(folder: Path) -> bool:
 
 
 def kept(folder: Path) -> tuple[str, ...]:
-    """Which weights the folder keeps: "raw", "ema", or both."""
+    """Which weights the folder has: "raw", "ema", or both."""
     matches = [match for path in folder.glob("consolidated*.pth") if (match := _SHARD.match(path.name))]
     return tuple(word for word, ema in (("raw", False), ("ema", True)) if any(bool(m[1]) == ema for m in matches))
 
 
 def shard_files(folder: Path, ema: bool) -> list[Path]:
-    """The weight files in rank order; SourceError names what is missing."""
+    """The weight files in rank order; SourceError names a missing one."""
     files = {}  # (rank, size) -> file
     for path in folder.glob("consolidated*.pth"):
         match = _SHARD.match(path.name)
@@ -75,7 +75,7 @@ def shard_files(folder: Path, ema: bool) -> list[Path]:
     if not files:
         hint = "; ema=False takes the raw weights" if ema else ""
         raise SourceError(f"{folder} has no {word}.00-of-01.pth{hint}")
-    # Of files of several launches, those of the largest one.
+    # A folder may hold files of several launches: take those with the most ranks, and require all of them.
     size = max(total for _, total in files)
     ranks = sorted(rank for rank, total in files if total == size)
     missing = next((i for i, rank in enumerate(ranks) if i != rank), len(ranks))
@@ -85,6 +85,7 @@ def shard_files(folder: Path, ema: bool) -> list[Path]:
 
 
 def read_args(folder: Path) -> argparse.Namespace:
+    """The settings in model_args.pth."""
     args = load_pickled(folder / ARGS)
     if not isinstance(args, argparse.Namespace):
         raise SourceError(f"{folder / ARGS} holds a {type(args).__name__}, expected an argparse.Namespace")
@@ -92,7 +93,7 @@ def read_args(folder: Path) -> argparse.Namespace:
 
 
 def read_spec(folder: Path, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
-    """The spec from model_args.pth; what it does not say is read off the weights' shapes."""
+    """The spec from model_args.pth; what it does not state is inferred from the weights' shapes."""
     args = read_args(folder)
     try:
         return _spec(args, shapes)
@@ -101,7 +102,7 @@ def read_spec(folder: Path, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
 
 
 def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
-    # The network: a named size, with what the Namespace says beside it, or all numbers from the Namespace.
+    # The network: a size by name plus settings of the Namespace, or all sizes from the Namespace.
     name = getattr(args, "model", None)
     fields: dict[str, Any] = {key: getattr(args, key) for key in _SHARED if hasattr(args, key)}
     if isinstance(name, str) and name in PRESETS:
@@ -110,7 +111,7 @@ def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> Model
         known = ", ".join(key for key in PRESETS if key.startswith("DiT_"))
         raise ConfigError(f"model: unknown name {show(name)} (known: {known})")
     fields["qk_norm"] = _setting(args, "qk_norm", bool, False)
-    # A text model has a caption projection; the Namespace does not say which kind it is.
+    # The Namespace does not state the kind of model: a text model has a caption projection.
     vae = _setting(args, "vae", Literal["ema", "mse"], "ema")
     projection = shapes.get("cap_embedder.1.weight")
     if projection is None:
@@ -124,7 +125,7 @@ def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> Model
 
 
 def _setting(args: argparse.Namespace, name: str, kind: Any, default: Any) -> Any:
-    """A setting of the Namespace, checked; an absent one or None is the default."""
+    """A setting of the Namespace with its type checked; the default if it is absent or None."""
     value = getattr(args, name, None)
     return default if value is None else convert(kind, value, name)
 
@@ -132,6 +133,7 @@ def _setting(args: argparse.Namespace, name: str, kind: Any, default: Any) -> An
 def _class_parts(
     args: argparse.Namespace, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[ModelConfig, ConditionerConfig]:
+    """Model and conditioner of a class model. Without a row for the null class there is no class dropout."""
     num_classes = _setting(args, "num_classes", int, 1000)
     image_size = _setting(args, "image_size", int, 256)
     rows = shapes.get("y_embedder.embedding_table.weight", (num_classes + 1,))[:1]
@@ -146,6 +148,7 @@ def _class_parts(
 def _text_parts(
     args: argparse.Namespace, fields: dict[str, Any], projection: tuple[int, ...]
 ) -> tuple[ModelConfig, ConditionerConfig]:
+    """Model and conditioner of a text model; `projection` is the shape of its caption projection."""
     if len(projection) != 2:
         raise ConfigError(f"cap_embedder.1.weight has shape {projection}, expected two axes")
     own = {
@@ -161,20 +164,21 @@ def _text_parts(
 
 
 def training_step(folder: Path) -> int | None:
-    """The step in resume_step.txt, or in the folder's name as training wrote it."""
+    """The step in resume_step.txt, else the folder's name, which is the step in the original's runs."""
     path = folder / "resume_step.txt"
     text = path.read_text(errors="replace").strip() if path.is_file() else folder.name
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def read_weights(folder: Path, ema: bool, model: ModelConfig, check: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Entries of the whole model, model-parallel parts joined; `check` as in `load_pickled`."""
+    """Named full tensors, with model-parallel parts joined; `check` as in `load_pickled`."""
     files = shard_files(folder, ema)
     if len(files) > 1 and isinstance(model, (ClassModelConfig, TextModelConfig)) and model.qk_norm:
         raise SourceError(
             f"{folder}: {len(files)} model-parallel parts with q/k norm: each part normalised its own heads only, "
             "so no single model computes the same"
         )
+    # Memory-mapped: parts are joined one tensor at a time.
     parts = [open_state(path, check) for path in files]
     for path, part in zip(files, parts, strict=True):
         if odd := part.keys() ^ parts[0].keys():
@@ -187,7 +191,7 @@ def read_weights(folder: Path, ema: bool, model: ModelConfig, check: bool = True
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:
-    """The whole tensor, put together as fairscale split it."""
+    """The full tensor, joined as fairscale split it."""
     if len(parts) == 1:
         return parts[0]
     if any(word in name for word in _ROWS):
@@ -198,7 +202,7 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
 def write_original(
     folder: Path, spec: ModelSpec, weights: NamedTensors, ema: NamedTensors | None, step: int | None
 ) -> None:
-    """Write the folder's files, fp32; SourceError where the original's layout cannot hold the model."""
+    """Write the folder's files, fp32; SourceError if the original's layout cannot express the model."""
     args = _namespace(spec)
     for word, tensors in (("consolidated", weights), ("consolidated_ema", ema)):
         if tensors is not None:
@@ -211,10 +215,12 @@ def write_original(
 
 
 def _namespace(spec: ModelSpec) -> argparse.Namespace:
+    """The content of model_args.pth."""
     check_original(spec)
     model = spec.model
     assert isinstance(model, (ClassModelConfig, TextModelConfig))
-    # A named size says its width, depth and heads, and only what differs from the defaults is kept beside it.
+    # A named size implies width, depth and heads; of the other settings, only those that differ from the defaults are
+    # stored. A size without a name stores all.
     sizes = {name: size for name, size in PRESETS.items() if name.startswith("DiT_")}
     own = {"dim": model.dim, "n_layers": model.n_layers, "n_heads": model.n_heads}
     name = next((name for name, size in sizes.items() if size == own), "DiT_Llama")
@@ -225,6 +231,7 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
         else tuple(key for key in _SHARED if key not in own and values[key] != getattr(type(model), key))
     )
     args = argparse.Namespace(model=name, qk_norm=bool(model.qk_norm), precision="fp32", **{k: values[k] for k in kept})
+    # Codec and conditioner.
     assert isinstance(spec.codec, AutoencoderConfig)
     args.vae = Path(spec.codec.name).name.rsplit("-", 1)[-1]
     args.model_parallel_size = 1
@@ -242,7 +249,8 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
 
 
 def check_original(spec: ModelSpec) -> None:
-    """SourceError naming everything about the model that the original's layout cannot hold."""
+    """SourceError naming everything about the model that the original's layout cannot express."""
+    # Of the model.
     model = spec.model
     problems = []
     if not isinstance(model, (ClassModelConfig, TextModelConfig)):
@@ -255,6 +263,7 @@ def check_original(spec: ModelSpec) -> None:
         problems.append("cond_channels")
     if isinstance(model, ClassModelConfig) and not model.num_classes:
         problems.append("no classes")
+    # Of process, codec and conditioner.
     if spec.process != PROCESS:
         problems.append(f"process {spec.process.kind!r}")
     if not isinstance(spec.codec, AutoencoderConfig):

@@ -1,4 +1,4 @@
-"""The index of tar archives: where each image lies and its label, from one pass over the headers, or kept.
+"""The index of tar archives: offset and label of each image, from one pass over the headers, or from a saved index.
 
 A kept index is used as long as name, size and time of each archive, and of the files that name classes, are the same.
 """
@@ -30,7 +30,7 @@ _IMAGES = frozenset(suffix[1:].encode() for suffix in SUFFIXES)
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where each image of some archives lies. Memory: 28 bytes an image and its name."""
+    """The offset of each image in its archive. Memory: 28 bytes an image, and its name."""
 
     tars: tuple[Path, ...]
     versions: tuple[tuple[int, int], ...]

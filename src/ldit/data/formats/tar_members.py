@@ -139,4 +139,4 @@ def _check_end(archive: Archive, at: int) -> None:
     if tail[: tarfile.BLOCKSIZE].strip(b"\0"):
         raise DataError(f"{archive.path}: no tar header at byte {at}: damaged, or not a tar archive")
     if tail.strip(b"\0"):
-        raise DataError(f"{archive.path} goes on after its end mark at byte {at}: archives glued together?")
+        raise DataError(f"{archive.path} continues after its end mark at byte {at}: several archives joined?")

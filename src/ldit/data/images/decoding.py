@@ -1,7 +1,7 @@
 """Decoding: an image file of any mode becomes RGB, 8 bits a channel, or is a BadImage with a reason.
 
-Formats are told by content, never by name: JPEG, PNG, WebP, BMP, PPM (PBM, PGM, PPM, PFM), TIFF, GIF. Of an animation,
-or a file with several pages, the first frame counts.
+Formats are recognised by content, not by name: JPEG, PNG, WebP, BMP, PPM (PBM, PGM, PPM, PFM), TIFF, GIF. Of an
+animation, or a file with several pages, the first frame is used.
 
 | mode in the file         | RGB                                                                                       |
 |--------------------------|-------------------------------------------------------------------------------------------|

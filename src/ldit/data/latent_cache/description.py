@@ -47,7 +47,7 @@ def is_bookkeeping(name: str) -> bool:
 
 @dataclass(frozen=True)
 class CodecRecord:
-    """The autoencoder. Its moments are raw: scale and shift are for those who read them."""
+    """The autoencoder. Cached moments are not scaled: scale and shift are applied when they are read."""
 
     fingerprint: str
     name: str

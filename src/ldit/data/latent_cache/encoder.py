@@ -63,10 +63,12 @@ class Encoder:
         skipped: list[tuple[str, str]] = []
         count = 0
         for batch in self._batches(samples, rows):
+            # Wait for the images, then encode them and their mirror images.
             reasons = batch.wait(self.timeout)
             if not self.skip and any(reasons):
                 raise DataError(next(filter(None, reasons)))
             mean, logvar = (m.to(dtype) for m in self._moments(batch.images, shape))
+            # Bad images, and those with latents that are not finite, are left out or end the job.
             finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
             kept = []
             for row, index in enumerate(batch.rows):
@@ -78,6 +80,7 @@ class Encoder:
                     logger.warning("left out: %s: %s", *skipped[-1])
                 else:
                     kept.append(row)
+            # Append the rest to the shard.
             place = slice(count, count + len(kept))
             for shard, values in zip(moments, (mean, logvar), strict=True):
                 shard[place] = values[kept]

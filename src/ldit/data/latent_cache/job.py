@@ -74,9 +74,9 @@ def check_cache_dir(out: Path, source: Path) -> None:
     manifest.check_not_in_checkpoint(out.absolute().parent)
     for above in (out.absolute(), *out.absolute().parents):
         if is_run(above) and (above / RUN_CONFIG).exists():
-            raise RequestError(f"--out {out}: lies inside the run {above}; choose another folder")
+            raise RequestError(f"--out {out}: is inside the run {above}; choose another folder")
     if out.resolve().is_relative_to(source.resolve()):
-        raise RequestError(f"--out {out}: lies inside {source}, whose images it is made of")
+        raise RequestError(f"--out {out}: is inside {source}, whose images it would encode")
     # Not over other files. Names are listed first: another process may complete the cache at this moment.
     names = sorted(os.listdir(out)) if out.is_dir() else []
     if is_cache(out):  # another process may have finished it meanwhile

@@ -117,7 +117,7 @@ def open_cache(
 
 
 class _OpenFile:
-    """A descriptor that is closed when nobody holds it any more: a reading in another thread may still be under way."""
+    """A file descriptor that is closed with its last reference, because another thread may still be reading."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1
@@ -157,7 +157,8 @@ def _widen(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def _offsets(path: str, description: CacheDescription, rows: int) -> tuple[int, int, int]:
-    """Where mean, logvar and label begin in a shard; DataError when its header is not that of `rows` samples."""
+    """Offsets of mean, logvar and label in a shard; DataError when its header is not that of `rows` samples."""
+    # Read the safetensors header.
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -167,11 +168,13 @@ def _offsets(path: str, description: CacheDescription, rows: int) -> tuple[int, 
         raise _unopened(path, error) from None
     except (ValueError, RecursionError):
         header = None
+    # The entries that it must have.
     word, kind = _DTYPES[description.dtype]
     shape = [rows, *description.shape]
     layout = {"mean": (word, shape, kind.itemsize), "logvar": (word, shape, kind.itemsize), "label": ("I64", [rows], 8)}
     if not isinstance(header, dict) or header.keys() - {"__metadata__"} != layout.keys():
         raise DataError(f"{path} is damaged: its header is not that of a shard")
+    # Their dtypes, shapes and offsets.
     begins = []
     for name, (dtype, dimensions, item) in layout.items():
         entry = header[name] if isinstance(header[name], dict) else {}
@@ -180,7 +183,7 @@ def _offsets(path: str, description: CacheDescription, rows: int) -> tuple[int, 
             raise DataError(f"{path}: {name} is {stored}, the manifest says {dtype!r} {dimensions}")
         begin, end = _span(entry.get("data_offsets"))
         if end - begin != math.prod(dimensions) * item or begin < 0 or 8 + length + end > size:
-            raise DataError(f"{path} is damaged: {name} does not lie within its {size} bytes")
+            raise DataError(f"{path} is damaged: {name} is not within its {size} bytes")
         begins.append(8 + length + begin)
     return begins[0], begins[1], begins[2]
 

@@ -47,7 +47,7 @@ class Sidecar:
 class CacheJob(SharedJob[EncodedShard]):
     """The cache that `job` describes, in `out`; `heldout` describes its held-out part."""
 
-    ignored = ("codec.name",)  # where the codec lies on this machine; its fingerprint is compared
+    ignored = ("codec.name",)  # a path on this machine; the fingerprint is compared
 
     def __init__(self, out: Path, job: CacheDescription, heldout: SourceRecord | None) -> None:
         self.parts = [Part(out, job)]
@@ -146,7 +146,7 @@ class CacheJob(SharedJob[EncodedShard]):
 
     def _complete(self) -> bool:
         """DataError when no image of a part could be read."""
-        # Shards are not read again here, which could take hours, but a missing or short one is noticed.
+        # Compare the sizes of all shards with their sidecars. Reading them again could take hours.
         sidecars: list[list[Sidecar]] = []
         for part in self.parts:
             sidecars.append([])
@@ -155,19 +155,19 @@ class CacheJob(SharedJob[EncodedShard]):
                 if sidecar is None:
                     return False
                 if not path.is_file() or path.stat().st_size != sidecar.record.size:
-                    logger.warning("%s is not what its sidecar says; the same command makes it again", path)
+                    logger.warning("%s does not match its sidecar and is made again", path)
                     part.sidecar(shard).unlink()
                     return False
                 sidecars[-1].append(sidecar)
-        # The held-out part first: the manifest of the whole cache, which says that it is complete, lists it too.
+        # Write the manifests, the held-out part's first: the training part's lists it and completes the cache.
         sealed: dict[str, Record] = {}
-        for part, found in reversed(list(zip(self.parts, sidecars, strict=True))):
+        for part, of_part in reversed(list(zip(self.parts, sidecars, strict=True))):
             place = part.folder.relative_to(self.out)
-            sealed |= {(place / file).as_posix(): record for file, record in self._seal(part, found, sealed).items()}
+            sealed |= {(place / file).as_posix(): record for file, record in self._seal(part, of_part, sealed).items()}
         return True
 
     def _seal(self, part: Part, sidecars: Sequence[Sidecar], below: dict[str, Record]) -> dict[str, Record]:
-        """Write a part's manifest, which lists what is `below` it too; the records of the part's own files."""
+        """Write a part's manifest, which also lists the files `below`; returns the records of the part's own files."""
         shards = tuple(
             ShardRecord(shard_file(number), rows.start, rows.stop, sidecar.rows)
             for number, (rows, sidecar) in enumerate(zip(part.ranges, sidecars, strict=True))
@@ -181,8 +181,8 @@ class CacheJob(SharedJob[EncodedShard]):
         return {**records, manifest.NAME: Record(path.stat().st_size, manifest.sha256_file(path))}
 
     def _sweep(self, has_locks: bool) -> None:
-        """All that is for the making only, what older versions left beside the shards too. Processes that still write a
-        shard find that the cache is complete."""
+        """Remove files that are needed only while the cache is made, including those of older versions. Processes that
+        still write a shard notice that the cache is complete."""
         for part in reversed(self.parts):
             if part.folder.is_dir():
                 left = sorted(filter(is_bookkeeping, os.listdir(part.folder)), key=lambda name: (name == JOB, name))
@@ -196,7 +196,7 @@ class CacheJob(SharedJob[EncodedShard]):
 
 
 def _read_sidecar(part: Part, shard: int) -> Sidecar | None:
-    """What the sidecar of a shard says; None when there is none, with a warning when it is damaged."""
+    """The sidecar of a shard; None if there is none or, with a warning, if it is damaged."""
     path = part.sidecar(shard)
     try:
         body = manifest.read_body(part.folder, path.name)

@@ -1,4 +1,4 @@
-"""A classifier trained here, as an extractor: features and logits of images of any size."""
+"""A classifier trained by ldit as an extractor: features and logits."""
 
 from pathlib import Path
 
@@ -49,8 +49,8 @@ class ClassifierExtractor:
 
 
 def open_classifier(source: Path, device: torch.device) -> Extractor:
-    """The EMA weights of a classifier's run (its latest valid step) or of one step; EvaluationError when it is damaged
-    or something else."""
+    """An extractor with the EMA weights of a step, or of the latest valid step of a run; EvaluationError when `source`
+    is damaged or not a classifier."""
     try:
         if not holds_classifier(source):
             raise EvaluationError(f"{source} is not a classifier's run or a step of one (ldit train extractor-small)")

@@ -1,4 +1,4 @@
-"""Extractors by name, each with the words and hashes that a metric is reported with."""
+"""Opens extractors by name, with the fingerprint and resize rule that reports state."""
 
 import os
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from ldit.eval.extractors.inception_weights import check_weights, find_weights
 from ldit.eval.features import Extractor, Features
 
 INCEPTION, LITE0 = "inception", "efficientnet-lite0"
-_SLICE = 4  # images at once on the CPU: activations of more leave the cache
-_KEPT = 31 << 20  # bytes
+_SLICE = 4  # images at a time on the CPU: the activations of more do not fit its cache
+_KEPT = 31 << 20  # bytes of the block that raises glibc's threshold
 
 
 @dataclass(frozen=True)
 class NetworkExtractor:
-    """A network that resizes by itself, with its name, hash and resize rule (see `ldit.eval.features.Extractor`)."""
+    """A network that resizes its inputs, with its description (see `ldit.eval.features.Extractor`)."""
 
     name: str
     fingerprint: str
@@ -36,21 +36,21 @@ class NetworkExtractor:
     def __call__(self, images: Tensor) -> Features:
         rows = _SLICE if self.device.type == "cpu" else max(len(images), 1)
         parts = [self.network(part) for part in images.to(self.device).split(rows)]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return Features(whole["pool"], whole.get("spatial"), whole[self.logits])
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Features(joined["pool"], joined.get("spatial"), joined[self.logits])
 
 
 def open_named(name: str, inception_weights: Path | None, device: torch.device) -> Extractor:
-    """The extractor that a request or a run names; `inception_weights` is the file of Inception alone."""
+    """The extractor that a request or a run names; `inception_weights` is a file for Inception only."""
     if inception_weights is not None and name != INCEPTION:
         raise EvaluationError(f"inception_weights: the extractor is {name}")
     return open_extractor(name, inception_weights, device)
 
 
 def open_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """The extractor "inception", "efficientnet-lite0", or one trained here, by its folder or run.
+    """The extractor "inception", "efficientnet-lite0", or a classifier trained by ldit, by its folder or run.
 
-    `weights` is the file of the first two, looked for where it is None. Their networks compute in fp32 without TF32.
+    `weights` is the weight file of the first two, searched for if None. Their networks compute in fp32 without TF32.
     EvaluationError for an unknown name, and for weights that are missing or not the published ones.
     """
     if device.type == "cpu":
@@ -74,10 +74,10 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
 
 
 def _keep_freed_memory() -> None:
-    """Let this process keep the memory of activations between forward passes, 64 MiB at most.
+    """Let this process keep the memory of activations between forward passes, at most 64 MiB.
 
-    glibc takes blocks beyond a threshold from the system one by one and gives them back at once, so that every pass
-    faults its activations in anew: a quarter of EfficientNet-Lite0's time. The threshold follows the largest such block
-    that was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this does nothing.
+    glibc maps each block above a threshold separately and unmaps it when it is freed, so every pass has page faults for
+    its activations: a quarter of EfficientNet-Lite0's time. The threshold rises to the size of the largest such block
+    that was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). With other C libraries this has no effect.
     """
     torch.empty(_KEPT, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""Convolutions whose batch normalisation is folded into them, filled strictly from published state dicts.
+"""Convolutions with folded batch normalisation, filled strictly from published state dicts.
 
-At inference bn(w * x) = (g·w) * x + (b - g·m) with g = gamma / sqrt(variance + eps) a channel (Ioffe & Szegedy 2015,
-section 3.1): half the passes over memory. The factors are computed in float64 and rounded once.
+At inference bn(w * x) = (g·w) * x + (b - g·m) with g = gamma / sqrt(variance + eps) for each channel (Ioffe & Szegedy
+2015, section 3.1). Folding halves the passes over memory. Factors are computed in float64 and rounded once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldit.errors import EvaluationError
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_COUNT = "num_batches_tracked"  # of no use at inference; older files lack it
+_COUNT = "num_batches_tracked"  # not used at inference; older files lack it
 
 Pair = tuple[int, int]
 
@@ -22,8 +22,8 @@ Pair = tuple[int, int]
 class Folded(nn.Module):
     """(B, C_in, H, W) -> (B, C_out, H', W'): padding, convolution with bias, activation.
 
-    `padding` is (rows, columns) on both sides; `before` is more of it on single sides, as torch.nn.functional.pad
-    takes it. The numbers are not set until `fill`.
+    `padding` is (rows, columns) on both sides; `before` is additional, possibly asymmetric padding in the order of
+    torch.nn.functional.pad. Weights are uninitialised until `fill`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Folded(nn.Module):
 
 @dataclass(frozen=True)
 class Place:
-    """A convolution, and the names its numbers and those of its normalisation have in the published state dict."""
+    """A convolution, and the names of its weights and of its normalisation in the published state dict."""
 
     unit: Folded
     convolution: str
@@ -60,10 +60,10 @@ class Place:
 
 
 def fill(state: Mapping[str, Tensor], places: Sequence[Place], head: nn.Linear, head_name: str, where: str) -> None:
-    """Put a published state dict into the convolutions and the linear head, folding as it goes; eps is 1e-3.
+    """Fill the convolutions and the linear head from a published state dict; eps is 1e-3.
 
-    `num_batches_tracked` may be there or not. EvaluationError names the first entry that is missing, unknown, of
-    another shape, or not finite.
+    `num_batches_tracked` is optional. EvaluationError names the first entry that is missing, unknown, of a wrong shape,
+    or not finite; `where` is the file, for messages.
     """
     _check(state, _expected(places, head, head_name), {f"{place.normalisation}.{_COUNT}" for place in places}, where)
     for place in places:
@@ -80,7 +80,7 @@ def fill(state: Mapping[str, Tensor], places: Sequence[Place], head: nn.Linear, 
 def _set(parameter: Tensor, value: Tensor, what: str) -> None:
     parameter.data = value.to(torch.float32, copy=True)
     if not bool(torch.isfinite(parameter.data).all()):
-        raise EvaluationError(f"{what} is not finite once it is normalised")
+        raise EvaluationError(f"{what} is not finite after folding the normalisation")
 
 
 def _expected(places: Sequence[Place], head: nn.Linear, head_name: str) -> dict[str, tuple[int, ...]]:

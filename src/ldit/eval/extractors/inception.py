@@ -1,7 +1,7 @@
-"""Inception-v3 as the Frechet Inception Distance knows it: TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016).
+"""The Inception-v3 network of the Fréchet Inception Distance: TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016).
 
-It is not torchvision's network. Average pools inside the blocks leave the padding out of their count, the last block
-pools by maximum, the head is 1,008 wide, there is no auxiliary head, and batch normalisation has eps 1e-3.
+It differs from torchvision's network. Average pooling inside the blocks does not count the padding, the last block uses
+max pooling, the head has 1,008 outputs, there is no auxiliary head, and batch normalisation has eps 1e-3.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ _SPATIAL_CHANNELS = 7
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution of a branch: name in the published files, output channels, kernel, stride; padded to keep the
-    size unless it strides."""
+    """A convolution of a branch: name in the published files, output channels, kernel, stride. With stride 1 it is
+    padded to keep the size."""
 
     name: str
     width: int
@@ -42,7 +42,7 @@ class _Conv:
 
 @dataclass(frozen=True)
 class _Branch:
-    """A pool or nothing, convolutions one after the other, then perhaps several side by side."""
+    """An optional pooling, then a chain of convolutions, then optionally several in parallel (`fork`)."""
 
     chain: tuple[_Conv, ...]
     fork: tuple[_Conv, ...] = ()
@@ -83,7 +83,7 @@ def _b() -> list[_Branch]:
 
 
 def _c(c: int) -> list[_Branch]:
-    """17x17, squares split into rows and columns."""
+    """17x17, with 7x7 convolutions factored into rows and columns."""
     row, column = (1, 7), (7, 1)
     double = (
         _Conv("branch7x7dbl_1", c),
@@ -126,19 +126,19 @@ def _e(pool: str) -> list[_Branch]:
 
 
 class _Mixed(nn.Module):
-    """Branches on the same input, their channels joined in the order written."""
+    """Branches on the same input, whose channels are concatenated in order."""
 
     def __init__(self, width: int, branches: list[_Branch]) -> None:
         super().__init__()
         self.branches, self.width = branches, 0
         for branch in branches:
-            now = width
+            channels = width
             for conv in branch.chain:
-                self.add_module(conv.name, conv.build(now))
-                now = conv.width
+                self.add_module(conv.name, conv.build(channels))
+                channels = conv.width
             for conv in branch.fork:
-                self.add_module(conv.name, conv.build(now))
-            self.width += sum(conv.width for conv in branch.fork) or now
+                self.add_module(conv.name, conv.build(channels))
+            self.width += sum(conv.width for conv in branch.fork) or channels
 
     def forward(self, x: Tensor) -> Tensor:
         parts = []
@@ -153,12 +153,12 @@ class _Mixed(nn.Module):
 class Inception(nn.Module):
     """uint8 (B, 3, H, W) of any size, in RGB -> {"pool" (B, 2048), "spatial" (B, 2023), "logits_unbiased" (B, 1008)}.
 
-    Pool features make FID. Spatial ones make sFID: the first 7 channels of the 1x1 branch of Mixed_6d, 17x17,
-    flattened with the channel last. The logits leave out the head's bias, as the Inception Score of TensorFlow's
-    evaluators does.
+    Pool features are for FID. Spatial features are for sFID: the first 7 channels of the 1x1 branch of Mixed_6d, 17x17,
+    flattened with the channel last. The logits omit the head's bias, as TensorFlow's evaluators do for the Inception
+    Score.
 
-    Always fp32, whatever autocast or TF32 settings stand outside. There are no gradients. The batch normalisation is
-    folded into the convolutions, so the module's own names are not those of the published files.
+    It computes in fp32, regardless of autocast and TF32 settings, without gradients. The batch normalisation is folded
+    into the convolutions, so the module's names differ from those of the published files.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class Inception(nn.Module):
         yield from (("Mixed_7a", _d()), ("Mixed_7b", _e("average")), ("Mixed_7c", _e("maximum")))
 
     def places(self) -> list[Place]:
-        """Every convolution with its published names."""
+        """Every convolution with its names in the published files."""
         units = ((name, unit) for name, unit in self.named_modules() if isinstance(unit, Folded))
         return [Place(unit, f"{name}.conv", f"{name}.bn") for name, unit in units]
 
@@ -197,25 +197,26 @@ class Inception(nn.Module):
             return self._features(x.contiguous(memory_format=torch.channels_last))
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = _shrink(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_shrink(x))))
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (B, 64, 147, 147)
+        x = _shrink(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_shrink(x))))  # (B, 192, 35, 35)
         spatial = x
         for name, _ in self._mixed():
             x = self.get_submodule(name)(x)
             if name == "Mixed_6d":
-                spatial = x[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        pool = x.mean((2, 3))
+                spatial = x[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, 2023)
+        pool = x.mean((2, 3))  # (B, 2048, 8, 8) -> (B, 2048)
         return {"pool": pool, "spatial": spatial, "logits_unbiased": pool @ self.fc.weight.T}
 
 
 def load_inception(path: Path | str, check_hash: bool = True) -> Inception:
-    """The network with the weights of a published .pth file, or of a .safetensors file of the same names, on the CPU.
+    """The network on the CPU, with the weights of the published .pth file, or of a .safetensors file with the same
+    names.
 
-    With `check_hash` only the published file itself is taken (see `inception_weights`); no other file can be, so
-    converted copies need `check_hash=False`. Entries are matched strictly, `num_batches_tracked` may be absent.
+    With `check_hash` only the published file itself is accepted (see `inception_weights`); converted copies need
+    `check_hash=False`. Entries must match exactly, but `num_batches_tracked` is optional.
 
-    EvaluationError for another file, and naming the first entry that is missing, unknown or mis-shaped; SourceError
-    for a file that is missing, damaged or holds more than tensors.
+    EvaluationError for another file, or naming the first entry that is missing, unknown or of a wrong shape.
+    SourceError for a file that is missing, damaged or holds more than tensors.
     """
     path = Path(path)
     if check_hash:

@@ -1,6 +1,6 @@
-"""The weights of the Inception network: where the file is looked for, and whether it is the published one.
+"""Finds the weight file of the Inception network, and checks that it is the published one.
 
-Nothing is downloaded: two packages publish the same file, and most who have measured an FID have it in a cache.
+Nothing is downloaded. Two packages publish the same file, and whoever has computed an FID probably has it in a cache.
 """
 
 import os
@@ -16,7 +16,7 @@ from ldit.storage.pickled import open_state
 from ldit.storage.tensors import read_safetensors
 
 NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-"""pytorch-fid's and torch-fidelity's name of one file."""
+"""The file's names in pytorch-fid and torch-fidelity."""
 SIZE = 95_628_359
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAMES[0]}"
@@ -25,10 +25,10 @@ FLAG = "--inception-weights"
 
 
 def find_weights(given: Path | None = None) -> Path:
-    """The file: `given`, else the one that LDIT_INCEPTION_WEIGHTS names, else a published name in torch.hub's
-    folder or in the Hugging Face cache. The first two may be a folder that holds it.
+    """The weight file: `given`, else the value of LDIT_INCEPTION_WEIGHTS, else a published name in torch.hub's folder
+    or in the Hugging Face cache. The first two may also be a folder that holds the file.
 
-    EvaluationError says what is missing, where it is published, and where it may be put.
+    EvaluationError says what is missing, where it is published, and where to put it.
     """
     if given is not None:
         return _in(given.expanduser(), "no such file")
@@ -36,29 +36,29 @@ def find_weights(given: Path | None = None) -> Path:
         return _in(Path(value).expanduser(), f"{VARIABLE} names it, but there is no such file")
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     places = [*(hub / name for name in NAMES), *_hugging_face()]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise EvaluationError(
             f"the Inception weights were not found: {NAMES[0]} ({SIZE:,} bytes, sha256 {SHA256}), published at {URL}; "
             f"put it into {hub}, or name it with {FLAG} or {VARIABLE}"
         )
-    return found
+    return path
 
 
 def _in(place: Path, otherwise: str) -> Path:
-    """The file itself, or a published name in the folder `place`."""
+    """The file `place`, or a published name in the folder `place`."""
     if place.is_dir():
-        found = next((place / name for name in NAMES if (place / name).is_file()), None)
-        if found is None:
+        path = next((place / name for name in NAMES if (place / name).is_file()), None)
+        if path is None:
             raise EvaluationError(f"{place}: a folder with neither {NAMES[0]} nor {NAMES[1]}")
-        return found
+        return path
     if not place.is_file():
         raise EvaluationError(f"{place}: {otherwise}")
     return place
 
 
 def _hugging_face() -> Iterator[Path]:
-    """Snapshots in the Hub's cache, which lies where its client's variables say."""
+    """The file in snapshots of the Hub's cache, which is found by the variables of the Hub's client."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     home = Path(os.environ.get("HF_HOME") or cache)
     root = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
@@ -67,7 +67,7 @@ def _hugging_face() -> Iterator[Path]:
 
 
 def check_weights(path: Path) -> str:
-    """The sha256 of a file that is the published one; EvaluationError otherwise."""
+    """The file's sha256; EvaluationError if it is not the published file."""
     if not path.is_file():
         raise EvaluationError(f"{path}: no such file")
     digest = sha256_file(path)

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, whose weights come with a package of the registry: features without a download by hand.
+"""EfficientNet-Lite0 as an extractor; its weights come with a Python package, so nothing is downloaded by hand.
 
-Architecture: EfficientNet-B0 (Tan & Le 2019, table 1) as its Lite variant has it: no squeeze-and-excitation, ReLU6 for
-swish, stem and head of B0's width. Weights: TensorFlow's, converted; so a stride of two pads at the far sides ("same"
-padding of an even size), and batch normalisation has eps 1e-3.
+Architecture: the Lite variant of EfficientNet-B0 (Tan & Le 2019, table 1): no squeeze-and-excitation, ReLU6 instead of
+swish, stem and head with B0's width. Weights: TensorFlow's, converted. Hence stride 2 pads more at the bottom and right
+("same" padding of an even size), and batch normalisation has eps 1e-3.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,8 @@ def _relu6(x: Tensor) -> Tensor:
 
 
 def _same(channels: tuple[int, int], kernel: int, stride: int, groups: int = 1) -> Folded:
-    """TensorFlow's "same" padding of an even size: kernel - stride in all, the larger half below and to the right."""
+    """A convolution with TensorFlow's "same" padding of an even size: kernel - stride in total, the larger half at the
+    bottom and right."""
     total = kernel - stride
     low, high = total // 2, total - total // 2
     if low == high:
@@ -54,7 +55,8 @@ def _same(channels: tuple[int, int], kernel: int, stride: int, groups: int = 1) 
 
 
 class _Block(nn.Module):
-    """Inverted residual (Sandler et al. 2018): widen, filter each channel, narrow; the input is added where it fits."""
+    """Inverted residual (Sandler et al. 2018): expand, depthwise convolution, project; the input is added if shapes
+    match."""
 
     def __init__(self, width: int, out: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -73,8 +75,8 @@ class _Block(nn.Module):
 class Lite0(nn.Module):
     """uint8 (B, 3, H, W) of any size, in RGB -> {"pool" (B, 1280), "logits" (B, 1000)}.
 
-    Images are resized to 224x224 whole, by the cubic of the network's training, and become (x - 127) / 128. Always
-    fp32, without gradients. The batch normalisation is folded into the convolutions.
+    Images are resized to 224x224 without cropping, by bicubic interpolation as in the network's training, and scaled to
+    (x - 127) / 128. It computes in fp32, without gradients. The batch normalisation is folded into the convolutions.
     """
 
     def __init__(self) -> None:
@@ -90,7 +92,7 @@ class Lite0(nn.Module):
         self.fc = nn.utils.skip_init(nn.Linear, WIDTH, CLASSES).requires_grad_(False)
 
     def places(self) -> Iterator[Place]:
-        """Every convolution with its published names."""
+        """Every convolution with its names in the published file."""
         yield Place(self.stem, "_conv_stem", "_bn0")
         for index, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
@@ -112,6 +114,7 @@ class Lite0(nn.Module):
             return {"pool": pool, "logits": self.fc(pool)}
 
     def _pool(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 1280)."""
         x = bicubic(images, SIZE).sub_(127.0).div_(128.0).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         for block in self.blocks:
@@ -120,7 +123,7 @@ class Lite0(nn.Module):
 
 
 def package_weights() -> Path:
-    """The file inside the installed package, which is not imported; EvaluationError when it is not installed."""
+    """The weight file of the installed package, without importing it; EvaluationError when it is not installed."""
     spec = find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         if (path := Path(folder) / FILE).is_file():
@@ -129,9 +132,9 @@ def package_weights() -> Path:
 
 
 def load_lite0(path: Path | None = None) -> Lite0:
-    """The network with the package's weights, or those of another copy of that file, on the CPU.
+    """The network on the CPU, with the package's weights, or those of a copy of that file at `path`.
 
-    EvaluationError when the package is not installed, or the file is another one; SourceError when it is damaged.
+    EvaluationError when the package is not installed or the file is another one; SourceError when it is damaged.
     """
     path = package_weights() if path is None else path
     if not path.is_file():

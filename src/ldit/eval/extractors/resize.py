@@ -1,6 +1,7 @@
-"""Resize rules: images at the size an extractor was trained on.
+"""Resize rules of the extractors.
 
-Metrics are comparable under one rule only, so each extractor has its own and says which."""
+Metrics are comparable only under the same rule, so each extractor has its own, and reports state it.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,10 @@ from torch import Tensor
 
 
 def tf1_bilinear(x: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) uint8 or float -> (B, C, size, size) fp32, as TensorFlow 1's ResizeBilinear with align_corners off.
+    """(B, C, H, W) uint8 or float -> (B, C, size, size) fp32, as TensorFlow 1's ResizeBilinear without align_corners.
 
-    Output pixel i lies at i·in/out: no offset of half a pixel, no antialiasing. Each difference, product and sum is
-    rounded to fp32, columns before rows, as there.
+    Output pixel i is at i·in/out: no offset of half a pixel, no antialiasing. Differences, products and sums are
+    rounded to fp32 in TensorFlow's order, columns before rows.
     """
     return _blend(_blend(x.float(), 3, size), 2, size)
 
@@ -27,12 +28,12 @@ def _blend(x: Tensor, axis: int, size: int) -> Tensor:
         fraction = fraction[:, None]
     below = x.index_select(axis, low.to(x.device))
     above = x.index_select(axis, (low + 1).clamp(max=length - 1).to(x.device))
-    return above.sub_(below).mul_(fraction).add_(below)  # sums commute exactly
+    return above.sub_(below).mul_(fraction).add_(below)  # addition is commutative, also in floating point
 
 
 def bicubic(x: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) uint8 -> (B, C, size, size) fp32 in [0, 255]: Keys' cubic with a = -1/2, antialiased when it
-    shrinks, as Pillow's, but not rounded to whole numbers."""
+    """(B, C, H, W) uint8 -> (B, C, size, size) fp32 in [0, 255]: Keys' cubic with a = -1/2, antialiased when
+    downsampling, as in Pillow, but not rounded to integers."""
     if x.shape[-2:] == (size, size):
         return x.float()
     return F.interpolate(x.float(), (size, size), mode="bicubic", antialias=True).clamp_(0.0, 255.0)

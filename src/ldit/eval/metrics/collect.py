@@ -1,4 +1,4 @@
-"""What is kept of images that stream through an extractor: moments always, rows where they are needed."""
+"""Collects features of a set over all ranks: moments always, rows if metrics need them."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ from ldit.parallel.world import World
 
 @dataclass(frozen=True)
 class Collected:
-    """A whole set, seen by all processes. `rows` (N, D) and `predicted` (N,), in the order of the images, are on the
-    main process alone, and None where they were not kept."""
+    """Features of a set, merged over all ranks. `rows` (N, D) and `predicted` (N,), the class with the largest logit,
+    are in the order of the images; they are on the main process only, and None if they were not kept."""
 
     pool: Moments
     spatial: Moments | None
@@ -30,12 +30,11 @@ class Collected:
 
 
 class Collector:
-    """Features of the `total` images of one set, or of this process's share of them, batch by batch in any order.
-    With a total of 0, however many there are, moments and scores alone are kept.
+    """Takes the features of this rank's share of a set of `total` images, batch by batch in any order. With a total of
+    0, for an unknown number of images, only moments and scores are kept.
 
-    Memory: moments take 8·D² bytes whatever the number of images; with `keep_rows` 4·D bytes an image come on top,
-    on the host, which precision, recall, KID and intervals need: for all `total` of them on the main process, for its
-    share on another.
+    Memory: moments take 8·D² bytes. With `keep_rows`, which precision, recall, KID and intervals need, add 4·D bytes an
+    image on the host: for all images on the main process, for its share on another rank.
     """
 
     def __init__(self, world: World, total: int, keep_rows: bool) -> None:
@@ -46,7 +45,9 @@ class Collector:
         self._rows, self._predicted = _Ordered(world, total), _Ordered(world, total)
 
     def add(self, first: int, features: Features) -> None:
-        """Features of images `first` onwards. EvaluationError names the first that is not finite."""
+        """Features of consecutive images, of which `first` is the first. EvaluationError names an image whose features
+        are not finite."""
+        # The first batch decides which features there are.
         if self.pool is None:
             self.pool = Moments(features.pool.shape[1])
             self.spatial = None if features.spatial is None else Moments(features.spatial.shape[1])
@@ -62,11 +63,13 @@ class Collector:
             self._rows.put(first, features.pool.float())
 
     def merged(self) -> Collected:
-        """The features of all processes; all call it together. EvaluationError where none saw an image."""
+        """The features of all ranks; all call it together. EvaluationError when no rank has seen an image."""
+        # A rank may have no image: the others tell it which features there are.
         world = self.world
         if all(width is None for width in world.gather(None if self.pool is None else self.pool.width)):
             raise EvaluationError("there are no images")
         shapes = next(filter(None, world.gather(self._shapes())))
+        # Merge each kind.
         pool = (self.pool or Moments(shapes[0])).merged(world)
         spatial = (self.spatial or Moments(shapes[1])).merged(world) if shapes[1] else None
         scores = (self.scores or InceptionScore()).merged(world) if shapes[2] else None
@@ -77,25 +80,26 @@ class Collector:
         return Collected(pool, spatial, scores, rows, predicted)
 
     def _shapes(self) -> list[int] | None:
+        """Width of pool features, width of spatial ones (0 = none), whether there are logits; None before an image."""
         if self.pool is None:
             return None
         return [self.pool.width, 0 if self.spatial is None else self.spatial.width, int(self.scores is not None)]
 
 
 class _Ordered:
-    """Rows that come in any order on several processes, each part with the number of its first row. The main
-    process puts them where they belong at once: parts that are joined in the end would be held twice."""
+    """Rows that arrive in any order on several ranks, each part with the number of its first row. The main process
+    writes them into one tensor at once: concatenating parts in the end would take twice the memory."""
 
     def __init__(self, world: World, total: int) -> None:
         self.world, self.total = world, total
-        self._whole: Tensor | None = None
+        self._all: Tensor | None = None  # on the main process
         self._parts: list[tuple[int, Tensor]] = []
 
     def __len__(self) -> int:
         return self.total
 
     def put(self, first: int, rows: Tensor) -> None:
-        """ValueError for rows beyond the last."""
+        """Keep rows; ValueError for rows beyond the last."""
         if not 0 <= first <= self.total - len(rows):
             raise ValueError(f"{self.total} images were announced, there are {first + len(rows)}")
         if self.world.is_main:
@@ -104,12 +108,14 @@ class _Ordered:
             self._parts.append((first, rows.cpu()))
 
     def _place(self, shape: list[int], dtype: torch.dtype) -> Tensor:
-        if self._whole is None:
-            self._whole = torch.empty(self.total, *shape, dtype=dtype)
-        return self._whole
+        """The tensor for all rows, allocated when the shape of a row is known."""
+        if self._all is None:
+            self._all = torch.empty(self.total, *shape, dtype=dtype)
+        return self._all
 
     def gathered(self) -> Tensor | None:
-        """All of them in order, on the main process; elsewhere None. All call it together."""
+        """All rows in order on the main process; None on other ranks. All call it together."""
+        # The main process learns what each rank has, then receives part by part.
         heads = self.world.gather([[at, len(rows), list(rows.shape[1:]), str(rows.dtype)] for at, rows in self._parts])
         if not self.world.is_main:
             for _, rows in self._parts:
@@ -117,6 +123,6 @@ class _Ordered:
             return None
         for rank in range(1, self.world.size):
             for first, count, shape, dtype in heads[rank]:
-                whole = self._place(shape, getattr(torch, dtype.removeprefix("torch.")))
-                dist.recv(whole[first : first + count], rank, group=self.world.control)
-        return self._whole
+                rows = self._place(shape, getattr(torch, dtype.removeprefix("torch.")))
+                dist.recv(rows[first : first + count], rank, group=self.world.control)
+        return self._all

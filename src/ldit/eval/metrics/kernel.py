@@ -1,10 +1,10 @@
-"""The kernel distance (KID, Bińkowski et al. 2018): squared maximum mean discrepancy of features, without bias.
+"""The kernel distance (KID, Bińkowski et al. 2018): an unbiased estimate of the squared MMD of features.
 
-The kernel is (x·y/D + 1)³. Of m samples and m references the estimate is
+The kernel is (x·y/D + 1)³. For m samples and m references the estimate is
 
     mean of k(x_i, x_j) over i ≠ j + mean of k(y_i, y_j) over i ≠ j - 2·mean of k(x_i, y_j)
 
-(Gretton et al. 2012, eq. 3), averaged over subsets drawn without replacement. It is not biased, so it may be negative.
+(Gretton et al. 2012, eq. 3), averaged over subsets drawn without replacement. It is unbiased, so it may be negative.
 """
 
 from typing import NamedTuple
@@ -21,10 +21,11 @@ _SEED, _STREAM = 0, "kid"
 
 
 class KernelDistance(NamedTuple):
-    """Mean and deviation (over the number of subsets) of the estimates of `subsets` pairs of `subset_size` rows.
+    """Mean and standard deviation (divided by the number of subsets) of the estimates from `subsets` pairs of subsets
+    of `subset_size` rows.
 
-    The deviation tells subsets of one set apart, not sets: subsets share rows. Two sets of exactly `subset_size` rows
-    have one subset, themselves, and the deviation 0.
+    Subsets share rows, so the deviation is that of subsets of one set, not that between sets. Two sets of exactly
+    `subset_size` rows have a single subset and the deviation 0.
     """
 
     mean: float
@@ -36,12 +37,12 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     samples: Tensor, references: Tensor, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE
 ) -> KernelDistance:
-    """Of features (N, D) and (M, D); kernels are computed in float64 on the samples' device.
+    """The kernel distance of features (N, D) and (M, D); kernels are computed in float64 on the samples' device.
 
-    Subsets are drawn from generators of a fixed seed: rows in the same order give the same number. They have
-    min(N, M, subset_size) rows, one subset where that is N and M; EvaluationError when it is less than 2, a row is not
-    finite, or the widths differ. The work is 6·subset_size²·D a subset: minutes for 100 of 2,048 features on a CPU.
-    Memory beside the features: two subsets and one subset_size² kernel, in float64.
+    Subsets are drawn with a fixed seed: rows in the same order give the same number. They have min(N, M, subset_size)
+    rows; if that is both N and M, there is one subset. EvaluationError when it is less than 2, a row is not finite, or
+    the widths differ. Work: 6·subset_size²·D for each subset, minutes for 100 subsets of 2,048 features on a CPU.
+    Memory besides the features: two subsets and one kernel of subset_size², in float64.
     """
     samples, references = two_sets(samples, references)
     size = min(len(samples), len(references), subset_size)
@@ -59,7 +60,7 @@ def kernel_distance(
         estimates[number] = own / (size * (size - 1)) - 2.0 * _kernel(x, y).sum() / size**2
     if not torch.isfinite(estimates).all():
         raise EvaluationError("the kernel distance is not finite: the features are too large")
-    scale = float(estimates.abs().max()) or 1.0  # squares of large numbers would be none
+    scale = float(estimates.abs().max()) or 1.0  # squares of very small or large numbers would under- or overflow
     return KernelDistance(float(estimates.mean()), scale * float((estimates / scale).std(correction=0)), size, subsets)
 
 
@@ -74,6 +75,6 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernel_sum(x: Tensor) -> Tensor:
-    """Over all pairs of two different rows."""
+    """The sum of the kernel over all pairs of different rows."""
     kernel = _kernel(x, x)
     return kernel.sum() - kernel.diagonal().sum()

@@ -1,4 +1,4 @@
-"""Features of samples and what is known of a reference -> metrics, each under its name in the report."""
+"""Computes all metrics from the features of samples and a reference, by their names in the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ METRICS = ("fd", "sfid", "is", "pr", "kid")
 NEED_ROWS = ("pr", "kid")
 INCEPTIONS = ("sfid", "is")
 LEAST = {"fd": 2, "sfid": 2, "pr": NEIGHBOURS + 1, "kid": 2}
-"""Images on either side."""
+"""The least number of images on either side."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with. `count` is None for statistics that do not say it; `rows` (M, D) are there where
-    the features themselves are known."""
+    """What samples are compared with. `count` is None for statistics that do not state it; `rows` (M, D) are None
+    unless the features of each image are known."""
 
     mean: Tensor
     covariance: Tensor
@@ -35,8 +35,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class MetricPlan:
-    """Which of METRICS; Fréchet distance in so many principal components of the reference, 0 = not; resamples of its
-    95 % interval, 0 = none; whether points are to be drawn."""
+    """What to compute: names of METRICS; the number of principal components for another Fréchet distance, 0 = none;
+    bootstrap samples for its 95 % interval, 0 = none; whether clouds of points will be drawn."""
 
     metrics: tuple[str, ...]
     components: int = 0
@@ -50,41 +50,41 @@ class MetricPlan:
 
     @property
     def reference(self) -> bool:
-        """Whether anything of the reference is needed: the Inception Score is of samples alone."""
+        """Whether the reference is needed: the Inception Score is of samples alone."""
         return self.metrics != ("is",) or self.components > 0 or self.clouds
 
     @property
     def reference_rows(self) -> bool:
-        """Whether the reference's must; the bootstrap draws samples alone."""
+        """Whether the reference's features must be kept. The bootstrap needs those of samples only."""
         return any(name in self.metrics for name in NEED_ROWS) or self.clouds
 
 
 def reference_of(collected: Collected) -> Reference:
-    """The reference that a collected set of images is."""
+    """A collected set as a reference."""
     spatial = None if collected.spatial is None else (collected.spatial.mean, collected.spatial.covariance)
     return Reference(collected.pool.mean, collected.pool.covariance, collected.count, spatial, collected.rows)
 
 
-def available(asked: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
-    """Which metrics there will be, and a line for each that cannot be had. With none asked for, all that the extractor
-    allows. `metric` is the extractor's, `spatial` and `rows` whether the reference has those."""
+def available(requested: Sequence[str], metric: str, spatial: bool, rows: bool) -> tuple[tuple[str, ...], list[str]]:
+    """The metrics that can be computed of those requested (default: all that the extractor allows), and a line for each
+    that cannot. `metric` is the extractor's; `spatial` and `rows`: whether the reference has those."""
     lacks = {
         "sfid": "" if metric == "fid" and spatial else "needs Inception and a reference with its spatial statistics",
-        "is": "" if metric == "fid" else "is Inception's alone",
-        "pr": "" if rows else "needs the images of the reference, not statistics alone",
-        "kid": "" if rows else "needs the images of the reference, not statistics alone",
+        "is": "" if metric == "fid" else "needs Inception",
+        "pr": "" if rows else "needs the images of the reference, not only statistics",
+        "kid": "" if rows else "needs the images of the reference, not only statistics",
     }
-    for name in asked:
+    for name in requested:
         if name not in METRICS:
             raise EvaluationError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
     offered = tuple(name for name in METRICS if metric == "fid" or name not in INCEPTIONS)
-    chosen = tuple(dict.fromkeys(asked)) or offered
+    chosen = tuple(dict.fromkeys(requested)) or offered
     return tuple(name for name in chosen if not lacks.get(name)), [f"{n} {lacks[n]}" for n in chosen if lacks.get(n)]
 
 
 def check_reference(reference: Reference, plan: MetricPlan, name: str) -> None:
-    """EvaluationError for a reference that has no such metrics, before samples are made in vain; `name` is what it
-    is called."""
+    """EvaluationError for a reference for which the metrics cannot be computed, before samples are made. `name` is a
+    word for it in messages."""
     try:
         _check_reference(reference, plan)
     except EvaluationError as error:
@@ -104,9 +104,11 @@ def _check_reference(reference: Reference, plan: MetricPlan) -> None:
 def compute_metrics(
     samples: Collected, reference: Reference, plan: MetricPlan, metric: str, device: torch.device
 ) -> dict[str, Any]:
-    """The metrics by name; on the main process, which has the rows. Products of many rows are computed on `device`.
+    """The metrics by name; called on the main process, which has the rows. Metrics of rows are computed on `device`.
 
-    EvaluationError for too few images."""
+    EvaluationError for too few images.
+    """
+    # From moments.
     metrics: dict[str, Any] = {}
     pool = samples.pool
     if "fd" in plan.metrics:
@@ -117,6 +119,7 @@ def compute_metrics(
         score = samples.scores.value()
         metrics |= {"inception_score": score.mean, "inception_score_deviation": score.deviation}
         metrics["inception_score_splits"] = score.splits
+    # From rows.
     rows = None if samples.rows is None else samples.rows.to(device)
     references = None if reference.rows is None else reference.rows.to(device)
     if "pr" in plan.metrics and rows is not None and references is not None:
@@ -125,12 +128,14 @@ def compute_metrics(
     if "kid" in plan.metrics and rows is not None and references is not None:
         kid = kernel_distance(rows, references)
         metrics |= {"kid": kid.mean, "kid_deviation": kid.deviation, "kid_subset": kid.subset_size}
+    # In principal components of the reference.
     if plan.components:
         metrics |= _in_components(samples, reference, plan, metric)
     return metrics
 
 
 def _in_components(samples: Collected, reference: Reference, plan: MetricPlan, metric: str) -> dict[str, Any]:
+    """The Fréchet distance in principal components, and its interval."""
     axes = principal_components(reference.mean, reference.covariance, plan.components)
     target = axes.project_moments(reference.mean, reference.covariance)
     mine = axes.project_moments(samples.pool.mean, samples.pool.covariance)
@@ -144,7 +149,7 @@ def _in_components(samples: Collected, reference: Reference, plan: MetricPlan, m
 
 
 def clouds(samples: Collected, reference: Reference) -> tuple[Cloud, Cloud]:
-    """Both sets in the first two principal components of the reference; on the main process, which has the rows."""
+    """Samples and reference in the reference's first two principal components; called on the main process."""
     axes = principal_components(reference.mean, reference.covariance, 2)
     mine = cloud(axes, samples.pool.mean, samples.pool.covariance, samples.rows)
     return mine, cloud(axes, reference.mean, reference.covariance, reference.rows)
@@ -157,8 +162,8 @@ def by_class(
     reached: Tensor | None,
     classes: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """A row a class: images; precision where it is known which samples were reached (N,); the share that the
-    extractor calls that class, where its own classes are these."""
+    """A row for each class: its number of images; its precision, if `reached` (N,) tells which samples count; and its
+    accuracy, if the extractor's `classes` are the same as `names`."""
     truth = torch.tensor(labels)
     predicted = (
         samples.predicted if samples.predicted is not None and tuple(classes) == tuple(names) and names else None

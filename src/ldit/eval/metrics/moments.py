@@ -1,8 +1,8 @@
-"""Mean and covariance of rows that come in batches and from several processes, in float64.
+"""Mean and covariance of rows that come in batches and from several ranks, in float64.
 
-Two groups of rows are joined by Chan, Golub & LeVeque's update (1983): with counts n and m and the offset
-d = mean_m - mean_n the centred sums of products add up to C_n + C_m + n·m/(n+m)·d·d^T. Nothing is ever the difference
-of two large sums, so batches and processes change rounding alone: some 1e-15 of the largest entry.
+Two groups of rows are merged by the update of Chan, Golub & LeVeque (1983): with counts n and m and the offset
+d = mean_m - mean_n, the merged sum of centred products is C_n + C_m + n·m/(n+m)·d·d^T. No difference of large sums
+occurs, so batches and ranks change only rounding: about 1e-15 of the largest entry.
 """
 
 import math
@@ -16,14 +16,13 @@ from ldit.errors import EvaluationError
 from ldit.eval.metrics.rows import check_finite, double
 from ldit.parallel.world import World
 
-_ROWS = 4096  # that are held in float64 at once
+_ROWS = 4096  # converted to float64 at a time
 
 
 class Moments:
-    """Count, mean and centred sum of products of rows `width` wide, in float64.
+    """Count, mean and sum of centred products of rows of length `width`, in float64.
 
-    Memory is width² numbers, whatever the count: 32 MiB for 2,048. They lie on the device of the first rows, where the
-    products are computed too.
+    Memory: width² numbers, 32 MiB for 2,048, on the device of the first rows.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,8 +44,8 @@ class Moments:
         return half + half.T
 
     def add(self, rows: Tensor, first: int | None = None) -> None:
-        """Rows (B, D) of any float dtype, on any device. EvaluationError names a row that is not finite, by its number
-        among all that were added, or counted from `first`; nothing of the batch is taken then."""
+        """Add rows (B, D) of any float dtype, on any device. If one is not finite, EvaluationError gives its number,
+        counted from `first` or from all rows added, and nothing of the batch is added."""
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ValueError(f"expected rows {self.width} wide, got the shape {tuple(rows.shape)}")
         check_finite(rows, "features", self.count if first is None else first)
@@ -54,7 +53,7 @@ class Moments:
             self._add(double(part))
 
     def _add(self, rows: Tensor) -> None:
-        """One product a batch: the offset of its mean goes along as one more row."""
+        """Add one batch with one matrix product, in which the offset of the means is an additional row."""
         if not len(rows):
             return
         self._go_to(rows.device)
@@ -67,7 +66,7 @@ class Moments:
         self._mean += offset * (len(rows) / self.count)
 
     def merge(self, other: "Moments") -> None:
-        """Take in what `other` has seen; `other` stays as it is."""
+        """Add the rows of `other`, which is not changed."""
         if other.width != self.width:
             raise ValueError(f"moments of rows {self.width} and {other.width} wide cannot be merged")
         if not other.count:
@@ -80,14 +79,15 @@ class Moments:
         self._mean += offset * (other.count / self.count)
 
     def merged(self, world: World) -> "Moments":
-        """The moments of all processes' rows, joined in the order of their ranks: the same on every process. Each sends
-        its own once, over the CPU; two of them are held beside the result at a time."""
-        whole = Moments(self.width)
+        """The moments of all ranks' rows, merged in the order of the ranks, on every rank. Each rank broadcasts its own
+        over the CPU, one after the other."""
+        total = Moments(self.width)
         for part in self._of_all(world):
-            whole.merge(part)
-        return whole
+            total.merge(part)
+        return total
 
     def _of_all(self, world: World) -> Iterator["Moments"]:
+        """The moments of each rank, in order."""
         if world.size == 1:
             yield self
             return
@@ -104,12 +104,12 @@ class Moments:
             yield part
 
     def _join(self, rows: int) -> float:
-        """Count so many more rows; the weight n·m/(n+m) of the offset between the two groups."""
+        """Count `rows` more rows; returns n·m/(n+m), the weight of the offset between the two groups."""
         before = self.count
         self.count += rows
         return before * rows / self.count
 
     def _go_to(self, device: torch.device) -> None:
-        """The first rows decide where the sums lie; later ones come there."""
+        """Move the sums to the device of the first rows. Later rows are moved to the sums."""
         if not self.count:
             self._mean, self._products = self._mean.to(device), self._products.to(device)

@@ -1,14 +1,15 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019): two sets of features as unions of balls.
+"""Improved precision and recall (Kynkäänniemi et al. 2019).
 
-A row's ball reaches to its k-th nearest neighbour in its own set. Precision is the share of samples that lie in any
-reference's ball, recall the share of references that lie in any sample's; the surface belongs to a ball.
+The ball of a row has its k-th nearest neighbour in the same set on its surface. Precision is the share of samples that
+are in the ball of any reference, recall the share of references that are in the ball of any sample; surfaces included.
 
-Squared distances are |x|² + |y|² - 2·x·y in float32, of rows about the references' mean. With s = 8·√D·2^-24 they are
-off by s·(|x|² + |y|²) at most as a rule, and below that they are 0, so that equal rows are equal. Hence the limits:
+Squared distances are |x|² + |y|² - 2·x·y in float32, after subtracting the references' mean. With s = 8·√D·2^-24 their
+error is usually below s·(|x|² + |y|²). Distances below that bound are set to 0, so that equal rows are at distance 0.
+Limits of this:
 
-- A row nearer than that to a ball's surface may fall on either side. Of ordinary features that is one row in 10⁵.
+- A row closer than the error to a ball's surface may be on either side. For typical features this is one row in 10⁵.
 - Rows closer to each other than √(2·s) of their distance from the mean count as equal: 0.7 % for 2,048 features.
-- Features of more than about 10^18 are refused, and squares below 10^-38 are 0.
+- Features above about 10^18 are refused, and squares below 10^-38 are 0.
 """
 
 import math
@@ -30,31 +31,33 @@ class PrecisionRecall:
     precision: float
     recall: float
     reached: Tensor
-    """(N,) bool on the CPU: which samples lie in a reference's ball; precision is their share."""
+    """(N,) bool on the CPU: which samples are in the ball of any reference; precision is their share."""
 
 
 def precision_recall(
     samples: Tensor, references: Tensor, neighbours: int = NEIGHBOURS, tile: int = TILE
 ) -> PrecisionRecall:
-    """Of all rows of samples (N, D) and references (M, D), float32, on the samples' device.
+    """Precision and recall of samples (N, D) and references (M, D), in float32 on the samples' device.
 
-    A row is no neighbour of itself; an equal row is, at distance 0. Memory: (N + M)·D·4 bytes of features, and beside
-    them about 16·tile² + 16·tile·D bytes whatever N and M are: 0.4 GB for 2,048 features. Work: (N + M)²·D, nearly all
-    of it products of matrices, with TF32 off. EvaluationError for a set of fewer than `neighbours` + 1 rows, rows that
-    are not finite or too large, or other widths.
+    A row is not its own neighbour, but an equal row is, at distance 0. Memory: (N + M)·D·4 bytes of features, and about
+    16·tile² + 16·tile·D bytes more, 0.4 GB for 2,048 features. Work: (N + M)²·D, nearly all of it matrix products,
+    without TF32. EvaluationError for a set of fewer than `neighbours` + 1 rows, rows that are not finite or too large,
+    or different widths.
     """
+    # Check both sets.
     samples, references = two_sets(samples.to(torch.float32), references.to(torch.float32))
     for rows, what in ((samples, "samples"), (references, "references")):
         if len(rows) <= neighbours:
             raise EvaluationError(
                 f"{neighbours} nearest neighbours need at least {neighbours + 1} {what}, got {len(rows)}"
             )
+    # Radii within each set, then distances between the sets, tile by tile.
     centre = references.mean(dim=0, dtype=torch.float64).float()
     reached = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     covered = torch.zeros(len(references), dtype=torch.bool, device=samples.device)
     with unrounded():
         radii, own_radii = (_radii(rows, centre, neighbours, tile) for rows in (references, samples))
-        # Every pair of a sample and a reference is looked at once, for both.
+        # The distances of a tile serve both precision and recall.
         for part in _parts(samples, tile):
             for other in _parts(references, tile):
                 distances = _squared_distances(samples[part], references[other], centre)
@@ -64,12 +67,12 @@ def precision_recall(
 
 
 def _radii(rows: Tensor, centre: Tensor, neighbours: int, tile: int) -> Tensor:
-    """(N,): squared distances to the k-th nearest other row. Each pair of tiles is multiplied once."""
+    """(N,): squared distance to the k-th nearest other row. Each pair of tiles is computed once, for both its sides."""
     nearest = rows.new_full((len(rows), neighbours), torch.inf)
     for part, other in combinations_with_replacement(_parts(rows, tile), 2):
         distances = _squared_distances(rows[part], rows[other], centre)
         if part == other:
-            distances.fill_diagonal_(torch.inf)  # a row is left out of its own neighbours by its place
+            distances.fill_diagonal_(torch.inf)  # exclude a row itself, by its index: other rows may be equal
         else:
             nearest[other] = _smallest(nearest[other], distances.T)
         nearest[part] = _smallest(nearest[part], distances)
@@ -80,13 +83,13 @@ def _radii(rows: Tensor, centre: Tensor, neighbours: int, tile: int) -> Tensor:
 
 
 def _smallest(known: Tensor, distances: Tensor) -> Tensor:
-    """(R, k): the k smallest of `known` (R, k) and of distances (R, C), row by row."""
+    """(R, k): the k smallest of `known` (R, k) and `distances` (R, C) in each row."""
     nearest = distances.topk(min(known.shape[1], distances.shape[1]), dim=1, largest=False).values
     return torch.cat([known, nearest], dim=1).topk(known.shape[1], dim=1, largest=False).values
 
 
 def _squared_distances(x: Tensor, y: Tensor, centre: Tensor) -> Tensor:
-    """(X, Y) of rows (X, D) and (Y, D); what rounding alone may have left is 0."""
+    """Squared distances (X, Y) of rows (X, D) and (Y, D); those within rounding of 0 are 0."""
     x, y = x - centre, y - centre
     squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)  # (X, Y)
     distances = torch.addmm(squares, x, y.T, alpha=-2.0)

@@ -1,4 +1,4 @@
-"""What every metric asks of features: rows that are finite, on a device that has float64."""
+"""Checks and conversions that all metrics need: finite rows, on a device with float64."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from ldit.errors import EvaluationError
 
 
 def float64_home(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where the device has no float64 (Apple's)."""
+    """The device itself, or the CPU if the device has no float64 (Apple's MPS)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def double(rows: Tensor) -> Tensor:
-    """The numbers in float64, on their device where it has them."""
+    """The rows in float64, on their device if it has float64."""
     return rows.detach().to(float64_home(rows.device)).to(torch.float64)
 
 
 def check_finite(rows: Tensor, what: str, first: int = 0) -> None:
-    """EvaluationError names the first row of (B, D) that holds NaN or infinity; row 0 is image `first`."""
+    """EvaluationError for the first row of (B, D) that holds NaN or infinity; row 0 is image `first`."""
     finite = torch.isfinite(rows)
     if not finite.all():
         at = int((~finite.all(dim=1)).nonzero()[0])
@@ -25,14 +25,14 @@ def check_finite(rows: Tensor, what: str, first: int = 0) -> None:
 
 
 def two_sets(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sets of features (N, D) and (M, D), checked, on the samples' device or where there is float64."""
+    """Two sets of features (N, D) and (M, D), checked, both on the samples' device or a device with float64."""
     for rows, what in ((samples, "features"), (references, "reference features")):
         if rows.ndim != 2:
             raise ValueError(f"{what}: expected rows, got the shape {tuple(rows.shape)}")
         check_finite(rows, what)
     if samples.shape[1] != references.shape[1]:
         raise EvaluationError(
-            f"features are {samples.shape[1]} wide and reference features {references.shape[1]}: not one extractor's"
+            f"{samples.shape[1]} features and {references.shape[1]} reference features: not of the same extractor"
         )
     home = float64_home(samples.device)
     return samples.detach().to(home), references.detach().to(home)

@@ -1,7 +1,7 @@
-"""The Inception Score (Salimans et al. 2016), from logits that come in batches and from several processes.
+"""The Inception Score (Salimans et al. 2016), from logits that come in batches and from several ranks.
 
-A split of images scores exp(mean KL(p(y|x) || mean p)). That mean is H(mean p) - mean H(p), so a split is three sums:
-images, probabilities, sum of p·log p.
+The score of a split of images is exp(mean KL(p(y|x) || mean p)). The exponent is H(mean p) - mean H(p), so three sums
+suffice for a split: the number of images, the probabilities, and p·log p.
 """
 
 import math
@@ -15,11 +15,11 @@ from ldit.eval.metrics.rows import check_finite, double
 from ldit.parallel.world import World
 
 SPLIT = 5000
-"""Images of a split, as the field's evaluators take them."""
+"""Images in a split, as usual."""
 
 
 class Score(NamedTuple):
-    """Mean and deviation (over the number of splits) of the scores of the splits; one split has the deviation 0."""
+    """Mean and standard deviation (divided by the number of splits) of the splits' scores; 0 for a single split."""
 
     mean: float
     deviation: float
@@ -44,8 +44,8 @@ class _Split:
 
 
 class InceptionScore:
-    """Splits of `splits_of` images in the order of their numbers, wherever and in whatever batches they come; the
-    last, partial one counts as much as the others. Memory is one number a class and split."""
+    """The score over splits of `splits_of` consecutive images, which may come in any order and batches, on any rank.
+    The last split may be smaller and counts as much as the others. Memory: one number for each class and split."""
 
     def __init__(self, splits_of: int = SPLIT) -> None:
         if splits_of < 1:
@@ -54,16 +54,17 @@ class InceptionScore:
         self._splits: dict[int, _Split] = {}
 
     def add(self, first_index: int, logits: Tensor) -> None:
-        """Logits (B, K) of the images first_index, first_index + 1, …; each image once, on one process.
-        EvaluationError names an image whose logits are not finite; nothing of the batch is taken then."""
+        """Add logits (B, K) of images first_index, first_index + 1, …; each image once, on one rank. EvaluationError
+        names an image whose logits are not finite; then nothing of the batch is added."""
         check_finite(logits, "logits", first_index)
+        # A batch may extend over several splits.
         done = 0
         while done < len(logits):
             index = first_index + done
             split = index // self.splits_of
             rows = logits[done : done + (split + 1) * self.splits_of - index]
-            chances = torch.softmax(double(rows), dim=1)
-            self._take(split, len(rows), float(torch.xlogy(chances, chances).sum()), chances.sum(dim=0).cpu())
+            p = torch.softmax(double(rows), dim=1)
+            self._take(split, len(rows), float(torch.xlogy(p, p).sum()), p.sum(dim=0).cpu())
             done += len(rows)
 
     def _take(self, split: int, count: int, negentropy: float, total: Tensor) -> None:
@@ -75,23 +76,23 @@ class InceptionScore:
         sums.add(count, negentropy, total)
 
     def merge(self, other: "InceptionScore") -> None:
-        """Take in the images of `other`, which stays as it is."""
+        """Add the images of `other`, which is not changed."""
         if other.splits_of != self.splits_of:
             raise ValueError(f"splits of {self.splits_of} and of {other.splits_of} images cannot be merged")
         for split, sums in sorted(other._splits.items()):
             self._take(split, sums.count, sums.negentropy, sums.total)
 
     def merged(self, world: World) -> "InceptionScore":
-        """Of all processes' images, in the order of their ranks: the same on every process."""
+        """The sums of all ranks' images, merged in the order of the ranks, on every rank."""
         own = [[split, s.count, s.negentropy, s.total.tolist()] for split, s in sorted(self._splits.items())]
-        whole = InceptionScore(self.splits_of)
+        merged = InceptionScore(self.splits_of)
         for part in world.gather(own):
             for split, count, negentropy, total in part:
-                whole._take(split, count, negentropy, torch.tensor(total, dtype=torch.float64))
-        return whole
+                merged._take(split, count, negentropy, torch.tensor(total, dtype=torch.float64))
+        return merged
 
     def value(self) -> Score:
-        """EvaluationError without images; ValueError when images between the first and the last are missing."""
+        """The score. EvaluationError without images; ValueError when images in between are missing."""
         if not self._splits:
             raise EvaluationError("the Inception Score needs at least 1 image, got 0")
         splits = [sums for _, sums in sorted(self._splits.items())]

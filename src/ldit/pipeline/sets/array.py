@@ -1,9 +1,9 @@
-"""A set of images as one .npz, as the field's evaluators read it: arr_0 (N, H, W, 3) uint8, arr_1 (N) int64 labels.
+"""A set of images as one .npz in ADM's format: arr_0 (N, H, W, 3) uint8, arr_1 (N) int64 labels.
 
-Until it is complete its blocks lie in FILE.npz.parts, each with its checksum in its name. The process that sees all of
-them streams them into the archive, so memory does not grow with N, writes FILE.npz.json (what samples.json is to a
-folder), gives the archive its name and removes the parts. The bytes are a function of the images: nothing is
-compressed, and dates are fixed.
+Until the set is complete, its blocks are files in FILE.npz.parts, each with its checksum in its name. The process that
+finds all of them streams them into the archive, so that memory does not grow with N. It writes FILE.npz.json (as
+samples.json for a folder), renames the archive into place, and removes the parts. The archive's bytes depend on the
+images alone: nothing is compressed, and dates are fixed.
 """
 
 import errno
@@ -35,39 +35,39 @@ _PART = re.compile(r"block-(\d{6,})\.([0-9a-f]{64})\.npy")
 
 
 class ArrayWriter(SetFiles):
-    """FILE.npz, FILE.npz.json, and FILE.npz.parts while they are made."""
+    """Writes FILE.npz and FILE.npz.json, by way of FILE.npz.parts."""
 
     def __init__(self, out: Path, description: dict[str, Any], labels: Labels) -> None:
         super().__init__(out, out.with_name(f"{out.name}.parts"), description, labels)
         self.final_description = out.with_name(f"{out.name}.json")
-        self._parts: dict[int, str] = {}  # by number, the names of the last look
-        self._looked = -math.inf
+        self._parts: dict[int, str] = {}  # number -> file name, when the folder was last listed
+        self._listed_at = -math.inf
 
     def is_complete(self) -> bool:
         if not self.out.exists():
             return False
         final = read_description(self.final_description)
         if final is None:
-            raise RequestError(f"--out {self.out}: exists, and no {self.final_description.name} says what it is")
+            raise RequestError(f"--out {self.out}: exists, but {self.final_description.name} does not")
         self._check_same(final)
         if final.get(CRC) != _crc(self.out):
             raise RequestError(f"--out {self.out}: is not the file that {self.final_description.name} describes")
         return True
 
     def has_block(self, number: int) -> bool:
-        """One look at the folder serves many blocks, as each look reads all its names. So a part that another process
-        made is missed for LOOK_EVERY seconds at most; one that was removed is never taken for being there."""
-        if self._is_there(number):
+        """The folder is listed at most every LOOK_EVERY seconds, so a part that another process made may be missed for
+        so long. A part that was removed is noticed at once."""
+        if self._has_part(number):
             return True
-        if number not in self._parts and time.monotonic() - self._looked < LOOK_EVERY:
+        if number not in self._parts and time.monotonic() - self._listed_at < LOOK_EVERY:
             return False
-        with suppress(FileNotFoundError):  # others finished; `write` finds that out
-            self._look()
-        return self._is_there(number)
+        with suppress(FileNotFoundError):  # others finished; `write` notices that
+            self._list_parts()
+        return self._has_part(number)
 
     def count_done(self) -> int:
         try:
-            parts = self._look()
+            parts = self._list_parts()
         except FileNotFoundError:  # others finished
             return int(self.description["num"])
         return sum(len(rows) for number, rows in enumerate(self.blocks) if number in parts)
@@ -75,14 +75,14 @@ class ArrayWriter(SetFiles):
     def _is_own(self, name: str) -> bool:
         return name == JOB or _number(name) is not None
 
-    def _is_there(self, number: int) -> bool:
-        """Whether the last look saw a part of this block that still is there."""
+    def _has_part(self, number: int) -> bool:
+        """Whether a listed part of this block still exists."""
         return number in self._parts and (self.place / self._parts[number]).exists()
 
-    def _look(self) -> dict[int, str]:
-        """The names of the parts in the folder, by number; of several of one block the first. FileNotFoundError where
-        others finished."""
-        self._parts, self._looked = {}, time.monotonic()
+    def _list_parts(self) -> dict[int, str]:
+        """Number -> file name of the parts in the folder; of several for one block, the first name. FileNotFoundError
+        if others finished."""
+        self._parts, self._listed_at = {}, time.monotonic()
         for name in os.listdir(self.place):
             number = _number(name)
             if number is not None:
@@ -95,17 +95,18 @@ class ArrayWriter(SetFiles):
         fsync(half)
         name = f"block-{number:06d}.{sha256_file(half)}.npy"
         with locked(self.place):
-            if number not in self._look():  # the first one stays: another machine's bits may differ
+            if number not in self._list_parts():  # keep the first: another machine's bytes may differ
                 self._rename(half, self.place / name)
                 self._parts[number] = name
 
     def _complete(self) -> bool:
-        parts = self._look()
+        # All parts, and space for the archive beside them.
+        parts = self._list_parts()
         if not all(number in parts for number in range(len(self.blocks))):
             return False
         if shutil.disk_usage(self.place).free < self.bytes_needed(self.description["num"]):
             raise OSError(errno.ENOSPC, "no space left")
-        # Assemble the archive in the work folder; a part that turns out to be damaged is removed, and made again.
+        # Assemble the archive in the work folder. A damaged part is removed, to be made again.
         half = self._half(self.out.name)
         try:
             self._assemble(half, [self.place / parts[number] for number in range(len(self.blocks))])
@@ -114,14 +115,14 @@ class ArrayWriter(SetFiles):
             damaged.path.unlink(missing_ok=True)
             return False
         fsync(half)
-        # The description first: an archive without one would be taken for somebody else's.
+        # The description first: an archive without one would be refused as a foreign file.
         final = {**ended(self.description, self.labels), CRC: _crc(half)}
         self._put(self.final_description, lambda path: write_json(path, final))
         self._rename(half, self.out)
         return True
 
     def _assemble(self, path: Path, parts: list[Path]) -> None:
-        """The archive at `path`, block by block."""
+        """Write the archive at `path`, block by block."""
         num, sides = self.description["num"], (self.height, self.width, 3)
         images = (_checked(part, (len(rows), *sides)) for part, rows in zip(parts, self.blocks, strict=True))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -135,7 +136,7 @@ class ArrayWriter(SetFiles):
 
 
 class _DamagedPart(Exception):
-    """The content of a part is not what its name says."""
+    """A part whose content does not match the checksum in its name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -143,7 +144,7 @@ class _DamagedPart(Exception):
 
 
 def _checked(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The images of a part."""
+    """The images of a part; _DamagedPart if they do not match."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != path.name.split(".")[1]:
         raise _DamagedPart(path)
@@ -154,13 +155,13 @@ def _checked(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _number(name: str) -> int | None:
-    """The block that a part of this name holds."""
+    """The block number in a part's file name; None for other names."""
     match = _PART.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def _crc(path: Path) -> str | None:
-    """The checksum that the archive keeps of its images; None when it is none, or has none."""
+    """The CRC-32 of the images in the archive's directory; None if it is not an archive with images."""
     try:
         with zipfile.ZipFile(path) as archive:
             return f"{archive.getinfo(f'{IMAGES}.npy').CRC:08x}"

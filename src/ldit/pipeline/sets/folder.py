@@ -1,6 +1,6 @@
-"""A set of images in the making, as a job that processes share (`ldit.storage.shared_job`), and sets that are folders.
+"""Writes a set of images as a shared job (`ldit.storage.shared_job`): the common part, and sets that are folders.
 
-samples.json says what is made (`ldit.pipeline.sets.job`), and in the end that the set is complete.
+samples.json describes the set (`ldit.pipeline.sets.job`), and states in the end that it is complete.
 """
 
 import json
@@ -18,12 +18,12 @@ from ldit.storage.atomic import fsync, write_json
 from ldit.storage.shared_job import SharedJob, cut
 
 JOB = "samples.json"
-CRC = "arr_0_crc32"  # what ties FILE.npz.json to its archive
+CRC = "arr_0_crc32"  # key of FILE.npz.json: the checksum of its archive's images
 _TEXT = "ldit"  # the PNG chunk with the settings
 
 
 class Block(NamedTuple):
-    """Consecutive images of a set, sampled together: uint8 (B, 3, H, W) on the CPU."""
+    """Consecutive images of a set, sampled together: uint8 (B, 3, H, W) on the CPU. `rows` are their numbers."""
 
     rows: range
     images: Tensor
@@ -31,9 +31,9 @@ class Block(NamedTuple):
 
 
 class SetFiles(SharedJob[Block]):
-    """The files of the set that `description` describes, made at `out`; all but the end lies in `place`."""
+    """A set with this `description`, made at `out`, by way of files in `place`."""
 
-    # What sources are called on this machine and what their weights imply, and what is known in the end only.
+    # Names of sources, which differ between machines; what follows from the weights; what is known only in the end.
     ignored = ("source", "guide.source", "class_names", "training", *ENDING, CRC)
 
     def __init__(self, out: Path, place: Path, description: dict[str, Any], labels: Labels) -> None:
@@ -45,7 +45,7 @@ class SetFiles(SharedJob[Block]):
         return items * self.height * self.width * 3
 
     def _is_own(self, name: str) -> bool:
-        """Whether a file of that name in `place` may be of this set."""
+        """Whether a file of that name in `place` may belong to this set."""
         raise NotImplementedError
 
     def _read_description(self) -> Any:
@@ -60,18 +60,18 @@ class SetFiles(SharedJob[Block]):
 
     def _check_begun(self, begun: Any) -> None:
         super()._check_begun(begun)
-        # Other files are left alone: the folder must hold nothing but what this set put there.
+        # The folder may hold nothing but files of this set, so that no other files are touched.
         for name in sorted(os.listdir(self.place)):
             if not name.startswith(".") and (begun is None or not self._is_own(name)):
                 raise RequestError(f"--out {self.out}: holds {name}, which is not of this set; choose another name")
 
     def _adopt(self, begun: Any) -> None:
-        """With the names that it was begun with. A set that was complete, and lost an image, is not complete now."""
+        """Keep the names with which it was begun. A complete set that lost an image is not complete any more."""
         self.description = {**{key: value for key, value in begun.items() if key not in ENDING}, "complete": False}
 
 
 class FolderWriter(SetFiles):
-    """DIR/000000.png …, each with its settings inside, and DIR/samples.json."""
+    """Writes DIR/000000.png …, each with its settings in its metadata, and DIR/samples.json."""
 
     def __init__(self, out: Path, description: dict[str, Any], labels: Labels) -> None:
         super().__init__(out, out, description, labels)
@@ -96,7 +96,7 @@ class FolderWriter(SetFiles):
         return name == JOB or is_image_of(name, self.description["num"])
 
     def _write(self, number: int, block: Block) -> None:
-        # All images of the block are on the disk before the first one gets its name.
+        # Write all images of the block to the disk before the first is renamed into place.
         pairs = list(zip(block.rows, to_pil(block.images), strict=True))
         for (index, image), label in zip(pairs, block.labels, strict=True):
             half = self._half(self.path(index).name)
@@ -107,7 +107,7 @@ class FolderWriter(SetFiles):
         fsync(self.out)
 
     def _settings(self, index: int, label: int) -> PngInfo:
-        """What an image says of itself."""
+        """The metadata of an image."""
         description = self.description
         settings = {name: description[name] for name in ("source", "sampling", "dtype", "ema", "training")}
         settings |= {"seed": description["seed"] + index, **({} if self.labels.rule is None else {"label": label})}
@@ -128,28 +128,29 @@ class FolderWriter(SetFiles):
 
 
 def is_image_of(name: str, num: int) -> bool:
-    """Whether a file is called as one of the images of a folder of `num`."""
+    """Whether a file has the name of an image in a folder of `num` images."""
     stem = name.removesuffix(".png")
     return stem != name and stem.isdecimal() and len(stem) == _digits(num) and int(stem) < num
 
 
 def _digits(num: int) -> int:
-    """Of the number in an image's name."""
+    """The number of digits in an image's name."""
     return max(6, len(str(num - 1)))
 
 
 def read_description(path: Path) -> Any:
-    """The content of a samples.json, None without one; RequestError when it is damaged."""
+    """The content of a samples.json; None if there is none. RequestError when it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is damaged: {error}; remove what it belongs to and start again") from None
+        raise RequestError(f"{path} is damaged: {error}; remove the set and start again") from None
 
 
 def _is_filled(path: Path) -> bool:
-    """Files appear whole; an empty one is what a file system may leave of a name whose content was lost with power."""
+    """Whether an image exists. Images are written atomically, but after a power failure a file system may leave an
+    empty file."""
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:

@@ -1,5 +1,7 @@
-"""What a set of images is: how many, of which labels, from which weights, sampled how. It says nothing of machines,
-so that any of them makes the same set, or finds that it would make another."""
+"""Describes a set of images to be made: how many, which labels, which weights, how they are sampled.
+
+The description depends on no machine, so that any machine makes the same set, or notices that it would make another.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +27,14 @@ from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.guidance import Guided
 
 FORMAT = 1
-ENDING = ("complete", "labels")  # what is known in the end
+ENDING = ("complete", "labels")  # keys of samples.json that are known only in the end
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a set's images, each a function of its number; 0 where the model has no classes.
+    """The labels of a set's images, each a function of the image's number; 0 for a model without classes.
 
-    balanced: image k has `choices[k mod their number]`, so that every stretch of a set has all classes; random:
+    balanced: image k has label choices[k mod len(choices)], so that every part of a set covers all classes. random:
     uniform over `choices`, drawn for each k from (seed, "label", k).
     """
 
@@ -41,7 +43,7 @@ class Labels:
     seed: int
 
     def of(self, rows: range) -> tuple[int, ...]:
-        """Of these images."""
+        """The labels of images `rows`."""
         count = len(self.choices)
         if self.rule == "random":
             return tuple(self.choices[int(uniform(self.seed, "label", id=k) * count)] for k in rows)
@@ -49,7 +51,7 @@ class Labels:
 
 
 def assign_labels(request: ModelRequest, conditioner: Conditioner) -> Labels:
-    """The labels of a set; RequestError for a class that the model does not have, and for a rule without classes."""
+    """The labels of a set; RequestError for a class that the model lacks, or for labels of a model without classes."""
     if conditioner.is_unconditional:
         if request.class_labels or request.labels is not None:
             given = f"labels {request.labels}" if request.labels is not None else f"class {request.class_labels[0]!r}"
@@ -68,8 +70,8 @@ def describe(
     labels: Labels,
     dtype: str,
 ) -> dict[str, Any]:
-    """The content of samples.json when a set is begun: all that its images depend on. Weights and autoencoder are in
-    it by their fingerprints, so it takes as long as reading them where no manifest knows their checksums."""
+    """The content of samples.json at the start: everything that the images depend on. Weights and autoencoder are
+    identified by fingerprints, which takes as long as reading them unless a manifest lists their checksums."""
     spec, factor = source.spec, source.spec.codec.factor
     evaluations, guided = cost(resolved, spec, guide is not None)
     every_class = labels.choices == tuple(range(build_conditioner(spec).count))
@@ -77,11 +79,13 @@ def describe(
         "format": FORMAT,
         "num": num,
         "size": [side * factor for side in resolved.shape[1:]],
+        # Images depend on the batch size too: blocks are sampled together.
         "batch_size": request.batch_size,
         "seed": request.seed,
         "label_rule": labels.rule,
         "class_names": None if spec.class_names is None else list(spec.class_names),
         "classes": None if every_class or labels.rule is None else list(labels.choices),
+        # How they are sampled.
         "sampling": {**to_dict(resolved.settings), "steps": resolved.steps},
         "evaluations": evaluations,
         "guided_evaluations": guided,
@@ -89,6 +93,7 @@ def describe(
         "int8": request.int8,
         "compiled": request.compile,
         "ema": request.ema,
+        # The model.
         "source": _name(request.source),
         "weights": weights_fingerprint(source, request.ema),
         "training": to_dict(spec.training),
@@ -105,36 +110,36 @@ def describe(
 
 
 def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:
-    """The content of samples.json when every image stands."""
+    """The content of samples.json once every image exists."""
     content = {**description, "complete": True}
     return content if labels.rule is None else {**content, "labels": list(labels.of(range(description["num"])))}
 
 
 def check_format(out: Path, begun: Any) -> None:
-    """RequestError for a description that another version wrote."""
+    """RequestError for a description written by another version."""
     version = begun.get("format") if isinstance(begun, dict) else begun
     if not isinstance(begun, dict) or version != FORMAT:
         raise RequestError(f"--out {out}: its description is of format {brief(version)}, expected {FORMAT}")
 
 
 def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, int]:
-    """Evaluations that an image takes, and how many of them are guided: the solver runs on a single value of nothing,
-    and asks of no network."""
+    """Network evaluations for an image, and how many of them are guided. They are counted by running the solver on one
+    pixel with a function that returns zeros for a network. `weak`: whether guidance uses a second model."""
     channels = spec.model.out_channels
 
-    def nothing(x: Tensor, time: Tensor, cond: Any) -> Tensor:
+    def zeros(x: Tensor, time: Tensor, cond: Any) -> Tensor:
         return torch.zeros(len(x), channels, *x.shape[2:])
 
     settings, label, null = request.settings, request.conditioner.encode([0]), request.conditioner.encode_null(1)
     predict = Guided(
-        nothing,
+        zeros,
         label,
         null,
         settings.guidance,
         request.channels,
         settings.guidance_interval,
         schedule=settings.guidance_schedule,
-        weak=nothing if weak else None,
+        weak=zeros if weak else None,
     )
     zero = torch.zeros(1, request.shape[0], 1, 1)
     for _ in request.solve(build_denoiser(request.process, predict), zero, request.levels, lambda i: zero):
@@ -143,7 +148,7 @@ def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, in
 
 
 def _codec(request: ModelRequest, source: Source) -> dict[str, Any]:
-    """The codec by what it computes, not by where it lies."""
+    """The codec, identified by its settings and weights, not by its path."""
     config = source.spec.codec
     record = {key: value for key, value in to_dict(config).items() if key != "name"}
     if isinstance(config, AutoencoderConfig):
@@ -153,5 +158,5 @@ def _codec(request: ModelRequest, source: Source) -> dict[str, Any]:
 
 
 def _name(source: str) -> str:
-    """The last part of a path or a name: where it lies is the machine's."""
+    """The last part of a path or name: the rest differs between machines."""
     return Path(source).name or source

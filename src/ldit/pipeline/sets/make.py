@@ -1,9 +1,9 @@
-"""Many images of one model: `ldit sample --num N --out DIR | FILE.npz`, resumable, on any number of processes.
+"""Makes many images of one model: `ldit sample --num N --out DIR | FILE.npz`, resumable, on any number of processes.
 
-A set is cut into blocks of `batch_size` consecutive images, which are sampled together whoever samples them; the
-processes know each other by the files only (`ldit.storage.shared_job`). So the set is the same at any number of
-processes and after any number of kills. On a GPU that holds as far as its kernels give the same numbers again, and
-where memory runs out a block is sampled in parts, which changes rounding.
+A set is cut into blocks of `batch_size` consecutive images, which are always sampled together. Processes communicate
+through files only (`ldit.storage.shared_job`). So the set is the same for any number of processes and after any number
+of kills. On a GPU this holds as far as kernels are deterministic; if memory runs out, a block is sampled in parts,
+which changes rounding.
 """
 
 import threading
@@ -47,8 +47,8 @@ from ldit.storage.shared_job import cut
 from ldit.storage.signals import stopped_by_signals
 
 
-class _Made(NamedTuple):
-    """A block, and what it took."""
+class _Sampled(NamedTuple):
+    """A block, and the network calls that it took."""
 
     block: Block
     evaluations: int
@@ -56,13 +56,13 @@ class _Made(NamedTuple):
 
 
 class BlockSampler:
-    """Images of a set, block by block.
+    """Samples the images of a set, block by block.
 
-    On a CPU each block is computed on one core, as many side by side as there are cores: sums of several threads depend
-    on their number, and a set must not depend on how many cores a machine has or how many processes share them. On a
-    GPU one thread computes while the caller deals with the images before.
+    On a CPU each block is computed by one thread, with as many blocks in parallel as there are cores. Sums over several
+    threads depend on their number, and a set must not depend on the number of cores or processes. On a GPU one thread
+    computes a block while the caller handles the previous one.
 
-    `evaluations` (conditional network calls) and `guided_rows` count the blocks that were yielded.
+    `evaluations` (conditional network calls) and `guided_rows` are totals of the blocks that were yielded.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class BlockSampler:
         batch_size: int,
         guide: Pipeline | None = None,
     ) -> None:
-        """`request` says how; its labels and seeds give way to those of each block."""
+        """`request` says how images are sampled; its labels and seeds are replaced by those of each block."""
         self.pipe, self.guide, self.request, self.labels = pipe, guide, request, labels
         self.batch_size, self.ranges = batch_size, cut(num, batch_size)
         self.evaluations = self.guided_rows = 0
@@ -82,34 +82,37 @@ class BlockSampler:
         self._threads = self._cores if self._cores and not is_offloaded(pipe.model) else 1
 
     def blocks(self, numbers: Iterable[int]) -> Iterator[Block]:
-        """The blocks of these numbers, in their order. Close the iterator to stop before its end; what is being sampled
-        then ends at its next step. RunError names an image that is not finite."""
-        before, stop = torch.get_num_threads(), threading.Event()
-        computing = ThreadPoolExecutor(self._threads, "sample", self._at_home)
-        ahead: deque[Future[_Made]] = deque()
+        """Yields the blocks with these numbers, in order. Close the iterator to stop early; blocks in progress then
+        stop after their current step. RunError names an image that is not finite."""
+        num_threads, stop = torch.get_num_threads(), threading.Event()
+        pool = ThreadPoolExecutor(self._threads, "sample", self._init_thread)
+        ahead: deque[Future[_Sampled]] = deque()
         try:
+            # Keep every thread busy, and yield in order.
             for number in numbers:
-                ahead.append(computing.submit(self._block, number, stop))
+                ahead.append(pool.submit(self._block, number, stop))
                 if len(ahead) > self._threads:
                     yield self._counted(ahead.popleft().result())
             while ahead:
                 yield self._counted(ahead.popleft().result())
         finally:
             stop.set()
-            computing.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(num_threads)
 
-    def _at_home(self) -> None:
-        """What each computing thread does first."""
+    def _init_thread(self) -> None:
+        """Runs first in each thread of the pool."""
         if self._cores:
             torch.set_num_threads(1)
         if self.pipe.device.type == "cuda":
             torch.cuda.set_device(self.pipe.device)
 
-    def _block(self, number: int, stop: threading.Event) -> _Made:
+    def _block(self, number: int, stop: threading.Event) -> _Sampled:
+        # Labels and seeds depend on the images' numbers alone.
         rows = self.ranges[number]
         labels = self.labels.of(rows)
         request = replace(self.request, labels=labels, seeds=tuple(self.labels.seed + index for index in rows))
+        # Sample.
         tensors: list[Tensor] = []
         evaluations = guided_rows = 0
         generator = Generator(self.pipe, request, guide=self.guide, batch_size=self.batch_size, cancelled=stop.is_set)
@@ -120,34 +123,36 @@ class BlockSampler:
             elif isinstance(event, Done):
                 evaluations, guided_rows = event.evaluations, event.guided_rows
         if stop.is_set():
-            raise RunError(f"images {rows.start} to {rows.stop - 1} were not made: the others stopped")
-        images = torch.stack(tensors)
+            raise RunError(f"images {rows.start} to {rows.stop - 1} were not made: sampling was stopped")
+        # Check, because conversion to uint8 would hide NaN.
+        images = torch.stack(tensors)  # (B, 3, H, W) in [-1, 1]
         finite = images.isfinite().flatten(1).all(1).tolist()
         if False in finite:
             place = finite.index(False)
             raise RunError(f"image {rows[place]} (seed {request.seeds[place]}, class {labels[place]}) is not finite")
-        return _Made(Block(rows, to_uint8(images), labels), evaluations, guided_rows)
+        return _Sampled(Block(rows, to_uint8(images), labels), evaluations, guided_rows)
 
-    def _counted(self, made: _Made) -> Block:
-        self.evaluations += made.evaluations
-        self.guided_rows += made.guided_rows
-        return made.block
+    def _counted(self, sampled: _Sampled) -> Block:
+        self.evaluations += sampled.evaluations
+        self.guided_rows += sampled.guided_rows
+        return sampled.block
 
 
 class SampleSet:
-    """A requested set: checked and described before weights are read. Image k of `num` has the request's
-    seed + k; blocks of `batch_size` images are sampled together."""
+    """A requested set, checked and described before weights are read. Image k of `num` has the request's seed + k;
+    blocks of `batch_size` images are sampled together."""
 
     def __init__(self, request: ModelRequest, num: int) -> None:
-        """RequestError, SourceError or CodecError for what cannot be made."""
+        """RequestError, SourceError or CodecError for a set that cannot be made."""
         for name, value in (("num", num), ("batch_size", request.batch_size)):
             if value < 1:
                 raise RequestError(f"{name}: must be at least 1, got {value}")
+        # Open the sources, without their weights.
         self.request, self.num, self.device = request, num, process_device(request.device)
         self.source = open_requested(request)
         self.guide = open_guide(request)
         spec = self.source.spec
-        # What is the same for every block: all but labels and seeds.
+        # Check the request with the labels of the first block: the rest is the same for every block.
         self.labels = assign_labels(request, build_conditioner(spec))
         self.ranges = cut(num, request.batch_size)
         first = self.ranges[0]
@@ -159,11 +164,12 @@ class SampleSet:
         self.resolved = check_request(spec, block, process=own_process(self.source), guide=weaker)
         roots = codec_roots(request.local_diffusers_model_root, self.source.path)
         check_codec(spec.codec, roots, spec.model.in_channels)
+        # Describe the set, with fingerprints of the weights.
         self.dtype = request.dtype or ("fp32" if self.device.type == "cpu" else "bf16")
         self.description = describe(request, num, self.source, self.guide, self.resolved, self.labels, self.dtype)
 
     def sampler(self) -> BlockSampler:
-        """Reads the weights."""
+        """A sampler of the set's blocks; reads the weights."""
         request = self.request
         root, inference = request.local_diffusers_model_root, inference_options(request)
         pipe = load_source(self.source, self.device, self.dtype, request.ema, root, request.offload, inference)
@@ -174,15 +180,15 @@ class SampleSet:
 
 
 def make_set(request: ModelRequest, num: int, out: Path) -> bool:
-    """Make this process's blocks of a set, a folder of PNGs or, where `out` ends in .npz, an array; True when the set
-    is complete afterwards, False when others are still at work.
+    """Make this process's blocks of a set: a folder of PNGs or, if `out` ends in .npz, an array. Returns whether the
+    set is complete afterwards; False when other processes are still working.
 
-    Stopped after a signal (`ldit.storage.signals`); RequestError where `out` holds something else or another set.
+    Stopped after a signal (`ldit.storage.signals`); RequestError when `out` holds something else or another set.
     """
     with stopped_by_signals():
         launch = launched()
-        # Check everything, and begin the set or find what an earlier start left. Every process finds the same errors in
-        # the command: the main process alone reports them.
+        # Check everything, and begin the set or continue it. All processes find the same errors in the command; the
+        # main process alone reports them.
         with report_once(RequestError):
             check_set_dir(out)
             sample_set = SampleSet(request, num)
@@ -194,7 +200,7 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
             return True
 
         def make(numbers: Iterator[int]) -> None:
-            """Sample and write these blocks; weights are read only where there is one to make."""
+            """Sample and write these blocks. Weights are read here, so only if there is a block to make."""
             sampler = sample_set.sampler()
             progress = Progress(num, files.count_done, launch.rank == 0, "images")
             try:
@@ -210,7 +216,7 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
 
 
 def check_set_dir(out: Path) -> None:
-    """RequestError where no set can be made."""
+    """RequestError when no set can be made at `out`."""
     check_not_in_checkpoint(out)
     if out.suffix == ".npz" and out.is_dir():
         raise RequestError(f"--out {out}: is a folder, expected the name of a file")

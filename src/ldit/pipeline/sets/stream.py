@@ -1,8 +1,7 @@
-"""Sets of images as a stream of uint8 blocks: folders of all kinds, .npz files, and images of a model as they are
-made.
+"""Sets of images as streams of uint8 blocks: folders, .npz files, and images sampled from a model on the fly.
 
-A set is cut into blocks of consecutive images; of several processes each takes every n-th block, so that nothing
-depends on their number.
+A set is cut into blocks of consecutive images. Each of n processes takes every n-th block, so that results do not
+depend on n.
 """
 
 import os
@@ -50,13 +49,13 @@ class ImageStream(Protocol):
 
     count: int
     labels: tuple[int, ...] | None
-    """A class each, where known."""
+    """The class of each image, if known."""
     names: tuple[str, ...]
-    """Class names by index, where known."""
+    """Class names by index, if known."""
     classes: int | None
-    """How many classes the set could have, where known."""
+    """The number of classes that the set could have, if known."""
     about: dict[str, Any]
-    """What a figure depends on: which images, cut how."""
+    """What metrics depend on: which images, how they were sampled or cropped."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,13 +63,14 @@ class ImageStream(Protocol):
         ...
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
-        """(number of its first image, uint8 (b, 3, H, W) on the CPU): the share of process `rank` of `size`."""
+        """Yields (number of the first image, uint8 (b, 3, H, W) on the CPU) for each block of process `rank` of
+        `size`."""
         ...
 
 
 def is_images(source: str) -> bool:
-    """Whether a source names images and not a model: an .npz, a bundled set, PATH@heldout, or a folder without a
-    model in it."""
+    """Whether a source names images rather than a model: an .npz, a bundled set, PATH@train, PATH@heldout, or a folder
+    that does not hold a model."""
     path = path_of(source)
     if source.endswith(".npz") or _split(source)[1] or str(path) in BUNDLED:
         return True
@@ -79,24 +79,24 @@ def is_images(source: str) -> bool:
 
 
 def check_there(source: str, name: str = "") -> None:
-    """EvaluationError where nothing lies at a source of images, or the blocks of an .npz that is being made. `name`
-    is what it is called."""
-    path, called = path_of(source), f"{name} {source}".strip()
+    """EvaluationError when a source of images does not exist, or is an .npz that is not complete. `name` is a word for
+    it in messages."""
+    path, label = path_of(source), f"{name} {source}".strip()
     if _split(source)[1] and path.suffix == ".npz":
-        raise EvaluationError(f"{called}: an .npz has no parts, name it alone")
+        raise EvaluationError(f"{label}: an .npz has no parts, name it without @train or @heldout")
     try:
-        there = path.exists() or str(path) in BUNDLED
-    except OSError:  # who opens it says why
+        exists = path.exists() or str(path) in BUNDLED
+    except OSError:  # opening it reports why
         return
-    if not there and source.endswith(".npz") and is_in_the_making(path):
-        raise EvaluationError(f"{called}: a set that is not complete; the same ldit sample goes on with it")
-    if not there:
-        raise EvaluationError(f"{called}: no such file or folder")
+    if not exists and source.endswith(".npz") and is_in_the_making(path):
+        raise EvaluationError(f"{label}: the set is not complete; rerun the same ldit sample command to finish it")
+    if not exists:
+        raise EvaluationError(f"{label}: no such file or folder")
 
 
 def open_stream(source: str, num: int | None, side: int | None, block: int) -> ImageStream:
-    """`num` images of `source`, None = all, in blocks of `block`. Images of folders are cut to squares of
-    `side` pixels by the ADM crop, None = the shorter side of the first.
+    """`num` images of `source` (None = all) in blocks of `block`. Images of folders are cropped to squares of `side`
+    pixels by ADM's rule; None = the shorter side of the first image.
 
     EvaluationError or DataError name what is missing, damaged, or not enough.
     """
@@ -110,39 +110,46 @@ def open_stream(source: str, num: int | None, side: int | None, block: int) -> I
 
 
 class FolderStream:
-    """Images of anything that `data.path` takes; fewer than all are spread over the set, whose order is often that of
-    its classes. `PATH@heldout` is the part kept from training, `PATH@train` the rest. A folder made by
-    `ldit sample --num` has its labels in it; fewer of its images are the first ones, for there labels take turns."""
+    """Images of anything that `data.path` accepts. `PATH@heldout` is the held-out part, `PATH@train` the rest. Fewer
+    images than all are evenly spaced, because a set is often sorted by class.
+
+    A folder made by `ldit sample --num` states its labels. Of it, fewer images are the first ones, because its labels
+    alternate.
+    """
 
     def __init__(self, source: str, num: int | None, side: int | None, block: int) -> None:
+        # A folder without images: an interrupted set, or a mistake.
         path, part = _split(source)
         root = data_root(path)
-        made = describe_folder(root)
-        if root.is_dir() and not folders_in(root) and kind_of(root) == "folders":  # what is no other kind either
-            if made is not None:
-                raise _unfinished(root, 0, made)
+        description = describe_folder(root)
+        if root.is_dir() and not folders_in(root) and kind_of(root) == "folders":  # no other kind matched
+            if description is not None:
+                raise _unfinished(root, 0, description)
             raise EvaluationError(f"{source}: holds no images")
-        found = _size_of(path) if side is None else side
-        train, heldout = open_data(path, found, None if part else "")
+        # Open it as training data, and take the part named.
+        side = _size_of(path) if side is None else side
+        train, heldout = open_data(path, side, None if part else "")
         if part == "heldout" and heldout is None:
             raise EvaluationError(f"{source}: {root} has no held-out images")
         self.data: ImageSet = heldout if part == "heldout" and heldout is not None else train
+        # Choose the images.
         total = len(self.data)
         self.count = _enough(source, num, total)
-        self.rows = list(range(self.count)) if made else [k * total // self.count for k in range(self.count)]
-        self.block, self.side = block, found
+        self.rows = list(range(self.count)) if description else [k * total // self.count for k in range(self.count)]
+        self.block, self.side = block, side
+        # Labels and names come from the description, else from the data.
         self.names = self.data.names
         self.classes = len(self.names) or None
         self.labels: tuple[int, ...] | None = None
-        self.about = {"pictures": source, "count": self.count, "crop": f"{found}x{found} (ADM's crop)"}
-        if made is not None:
-            self._take(made, root)
+        self.about = {"pictures": source, "count": self.count, "crop": f"{side}x{side} (ADM's crop)"}
+        if description is not None:
+            self._take(description, root)
         elif self.names:
             self.labels = tuple(map(self.data.label, self.rows))
 
     def _take(self, made: SetDescription, root: Path) -> None:
-        """What a set of ours says of itself; EvaluationError where it is not complete, or not alone: labels go by the
-        place of an image."""
+        """Take labels, names and conditions from the description of a set made by ldit. Labels go by the order of the
+        images, so EvaluationError if the set is not complete or the folder holds other images."""
         total = len(self.data)
         stray = next((name for name in map(self.data.where, range(total)) if not made.is_own(name)), None)
         if stray is not None:
@@ -157,7 +164,7 @@ class FolderStream:
         return (self.side, self.side)
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Read by threads, a block ahead."""
+        """Threads read the next block while the caller handles this one."""
         firsts = list(range(0, self.count, self.block))[rank::size]
         workers = Workers(READERS, "evaluate")
         try:
@@ -170,6 +177,7 @@ class FolderStream:
             workers.close(1.0)
 
     def _begin(self, first: int, workers: Workers) -> tuple[np.ndarray, list[Job]]:
+        """Start reading a block: its array (b, H, W, 3), and a job for each image."""
         rows = self.rows[first : first + self.block]
         out = np.empty((len(rows), self.side, self.side, 3), np.uint8)
 
@@ -180,6 +188,7 @@ class FolderStream:
         return out, [workers.submit(partial(read, place)) for place in range(len(rows))]
 
     def _finish(self, first: int, out: np.ndarray, jobs: list[Job]) -> Tensor:
+        """Wait for a block."""
         for row, job in zip(self.rows[first:], jobs, strict=False):
             try:
                 job.finish(DataConfig.timeout)
@@ -189,8 +198,8 @@ class FolderStream:
 
 
 class TrainingStream:
-    """The images of a run's training set, at most `most` of them, spread over it. Those that cannot be read are left
-    out where `skip` says so."""
+    """The images of a run's training set, at most `most` of them, evenly spaced. Images that cannot be read are left
+    out if `skip` is true."""
 
     def __init__(self, data: Samples, most: int, block: int, skip: bool) -> None:
         total = len(data)
@@ -200,7 +209,7 @@ class TrainingStream:
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         for first in range(rank * self.block, self.count, size * self.block):
-            found = []
+            images = []
             for row in self.rows[first : first + self.block]:
                 image = np.empty(self.data.shape, np.float32)
                 try:
@@ -209,13 +218,13 @@ class TrainingStream:
                     if not self.skip:
                         raise
                     continue
-                found.append(np.rint((image + 1) * np.float32(127.5)).astype(np.uint8))
-            if found:
-                yield first, torch.from_numpy(np.stack(found))
+                images.append(np.rint((image + 1) * np.float32(127.5)).astype(np.uint8))
+            if images:
+                yield first, torch.from_numpy(np.stack(images))
 
 
 class NpzStream:
-    """`arr_0` of an .npz, uint8 (N, H, W, 3), ADM's form of a set; `arr_1` are its labels, where there."""
+    """The images `arr_0` of an .npz in ADM's format, uint8 (N, H, W, 3), with labels `arr_1` if present."""
 
     names: tuple[str, ...] = ()
     classes: int | None
@@ -226,6 +235,7 @@ class NpzStream:
         self.count = _enough(source, num, len(self.images))
         self.block, self.classes = block, None
         self.labels = self._labels(path)
+        # A set made by ldit has a description beside it.
         crc = self.images.member.info.CRC
         own = {"pictures": source, "crc32": f"{crc:08x}", "count": self.count, "crop": "none"}
         made = describe_array(path, crc, len(self.images))
@@ -236,15 +246,16 @@ class NpzStream:
         self.about = own if made is None else {**made.about, **own}
 
     def _labels(self, path: Path) -> tuple[int, ...] | None:
-        found = members(path).get(LABELS)
-        if found is None:
+        """The labels of the images; None if there are none, or in another form than one integer an image."""
+        member = members(path).get(LABELS)
+        if member is None:
             return None
-        if found.dtype.kind not in "iu" or found.shape != (len(self.images),):
-            return None  # somebody else's form of labels, which no figure needs
-        labels = read_array(found)[: self.count]
-        for worst in (labels.min(), labels.max()) if len(labels) else ():
-            if not 0 <= int(worst) < MOST_CLASSES:
-                raise found.refuse(f"holds the label {worst}")
+        if member.dtype.kind not in "iu" or member.shape != (len(self.images),):
+            return None  # of another program; no metric needs them
+        labels = read_array(member)[: self.count]
+        for extreme in (labels.min(), labels.max()) if len(labels) else ():
+            if not 0 <= int(extreme) < MOST_CLASSES:
+                raise member.refuse(f"holds the label {extreme}")
         return tuple(labels.tolist())
 
     @property
@@ -253,14 +264,14 @@ class NpzStream:
         return (height, width)
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
-        """A packed file can only be read from its start, so every process reads all of it. EvaluationError where the
-        checksum of all images is not theirs, however few of them are asked for."""
-        through = size == 1 or not self.images.stored
-        if rank == 0 and not (through and self.count == len(self.images)):
-            # Nobody passes over all of them, and Python's zlib does not join the checksums of parts: one process reads
-            # the file once more, before its first block.
+        """Every process reads all of a compressed file, because that can only be read from its start. EvaluationError
+        when the checksum of all images does not match, however few are used."""
+        sequential = size == 1 or not self.images.stored
+        if rank == 0 and not (sequential and self.count == len(self.images)):
+            # No process reads all images in one pass, and zlib cannot combine checksums of parts. So one process reads
+            # the file once more for its checksum, before the first block.
             self.images.verify()
-        if through:
+        if sequential:
             every = enumerate(self.images.batches(self.block, 0, self.count))
             yield from ((i * self.block, _channels_first(rows)) for i, rows in every if i % size == rank)
             return
@@ -270,41 +281,41 @@ class NpzStream:
 
 
 class GeneratedStream:
-    """Images of a model, made block by block and kept nowhere; the same ones as those of `ldit sample --num`."""
+    """Images sampled from a model block by block, not saved; the same images as those of `ldit sample --num`."""
 
     def __init__(self, request: ModelRequest, num: int) -> None:
-        self.asked = SampleSet(request, num)
-        said, spec = self.asked.description, self.asked.source.spec
+        self.set = SampleSet(request, num)
+        description, spec = self.set.description, self.set.source.spec
         self.count = num
-        height, width = said["size"]
+        height, width = description["size"]
         self.size: tuple[int, int] = (height, width)
         self.names = spec.class_names or ()
         self.classes: int | None = build_conditioner(spec).count or None
-        dealt = self.asked.labels
-        self.labels = None if dealt.rule is None else dealt.of(range(num))
-        self.about = {**conditions(said), "count": num}
+        labels = self.set.labels
+        self.labels = None if labels.rule is None else labels.of(range(num))
+        self.about = {**conditions(description), "count": num}
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Reads the weights at the first block."""
-        sampler = self.asked.sampler()
-        with closing(sampler.blocks(range(rank, len(self.asked.ranges), size))) as made:  # type: ignore[type-var]
-            for block in made:
+        sampler = self.set.sampler()
+        with closing(sampler.blocks(range(rank, len(self.set.ranges), size))) as blocks:  # type: ignore[type-var]
+            for block in blocks:
                 yield block.rows.start, block.images
 
 
 def _channels_first(rows: np.ndarray) -> Tensor:
-    """uint8 (b, H, W, 3), perhaps a view of bytes, -> (b, 3, H, W)."""
+    """uint8 (b, H, W, 3) -> (b, 3, H, W). The copy is writable, which a view of bytes is not."""
     return torch.from_numpy(rows.copy()).permute(0, 3, 1, 2)
 
 
 def path_of(source: str) -> Path:
-    """Where a source lies, whatever part of it is meant."""
+    """The path of a source, without the name of a part."""
     return Path(os.path.expanduser(_split(source)[0]))
 
 
-def _unfinished(root: Path, there: int, made: SetDescription) -> EvaluationError:
-    said = f"{there} of {made.num} images are there"
-    return EvaluationError(f"{root}: a set that is not complete, {said}; the same ldit sample goes on with it")
+def _unfinished(root: Path, count: int, made: SetDescription) -> EvaluationError:
+    has = f"it has {count} of {made.num} images"
+    return EvaluationError(f"{root}: the set is not complete, {has}; rerun the same ldit sample command to finish it")
 
 
 def _split(source: str) -> tuple[str, str]:
@@ -318,7 +329,7 @@ def _size_of(path: str) -> int:
     data, _ = open_data(path, 1, "")
     file = data.root / data.where(0)
     if not file.is_file():
-        raise EvaluationError(f"{path}: say the size of its images (--image-size)")
+        raise EvaluationError(f"{path}: state the size of its images (--image-size)")
     try:
         with Image.open(file) as image:
             return min(image.size)
@@ -326,9 +337,10 @@ def _size_of(path: str) -> int:
         raise DataError(f"cannot read image {file}: {error}") from None
 
 
-def _enough(source: str, num: int | None, there: int) -> int:
-    if not there:
+def _enough(source: str, num: int | None, total: int) -> int:
+    """The number of images to use of a source of `total`; EvaluationError if there are too few."""
+    if not total:
         raise EvaluationError(f"{source}: holds no images")
-    if num is not None and num > there:
-        raise EvaluationError(f"{source}: holds {there} images, {num} are asked for")
-    return there if num is None else num
+    if num is not None and num > total:
+        raise EvaluationError(f"{source}: holds {total} images, {num} are asked for")
+    return total if num is None else num

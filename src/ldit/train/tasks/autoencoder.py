@@ -1,4 +1,4 @@
-"""Autoencoders as a Task: images in, images out, through a Gaussian in between (Kingma & Welling 2014)."""
+"""The task of training an autoencoder with a Gaussian latent (Kingma & Welling 2014)."""
 
 from dataclasses import replace
 
@@ -22,11 +22,9 @@ from ldit.train.step import fill_fresh
 from ldit.train.tasks.inputs import to_device
 from ldit.train.tasks.task import Hook, HookContext
 
-PEAK = 2.0  # images lie in [-1, 1]
-LEAST_ERROR = 1e-10  # so that a perfect image's ratio is 100 dB
-
-
-SHOWN = 12  # images of a grid of reconstructions
+PEAK = 2.0  # the range of values in [-1, 1]
+LEAST_ERROR = 1e-10  # bounds the PSNR of a perfect image
+SHOWN = 12  # images in a grid of reconstructions
 
 
 class AutoencoderTask:
@@ -44,7 +42,7 @@ class AutoencoderTask:
         return f"{parameters:,} parameters, latents {model.latent_channels} x {side} x {side}"
 
     def record(self) -> dict[str, str]:
-        """Data and configuration say everything."""
+        """Nothing besides data and configuration."""
         return {}
 
     def network(self) -> nn.Module:
@@ -54,7 +52,7 @@ class AutoencoderTask:
             return build_network(self.spec.model.to_diffusers())
 
     def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Norms 1 and 0, biases 0, weights uniform within 1/sqrt(inputs of an output), as torch draws convolutions."""
+        """Norm scales 1, biases 0, weights uniform within 1/sqrt(fan_in), as torch initialises convolutions."""
         if len(shape) == 1:
             return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
         bound = torch.Size(shape[1:]).numel() ** -0.5
@@ -65,27 +63,27 @@ class AutoencoderTask:
         fill_fresh(state, self)
 
     def resumed(self, spec: AnySpec) -> None:
-        """The statistics of the latents, which commits carry until they are measured again."""
+        """Take the latents' statistics from the step; they are saved with every step until measured again."""
         assert isinstance(spec, AutoencoderSpec)
         self.spec = replace(self.spec, latents=spec.latents)
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Per sample (B,): "loss" = "l1" (mean over the image's values) + kl_weight · "kl" (nats over it)."""
-        images = to_device(batch.inputs, device)
-        found = model(images.to(dtype), self.noise(batch, device).to(dtype))
-        l1 = (found.images.float() - images).abs().mean(dim=(1, 2, 3))
-        mean, logvar = found.mean.float(), found.logvar.float()
+        """Per sample (B,): "loss" = "l1" (mean over the image's values) + kl_weight · "kl" (nats per value)."""
+        images = to_device(batch.inputs, device)  # (B, 3, H, W)
+        output = model(images.to(dtype), self.noise(batch, device).to(dtype))
+        l1 = (output.images.float() - images).abs().mean(dim=(1, 2, 3))
+        mean, logvar = output.mean.float(), output.logvar.float()  # (B, C, h, w)
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=(1, 2, 3)) / images[0].numel()
         return {"loss": l1 + self.kl_weight * kl, "l1": l1, "kl": kl}
 
     def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Of the reconstruction from the posterior's mean: "psnr" in dB, "l1"; and first and second moments of a drawn
-        latent's values, from which `conclude` takes the statistics of all."""
+        """Per sample: "psnr" in dB and "l1" of the reconstruction from the posterior's mean; first and second moment of
+        a drawn latent's values, from which `conclude` computes the latents' statistics."""
         images = to_device(batch.inputs, device)
         noise = self.noise(batch, device)
-        found = model(images.to(dtype), torch.zeros_like(noise).to(dtype))
-        error = found.images.float().clamp(-1, 1) - images
-        mean, logvar = found.mean.float(), found.logvar.float()
+        output = model(images.to(dtype), torch.zeros_like(noise).to(dtype))
+        error = output.images.float().clamp(-1, 1) - images
+        mean, logvar = output.mean.float(), output.logvar.float()
         values = mean + torch.exp(0.5 * logvar) * noise
         ratio = 10 * torch.log10(PEAK**2 / error.square().mean(dim=(1, 2, 3)).clamp(min=LEAST_ERROR))
         return {
@@ -96,21 +94,21 @@ class AutoencoderTask:
         }
 
     def conclude(self, values: dict[str, float]) -> None:
-        """Keep the latents' statistics of held-out means, so that the next commit carries them."""
+        """Set the latents' mean and deviation from held-out means; the next checkpoint saves them."""
         mean = values["latent_mean"]
         deviation = max(values["latent_square"] - mean * mean, 0.0) ** 0.5
         self.spec = replace(self.spec, latents=LatentStatistics(round(mean, 6), round(deviation, 6)))
 
     def noise(self, batch: Batch, device: torch.device) -> Tensor:
-        """Standard normal (B, C, h, w) fp32."""
+        """Standard normal noise (B, C, h, w), fp32, by (seed, position)."""
         model, side = self.spec.model, batch.inputs.shape[-1] // self.spec.model.factor
         shape = (model.latent_channels, side, side)
         noise = torch.stack([normal(shape, self.seed, "posterior", 0, position) for position in batch.positions])
         return to_device(noise, device)
 
     def hooks(self, context: HookContext) -> list[Hook]:
-        """Quality of reconstructions and statistics of latents, of held-out images, or of training images where none
-        are held out; grids of image pairs."""
+        """Held-out PSNR with the latents' statistics, and grids of image pairs; on training images if none are held
+        out."""
         heldout, data = self.config.heldout, context.heldout
         if data is None:
             logger.info("no held-out images: psnr is measured on training images")
@@ -119,7 +117,7 @@ class AutoencoderTask:
 
         def run(state: TrainState) -> dict[str, float]:
             values = measure(state)
-            if values:  # none where heldout.num is 0 or no image could be read
+            if values:  # empty if heldout.num is 0 or no image could be read
                 self.conclude(values)
             return values
 
@@ -128,7 +126,7 @@ class AutoencoderTask:
 
 
 def open_autoencoder(experiment: Experiment, data: Samples, device: torch.device) -> AutoencoderTask:
-    """The task of a run on `data`; DataError for latents."""
+    """The task of a run on `data`; DataError if that is a latent cache."""
     config = experiment.config
     assert isinstance(config, AutoencoderRun)
     if data.cache is not None:
@@ -137,8 +135,8 @@ def open_autoencoder(experiment: Experiment, data: Samples, device: torch.device
 
 
 def reconstruction_hook(task: AutoencoderTask, data: Samples, every: int, context: HookContext) -> Hook:
-    """Images above what the EMA weights make of them: RUN/samples/step-….png. With data.bad "skip" those that cannot
-    be read are not shown, and made known."""
+    """A hook that writes RUN/samples/step-….png: pairs of an image and its reconstruction by the EMA weights. With
+    data.bad "skip", images that cannot be read are reported, and no grid is written."""
     count = min(SHOWN, len(data))
     indices = [i * len(data) // count for i in range(count)]
 
@@ -146,13 +144,13 @@ def reconstruction_hook(task: AutoencoderTask, data: Samples, every: int, contex
         dtype, device = COMPUTE[state.config.train.precision], state.world.device
         batch = load_batch(data, range(len(indices)), indices, None, state.config.data.bad)
         report_unreadable(batch.faults, data, context, state)
-        # Every process takes part in the pass; one that can show nothing does it on zeros.
+        # Every rank takes part in the forward pass, even if none of its images could be read.
         batch = batch.readable() if any(batch.sound) else batch
         with state.weights.swapped_in(state.averages.main) as model, torch.no_grad():
             noise = torch.zeros_like(task.noise(batch, device))
-            found = model(batch.inputs.to(device, dtype), noise.to(dtype)).images.float().cpu()
+            outputs = model(batch.inputs.to(device, dtype), noise.to(dtype)).images.float().cpu()  # (B, 3, H, W)
         if state.world.is_main and not batch.faults:
-            both = torch.stack([batch.inputs, found], dim=1).flatten(0, 1)
+            both = torch.stack([batch.inputs, outputs], dim=1).flatten(0, 1)  # image, reconstruction, image, …
             grid = labelled_grid(to_pil(to_uint8(both)), ["image", "reconstruction"] * len(batch), columns=8, scale=2)
             save_grid(context.out, state.step, grid)
 

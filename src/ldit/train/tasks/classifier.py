@@ -1,4 +1,4 @@
-"""Classifiers as a Task: images in, classes out."""
+"""The task of training an image classifier."""
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,8 @@ from ldit.train.tasks.task import Hook, HookContext
 
 
 class ClassifierTask:
-    """Cross-entropy. How a sample is changed and which features are left out depends on (seed, its position) alone.
-    `weights` (K,): what the loss of each class's images is multiplied by."""
+    """Cross-entropy on augmented images. Augmentation and dropout of a sample depend on (seed, its position) alone.
+    `weights` (K,): the weight of each class in the loss."""
 
     flops_per_image = 0.0
 
@@ -37,7 +37,7 @@ class ClassifierTask:
         return f"{parameters:,} parameters, {self.config.model.widths[-1]} features"
 
     def record(self) -> dict[str, str]:
-        """Data and configuration say everything."""
+        """Nothing besides data and configuration."""
         return {}
 
     def network(self) -> ClassifierNetwork:
@@ -45,8 +45,9 @@ class ClassifierTask:
             return ClassifierNetwork(self.spec.model, len(self.spec.names))
 
     def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Normal weights of deviation sqrt(2 / inputs of an output) (He et al. 2015), a tenth of it in the head; biases
-        0; norms 1, but 0 where a residual branch ends (Goyal et al. 2017), so that a fresh block is its shortcut."""
+        """Normal weights of deviation sqrt(2 / fan_in) (He et al. 2015), a tenth of it in the head; biases 0; norm
+        scales 1, but 0 at the end of a residual branch (Goyal et al. 2017), so that a fresh block equals its
+        shortcut."""
         if len(shape) == 1:
             return torch.ones(shape) if name.endswith("weight") and "norm2" not in name else torch.zeros(shape)
         deviation = (2 / torch.Size(shape[1:]).numel()) ** 0.5 * (0.1 if name.startswith("head") else 1.0)
@@ -57,11 +58,11 @@ class ClassifierTask:
         fill_fresh(state, self)
 
     def resumed(self, spec: AnySpec) -> None:
-        """The configuration holds everything."""
+        """Nothing to take: the configuration holds everything."""
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Per sample (B,): "loss" is the weighted cross-entropy in nats with smoothed targets, "train_accuracy" 1 where
-        the changed image is named rightly."""
+        """Per sample (B,): "loss", the weighted cross-entropy in nats with smoothed targets, and "train_accuracy", 1 if
+        the augmented image is classified correctly."""
         images, labels, keep = to_device(batch.inputs, device), to_device(batch.labels, device), None
         if self.objective.augment:
             images = augment(images, batch.positions, self.seed)
@@ -75,7 +76,7 @@ class ClassifierTask:
         return {"loss": loss * to_device(self.weights, device)[labels], "train_accuracy": right}
 
     def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Of the images as they are: "accuracy", 0 or 1, and "cross_entropy" in nats without weights or smoothing."""
+        """Without augmentation: "accuracy", 0 or 1, and "cross_entropy" in nats without weights or smoothing."""
         labels = to_device(batch.labels, device)
         logits = model(to_device(batch.inputs, device).to(dtype), None).float()
         right = (logits.argmax(1) == labels).float()
@@ -92,14 +93,14 @@ class ClassifierTask:
 
 
 def open_classifier(experiment: Experiment, data: Samples, device: torch.device) -> ClassifierTask:
-    """The task of a run on `data`; DataError when the data has no images or no classes."""
+    """The task of a run on `data`; DataError when it has no images or fewer than two classes."""
     config = experiment.config
     assert isinstance(config, ClassifierRun)
     if not isinstance(data, ImageSet):
         raise DataError(f"data.path: {data.root} holds latents, a classifier is trained on images")
     if len(data.names) < 2:
-        found = "images without classes" if not data.names else f"the one class {data.names[0]!r}"
-        raise DataError(f"data.path: {data.root} holds {found}, a classifier tells two or more apart")
+        content = "images without classes" if not data.names else f"only the class {data.names[0]!r}"
+        raise DataError(f"data.path: {data.root} holds {content}, a classifier needs two or more classes")
     counts = _counts(data) if config.objective.balanced else [1] * len(data.names)
     weights = class_weights(torch.tensor(counts), config.objective.balanced)
     return ClassifierTask(config, ClassifierSpec(config.model, config.data.image_size, data.names), weights)
@@ -108,14 +109,14 @@ def open_classifier(experiment: Experiment, data: Samples, device: torch.device)
 def _counts(data: ImageSet) -> list[int]:
     """The number of images of each class."""
     labels = torch.tensor([data.label(index) for index in range(len(data))])
-    found: list[int] = torch.bincount(labels, minlength=len(data.names)).tolist()
-    return found
+    counts: list[int] = torch.bincount(labels, minlength=len(data.names)).tolist()
+    return counts
 
 
 def class_weights(counts: Tensor, balanced: bool) -> Tensor:
-    """(K,) fp32 from the number of images of each class: 1, or inverse to it with mean 1 over the images. A class
-    without images weighs nothing."""
+    """Loss weights (K,) fp32 from the number of images of each class (K,): 1, or if `balanced` inverse to the number,
+    with mean 1 over all images. A class without images has weight 0."""
     if not balanced:
         return torch.ones(len(counts))
-    there = counts > 0
-    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1)), 0.0).float()
+    occurs = counts > 0
+    return torch.where(occurs, counts.sum() / (occurs.sum() * counts.clamp(min=1)), 0.0).float()

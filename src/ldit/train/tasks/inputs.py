@@ -1,4 +1,4 @@
-"""From what the loader reads to latents: images are their own, go through an autoencoder, or were encoded before."""
+"""Turns what the loader reads into the network's inputs: pixels, cached latents, or images encoded on the fly."""
 
 from pathlib import Path
 from typing import Protocol
@@ -28,21 +28,21 @@ class Inputs(Protocol):
 
 
 class PlainInputs:
-    """The batch holds latents already, as pixels are."""
+    """The batch holds the network's inputs already: pixels."""
 
     def __call__(self, batch: Batch, device: torch.device) -> Tensor:
         return to_device(batch.inputs, device)
 
 
 class CachedInputs:
-    """The batch holds means and log-variances: every visit draws a fresh latent, whose noise depends on
-    (seed, position) alone."""
+    """The batch holds means and log-variances of latents. Every epoch draws new latents, with noise by
+    (seed, position)."""
 
     def __init__(self, config: AutoencoderConfig, seed: int) -> None:
         self.config, self.seed = config, seed
 
     def __call__(self, batch: Batch, device: torch.device) -> Tensor:
-        mean, logvar = to_device(batch.inputs, device).chunk(2, dim=1)
+        mean, logvar = to_device(batch.inputs, device).chunk(2, dim=1)  # (B, 2C, h, w) -> (B, C, h, w) each
         return self.drawn(batch, mean, logvar)
 
     def drawn(self, batch: Batch, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class CachedInputs:
 
 
 class EncodedInputs(CachedInputs):
-    """The batch holds images, which are encoded now."""
+    """The batch holds images, which are encoded here."""
 
     def __init__(self, codec: Autoencoder, seed: int) -> None:
         super().__init__(codec.config, seed)
@@ -64,13 +64,15 @@ class EncodedInputs(CachedInputs):
 
 
 def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple[Inputs, Codec | None]:
-    """How samples of `data` become latents of the run's codec, and the codec on this rank's device. Cached latents do
-    without one, but not with another than made them. ConfigError, DataError or CodecError when codec, data and model do
-    not fit."""
+    """How samples of `data` become inputs of the network, and the run's codec on this rank's device. A latent cache
+    needs no codec, but a codec other than the one that encoded it is refused. ConfigError, DataError or CodecError when
+    codec, data and model do not fit."""
+    # Pixel models.
     if not isinstance(config.codec, AutoencoderConfig):
         if data.cache is not None:
             raise ConfigError(f"data.path: {data.root} holds latents, this model takes pixels (codec.kind)")
         return PlainInputs(), open_codec(config.codec)
+    # Latent models: from a cache, or from images.
     codec = _autoencoder(config, config.codec, data, device)
     if data.cache is not None:
         _check_cache(config, config.codec, data.root, data.cache, codec)
@@ -82,7 +84,7 @@ def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple
 def _autoencoder(
     config: RunConfig, codec: AutoencoderConfig, data: Samples, device: torch.device
 ) -> Autoencoder | None:
-    """None where cached latents do without it. One that is there and broken is an error still."""
+    """The run's autoencoder; None if it was not found and the latents are cached. A broken one is always an error."""
     from ldit.codecs.open import find_codec
 
     try:
@@ -96,7 +98,8 @@ def _autoencoder(
 def _check_cache(
     config: RunConfig, codec: AutoencoderConfig, root: Path, cache: CacheDescription, autoencoder: Autoencoder | None
 ) -> None:
-    """ConfigError or DataError where the run's codec is not the cache's. Without the codec its name must do."""
+    """ConfigError or DataError when the run's codec is not the one that made the cache. If the codec was not found, its
+    name is compared in place of the fingerprint."""
     record = cache.codec
     for key, cached, configured in (
         ("codec.factor", record.factor, codec.factor),
@@ -108,7 +111,7 @@ def _check_cache(
     if fingerprint is None:
         if Path(record.name).name != Path(codec.name).name:
             raise ConfigError(f"codec.name: {codec.name} was not found, and {root} was made with {record.name}")
-        logger.warning("the autoencoder %s was not found: %s is known by that name alone", codec.name, root)
+        logger.warning("the autoencoder %s was not found: that of %s is compared by name only", codec.name, root)
         for name in ("scale", "shift"):
             used, own = getattr(codec, name), getattr(record, name)
             if used != own:
@@ -117,5 +120,5 @@ def _check_cache(
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """Move host numbers without making the host wait for the GPU."""
+    """Copy a host tensor to the device without making the host wait."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

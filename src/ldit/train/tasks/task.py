@@ -1,4 +1,4 @@
-"""What a run trains: a Task with its network, losses and hooks. Diffusion is one kind."""
+"""The Task protocol: what a run trains, with its network, losses and hooks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ldit.train.state import TrainState
 
 @dataclass(frozen=True)
 class Hook:
-    """Called on every rank after a step that `every` divides, and after the last one; its result goes into
+    """`run` is called on every rank after every `every`-th step (0 = never) and after the last. Its result goes into
     metrics.jsonl."""
 
     every: int
@@ -27,7 +27,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class HookContext:
-    """What hooks are made with."""
+    """What hooks are made from."""
 
     out: Path
     """The run directory."""
@@ -36,21 +36,21 @@ class HookContext:
     heldout: Samples | None
     watchdog: Watchdog = field(repr=False)
     skip: Callable[[list[Fault], int], None] = lambda faults, step: None
-    """Takes samples that could not be read, and the step, on the main process."""
+    """Records samples that could not be read, with the step; called on the main process."""
 
 
 class Task(Protocol):
-    """Something to be trained. It is made on every rank alike before the run directory is touched, from configuration
-    and data, so that making one finds every mistake that can be found from those."""
+    """What a run trains. Every rank builds the same one from configuration and data, before the run directory is
+    touched, so that mistakes in those are found first."""
 
     @property
     def spec(self) -> AnySpec:
-        """The content of a committed step's config.json, but for its training record."""
+        """The content of a committed step's config.json, without its training record."""
         ...
 
     @property
     def flops_per_image(self) -> float:
-        """FLOPs of a forward and backward pass; 0 where they are not counted."""
+        """FLOPs of a forward and backward pass; 0 = not counted."""
         ...
 
     def describe(self) -> str:
@@ -58,7 +58,7 @@ class Task(Protocol):
         ...
 
     def record(self) -> dict[str, str]:
-        """What must stay the same on resume besides the data and the configuration."""
+        """Further values that must be the same on resume, besides data and configuration."""
         ...
 
     def network(self) -> nn.Module:
@@ -66,20 +66,20 @@ class Task(Protocol):
         ...
 
     def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The whole parameter `name` of a fresh network, fp32 on the CPU."""
+        """The initial value of the full parameter `name`, fp32 on the CPU."""
         ...
 
     def begin(self, state: TrainState) -> None:
-        """Fill the state of a new run: fresh weights, or those of another checkpoint. Every rank fills its part."""
+        """Fill the state of a new run with fresh weights or those of another checkpoint; every rank fills its part."""
         ...
 
     def resumed(self, spec: AnySpec) -> None:
-        """Take from the step that the run resumes from what the configuration does not hold."""
+        """Take what the configuration does not hold from the step that the run resumes from."""
         ...
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Per-sample values (B,) on `device`: "loss" is what is minimised, "time" in [0, 1], where there is one, how
-        noisy the sample was. The network is given inputs in `dtype`."""
+        """Per-sample values (B,) on `device`. "loss" is minimised; "time", optional, is the noise time in [0, 1]. The
+        network's inputs have `dtype`."""
         ...
 
     def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -87,5 +87,5 @@ class Task(Protocol):
         ...
 
     def hooks(self, context: HookContext) -> list[Hook]:
-        """What is measured between steps."""
+        """The measurements between steps."""
         ...
