@@ -93,7 +93,7 @@ def test_the_source_may_stand_first() -> None:
             ["train", "tiny-cpu", "--out", "x", "--train.lrr", "1"],
             "unknown flag --train.lrr (did you mean --train.lr?)",
         ),
-        (["bench", "trian"], "needs a theme: train or sample (got 'trian' (did you mean train?))"),
+        (["bench", "trian"], "needs a subcommand: train or sample, not 'trian' (did you mean train?)"),
         (["data", "chek"], "(did you mean check?)"),
     ],
 )
@@ -134,7 +134,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _tyro_ldit; printf '%s\\n' "${COMPR
 
 
 def test_the_shell_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Commands, themes, recipes and flags, by the script that bash would source."""
+    """Commands, subcommands, recipes and flags, by the script that bash would source."""
     assert main(["--tyro-print-completion", "bash"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
 

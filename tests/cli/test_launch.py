@@ -102,7 +102,7 @@ def test_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["pbs", "tiny-cpu"], "ldit launch needs a theme: slurm (got 'pbs')"),
+        (["pbs", "tiny-cpu"], "ldit launch needs a subcommand: slurm, not 'pbs'"),
         (["slurm", "tiny"], "unknown recipe 'tiny' (known: "),
         (["slurm", "tiny-cpu", "--nodes", "0"], "--nodes: must be at least 1, got 0"),
         (["slurm", "tiny-cpu", "--gpus-per-node", "-1"], "--gpus-per-node: must be at least 1"),
@@ -144,4 +144,4 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main(["launch", "--help"])
     assert main(["launch"]) == 2
     out, err = capsys.readouterr()
-    assert out.startswith("usage: ldit launch slurm") and "needs a theme: slurm" in err
+    assert out.startswith("usage: ldit launch slurm") and "needs a subcommand: slurm" in err

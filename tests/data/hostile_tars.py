@@ -322,7 +322,7 @@ def large_image(rng: random.Random) -> Hostile:
 
 
 def glued(rng: random.Random) -> Hostile:
-    return [bytes(512 * rng.randint(1, 20)), *good(rng, 2, "more"), END, -1], "glued"
+    return [bytes(512 * rng.randint(1, 20)), *good(rng, 2, "more"), END, -1], "joined"
 
 
 def noise(rng: random.Random) -> Hostile:

@@ -108,7 +108,9 @@ def test_a_process(files: Path) -> None:
     # Without the file the package's process would be wrong, silently.
     with pytest.raises(SourceError, match=r"its process is not of this package \(my_process\.TrigFlow\)"):
         ldit.load(run)
-    with pytest.raises(ConfigError, match=r"objective: .* my_process\.TrigFlow, this start has the package's own"):
+    with pytest.raises(
+        ConfigError, match=r"objective: .* my_process\.TrigFlow\(.*\), this start has the package's own"
+    ):
         ldit.train(str(run), run)
 
 

@@ -1,21 +1,23 @@
 """Objects of the user's: what they may be, and one line for what they may not."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import ldit
+from ldit.cli.main import main
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.recipes.registry import diffusion_recipe, find_experiment
 from ldit.config.run import RunConfig
 from ldit.config.spec import FlowConfig
 from ldit.diffusion import Flow
-from ldit.errors import ConfigError
+from ldit.errors import ConfigError, DataError
 from ldit.train.optim import _is_matrix
 
 
@@ -136,3 +138,95 @@ def test_a_file_named_as_a_module(tmp_path: Path) -> None:
 def test_configurations_of_other_kinds_are_sound_by_default() -> None:
     for config in (AutoencoderRun(), ClassifierRun()):
         replace(config, data=replace(config.data, path="images", image_size=64)).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def recipe(:", r"cannot be imported: SyntaxError: .*own\.py, line 1"),
+        ("import nosuchmodule", r"cannot be imported: ModuleNotFoundError: .*\(own\.py, line 1, in <module>\)"),
+        (
+            "def recipe():\n    return 1 / 0",
+            r"own\.py:recipe failed: ZeroDivisionError: .*\(own\.py, line 2, in ",
+        ),
+        ("def recipe(x): ...", r"own\.py:recipe failed: TypeError: .*missing 1 required positional argument"),
+        (
+            "def recipes(): ...\ndef _hidden(): ...",
+            r"no function 'recipe' \(did you mean recipes\?\) \(it has: recipes",
+        ),
+        ("def recipe(): return 3", r"must return a RunConfig or an Experiment, got int"),
+    ],
+)
+def test_a_file_whose_recipe_cannot_be_had(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        find_experiment(f"{tmp_path / 'own.py'}:recipe")
+    with pytest.raises(ConfigError, match=r"own\.py:FUNCTION"):
+        find_experiment(str(tmp_path / "own.py"))
+
+
+FAILING = """
+from dataclasses import dataclass, replace
+import ldit
+from ldit.config.recipes.registry import recipe as bundled
+from ldit.config.spec import FlowConfig
+from ldit.diffusion import Flow
+
+class Mine(Flow):
+    def losses(self, predict, x0, t, noise):
+        return undefined
+
+def recipe():
+    return ldit.Experiment(config=replace(bundled("tiny-cpu"), process=FlowConfig()), objective=Mine())
+"""
+
+
+def test_the_line_of_the_users_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the package called it."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    assert main(["train", f"{tmp_path / 'failing.py'}:recipe", "--out", str(tmp_path / "run")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "ldit: failed: NameError: name 'undefined' is not defined (failing.py, line 10, in losses)"
+
+
+class Points:
+    """A data set object."""
+
+    names = ()
+
+    def __len__(self) -> int:
+        return 8
+
+    def fingerprint(self) -> str:
+        return "points"
+
+    def read(self, index: int) -> Any:
+        return np.full((16, 16, 3), index * 20, np.uint8), None
+
+
+def test_a_run_directory_does_not_know_the_users_data(tmp_path: Path) -> None:
+    config = short()
+    config = replace(config, model=replace(config.model, num_classes=0))
+    ldit.train(config, tmp_path / "run", data=Points())
+    with pytest.raises(DataError, match=r"trained on an object, .*Points; resume it with the recipe"):
+        ldit.train(str(tmp_path / "run"), tmp_path / "run")
+    with pytest.raises(DataError, match=r"data: give an object, Points\(\), not the class Points"):
+        ldit.train(config, tmp_path / "run", data=Points)
+
+
+def test_settings_of_an_objective_are_kept(tmp_path: Path) -> None:
+    """A weight that was changed in the file would go on with another loss."""
+    weighted = dataclass(frozen=True)(type("Weighted", (Flow,), {"__annotations__": {"weight": float}, "weight": 1.0}))
+    ldit.train(ldit.Experiment(config=short(), objective=weighted()), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"objective: .*weight=1\.0\), this start has .*weight=2\.0\)"):
+        ldit.train(ldit.Experiment(config=short(), objective=weighted(weight=2.0)), tmp_path / "run")
+
+
+def test_a_network_of_another_output(tmp_path: Path) -> None:
+    def build(config: Any) -> nn.Module:
+        model = Convolution()
+        model.conv, model.scale = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(1, 5)
+        return model
+
+    with pytest.raises(ConfigError, match=r"network: its output must be .* got \(4, 5, 16, 16\)"):
+        ldit.train(ldit.Experiment(config=short(), network=build), tmp_path / "run")

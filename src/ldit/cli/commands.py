@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """One command, or one theme of a command with several ("bench train")."""
+    """One command, or one subcommand of a command with several ("bench train")."""
 
     name: str
     group: str
@@ -100,5 +100,5 @@ NAMES = tuple(dict.fromkeys(row.name.split()[0] for row in TABLE))
 
 
 def rows_of(name: str) -> list[Command]:
-    """The rows of a command; several where it has themes."""
+    """The rows of a command; several where it has subcommands."""
     return [row for row in TABLE if row.name.split()[0] == name]

@@ -34,7 +34,7 @@ def print_completion(shell: list[str]) -> int:
 
 
 def _command(name: str) -> Any:
-    """What tyro reads the flags of a command from; of one with themes, or of recipes, a class with a choice of them."""
+    """What tyro reads the flags of a command from: with subcommands or recipes, a class with a choice of them."""
     rows = rows_of(name)
     if name == "train":
         return _with_choice(name, [(one, _recipe(one)) for one in RECIPES])
@@ -61,7 +61,7 @@ def _recipe(name: str) -> Any:
 def _with_choice(name: str, kinds: list[tuple[str, Any]]) -> Any:
     if len(kinds) == 1:  # a choice of one would be none
         kinds = [*kinds, ("--help", None)]
-    return make_dataclass(name, [("theme", _choice(kinds))])
+    return make_dataclass(name, [("subcommand", _choice(kinds))])
 
 
 def _choice(kinds: list[tuple[str, Any]]) -> Any:

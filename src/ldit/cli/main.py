@@ -50,18 +50,20 @@ def dispatch(name: str, arguments: list[str]) -> int:
         raise LditError(f"unknown command {name!r}{nearest(name, NAMES)} (commands: {', '.join(NAMES)})")
     if rows[0].name == name:
         return _run(rows[0], arguments)
-    # A command with themes: the first argument names one.
-    themes = {row.name.removeprefix(f"{name} "): row for row in rows}
-    theme = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if theme is None and len(rows) == 1 and {"-h", "--help"} & set(arguments):
+    # A command with subcommands: the first argument names one.
+    subcommands = {row.name.removeprefix(f"{name} "): row for row in rows}
+    subcommand = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if subcommand is None and len(rows) == 1 and {"-h", "--help"} & set(arguments):
         return _run(rows[0], arguments)
-    if theme is None and {"-h", "--help"} & set(arguments):
-        print("\n".join([f"usage: ldit {name} {'|'.join(themes)} …\n", *(f"  {r.name:<14}{r.line}" for r in rows)]))
+    if subcommand is None and {"-h", "--help"} & set(arguments):
+        print(
+            "\n".join([f"usage: ldit {name} {'|'.join(subcommands)} …\n", *(f"  {r.name:<14}{r.line}" for r in rows)])
+        )
         return 0
-    if theme not in themes:
-        close = "" if theme is None else nearest(theme, themes)
-        raise LditError(f"ldit {name} needs a theme: {' or '.join(themes)} (got {theme!r}{close})")
-    return _run(themes[theme], arguments[1:])
+    if subcommand not in subcommands:
+        got = "" if subcommand is None else f", not {subcommand!r}{nearest(subcommand, subcommands)}"
+        raise LditError(f"ldit {name} needs a subcommand: {' or '.join(subcommands)}{got}")
+    return _run(subcommands[subcommand], arguments[1:])
 
 
 def _run(command: Command, arguments: list[str]) -> int:
@@ -142,8 +144,11 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        print(
-            f"ldit: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
-            file=sys.stderr,
-        )
+        print(f"ldit: failed: {type(error).__name__}: {' '.join(str(error).split())}{_place(error)}", file=sys.stderr)
         return 1
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's file that an exception came from, else how to see where."""
+    registry = sys.modules.get("ldit.config.recipes.registry")
+    return (registry.place_of(error) if registry is not None else "") or " (--debug shows where)"

@@ -81,14 +81,17 @@ def _model(source: str | Path, verify: bool, heads: int | None, process: Process
         opened.verify()
     entries = opened.shapes(ema=opened.has_ema())
     spec = opened.spec
+    # Of a network of the user's only the tensors are known.
+    own = "network" in (spec.training or {})
+    parameters = sum(math.prod(shape) for shape, _ in entries.values()) if own else parameter_count(spec.model)
     return {
         "kind": opened.kind,
         "path": str(opened.path),
-        "parameters": parameter_count(spec.model),
+        "parameters": parameters,
         "entries": len(entries),
         "dtype": _dtype(dtype for _, dtype in entries.values()),
         "weights": [word for word, there in (("raw", opened.has_raw()), ("ema", opened.has_ema())) if there],
-        **_size(spec),
+        **({"network": spec.training["network"]} if own and spec.training else _size(spec)),
         "step": (spec.training or {}).get("step"),
         "config": spec.to_json(),
     }

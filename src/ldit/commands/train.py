@@ -28,7 +28,7 @@ from ldit.config.recipes.registry import find_experiment
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
 from ldit.data.samples import Samples, fit_classes
-from ldit.data.source import decoding_of, keep_index, open_run_data
+from ldit.data.source import OBJECT, decoding_of, keep_index, open_run_data
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
 from ldit.parallel.watchdog import Watchdog
@@ -62,7 +62,8 @@ def train(config: str | BaseRun | Experiment, out: str | Path, data: Any = None)
     `config` is the name of a recipe ("tiny-cpu", "my.py:recipe", a run directory), a RunConfig (or the configuration of
     another kind of run), or an Experiment. `data` is a data set object in the place of `data.path`.
     Raises `ldit.storage.signals.Stopped`, a KeyboardInterrupt, after the checkpoint that a SIGINT, SIGTERM or SIGUSR1
-    asked for; an `ldit.errors.LditError` of one line for what the user can fix.
+    asked for; an `ldit.errors.LditError` of one line for what the user can fix. Progress goes to the logger "ldit":
+    `logging.basicConfig(level=logging.INFO)` shows it.
     """
     if isinstance(config, str):
         config = find_experiment(config)
@@ -92,10 +93,11 @@ def _train(experiment: Experiment, out: Path, world: World, stack: ExitStack) ->
 
 
 def _named(experiment: Experiment) -> Experiment:
-    """A data set object stands in the configuration by its class's name."""
+    """With a data set object's name as `data.path`, by which `ldit train RUN` knows that it needs the object."""
     if experiment.data is None:
         return experiment
-    section = replace(experiment.config.data, path=type(experiment.data).__name__)
+    kind = type(experiment.data)
+    section = replace(experiment.config.data, path=f"{OBJECT}{kind.__module__}.{kind.__qualname__}")
     return replace(experiment, config=replace(experiment.config, data=section))
 
 
@@ -242,5 +244,6 @@ def run(config: str | BaseRun | Experiment, out: Path) -> int:
     try:
         train(config, out)
     except Stopped as stopped:
+        logger.info("stopped by %s; the checkpoint is saved, rerun the same command to resume", stopped)
         return stopped.code
     return 0

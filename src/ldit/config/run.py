@@ -181,8 +181,8 @@ class RunConfig(BaseRun):
         side, factor = self.data.image_size, self.codec.factor
         if side % factor or side // factor != self.model.input_size:
             raise ConfigError(
-                f"data.image_size: {side} pixels give latents of {side / factor:g}, "
-                f"the model takes {self.model.input_size}"
+                f"data.image_size: {side} pixels give latents of {side / factor:g}, the model takes "
+                f"{self.model.input_size} (--model.input-size {side // factor})"
             )
 
     @classmethod

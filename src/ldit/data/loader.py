@@ -63,7 +63,8 @@ class _Reading:
                 labels[row] = self.data.read(self.indices[row], flip, inputs[row])
             except DataError as error:
                 if self.bad == "stop":
-                    raise
+                    hint = "ldit data check lists bad images, --data.bad skip leaves them out"
+                    raise DataError(f"{error} ({hint})") from (error.__cause__ or error)
                 inputs[row], labels[row] = 0, 0
                 self.faults[row] = str(error)
 

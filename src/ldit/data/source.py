@@ -33,10 +33,17 @@ if TYPE_CHECKING:
     from ldit.data.latent_cache.reader import LatentSamples
 
 BUNDLED = ("emoji64",)
+OBJECT = "object:"
+"""Begins the data path of a run on a data set object; the rest is the name of its class."""
 
 
 def data_root(path: str) -> Path:
     """The folder, or tar file, of a data path; DataError when there is none."""
+    if path.startswith(OBJECT):
+        raise DataError(
+            f"data.path: the run was trained on an object, {path.removeprefix(OBJECT)}; resume it with the recipe that "
+            "gave it (ldit train FILE.py:FUNCTION) or with ldit.train(…, data=…)"
+        )
     try:
         root = ASSETS / path if path in BUNDLED else Path(path).expanduser()
         if root.is_dir() or has_tars(root):
@@ -46,7 +53,8 @@ def data_root(path: str) -> Path:
         raise DataError(f"data.path: cannot look at {path!r}: {getattr(error, 'strerror', None) or error}") from None
     if is_file:
         raise DataError(f"data.path: {path!r} is a file, neither a folder nor a tar archive")
-    raise DataError(f"data.path: no folder {path!r} (bundled sets: {', '.join(BUNDLED)})")
+    where = "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"
+    raise DataError(f"data.path: no folder {path!r}{where} (bundled sets: {', '.join(BUNDLED)})")
 
 
 def kind_of(root: Path) -> str:

@@ -52,6 +52,8 @@ class UserSet(ImageSet):
     cache = None
 
     def __init__(self, data: UserData, size: int, decoding: Decoding = Decoding()) -> None:  # noqa: B008
+        if isinstance(data, type):
+            raise DataError(f"data: give an object, {data.__name__}(), not the class {data.__name__}")
         self._title = type(data).__name__
         for part in ("__len__", "names", "fingerprint", "read"):
             if not hasattr(data, part):
@@ -89,7 +91,7 @@ class UserSet(ImageSet):
     def _taken(self, index: int, sample: Any) -> tuple[np.ndarray, int]:
         """A sample as read, checked and cut."""
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            raise DataError(f"{self._name(index)} is a {type(sample).__name__}, not (image, label)")
+            raise DataError(f"{self._name(index)} must be (image, label), got {type(sample).__name__}")
         image, label = self._image(index, sample[0]), self._label(index, sample[1])
         try:
             check_size(*image.size, self._decoding.max_pixels)
@@ -106,7 +108,7 @@ class UserSet(ImageSet):
             return Image.fromarray(np.ascontiguousarray(image))
         else:
             what = f"array of {image.dtype} {image.shape}"
-        raise DataError(f"{self._name(index)}: its image is a {what}, neither a PIL image nor uint8 (H, W, 3)")
+        raise DataError(f"{self._name(index)}: its image must be a PIL image or uint8 (H, W, 3), got {what}")
 
     def _label(self, index: int, label: Any) -> int:
         count = len(self.names)
@@ -115,9 +117,10 @@ class UserSet(ImageSet):
         try:
             number = operator.index(label)
         except TypeError:
-            raise DataError(f"{self._name(index)}: its label is {label!r:.80}, not an int of {count} classes") from None
+            number = -1
         if not 0 <= number < count:
-            raise DataError(f"{self._name(index)}: its label is {number}, names holds {count} classes")
+            expected = f"an int below {count}, the length of names" if count else "None, because names is empty"
+            raise DataError(f"{self._name(index)}: its label must be {expected}, got {label!r:.80}")
         return number
 
     def _name(self, index: int) -> str:
@@ -128,7 +131,7 @@ class UserSet(ImageSet):
         if isinstance(self._data.names, str) or not all(isinstance(name, str) and name.strip() for name in names):
             raise DataError(f"data: {self._title}.names is {self._data.names!r:.80}, not a tuple of class names")
         if len(set(names)) < len(names):
-            raise DataError(f"data: {self._title}.names holds a name twice")
+            raise DataError(f"data: {self._title}.names has the same name twice")
         refuse_twins(Path(f"{self._title}.names"), names)
         return names
 

@@ -94,7 +94,8 @@ def table(report: dict[str, Any]) -> str:
     classes = report.get("classes") or []
     if 1 < len(classes) <= CLASSES_SHOWN:
         keys = list(classes[0])
-        text += "\n\n" + _aligned([keys, *([_cell(row[key]) for key in keys] for row in classes)])
+        heads = ["images" if key == "pictures" else key for key in keys]  # the key is that of files of all versions
+        text += "\n\n" + _aligned([heads, *([_cell(row[key]) for key in keys] for row in classes)])
     return text
 
 

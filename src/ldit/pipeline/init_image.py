@@ -28,26 +28,26 @@ def given_images(given: InitImage) -> list[Image.Image] | None:
     if given is None:
         return None
     try:
-        pictures = [given] if isinstance(given, (Image.Image, str, Path)) else list(given)
+        images = [given] if isinstance(given, (Image.Image, str, Path)) else list(given)
     except TypeError:
         raise RequestError(f"init_image: expected images or files, got a {type(given).__name__}") from None
-    if not pictures:
+    if not images:
         raise RequestError("init_image: no image given")
-    return _each(_opened, pictures)
+    return _each(_opened, images)
 
 
-def cut(pictures: Sequence[Image.Image], width: int, height: int) -> tuple[Image.Image, ...]:
+def cut(images: Sequence[Image.Image], width: int, height: int) -> tuple[Image.Image, ...]:
     """Each covered and cropped to width x height pixels by ADM's rule. RequestError where memory does not suffice."""
     with _room(width, height):
-        return tuple(_each(lambda one: center_crop(one, width, height), pictures))
+        return tuple(_each(lambda one: center_crop(one, width, height), images))
 
 
-def encoded(pictures: Sequence[Image.Image], codec: Codec) -> Tensor:
+def encoded(images: Sequence[Image.Image], codec: Codec) -> Tensor:
     """Scaled latents (B, C, h, w), fp32 on the CPU: an autoencoder's posterior means. One image at a time, so that
     its latent does not depend on the others, and no more memory is needed for many. RequestError where it does not
     suffice for one."""
-    with _room(*pictures[0].size):
-        return torch.stack(_each(lambda one: codec.encode(from_pil([one]))[0].cpu(), pictures))
+    with _room(*images[0].size):
+        return torch.stack(_each(lambda one: codec.encode(from_pil([one]))[0].cpu(), images))
 
 
 @contextmanager

@@ -59,9 +59,8 @@ def check_same_run(
     # The same kind of run, with the same classes in the same order.
     _, folder = resume
     old = run_from_json(read_json(out / RUN_CONFIG))
-    if type(old) is not type(config):
+    if _kind(old) != _kind(config):
         raise ConfigError(f"{out} is another run, choose a new --out: it trains {_kind(old)}, this one {_kind(config)}")
-    _same_classes(folder, spec)
     # The codec may have another name where its fingerprint is the same.
     old_record = _data_record(folder)
     same_codec = "codec" in record and record["codec"] == old_record.get("codec")
@@ -73,6 +72,7 @@ def check_same_run(
         raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(refused)}")
     if lines:
         logger.info("resumes with %s", "; ".join(lines.values()))
+    _same_classes(folder, spec)
     if old_record:
         _same_data(folder, old_record, record)
 
@@ -111,7 +111,7 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _kind(config: BaseRun) -> str:
     kinds = {AutoencoderRun: "an autoencoder", ClassifierRun: "a classifier"}
-    return kinds.get(type(config), "a diffusion model")
+    return next((words for kind, words in kinds.items() if isinstance(config, kind)), "a diffusion model")
 
 
 def _may_change(key: str, same_codec: bool) -> bool:
@@ -124,8 +124,11 @@ def _may_change(key: str, same_codec: bool) -> bool:
 def _same_classes(folder: Path, spec: AnySpec) -> None:
     old = read_any_spec(folder)
     if old.class_names != spec.class_names:
-        missing = sorted(set(old.class_names or ()) ^ set(spec.class_names or ()))
-        raise DataError(f"class names differ from those of {folder}: {', '.join(missing[:6])}")
+        before, now = (", ".join((names or ("none",))[:4]) for names in (old.class_names, spec.class_names))
+        raise DataError(
+            f"class names differ from those of {folder} ({before}, …): they are {now}, … now; is it another recipe or "
+            "--data.path?"
+        )
 
 
 def _differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:

@@ -99,7 +99,9 @@ def check_dit_pt(spec: ModelSpec) -> None:
     """SourceError naming everything about the model that such a file cannot express."""
     model = spec.model
     if not isinstance(model, OriginalDiTConfig):
-        raise SourceError(f"a DiT .pt cannot hold a model of kind {model.kind!r}")
+        raise SourceError(
+            f"a DiT .pt holds facebookresearch/DiT and SiT networks (kind 'dit'), not kind {model.kind!r}"
+        )
     problems = []
     if model.variant != "original":
         problems.append(f"variant {model.variant!r}")

@@ -1,10 +1,14 @@
 """Recipes by name: functions that return a whole configuration. `ldit train NAME` starts one; every field is a flag."""
 
 import importlib.util
+import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from ldit.config.experiment import Experiment
 from ldit.config.kinds import run_from_json
@@ -26,8 +30,8 @@ RECIPES = {
     "imagenet512-3b": f"{_HERE}.imagenet:imagenet512_3b",
 }
 """Name -> "module:function", imported when it is asked for."""
-_LOADED: set[str] = set()
-"""Modules that files of the user's were loaded as."""
+_LOADED: dict[str, Path] = {}
+"""Name -> file of the modules that a user's recipes were loaded as."""
 
 
 def recipe_function(name: str) -> Callable[[], BaseRun]:
@@ -61,6 +65,8 @@ def find_experiment(name: str) -> Experiment:
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py"):
         return _from_file(Path(file), function)
+    if name.endswith(".py"):
+        raise ConfigError(f"{name}: name its function too, {name}:FUNCTION")
     folder = Path(name)
     if name not in RECIPES and (folder / "config.json").is_file():
         return Experiment(config=_from_run(folder))
@@ -87,22 +93,50 @@ def _from_file(path: Path, function: str) -> Experiment:
     taken = importlib.util.find_spec(path.stem) if path.stem.isidentifier() and path.stem not in _LOADED else None
     if taken is not None and Path(taken.origin or "").resolve() != path.resolve():
         raise ConfigError(f"{path}: there is a module {path.stem!r} already; give the file another name")
-    _LOADED.add(path.stem)
+    _LOADED[path.stem] = path.resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     sys.path.insert(0, str(path.resolve().parent))
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
+    make = _called(lambda: getattr(_executed(spec.loader, module), function, None), f"{path} cannot be imported")
     if not callable(make):
-        names = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
-        raise ConfigError(f"{path} has no function {function!r} (it has: {', '.join(names) or 'none'})")
-    made = make()
+        own = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == spec.name
+        ]
+        known = ", ".join(key for key in own if not key.startswith("_")) or "none"
+        raise ConfigError(f"{path} has no function {function!r}{nearest(function, own)} (it has: {known})")
+    made = _called(make, f"{path}:{function} failed")
     if isinstance(made, BaseRun):
         return Experiment(config=made)
     if not isinstance(made, Experiment):
-        raise ConfigError(f"{path}:{function} must return a RunConfig or an Experiment, got a {type(made).__name__}")
+        raise ConfigError(f"{path}:{function} must return a RunConfig or an Experiment, got {type(made).__name__}")
     return made
+
+
+def _executed(loader: Any, module: ModuleType) -> ModuleType:
+    loader.exec_module(module)
+    return module
+
+
+def _called(function: Callable[[], Any], failed: str) -> Any:
+    """What the user's code returns; ConfigError with the line of it that raised anything."""
+    try:
+        return function()
+    except ConfigError:
+        raise
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{failed}: {words}{place_of(error)}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the folders of the user's recipes an exception came from, " (loss.py, line 7, in losses)"; "" for one
+    from elsewhere."""
+    folders = {file.parent for file in _LOADED.values()}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).parent in folders:
+            return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+    return ""
 
 
 def _nearest(name: str) -> str:

@@ -133,7 +133,10 @@ class CacheDescription:
         for key, cached in made.items():
             configured = to_dict(getattr(config, key, cached))
             if cached != configured:
-                raise DataError(f"data.{key}: {show(configured)}, {where} was made with {show(cached)} (ldit encode)")
+                raise DataError(
+                    f"data.{key}: {show(configured)}, but {where} was made with {show(cached)} "
+                    f"(--data.{key.replace('_', '-')} {show(cached)})"
+                )
 
 
 def is_cache(root: Path) -> bool:

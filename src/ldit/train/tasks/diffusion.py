@@ -1,7 +1,6 @@
 """Diffusion as a Task: a class-conditional network, a process, and latents of the images."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,29 +10,33 @@ from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import build_conditioner
 from ldit.config.experiment import Experiment
 from ldit.config.kinds import AnySpec
-from ldit.config.model import ClassModelConfig
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.samples import Samples
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Process, samples_alike
-from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops
 from ldit.nn.dit import init_parameter
 from ldit.rng import generator, normal, uniform
 from ldit.train.hooks import attention_hook, heldout_hook
 from ldit.train.state import TrainState
-from ldit.train.step import RESERVED, fill_fresh
+from ldit.train.step import fill_fresh
 from ldit.train.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device
+from ldit.train.tasks.own_objects import (
+    NetworkBuilder,
+    check_losses,
+    check_network,
+    check_output,
+    check_process,
+    is_of_package,
+    name_of,
+)
 from ldit.train.tasks.task import Hook, HookContext
 
 HELDOUT_BUCKETS = 4
 _GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread evenly however many are taken
-
-NetworkBuilder = Callable[[ClassModelConfig], nn.Module]
-"""Builds a network from `model`, called as network(x, t, y): x (B, C, H, W), t (B,), y (B,) -> (B, C or 2C, H, W)."""
 
 
 class DiffusionTask:
@@ -66,8 +69,13 @@ class DiffusionTask:
     def record(self) -> dict[str, str]:
         """Names of the user's objects, and the fingerprint of the autoencoder that images go through; that of cached
         latents is in their manifest."""
-        objects = {"objective": type(self.process), "network": self._network}
-        record = {key: _name_of(item) for key, item in objects.items() if item is not None and not _is_ours(item)}
+        record = {}
+        if not is_of_package(type(self.process)):
+            record["objective"] = name_of(type(self.process))
+            if is_dataclass(self.process):  # with its settings
+                record["objective"] += str(self.process).removeprefix(type(self.process).__qualname__)
+        if self._network is not None:
+            record["network"] = name_of(self._network)
         if isinstance(self.inputs, EncodedInputs):
             record["codec"] = self.inputs.codec.fingerprint()
         return record
@@ -136,10 +144,12 @@ class DiffusionTask:
         labels = to_device(labels, device)
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor:
-            return model(x_t.to(dtype), time, labels)
+            out: Tensor = model(x_t.to(dtype), time, labels)
+            check_output(out, x_t)
+            return out
 
         losses = self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
-        _check_losses(losses, len(x0), self.process)
+        check_losses(losses, len(x0), self.process)
         return losses
 
     def hooks(self, context: HookContext) -> list[Hook]:
@@ -161,54 +171,13 @@ def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) 
     # The steps say what the package does not have: a network, a process that samples in another way.
     training: dict[str, Any] = {}
     if objective is not None:
-        _check_process(objective)
+        check_process(objective)
     if network is not None:
-        _check_network(network, config.model)
-        training["network"] = _name_of(network)
+        check_network(network, config.model)
+        training["network"] = name_of(network)
     if objective is not None and not samples_alike(objective, build_process(config.process)):
-        training["process"] = _name_of(type(objective))
+        training["process"] = name_of(type(objective))
     return DiffusionTask(config, model_spec(config, data, training or None), inputs, objective, network, codec)
-
-
-def _check_process(objective: Any) -> None:
-    lacking = [name for name in vars(Process) if not name.startswith("_") and not hasattr(objective, name)]
-    if lacking:
-        raise ConfigError(
-            f"objective: {_name_of(type(objective))} has no {', '.join(lacking)}; subclass ldit.diffusion.Flow or DDPM"
-        )
-
-
-def _check_network(network: NetworkBuilder, config: ClassModelConfig) -> None:
-    with torch.device("meta"):
-        built = network(config)
-    if not isinstance(built, nn.Module):
-        raise ConfigError(f"network: {_name_of(network)} must return a torch.nn.Module, got a {type(built).__name__}")
-    buffers = [name for name, _ in built.named_buffers()]
-    if buffers:  # nothing would fill them: they are built without memory, and not saved
-        raise ConfigError(f"network: {_name_of(network)} has the buffer {buffers[0]}; compute constants in forward")
-
-
-def _check_losses(losses: Any, count: int, objective: Process) -> None:
-    """ConfigError for what a user's objective must not return."""
-    where = f"objective: {_name_of(type(objective))}.losses()"
-    if not isinstance(losses, dict) or "loss" not in losses:
-        got = sorted(losses) if isinstance(losses, dict) else type(losses).__name__
-        raise ConfigError(f"{where} must return a dict with 'loss', got {got}")
-    for name, value in losses.items():
-        if name in RESERVED:
-            raise ConfigError(f"{where}: the name {name!r} is taken by metrics.jsonl; choose another")
-        if not isinstance(value, Tensor) or tuple(value.shape) != (count,):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"{where}: {name!r} must be a tensor of shape ({count},), a value a sample, got {shape}")
-
-
-def _is_ours(item: Any) -> bool:
-    return str(item.__module__).split(".")[0] == "ldit"
-
-
-def _name_of(item: Any) -> str:
-    """Of a class or function, as it is imported."""
-    return f"{item.__module__}.{item.__qualname__}"
 
 
 def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None = None) -> ModelSpec:
