@@ -40,9 +40,9 @@ from ldit.parallel.world import World
 from ldit.precision import DTYPES
 from ldit.rng import generator
 from ldit.storage.tensors import write_safetensors
-from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.tasks.diffusion import DiffusionTask
-from ldit.train.tasks.inputs import CachedInputs, EncodedInputs, Inputs
+from ldit.training.step import fill_fresh, new_state, train_step
+from ldit.training.tasks.diffusion import DiffusionTask
+from ldit.training.tasks.inputs import CachedInputs, EncodedInputs, Inputs
 
 NETWORKS = {"s": "S", "b": "B", "tiny": "XS"}
 WIDTHS = {"s": (128, 256, 512, 512), "b": (128, 256, 512, 512), "tiny": (32, 32, 32, 32)}

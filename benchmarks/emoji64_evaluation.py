@@ -38,7 +38,7 @@ from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.features import Extractor, Features
 from ldit.figure import COLOURS, new_figure, style, write_figure
 from ldit.parallel.world import World
-from ldit.train.telemetry import peak_memory
+from ldit.training.telemetry import peak_memory
 
 MODEL, TRAINING, HELDOUT = "emoji64-class-xs", "emoji64@train", "emoji64@heldout"
 SIDE, BLOCK, ROUNDS = 64, 50, 3

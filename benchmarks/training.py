@@ -37,10 +37,10 @@ from ldit.config.spec import DDPMConfig
 from ldit.data.order import EpochOrder
 from ldit.nn.build import parameter_count
 from ldit.rng import generator
-from ldit.train import checkpointing
-from ldit.train.saver import Saver, Staging
-from ldit.train.step import train_step
-from ldit.train.telemetry import peak_memory
+from ldit.training import checkpointing
+from ldit.training.saver import Saver, Staging
+from ldit.training.step import train_step
+from ldit.training.telemetry import peak_memory
 
 MODELS: dict[str, ClassModelConfig] = {
     "b": preset("B", input_size=16, qk_norm=True),

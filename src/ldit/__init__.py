@@ -1,7 +1,5 @@
 """ldit: diffusion transformers. The verbs of the shell as functions: load, train, evaluate, encode; see README.md."""
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ldit.version import __version__
@@ -9,6 +7,8 @@ from ldit.version import __version__
 if TYPE_CHECKING:
     from ldit.commands.encode import encode
     from ldit.commands.evaluate import evaluate
+    from ldit.commands.train import train
+    from ldit.config.experiment import Experiment
     from ldit.nn.conditioning import TextCondition
     from ldit.pipeline.load import Pipeline, load
 
@@ -34,19 +34,3 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ldit' has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """The package `ldit.train` and the function `ldit.train(…)` share a name, and importing a package sets it as an
-    attribute of its parent. Here the attribute is always the function; `import` statements find the package still."""
-
-    @property
-    def train(self) -> Any:
-        return __getattr__("train")
-
-    @train.setter
-    def train(self, package: ModuleType) -> None:
-        pass
-
-
-sys.modules[__name__].__class__ = _Package

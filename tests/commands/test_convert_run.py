@@ -9,8 +9,8 @@ from smallrun import begin, small
 from ldit.checkpoint.open import Source, open_source
 from ldit.cli.main import main
 from ldit.config.spec import AutoencoderConfig
-from ldit.train import checkpointing
-from ldit.train.saver import Staging
+from ldit.training import checkpointing
+from ldit.training.saver import Staging
 
 
 @pytest.fixture

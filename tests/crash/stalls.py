@@ -10,7 +10,7 @@ import torch
 from ldit.checkpoint import save
 from ldit.data import loader
 from ldit.storage import shards as sets
-from ldit.train.tasks import diffusion as task
+from ldit.training.tasks import diffusion as task
 
 
 def _for_ever(*arguments: Any) -> Any:

@@ -31,11 +31,11 @@ from ldit.parallel.layout import Layout, view
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import REPLICATE, SHARD, TP, World, world_of
 from ldit.storage import shards as sets
-from ldit.train import checkpointing
-from ldit.train.saver import Staging
-from ldit.train.state import TrainState
-from ldit.train.step import train_step
-from ldit.train.trainer import Trainer
+from ldit.training import checkpointing
+from ldit.training.saver import Staging
+from ldit.training.state import TrainState
+from ldit.training.step import train_step
+from ldit.training.trainer import Trainer
 
 SAVED_STEPS = 3
 LIMIT = 20.0  # seconds after which processes that went different ways give up waiting for each other

@@ -27,10 +27,10 @@ from ldit.eval import during_training as evaluation_hook
 from ldit.eval.extractors import extractor
 from ldit.eval.features import Features
 from ldit.parallel.world import World, world_of
-from ldit.train.step import fill_fresh, new_state, train_step
-from ldit.train.tasks.autoencoder import AutoencoderTask
-from ldit.train.tasks.classifier import ClassifierTask
-from ldit.train.tasks.task import Task
+from ldit.training.step import fill_fresh, new_state, train_step
+from ldit.training.tasks.autoencoder import AutoencoderTask
+from ldit.training.tasks.classifier import ClassifierTask
+from ldit.training.tasks.task import Task
 
 GOOD, DAMAGED = 120, 400
 

@@ -22,7 +22,7 @@ def job(processes: int, folder: Path, *names: str) -> dict[str, Any]:
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests", ROOT / "tests/train"))),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests", ROOT / "tests/training"))),
     }
     command = [sys.executable]
     if processes > 1:

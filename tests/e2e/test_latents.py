@@ -19,7 +19,7 @@ from ldit.config.spec import AutoencoderConfig
 from ldit.data.loader import Loader
 from ldit.data.source import open_run_data
 from ldit.rng import uniform
-from ldit.train.tasks.inputs import CachedInputs, EncodedInputs
+from ldit.training.tasks.inputs import CachedInputs, EncodedInputs
 
 CPU = torch.device("cpu")
 SMALL = [

@@ -18,7 +18,7 @@ from ldit.errors import ConfigError, EvaluationError, RequestError
 from ldit.eval import during_training as evaluation_hook
 from ldit.eval.evaluate import evaluate_with
 from ldit.eval.extractors import extractor
-from ldit.train.trainer import Trainer
+from ldit.training.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "train.steps": 4, "train.keep": 1, "train.checkpoint_every": 1, "eval.every": 1, "eval.num": 7,

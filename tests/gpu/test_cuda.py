@@ -15,9 +15,9 @@ from ldit.diffusion import DDPM
 from ldit.nn.conditioning import TextCondition
 from ldit.parallel.world import World
 from ldit.pipeline.load import Pipeline
-from ldit.train import checkpointing
-from ldit.train.saver import Staging
-from ldit.train.step import train_step
+from ldit.training import checkpointing
+from ldit.training.saver import Staging
+from ldit.training.step import train_step
 
 pytestmark = pytest.mark.gpu
 CASES = ["class_qknorm", "class_plain_gqa", "dit_tiny", "text_qknorm"]

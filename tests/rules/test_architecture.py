@@ -31,10 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "parallel": {"config", "log", "nn"},
     "checkpoint": {"config", "rng", "log", "parallel", "storage"},
     "pipeline": _BASE | _MODEL | _FILES,
-    "train": _BASE | _MODEL | _FILES,
-    "eval": _BASE | _MODEL | _FILES | {"figure", "pipeline", "train"},
-    "bench": _BASE | _MODEL | _FILES | {"train"},
-    "commands": _BASE | _MODEL | _FILES | {"track", "figure", "pipeline", "train", "eval", "bench"},
+    "training": _BASE | _MODEL | _FILES,
+    "eval": _BASE | _MODEL | _FILES | {"figure", "pipeline", "training"},
+    "bench": _BASE | _MODEL | _FILES | {"training"},
+    "commands": _BASE | _MODEL | _FILES | {"track", "figure", "pipeline", "training", "eval", "bench"},
     "cli": {"commands", "pipeline", "config", "log"},
 }
 OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it

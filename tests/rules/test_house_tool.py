@@ -147,7 +147,7 @@ RUN = {
 import fsdp
 import distributed_c10d
 from ldit.parallel import exchange, world
-from ldit.train import step
+from ldit.training import step
 
 
 def begin():
@@ -197,7 +197,7 @@ def launch(work):
 class World:
     size = 1
 """,
-    "src/ldit/train/step.py": "def train_step():\n    pass\n",
+    "src/ldit/training/step.py": "def train_step():\n    pass\n",
 }
 
 
@@ -211,7 +211,7 @@ def test_a_run_is_followed_up_to_its_first_step(tmp_path: Path) -> None:
     assert report["exchanges"] == 1 + 2 + 3 + 1 + 1
     assert report["files"] == ["__main__.py", "parallel/exchange.py", "parallel/world.py"]
     assert report["functions"] == len({"begin", "gather", "run_on_all", "from_rank0", "launch", "scatter_parts"})
-    modules = ["parallel", "parallel.exchange", "parallel.world", "train", "train.step"]
+    modules = ["parallel", "parallel.exchange", "parallel.world", "training", "training.step"]
     assert report["imported"] == [f"ldit.{name}" for name in modules]
 
 

@@ -27,7 +27,7 @@ from ldit.sampling.fast.prepare import Prepared, check_options, prepare
 from ldit.sampling.grids import build_grid
 from ldit.sampling.guidance import Guided, Network
 from ldit.sampling.solvers import find_solver
-from ldit.train.telemetry import peak_memory
+from ldit.training.telemetry import peak_memory
 from ldit.version import __version__
 
 COLUMNS = "batch  evaluations  ms/evaluation  images/s  of ceiling  peak GB"

@@ -31,11 +31,11 @@ from ldit.parallel.world import World
 from ldit.precision import COMPUTE, products
 from ldit.rng import generator
 from ldit.storage.manifest import check_not_in_checkpoint
-from ldit.train.optim import learning_rate
-from ldit.train.state import TrainState
-from ldit.train.step import new_state, train_step
-from ldit.train.tasks.diffusion import DiffusionTask
-from ldit.train.telemetry import peak_flops, peak_memory
+from ldit.training.optim import learning_rate
+from ldit.training.state import TrainState
+from ldit.training.step import new_state, train_step
+from ldit.training.tasks.diffusion import DiffusionTask
+from ldit.training.telemetry import peak_flops, peak_memory
 from ldit.version import __version__
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}

@@ -1,7 +1,7 @@
 """`ldit ema`: reconstructs an EMA of any length from the snapshots of a run (Karras et al. 2024)."""
 
 from ldit.config.requests.convert import EMARequest
-from ldit.train.reconstruct import reconstruct
+from ldit.training.reconstruct import reconstruct
 
 
 def run(request: EMARequest) -> int:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,7 @@ from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.experiment import Experiment
-from ldit.config.recipes.registry import find_experiment
+from ldit.config.recipes.registry import find_experiment, is_run_directory
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
 from ldit.data.samples import Samples, fit_classes
@@ -38,26 +38,30 @@ from ldit.storage.atomic import write_json_atomic
 from ldit.storage.names import RUN_CONFIG, SKIPPED
 from ldit.storage.signals import Stopped
 from ldit.track import Trackers, check_packages, trackers
-from ldit.train import checkpointing
-from ldit.train.resume import check_same_run
-from ldit.train.skipped import SkippedLog
-from ldit.train.state import TrainState
-from ldit.train.step import new_state
-from ldit.train.tasks.task import HookContext, Task
-from ldit.train.telemetry import peak_flops
-from ldit.train.trainer import Trainer
+from ldit.training import checkpointing
+from ldit.training.resume import check_same_run
+from ldit.training.skipped import SkippedLog
+from ldit.training.state import TrainState
+from ldit.training.step import new_state
+from ldit.training.tasks.task import HookContext, Task
+from ldit.training.telemetry import peak_flops
+from ldit.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from ldit.data.user_set import UserData
 
 # What each kind of run trains: function(experiment, data, device) -> Task, or its name "module:function", which is
 # imported when a run asks for it. A new kind of trainable is one entry here.
 TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], Task]] = {
-    RunConfig: "ldit.train.tasks.diffusion:open_diffusion",
-    AutoencoderRun: "ldit.train.tasks.autoencoder:open_autoencoder",
-    ClassifierRun: "ldit.train.tasks.classifier:open_classifier",
+    RunConfig: "ldit.training.tasks.diffusion:open_diffusion",
+    AutoencoderRun: "ldit.training.tasks.autoencoder:open_autoencoder",
+    ClassifierRun: "ldit.training.tasks.classifier:open_classifier",
 }
 
 
-def train(config: str | BaseRun | Experiment, out: str | Path, data: Any = None) -> Path:
-    """Train into the run directory `out`; the same call again resumes, with any number of processes. Returns `out`.
+def train(config: str | BaseRun | Experiment, out: str | Path | None = None, data: "UserData | None" = None) -> Path:
+    """Train into the run directory `out`; the same call again resumes, with any number of processes. Returns `out`,
+    which may be left out where `config` is itself a run directory.
 
     `config` is the name of a recipe ("tiny-cpu", "my.py:recipe", a run directory), a RunConfig (or the configuration of
     another kind of run), or an Experiment. `data` is a data set object in the place of `data.path`.
@@ -65,6 +69,10 @@ def train(config: str | BaseRun | Experiment, out: str | Path, data: Any = None)
     asked for; an `ldit.errors.LditError` of one line for what the user can fix. Progress goes to the logger "ldit":
     `logging.basicConfig(level=logging.INFO)` shows it.
     """
+    if out is None:
+        if not isinstance(config, str) or not is_run_directory(config):
+            raise ConfigError("out: name the run directory")
+        out = config
     if isinstance(config, str):
         config = find_experiment(config)
     experiment = config if isinstance(config, Experiment) else Experiment(config=config)

@@ -11,10 +11,10 @@ from ldit.pipeline.generate import Generator, Sample
 from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.precision import COMPUTE
-from ldit.train.hooks import eager, save_grid
-from ldit.train.state import TrainState
-from ldit.train.tasks.diffusion import DiffusionTask
-from ldit.train.tasks.task import Hook, HookContext, Task
+from ldit.training.hooks import eager, save_grid
+from ldit.training.state import TrainState
+from ldit.training.tasks.diffusion import DiffusionTask
+from ldit.training.tasks.task import Hook, HookContext, Task
 
 SAMPLES_PER_CLASS = 2
 MOST_CLASSES = 16  # in a grid

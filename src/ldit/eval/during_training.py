@@ -33,10 +33,10 @@ from ldit.pipeline.sets.stream import ImageStream, TrainingStream
 from ldit.precision import COMPUTE
 from ldit.sampling.fast.oom import out_of_memory
 from ldit.storage.shared_job import cut
-from ldit.train.hooks import eager
-from ldit.train.state import TrainState
-from ldit.train.tasks.task import HookContext
-from ldit.train.trainer import BEST
+from ldit.training.hooks import eager
+from ldit.training.state import TrainState
+from ldit.training.tasks.task import HookContext
+from ldit.training.trainer import BEST
 
 TRAINING_IMAGES = 50_000
 PLAN = MetricPlan(("fd",))

@@ -39,7 +39,7 @@ from ldit.log import logger
 from ldit.parallel.world import World, joined, report_once
 from ldit.pipeline.load import process_device
 from ldit.pipeline.sets.stream import GeneratedStream, ImageStream, check_there, is_images, open_stream
-from ldit.train.telemetry import peak_memory
+from ldit.training.telemetry import peak_memory
 from ldit.version import __version__
 
 ASIDE = ("_deviation", "_interval", "_subset", "_splits")

@@ -1,0 +1,114 @@
+"""Optimisers over the masters, and the learning rate of a step."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ldit.config.sections import OptimConfig, TrainConfig
+from ldit.errors import ConfigError
+from ldit.parallel.exchange import ModelGroup
+from ldit.parallel.layout import Layout
+from ldit.training.muon import Muon
+from ldit.training.weights import Weights
+
+FINAL_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
+_MATRIX = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w\w*\.weight")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALAR = Layout(())
+
+
+class Optimizer:
+    """AdamW for all parameters, or Muon for the blocks' attention and FFN matrices and AdamW for the rest.
+
+    State tensors are named `moment.parameter` and have the parameter's layout: AdamW's `exp_avg`, `exp_avg_sq` and
+    `step` (a scalar), Muon's `momentum`.
+    """
+
+    def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
+        self.weights = weights
+        # Split the parameters between the two optimisers.
+        chosen = [config.kind == "muon" and _is_matrix(name) for name in weights.names]
+        if config.kind == "muon" and not any(chosen):
+            raise ConfigError(
+                "optim.kind: muon is for attention and FFN matrices named as DiT's; this network has none"
+            )
+        rows = list(zip(weights.names, weights.masters, weights.layouts, chosen, strict=True))
+        self.matrices = {name: master for name, master, _, muon in rows if muon}
+        self.others = {name: master for name, master, _, muon in rows if not muon}
+        self._layouts = {name: layout for name, _, layout, _ in rows}
+        self.adamw = torch.optim.AdamW(
+            [p for p in self.others.values() if p.numel()],  # a rank may hold no row of a small tensor
+            lr=1.0,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        # Created here rather than by the first step, because a checkpoint's host memory is sized before it.
+        for p in self.adamw.param_groups[0]["params"]:
+            moments = {moment: torch.zeros_like(p, requires_grad=False) for moment in _MOMENTS}
+            self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        self.muon = Muon(
+            list(self.matrices.values()),
+            [self._layouts[name] for name in self.matrices],
+            model_group,
+            config.momentum,
+            config.weight_decay,
+            # bf16 is usual. Runs in fp32 use fp32, so that different world sizes agree more closely.
+            torch.float32 if weights.compute == torch.float32 else torch.bfloat16,
+        )
+
+    @torch.no_grad()
+    def step(self, lr: float, sound: Tensor) -> None:
+        """Apply the masters' gradients if `sound`, a bool on their device, is true; otherwise change nothing.
+
+        The host does not wait for `sound`: AdamW's fused kernel skips the step itself, as it does for GradScaler.
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.found_inf = (~sound).to(torch.float32)  # type: ignore[attr-defined]
+        self.adamw.grad_scale = None  # type: ignore[attr-defined]
+        self.adamw.step()
+        self.muon.step(lr, sound)
+
+    def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
+        """(name, layout, this rank's part) of every tensor that a checkpoint must hold. All ranks yield the same names:
+        a rank without a part of a parameter yields empty moments."""
+        steps = next((moments["step"] for moments in self.adamw.state.values()), torch.zeros(()))
+        for name, p in self.others.items():
+            moments = self.adamw.state[p] if p.numel() else {"step": steps, **dict.fromkeys(_MOMENTS, p.detach())}
+            for moment in _MOMENTS:
+                yield f"{moment}.{name}", self._layouts[name], moments[moment]
+            # The same number for all parameters, but torch keeps one for each.
+            yield f"step.{name}", SCALAR, moments["step"]
+        for name, buffer in zip(self.matrices, self.muon.buffers, strict=True):
+            yield f"momentum.{name}", self._layouts[name], buffer
+
+    @torch.no_grad()
+    def load(self, read: Callable[[str, Layout], Tensor]) -> None:
+        """Fill the state; `read(name, layout)` returns this rank's part."""
+        for name, layout, value in self.state():
+            if value.numel():
+                value.copy_(read(name, layout))
+
+
+def _is_matrix(name: str) -> bool:
+    """Whether this is a 2-D weight of attention or FFN in a block, including text keys and values."""
+    return _MATRIX.fullmatch(name) is not None
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of step 1 … config.steps: linear warm-up, then constant (with a linear cooldown at the end), cosine
+    down to `FINAL_SHARE`, or inverse square root."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    if config.cooldown and step > config.steps - config.cooldown:
+        return config.lr * (config.steps - step + 1) / (config.cooldown + 1)
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "inverse-sqrt":
+        return config.lr * math.sqrt(config.warmup / step)
+    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.lr * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))

@@ -1,0 +1,190 @@
+"""Diffusion as a Task: a class-conditional network, a process, and latents of the images."""
+
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldit.codecs.codec import Codec
+from ldit.codecs.conditioners import build_conditioner
+from ldit.config.experiment import Experiment
+from ldit.config.kinds import AnySpec
+from ldit.config.run import RunConfig
+from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
+from ldit.data.batch import Batch
+from ldit.data.samples import Samples
+from ldit.diffusion.build import build_process
+from ldit.diffusion.process import Process, samples_alike
+from ldit.log import logger
+from ldit.nn.build import build_model, forward_flops
+from ldit.nn.dit import init_parameter
+from ldit.rng import generator, normal, uniform
+from ldit.training.hooks import attention_hook, heldout_hook
+from ldit.training.state import TrainState
+from ldit.training.step import fill_fresh
+from ldit.training.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device
+from ldit.training.tasks.own_objects import (
+    NetworkBuilder,
+    check_losses,
+    check_network,
+    check_output,
+    check_process,
+    is_of_package,
+    name_of,
+)
+from ldit.training.tasks.task import Hook, HookContext
+
+HELDOUT_BUCKETS = 4
+_GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread evenly however many are taken
+
+
+class DiffusionTask:
+    """Class-conditional diffusion. Noise, time and label dropout of a sample depend on (seed, its position) alone.
+
+    `inputs` makes latents of what the loader reads. `process` and `network` take the place of those that the
+    configuration describes (`ldit.Experiment`). `codec` is what images are decoded with, None where it is not found.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: ModelSpec,
+        inputs: Inputs | None = None,
+        process: Process | None = None,
+        network: NetworkBuilder | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        self.config, self.spec, self.inputs, self.codec = config, spec, inputs or PlainInputs(), codec
+        self.seed = config.train.seed
+        self.process = process or build_process(spec.process)
+        self.conditioner = build_conditioner(spec)
+        self._network = network
+        side = config.model.input_size
+        self.flops_per_image = 0.0 if network else 3.0 * forward_flops(config.model, side, side)
+
+    def describe(self) -> str:
+        return f"{sum(p.numel() for p in self.network().parameters()):,} parameters"
+
+    def record(self) -> dict[str, str]:
+        """Names of the user's objects, and the fingerprint of the autoencoder that images go through; that of cached
+        latents is in their manifest."""
+        record = {}
+        if not is_of_package(type(self.process)):
+            record["objective"] = name_of(type(self.process))
+            if is_dataclass(self.process):  # with its settings
+                record["objective"] += str(self.process).removeprefix(type(self.process).__qualname__)
+        if self._network is not None:
+            record["network"] = name_of(self._network)
+        if isinstance(self.inputs, EncodedInputs):
+            record["codec"] = self.inputs.codec.fingerprint()
+        return record
+
+    def network(self) -> nn.Module:
+        if self._network is None:
+            return build_model(self.spec.model, "meta")
+        with torch.device("meta"):
+            return self._network(self.config.model)
+
+    def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        value = torch.empty(shape)
+        init_parameter(name, value, lambda name: generator(self.seed, "init", 0, name))
+        return value
+
+    def begin(self, state: TrainState) -> None:
+        """Fresh weights; with train.init_from those of another checkpoint where they fit. Averages begin as them."""
+        fill_fresh(state, self)
+        train = self.config.train
+        if train.init_from:
+            from ldit.training.init_from import start_from
+
+            start_from(train.init_from, train.init_ema, self.spec, state)
+
+    def resumed(self, spec: AnySpec) -> None:
+        """The configuration holds everything."""
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        t = self.draw_times(batch)
+        losses = self._losses(model, batch, self.draw_labels(batch), t, "noise", device, dtype)
+        return {**losses, "time": to_device(self.process.noise_times(t), device)}
+
+    def draw_times(self, batch: Batch) -> Tensor:
+        """Training times (B,) on the CPU."""
+        generators = [generator(self.seed, "time", 0, position) for position in batch.positions]
+        return self.process.draw_times(generators, self.config.objective)
+
+    def draw_labels(self, batch: Batch) -> Tensor:
+        """Labels (B,) with the null label in place of a share of them."""
+        drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
+        return self.conditioner.drop(batch.labels, drawn)
+
+    def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Squared error of eps at evenly spread times with fixed noise: overall and by quarter of the time range."""
+        share = torch.tensor([(position + 0.5) * _GOLDEN % 1.0 for position in batch.positions])
+        t = self.process.times_at(share)
+        losses = self._losses(model, batch, batch.labels, t, "heldout", device, dtype)
+        error = self.process.heldout_error(losses, to_device(t, device)).cpu()
+        quarter = (share * HELDOUT_BUCKETS).long()
+        buckets = {f"eps_mse_q{q + 1}": error[quarter == q] for q in range(HELDOUT_BUCKETS)}
+        return {"eps_mse": error, **buckets}
+
+    def _losses(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        labels: Tensor,
+        t: Tensor,
+        stream: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> dict[str, Tensor]:
+        x0 = self.inputs(batch, device)
+        shape = tuple(x0.shape[1:])
+        noise = torch.stack([normal(shape, self.seed, stream, 0, position) for position in batch.positions])
+        labels = to_device(labels, device)
+
+        def predict(x_t: Tensor, time: Tensor) -> Tensor:
+            out: Tensor = model(x_t.to(dtype), time, labels)
+            check_output(out, x_t)
+            return out
+
+        losses = self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
+        check_losses(losses, len(x0), self.process)
+        return losses
+
+    def hooks(self, context: HookContext) -> list[Hook]:
+        """Held-out loss, and the largest attention logits. Sample grids and evaluation are the command's business."""
+        heldout = self.config.heldout
+        hooks = [Hook(self.config.train.attention_every, attention_hook(self, context.data))]
+        if context.heldout is None and heldout.every:
+            logger.info("no held-out images: no held-out loss is measured (data.heldout names a list)")
+        if context.heldout is not None and heldout.num:
+            hooks.insert(0, Hook(heldout.every, heldout_hook(self, context.heldout, heldout.num, context)))
+        return hooks
+
+
+def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) -> DiffusionTask:
+    """The task of a run on `data`. ConfigError, DataError or CodecError when codec, data and model do not fit."""
+    config, network, objective = experiment.config, experiment.network, experiment.objective
+    assert isinstance(config, RunConfig)
+    inputs, codec = open_inputs(config, data, device)
+    # The steps say what the package does not have: a network, a process that samples in another way.
+    training: dict[str, Any] = {}
+    if objective is not None:
+        check_process(objective)
+    if network is not None:
+        check_network(network, config.model)
+        training["network"] = name_of(network)
+    if objective is not None and not samples_alike(objective, build_process(config.process)):
+        training["process"] = name_of(type(objective))
+    return DiffusionTask(config, model_spec(config, data, training or None), inputs, objective, network, codec)
+
+
+def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None = None) -> ModelSpec:
+    """The spec of the run's steps. A codec's folder is named by its whole path, for steps are opened from anywhere."""
+    codec, names = config.codec, data.names or None
+    if isinstance(codec, AutoencoderConfig):
+        from ldit.codecs.open import portable_name
+
+        codec = replace(codec, name=portable_name(codec.name))
+    return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling, training)
