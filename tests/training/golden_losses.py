@@ -1,6 +1,7 @@
 """R4: losses of three small runs, fp32 on the CPU.
 
-Written anew only by `python tests/training/golden_losses.py --write`. A change of these numbers is a change of what training computes: LOG.md must explain it.
+Written anew only by `python tests/training/golden_losses.py --write`. A change of these numbers is a change of what
+training computes: LOG.md must explain it.
 """
 
 import json

@@ -47,7 +47,7 @@ TABLE = (
     Command(
         "stats", "evaluate", "compute the statistics of a set of images, as a reference",
         f"{_REQUESTS}.evaluate:StatsRequest", f"{_COMMANDS}.evaluate:run_stats",
-        "Compute the features' mean and covariance of a set of images, in a file that stands for it as a reference of "
+        "Compute the features' mean and covariance of a set of images, in a file that is a reference for "
         "`ldit evaluate`. torchrun shares the work among processes.",
     ),
     Command(

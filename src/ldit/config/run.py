@@ -29,7 +29,7 @@ from ldit.config.spec import (
 from ldit.errors import ConfigError
 
 RUN_FORMAT = "run-1"
-MOST_SECONDS = 7 * 86_400  # what clocks and stores take without a murmur
+MOST_SECONDS = 7 * 86_400  # an upper bound that timers and torch's store accept
 
 # Smallest value of the numbers that have one.
 _LEAST = {

@@ -63,7 +63,7 @@ class OriginalTrainArguments:
     """Where processes meet; default torchrun's choice, or a port from the Slurm job's id."""
 
 
-# Our name of what these flags set, as messages have it.
+# The configuration key that each flag sets, as messages name it.
 _NAMES = {
     "--out": "--results_dir",
     "--data.path": "--data_path",

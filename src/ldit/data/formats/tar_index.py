@@ -47,7 +47,7 @@ class TarIndex:
         return f"{self.tars[self.shards[at]].name}/{shown(self.members[at])}"
 
     def keep(self, root: Path, folder: Path) -> None:
-        """Write the index of `root` into `folder`, unless it is there; without room or permission for it, go on."""
+        """Write the index of `root` into `folder`, unless it is there. A folder that cannot be written is no error."""
         key = _key(root, self.tars, self.versions)
         if _kept(root, folder, self.tars, key) is not None:
             return
