@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,7 +125,7 @@ def latest_valid_step(run: Path, world: World | None = None) -> tuple[int, Path]
     for step in world.from_rank0(lambda: [number for number, _ in committed_steps(run)]):
         folder = step_folder(run, step)
         try:
-            world.run_on_all(lambda folder=folder: manifest.verify(folder, share=(world.rank, world.size)))  # type: ignore[misc]
+            world.run_on_all(partial(manifest.verify, folder, share=(world.rank, world.size)))
             return step, folder
         except SourceError as error:
             logger.warning("step %d is damaged and skipped: %s", step, error)

@@ -1,6 +1,7 @@
 """Large-DiT: LLaMA blocks with adaLN-zero conditioning, for class and text models, under the original's names."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,11 @@ class DiT(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_layer = FinalLayer(config.dim, config.cond_dim, p * p * config.out_channels)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """`layers`, as a list."""
+        return cast("list[Block]", list(self.layers))
+
     def condition(self, t: Tensor, cond: Tensor | TextCondition) -> Tensor:
         """The conditioning vector (B, min(D, 1024))."""
         if isinstance(cond, TextCondition):
@@ -99,7 +105,7 @@ class DiT(nn.Module):
 
     def modulations(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
         """From the conditioning vector: one modulation (B, 6, D) a block, and the final layer's (B, 2, D)."""
-        blocks = [layer.adaLN_modulation(vector).unflatten(-1, (6, -1)) for layer in self.layers]  # type: ignore[operator]
+        blocks = [block.adaLN_modulation(vector).unflatten(-1, (6, -1)) for block in self.blocks]
         return blocks, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1))
 
     def forward(

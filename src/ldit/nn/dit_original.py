@@ -1,6 +1,6 @@
 """The original DiT (Peebles & Xie 2023), also SiT's network, with the parameter names of facebookresearch/DiT."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +143,7 @@ class OriginalDiT(nn.Module):
         tokens = self.x_embedder(x) + position
         vector = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for block in self.blocks:
-            modulation = block.adaLN_modulation(vector).unflatten(-1, (6, -1))  # type: ignore[operator]
+            modulation = cast(_Block, block).adaLN_modulation(vector).unflatten(-1, (6, -1))
             tokens = block(tokens, modulation, 1.0 if grid is None else grid.softmax)
         # Tokens to patches of the output.
         out = self.final_layer(tokens, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1)))

@@ -48,7 +48,7 @@ def parallelise(
         from ldit.parallel.tensor import cut_layers
 
         axes = cut_layers(model, group)
-    blocks: list[nn.Module] = list(model.layers) if isinstance(model, DiT) else []
+    blocks: list[nn.Module] = [*model.blocks] if isinstance(model, DiT) else []
     # Activation checkpointing, block by block.
     if config.recompute != "none":
         for block in blocks:
@@ -60,7 +60,7 @@ def parallelise(
     # FSDP2, around everything before.
     sharded = world.data_parts > 1
     if sharded:
-        _shard(model, blocks, config, world, compute, reduce)
+        _shard(model, config, world, compute, reduce)
     return {
         name: Layout(shape, axes.get(name), world.tp, world.shard if sharded else 1) for name, shape in shapes.items()
     }
@@ -68,7 +68,6 @@ def parallelise(
 
 def _shard(
     model: nn.Module,
-    blocks: list[nn.Module],
     config: ParallelConfig,
     world: World,
     compute: torch.dtype,
@@ -83,8 +82,9 @@ def _shard(
         param_dtype=None if compute == torch.float32 else compute, reduce_dtype=reduce, cast_forward_inputs=False
     )
     mesh = world.mesh[REPLICATE, SHARD] if world.replicate > 1 else world.mesh[SHARD]
+    blocks = model.blocks if isinstance(model, DiT) else []
     if blocks:
-        modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]  # type: ignore[misc]
+        modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]
         fully_shard(modulations, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
     for block in blocks:
         # The backward pass starts with the last block: if it were freed, it would be gathered twice in a row.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _sets(state: TrainState) -> _Sets:
     masters: list[Tensor] = list(state.weights.masters)
     sets = {MODEL: lambda: _entries(state, masters)}
     for name, track in state.averages.tracks.items():
-        sets[_stem(name)] = lambda track=track: _entries(state, track.values)  # type: ignore[misc]
+        sets[_stem(name)] = partial(_entries, state, track.values)
     return {**sets, OPTIMIZER: state.optimizer.state}
 
 

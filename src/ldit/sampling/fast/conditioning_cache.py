@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,8 @@ class Modulations:
 
     def __init__(self, model: DiT, host: bool = False) -> None:
         self.model = model
-        self.linears: list[nn.Linear] = [layer.adaLN_modulation[1] for layer in model.layers]  # type: ignore[index, misc]
-        self.linears.append(model.final_layer.adaLN_modulation[1])  # type: ignore[arg-type]
+        modulations = [*(block.adaLN_modulation for block in model.blocks), model.final_layer.adaLN_modulation]
+        self.linears = [cast(nn.Linear, modulation[1]) for modulation in modulations]
         self.widths = [linear.out_features for linear in self.linears]
         self.device, self.dtype = model.x_embedder.weight.device, model.x_embedder.weight.dtype
         self._planned: dict[Pair, int] = {}

@@ -50,7 +50,7 @@ def prepare(model: nn.Module, inference: InferenceOptions | None = None) -> "Pre
 def _is_plain(model: DiT) -> bool:
     """Whether the copy computes what the network does: DiT's own forward pass, and modulations that are one product."""
     own = all(getattr(type(model), name) is getattr(DiT, name) for name in ("forward", "modulations"))
-    modulated = (*model.layers, model.final_layer)
+    modulated = (*model.blocks, model.final_layer)
     return own and all(
         type(part.adaLN_modulation) is nn.Sequential
         and [type(one) for one in part.adaLN_modulation] == [nn.SiLU, nn.Linear]
@@ -76,7 +76,7 @@ class Prepared(InferenceCopy):
         weight = model.x_embedder.weight
         self.model, self.inference = model, inference
         self.device, self.dtype = weight.device, weight.dtype
-        self.blocks = [_prepared_block(block, inference) for block in model.layers]  # type: ignore[arg-type]
+        self.blocks = [_prepared_block(block, inference) for block in model.blocks]
         self.modulations = Modulations(model, inference.host_modulation)
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
         self._choosing = _CHOOSING if self.device.type == "cuda" else nullcontext()
