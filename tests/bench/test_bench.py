@@ -50,7 +50,7 @@ def before() -> Iterator[str]:
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_products_are_rounded_within_the_block_alone(precision: str, before: str) -> None:
     """And of a block that fails no trace is left."""
-    within = "high" if precision == "tf32" else before
+    within = "high" if precision == "tf32" else "highest"
     with products(precision):
         assert torch.get_float32_matmul_precision() == within
     assert torch.get_float32_matmul_precision() == before
@@ -62,7 +62,7 @@ def test_products_are_rounded_within_the_block_alone(precision: str, before: str
 @pytest.mark.parametrize("precision", COMPUTE)
 def test_everything_is_measured_in_the_precision(precision: Any, before: str, seen: list[tuple[str, str]]) -> None:
     """The ceiling as well as the variants."""
-    within = "high" if precision == "tf32" else before
+    within = "high" if precision == "tf32" else "highest"
     report = bench_train(BenchTrainRequest("tiny", precision=precision, device="cpu"))
     expected = [("cpu", within), ("original", within), ("fused", within), ("compiled", within)]
     assert seen == expected

@@ -110,4 +110,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert json.loads(out)["switches"]["host_modulation"] is True
     assert (tmp_path / "out.json").read_text() == out and json.loads(out)["benchmark"] == "sample"
     assert bench_sample.COLUMNS in err and main(["bench", "neither"]) == 2
-    assert "train or sample (got 'neither')" in capsys.readouterr().err
+    assert "train or sample, not 'neither'" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def test_not_at_hand(here: Path, tmp_path: Path, offline: Path) -> None:
         message = str(caught.value)
         for said in (
             repr(NAME), str(here / NAME), str(tmp_path / "root" / NAME), "HF_HUB_OFFLINE is set",
-            "--latents-out FILE", "--local_diffusers_model_root ROOT",
+            "--codec-root ROOT", "--local-diffusers-model-root",
         ):  # fmt: skip
             assert said in message, message
         assert "\n" not in message

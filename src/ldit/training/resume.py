@@ -124,10 +124,11 @@ def _may_change(key: str, same_codec: bool) -> bool:
 def _same_classes(folder: Path, spec: AnySpec) -> None:
     old = read_any_spec(folder)
     if old.class_names != spec.class_names:
-        before, now = (", ".join((names or ("none",))[:4]) for names in (old.class_names, spec.class_names))
+        before, now = old.class_names or (), spec.class_names or ()
+        only = [sorted(set(a) - set(b)) or a for a, b in ((before, now), (now, before))]
+        there, here = (", ".join(names[:4]) + ", …" * (len(names) > 4) or "none" for names in only)
         raise DataError(
-            f"class names differ from those of {folder} ({before}, …): they are {now}, … now; is it another recipe or "
-            "--data.path?"
+            f"class names differ from those of {folder}: {there} there, {here} here; is it another recipe or data.path?"
         )
 
 
