@@ -44,7 +44,7 @@ def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committ
     """The trackers of a run that continues after `committed_step` (0 = from the start); for the main process alone.
 
     What an earlier process wrote of later steps is dropped (metrics.jsonl, TensorBoard), or kept in place of what would
-    be sent again (W&B), so no step is there twice. `run_config` is the content of RUN/config.json. ConfigError when a
+    be sent again (W&B), so no step occurs twice. `run_config` is the content of RUN/config.json. ConfigError when a
     package is missing or W&B cannot start.
     """
     used: list[Tracker] = [MetricsFile(run / METRICS, committed_step)]

@@ -95,7 +95,7 @@ def read(latents: LatentSamples, index: int, flip: bool) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_every_sample_and_its_mirror_image(tmp_path: Path, dtype: str) -> None:
     latents = open_latents(build(tmp_path / "cache", dtype))
-    assert (len(latents), latents.found, latents.shape) == (7, 7, (2 * CHANNELS, SIDE, SIDE))
+    assert (len(latents), latents.num_before_cap, latents.shape) == (7, 7, (2 * CHANNELS, SIDE, SIDE))
     assert latents.names == ("cat", "dog") and latents.root == tmp_path / "cache"
     index = 0
     for number, shard in enumerate(tensors(dtype)):

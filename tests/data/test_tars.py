@@ -78,7 +78,7 @@ def test_shards_in_byte_order_of_their_names(tmp_path: Path) -> None:
     pack(tmp_path / ".hidden.tar", [])
     (tmp_path / "README.md").write_text("not an archive")
     data = open_tars(tmp_path)
-    assert (len(data), data.found, data.root, data.size, data.names) == (7, 7, tmp_path, 4, ("0", "1"))
+    assert (len(data), data.num_before_cap, data.root, data.size, data.names) == (7, 7, tmp_path, 4, ("0", "1"))
     assert wheres(data)[:3] == ["Z.tar/0000.png", "Z.tar/0001.png", "b.tar/0000.png"]
     assert greys(data) == [0, 1, 100, 101, 102, 200, 201] and labels(data) == [0, 1, 0, 1, 0, 0, 1]
     assert type(data[0][1]) is int
@@ -196,7 +196,7 @@ def test_lists_hold_paths_or_bare_keys(tmp_path: Path) -> None:
     train, heldout = open_tars(tmp_path, exclude=listed, index=index), open_tars(tmp_path, only=listed, index=index)
     assert wheres(heldout) == kept and greys(heldout) == [1, 2, 12] and labels(heldout) == [1, 0, 0]
     assert sorted(wheres(train) + kept) == sorted(wheres(open_tars(tmp_path))) and greys(train) == [0, 10, 11]
-    assert heldout.names == train.names == ("0", "1") and (train.found, heldout.found) == (3, 3)
+    assert heldout.names == train.names == ("0", "1") and (train.num_before_cap, heldout.num_before_cap) == (3, 3)
     for settings in ({"exclude": ["p/0000", "p/0001", "p/0002"]}, {"only": ["nothing"]}, {"only": []}):
         with pytest.raises(DataError, match="no images left"):
             open_tars(tmp_path, **settings)
@@ -205,7 +205,7 @@ def test_lists_hold_paths_or_bare_keys(tmp_path: Path) -> None:
 def test_caps_keep_a_fixed_part_of_each_class(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", samples(20))
     data = open_tars(tmp_path, max_per_class=4)
-    assert (len(data), data.found) == (8, 20) and sorted(labels(data)) == [0] * 4 + [1] * 4
+    assert (len(data), data.num_before_cap) == (8, 20) and sorted(labels(data)) == [0] * 4 + [1] * 4
     assert wheres(data) == sorted(wheres(data)) and wheres(data) == wheres(open_tars(tmp_path, max_per_class=4))
     assert wheres(data) != wheres(open_tars(tmp_path))[:8]
     assert wheres(open_tars(tmp_path, max_per_class=10)) == wheres(open_tars(tmp_path))

@@ -242,7 +242,7 @@ def _log_start(prepared: _Prepared, world: World) -> None:
     data = prepared.data
     logger.info(
         "%s, %d of %d images in %d classes, device %s, %d process%s (replicate %d x shard %d x tp %d)",
-        prepared.task.describe(), len(data), data.found, len(data.names), world.device,
+        prepared.task.describe(), len(data), data.num_before_cap, len(data.names), world.device,
         world.size, "" if world.size == 1 else "es", world.replicate, world.shard, world.tp,
     )  # fmt: skip
 
