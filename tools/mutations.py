@@ -170,7 +170,7 @@ MUTANTS = [
     Mutant("training/skipped.py", "if fault.where in self.known:", "if False:", TRAIN),
     Mutant("training/tasks/inputs.py", 'self.seed, "posterior", 0, position', '0, "posterior", 0, position', TRAIN),
     Mutant("training/tasks/autoencoder.py", "self.kl_weight * kl", "kl", TRAIN),
-    Mutant("codecs/latents.py", "return (raw - _per_channel(config.shift, raw)) *", "return raw *", "tests/codecs tests/train"),
+    Mutant("codecs/latents.py", "return (raw - _per_channel(config.shift, raw)) *", "return raw *", "tests/codecs tests/training"),
     Mutant("data/latent_cache/reader.py", "(2 * row + bool(flip))", "(2 * row)", DATA),
     Mutant("data/images/decoding.py", "    check_size(*image.size, decoding.max_pixels)\n", "", DATA),
     Mutant("data/images/decoding.py", "_BACK.get(turned, turned)", "turned", DATA),

@@ -28,7 +28,7 @@ def test_lines_fit() -> None:
 def test_files_come_before_folders_and_rooms_from_the_bottom_up(tmp_path: Path) -> None:
     for name in ("training/tasks/task.py", "training/step.py", "nn/dit.py", "errors.py"):
         write(tmp_path / name, '"""Text."""\n')
-    write(tmp_path / "train" / "__init__.py", "")
+    write(tmp_path / "training" / "__init__.py", "")
     write(tmp_path / "flows" / "__pycache__" / "gone.pyc", "")
     assert [name for name, _ in house_map.rows(tmp_path)] == [
         "  errors.py",
