@@ -90,7 +90,7 @@ def check_request(
     """The request with every default filled in; RequestError names what this model cannot do.
 
     A model with classes makes one image a label. A model without classes takes no labels: it makes `num` images, by
-    default one for each of `seeds` or of `init_image`, else one. Without a `guide` it has nothing to guide: its guidance
+    default one for each of `seeds` or of `init_image`, else one. Without a `guide` nothing can be guided: its guidance
     is 1 whatever the spec says, and a request for another is an error. `process` is used instead of the spec's. `guide`
     is the spec of the weaker model for autoguidance.
     """
