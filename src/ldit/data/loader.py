@@ -146,7 +146,7 @@ class Loader:
         workers, patience = Workers(self.workers, "loader"), self.timeout
         try:
             while True:
-                # Keep AHEAD batches in work beyond the one that is wanted now.
+                # Keep AHEAD batches in work in addition to the one that is yielded next.
                 while len(pending) <= AHEAD and (step := next(upcoming, None)) is not None:
                     pending.append(self._submit(workers, self._reading(step, offset), stop))
                 if not pending:

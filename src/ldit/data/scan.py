@@ -56,7 +56,7 @@ class Report:
     largest: Size | None = None
     """The first image with the most pixels."""
     enlarged: int = 0
-    """Images whose short side is less than the size asked for."""
+    """Images whose short side is less than that of training."""
     oriented: int = 0
     """Images with an EXIF orientation other than 1."""
     animated: int = 0

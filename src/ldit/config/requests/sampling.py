@@ -1,4 +1,4 @@
-"""The requests for images: what `Pipeline.sample`, `ldit sample` and `ldit evaluate` are asked for.
+"""The requests for images, of `Pipeline.sample`, `ldit sample` and `ldit evaluate`.
 
 Each class is a heading of `ldit sample --help`. None stands for the default of the checkpoint or machine.
 """
@@ -149,7 +149,7 @@ class ModelRequest(Images, Sampler, Guidance, Size, Checkpoint, Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest(SamplingRequest, ModelRequest):
-    """Files: what `ldit sample` is asked for."""
+    """Files: the images of `ldit sample`, and the files they are written to."""
 
     per_class: int = field(default=1, metadata=flag(group="What"))
     """Number of images of each label."""

@@ -69,7 +69,7 @@ def check_cache_dir(out: Path, source: Path) -> None:
         raise SourceError(f"{out} is a file, not a cache's folder")
     # Not where a file more would damage something: in a checkpoint, a run, or among the images that are encoded.
     if (out / manifest.NAME).exists() and not is_cache(out):
-        raise RequestError(f"--out {out}: its {manifest.NAME} is not that of a cache; choose another folder")
+        raise RequestError(f"--out {out}: is sealed by its {manifest.NAME}, not that of a cache; choose another folder")
     manifest.check_not_in_checkpoint(out.absolute().parent)
     for above in (out.absolute(), *out.absolute().parents):
         if is_run(above) and (above / RUN_CONFIG).exists():
