@@ -31,7 +31,9 @@ STREAMS = " ".join(
         "pipeline/test_image_stream",
     )
 )
-SETS = " ".join(f"tests/pipeline/test_{name}.py" for name in ("sample_set", "sample_set_refused", "set_array"))
+SETS = " ".join(
+    f"tests/pipeline/test_{name}.py" for name in ("sample_set", "sample_set_stopped", "sample_set_refused", "set_array")
+)
 
 # Where most mutants of a file die: these run first. Others begin with the tests that are named after the file.
 LIKELY = {

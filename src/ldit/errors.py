@@ -7,7 +7,7 @@ _LIMIT = 1000  # characters: file names and values from outside may be long
 
 
 def brief(value: Any) -> str:
-    """A value for a message, of at most 80 characters; of a fingerprint the first twelve digits."""
+    """A value for a message, shortened to 80 characters; a fingerprint to its first twelve digits."""
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return value[:12]
     text = value if isinstance(value, str) else repr(value)
@@ -15,11 +15,11 @@ def brief(value: Any) -> str:
 
 
 class LditError(Exception):
-    """Base of all of them. The command line prints the message alone and exits with `code`."""
+    """Base class of these errors. The command line prints the message alone and exits with `code`."""
 
     code = 2
     said_elsewhere = False
-    """Whether another process of the run prints it."""
+    """Whether another process of the run prints this error."""
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
@@ -31,7 +31,7 @@ class ConfigError(LditError):
 
 
 class SourceError(LditError):
-    """A checkpoint or model source that is missing, damaged or of another kind than asked for."""
+    """A checkpoint or model source that is missing, damaged or of the wrong kind."""
 
 
 class DataError(LditError):
@@ -39,7 +39,7 @@ class DataError(LditError):
 
 
 class RequestError(LditError):
-    """A sampling request that the model cannot serve."""
+    """A request that cannot be carried out, such as a sampling option that the model does not support."""
 
 
 class CodecError(LditError):
@@ -51,6 +51,6 @@ class EvaluationError(LditError):
 
 
 class RunError(LditError):
-    """A run that failed: nothing in its command is wrong, so the exit code is 1."""
+    """A run that failed although its command is right. The exit code is 1."""
 
     code = 1

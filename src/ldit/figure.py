@@ -1,7 +1,7 @@
-"""Charts with matplotlib: one look for all of them, written as PNG or SVG by the name of the file.
+"""Charts with matplotlib: a common style, and files in PNG or SVG.
 
-matplotlib is an extra and is imported where a figure is made. Only its objects are used, never pyplot: nothing of the
-process's own plots or backend changes.
+matplotlib is an extra, imported when a figure is made. pyplot is not used, so plots and backend of the process stay as
+they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-# Okabe & Ito (2008), told apart by colour-blind readers; their yellow is too pale on white.
+# Colours of Okabe & Ito (2008), which colour-blind readers can distinguish; without yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TEXT, FAINT, GRID = "#333333", "#767676", "#E4E4E4"
 _STYLE = {
@@ -53,7 +53,7 @@ _STYLE = {
 
 
 def check_plotting(file: Path, name: str = "--out") -> None:
-    """RequestError where `file`, which the flag `name` gives, cannot be drawn: called before any long work."""
+    """RequestError when `file`, the value of flag `name`, cannot be drawn. Called before any long work."""
     if file.suffix.lower() not in SUFFIXES:
         raise RequestError(f"{name}: expected a name that ends in .png or .svg, got {file}")
     if find_spec("matplotlib") is None:
@@ -62,7 +62,7 @@ def check_plotting(file: Path, name: str = "--out") -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The common look, for what is drawn inside; a decorator too. matplotlib's settings are restored."""
+    """A context, or decorator, in which figures have the common style. matplotlib's settings are restored."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def new_figure(width: float, height: float) -> Figure:
 def write_figure(figure: Figure, file: Path, kind: str, about: dict[str, str] | None = None) -> None:
     """Write a figure to `file` as `kind`, "png" or "svg"; `about` goes into the file's metadata."""
     metadata: dict[str, str | None] = {key: printable(value) for key, value in (about or {}).items()}
-    if kind == "svg":  # whose keys are fixed; without a date, so that equal data are equal files
+    if kind == "svg":  # its keys are fixed; no date, so that equal data give equal files
         metadata = {"Date": None, "Description": "; ".join(f"{key}: {value}" for key, value in metadata.items())}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn in its place
@@ -90,7 +90,7 @@ def write_figure(figure: Figure, file: Path, kind: str, about: dict[str, str] | 
 
 
 def printable(text: str) -> str:
-    """Text that fonts and files take: names of files may hold anything."""
+    """The text with "?" for characters that cannot be printed: file names may contain any."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

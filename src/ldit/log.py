@@ -7,7 +7,7 @@ logger = logging.getLogger("ldit")
 
 
 def setup() -> None:
-    """Messages of level INFO and up go to stderr, bare."""
+    """Print messages of level INFO and above on stderr, without level or time."""
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -17,5 +17,5 @@ def setup() -> None:
 
 
 def silence_other_ranks() -> None:
-    """For every process but the main one: only errors are logged, as all would log the same lines."""
+    """Log only errors. For processes other than the main one, which would log the same lines."""
     logger.setLevel(logging.ERROR)

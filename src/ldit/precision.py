@@ -1,4 +1,4 @@
-"""Names of dtypes, the same in every flag, file and report, and when fp32 products are rounded to TF32."""
+"""Names of dtypes, the same in all flags, files and reports; when fp32 products are rounded to TF32."""
 
 import threading
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from contextlib import contextmanager
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The dtype of activations, by precision policy; tf32 is fp32 whose products are rounded inside.
+# The dtype of activations, by precision policy. tf32: activations are fp32, matrix products are rounded.
 COMPUTE = {**DTYPES, "tf32": torch.float32}
 
 _WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16"}
 
 
 def dtype_word(name: str) -> str:
-    """The name of a dtype in torch or safetensors as our name; others stay as they are."""
+    """Our name for a dtype's name in torch or safetensors; other names are returned as they are."""
     return _WORDS.get(name, name)
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """With precision "tf32", fp32 products and convolutions within the block are rounded to tf32 where the device has
-    it; with any other they are not, whatever was set before (convolutions are by cuDNN's default)."""
+    """A block in which fp32 products and convolutions are rounded to TF32, on devices that have it, if `precision` is
+    "tf32", and not rounded otherwise (by default cuDNN rounds convolutions). The settings are restored afterwards."""
     cudnn = torch.backends.cudnn
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -34,7 +34,8 @@ def products(precision: str) -> Iterator[None]:
 
 
 class _Unrounded:
-    """The settings from before the first thread came in are restored when the last one leaves."""
+    """The context manager `unrounded`. Several threads may be inside: the first one to enter saves the settings, the
+    last one to leave restores them."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -60,5 +61,5 @@ class _Unrounded:
 
 
 unrounded = _Unrounded()
-"""Within `with unrounded():` fp32 is fp32: neither products nor convolutions (for which it is cuDNN's default) are
-rounded to tf32. The settings are global to the process: other threads compute so too meanwhile."""
+"""Within `with unrounded():` neither fp32 products nor convolutions are rounded to TF32 (by default cuDNN rounds
+convolutions). The settings are global to the process: they apply to other threads too."""

@@ -1,6 +1,6 @@
 """Seeding: every random number is a function of (seed, stream, step, id), drawn on the CPU in fp32.
 
-So resume, world size and batch size change nothing. The rule never changes.
+So numbers do not depend on resumes, the number of processes or the batch size. This function never changes.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ def generator(seed: int, stream: str, step: int = 0, id: int | str = 0) -> torch
 
 
 def normal(shape: tuple[int, ...], seed: int, stream: str, step: int = 0, id: int | str = 0) -> Tensor:
-    """Standard normal fp32 numbers of one sample."""
+    """Standard normal numbers, fp32 of `shape`."""
     return torch.randn(shape, generator=generator(seed, stream, step, id))
 
 
 def uniform(seed: int, stream: str, step: int = 0, id: int | str = 0) -> float:
-    """One number in [0, 1)."""
+    """A number, uniform in [0, 1)."""
     return torch.rand((), generator=generator(seed, stream, step, id)).item()

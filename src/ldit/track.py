@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases when asked for."""
+"""Trackers of metrics: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
 import json
 import os
@@ -19,21 +19,21 @@ WANDB = "wandb.json"  # file of the run that holds the id of its W&B run
 
 
 class Tracker(Protocol):
-    """Takes a record, a JSON object with "step", for each logged step."""
+    """Receives a record, a JSON object with "step", for each logged step."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Pass on every number of `record` at its "step"; numbers that are not finite are passed on as they are."""
+        """Store all numbers of `record` under its "step"; numbers that are not finite are stored as they are."""
 
     def cut(self, step: int) -> None:
-        """The run went back to `step` and continues from there differently."""
+        """Drop the records after `step`: the run went back to it and continues from there."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is not written yet."""
 
 
 def check_packages(config: TrackConfig) -> None:
-    """ConfigError naming the extra to install when a tracker's package is missing. For every process, before any work:
-    `trackers` itself is the main process's business."""
+    """ConfigError naming the extra to install when a tracker's package is missing. Every process calls it before any
+    work; only the main process calls `trackers`."""
     if config.tensorboard:
         _summary_writer()
     if config.wandb:
@@ -41,11 +41,11 @@ def check_packages(config: TrackConfig) -> None:
 
 
 def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committed_step: int = 0) -> list[Tracker]:
-    """The trackers of a run that continues after `committed_step` (0 = from the start); for the main process alone.
+    """The trackers of a run that continues after `committed_step` (0 = from the start); for the main process only.
 
-    What an earlier process wrote of later steps is dropped (metrics.jsonl, TensorBoard), or kept in place of what would
-    be sent again (W&B), so no step is there twice. `run_config` is the content of RUN/config.json. ConfigError when a
-    package is missing or W&B cannot start.
+    So that no step occurs twice, records of later steps by an earlier process are dropped (metrics.jsonl, TensorBoard)
+    or stay instead of the new ones (W&B). `run_config` is the content of RUN/config.json. ConfigError when a package is
+    missing or W&B cannot start.
     """
     used: list[Tracker] = [MetricsFile(run / METRICS, committed_step)]
     if config.tensorboard:
@@ -56,8 +56,8 @@ def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committ
 
 
 class Trackers:
-    """All trackers of a run as one. An error of one (a full disk, a service that does not answer) is a warning: it
-    neither ends the run nor keeps the others from their records."""
+    """All trackers of a run. An error of one (a full disk, a service that does not answer) is logged as a warning: the
+    run continues, and the others still get their records."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers
@@ -66,23 +66,24 @@ class Trackers:
         self._each(f"step {record['step']} is missing", lambda tracker: tracker.write(record))
 
     def cut(self, step: int) -> None:
-        self._each(f"what was left behind after step {step} is still there", lambda tracker: tracker.cut(step))
+        self._each(f"records after step {step} are not removed", lambda tracker: tracker.cut(step))
 
     def close(self) -> None:
         self._each("the last records may be missing", lambda tracker: tracker.close())
 
     def _each(self, loss: str, do: Callable[[Tracker], None]) -> None:
+        """Call `do` with each tracker; after an error a warning says what is lost."""
         for tracker in self.trackers:
             try:
                 do(tracker)
             except Exception as error:
-                what = getattr(error, "strerror", None) or error
-                logger.warning("%s in %s: %s", loss, type(tracker).__name__, what)
+                reason = getattr(error, "strerror", None) or error
+                logger.warning("%s in %s: %s", loss, type(tracker).__name__, reason)
 
 
 def numbers(record: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """(name, number or null) of a record without its step; a list or object gives name/0, name/1, … or name/key. Text
-    is left out."""
+    """(name, number or None) of each value of a record except its step. A list gives name/0, name/1, …, an object
+    name/key. Text is left out."""
     for key, value in record.items():
         if key != "step":
             yield from _flat(key, value)
@@ -106,27 +107,27 @@ def _known(record: dict[str, Any]) -> dict[str, float]:
 
 
 class MetricsFile:
-    """RUN/metrics.jsonl: one JSON object a logged step, cut back to the committed step when a run resumes."""
+    """RUN/metrics.jsonl: a JSON object a line for each logged step; a resumed run removes lines after its step."""
 
     def __init__(self, path: Path, committed_step: int) -> None:
         self.path = path
         self.cut(committed_step)
 
     def cut(self, step: int) -> None:
-        """Take back every line from the first of a later step on."""
+        """Remove all lines from the first one of a later step on."""
         path, kept = self.path, []
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         for line in lines:
             if not _is_record(line, step):
-                break  # of a later step, or the line during which the run was killed
+                break  # of a later step, or incomplete because the run was killed
             kept.append(line + "\n")
         with replaced(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line, whole or not at all, and fsync: a committed step has its log."""
+        """Append one line completely or not at all, and fsync: the log of a committed step must not be lost."""
         line = json.dumps(record).encode() + b"\n"
-        with self.path.open("ab", buffering=0) as file:  # a buffer would write its rest at the end, even after an error
+        with self.path.open("ab", buffering=0) as file:  # a buffer would be written at the end, even after an error
             before = file.tell()
             try:
                 while line:
@@ -138,7 +139,7 @@ class MetricsFile:
                 raise
 
     def close(self) -> None:
-        """Every line is on the disk already."""
+        """Nothing to do: every line is on the disk already."""
 
 
 def _is_record(line: str, last_step: int) -> bool:
@@ -151,7 +152,7 @@ def _is_record(line: str, last_step: int) -> bool:
 
 
 class TensorBoard:
-    """Event files in `folder`. The viewer discards events after `committed_step` that older files hold."""
+    """Event files in `folder`. The viewer ignores events after `committed_step` in older files."""
 
     def __init__(self, folder: Path, committed_step: int) -> None:
         self.folder = folder
@@ -160,7 +161,7 @@ class TensorBoard:
     def write(self, record: dict[str, Any]) -> None:
         for name, value in _known(record).items():
             self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()  # log lines are rare, and a killed process should not lack them
+        self._writer.flush()  # records are rare, and none should be lost when the process is killed
 
     def cut(self, step: int) -> None:
         self._writer.close()
@@ -171,10 +172,10 @@ class TensorBoard:
 
 
 class Wandb:
-    """A W&B run in `project`, whose id the run directory stores, so that a resumed run continues there.
+    """A W&B run in `project`. The run directory stores its id, so that a resumed run continues it.
 
-    The service takes no step twice. The steps that a resumed run repeats have the same numbers. Those after a rollback
-    have others, and W&B keeps the first. The package itself honours WANDB_MODE and its other variables.
+    W&B keeps the first record of a step and ignores later ones. The steps that a resumed run repeats have the same
+    numbers anyway; those after a rollback do not. WANDB_MODE and W&B's other variables have their usual effect.
     """
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
@@ -191,14 +192,14 @@ class Wandb:
         self._run.log(_known(record), step=record["step"])
 
     def cut(self, step: int) -> None:
-        logger.warning("W&B keeps the records of steps after %d that it has; metrics.jsonl has the new ones", step)
+        logger.warning("W&B keeps its old records of steps after %d; metrics.jsonl has the new ones", step)
 
     def close(self) -> None:
         self._run.finish()
 
 
 def _wandb_id(run: Path) -> str:
-    """The id in RUN/wandb.json, which is made at the first start."""
+    """The id in RUN/wandb.json; the first start creates it."""
     path = run / WANDB
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["id"]

@@ -200,7 +200,7 @@ def twins_in_an_archive(root: Path) -> None:
     packed(root, "straße", "STRASSE", "dog")
 
 
-@case("{root}/classes.txt: class name 'dog' is there twice")
+@case("{root}/classes.txt: class name 'dog' occurs twice")
 def the_same_name_twice(root: Path) -> None:
     packed(root, 0, 1, 2)
     (root / "classes.txt").write_text("cat\ndog\ndog\n")

@@ -39,7 +39,7 @@ def write(root: Path, part: str = "train", images: Any = IMAGES, labels: Any = L
 def test_images_are_grey_on_three_channels(tmp_path: Path) -> None:
     train, heldout = open_data(str(write(tmp_path)), 28)
     assert heldout is None and isinstance(train, IdxImages)
-    assert (len(train), train.found, train.root, train.size) == (12, 12, tmp_path, 28)
+    assert (len(train), train.num_before_cap, train.root, train.size) == (12, 12, tmp_path, 28)
     assert train.names == tuple("0123456789")
     for i in range(12):
         image, label = train[i]
@@ -99,7 +99,7 @@ def test_heldout_is_t10k(tmp_path: Path) -> None:
 def test_caps_take_a_fixed_part_of_each_class(tmp_path: Path) -> None:
     whole, capped = IdxImages(write(tmp_path), 28), IdxImages(tmp_path, 28, max_per_class=2)
     labels = [capped[i][1] for i in range(len(capped))]
-    assert labels == [0, 1, 1, 2, 3, 4, 7, 7, 9] and capped.found == 12
+    assert labels == [0, 1, 1, 2, 3, 4, 7, 7, 9] and capped.num_before_cap == 12
     assert IdxImages(tmp_path, 28, max_per_class=2).fingerprint() == capped.fingerprint() != whole.fingerprint()
     sevens = [
         i for i in range(12) if LABELS[i] == 7 and any((IMAGES[i] == capped[k][0][:, :, 0]).all() for k in (6, 7))
@@ -118,7 +118,7 @@ def test_names_beside_the_files(tmp_path: Path, name: str) -> None:
     assert open_data(str(write(tmp_path)), 28)[0].names == tuple(names)
     for text, said in (
         ("a\nb\n", "label 7 of image 0 for 2 classes"),
-        ("a\na\n", "is there twice"),
+        ("a\na\n", "occurs twice"),
         ("\n", "1 to 256"),
     ):
         (tmp_path / name).write_text(text)

@@ -45,7 +45,7 @@ def names(data: ImageSet) -> list[str]:
 
 def test_loose_images_have_no_classes(loose: Path) -> None:
     data, heldout = open_data(str(loose), 8)
-    assert heldout is None and data.names == () and (len(data), data.found, data.size) == (6, 6, 8)
+    assert heldout is None and data.names == () and (len(data), data.num_before_cap, data.size) == (6, 6, 8)
     assert names(data) == ["C.PNG", "a.jpg", "b.png", "d.webp", "e.bmp", "ä.png"]  # byte order
     assert [data[i][1] for i in range(6)] == [0] * 6
     assert [int(data[i][0][0, 0, 0]) for i in (0, 2, 3, 5)] == [80, 0, 120, 200]
@@ -60,7 +60,7 @@ def test_loose_images_keep_lists_and_caps(loose: Path) -> None:
     assert names(train) == ["C.PNG", "a.jpg", "b.png", "e.bmp"]
     assert len(open_data(str(loose), 8, "")[0]) == 6
     capped, _ = open_data(str(loose), 8, max_per_class=2)
-    assert len(capped) == 2 and capped.found == 4 and set(names(capped)) < set(names(train))
+    assert len(capped) == 2 and capped.num_before_cap == 4 and set(names(capped)) < set(names(train))
     assert capped.fingerprint() == open_data(str(loose), 8, max_per_class=2)[0].fingerprint() != train.fingerprint()
     (loose / "heldout.txt").write_text("\n".join(p.name for p in loose.iterdir()))
     with pytest.raises(DataError, match="no images left"):
@@ -144,7 +144,12 @@ def test_damaged_loose_images_are_named(loose: Path) -> None:
 def test_labels_can_be_taken_away(classes: Path) -> None:
     whole = ImageFolder(classes, 8)
     plain = Unlabelled(whole)
-    assert plain.names == () and (len(plain), plain.found, plain.root, plain.shape) == (3, 3, classes, (3, 8, 8))
+    assert plain.names == () and (len(plain), plain.num_before_cap, plain.root, plain.shape) == (
+        3,
+        3,
+        classes,
+        (3, 8, 8),
+    )
     assert [label(whole, i) for i in range(3)] == [0, 1, 1] and [label(plain, i) for i in range(3)] == [0, 0, 0]
     ours, theirs = (np.empty((3, 8, 8), np.float32) for _ in range(2))
     for i in range(3):

@@ -77,7 +77,7 @@ def test_numbers_take_names_from_a_file(make: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"classes\.txt names 2 classes, the labels of .* make 3"):
         make(tmp_path, [0, 1, 2])
     (tmp_path / "classes.txt").write_text("same\nsame\n")
-    with pytest.raises(DataError, match=r"classes\.txt: class name 'same' is there twice"):
+    with pytest.raises(DataError, match=r"classes\.txt: class name 'same' occurs twice"):
         make(tmp_path, [0, 1])
 
 

@@ -32,7 +32,7 @@ class Fake(ImageSet):
     root, size, names = Path("fake"), 4, ("a", "b", "c")
 
     def __init__(self, count: int, bad: Sequence[int] = (), slow: Sequence[int] = ()) -> None:
-        self.count = self.found = count
+        self.count = self.num_before_cap = count
         self.bad, self.slow, self.gate = bad, set(slow), threading.Event()
         self.seen: list[int] = []
         self.threads: set[str] = set()

@@ -59,7 +59,7 @@ def test_images_in_the_order_of_the_lines(root: Path) -> None:
         {"label": "two", "file_name": "x//./ü.png"},
     )
     data = open_folder(root)
-    assert (len(data), data.found, data.root, data.size, data.names) == (3, 3, root, 4, ("one", "two"))
+    assert (len(data), data.num_before_cap, data.root, data.size, data.names) == (3, 3, root, 4, ("one", "two"))
     assert wheres(data) == ["x/y/d.png", "a.png", "x/ü.png"]
     assert [(int(data[i][0][0, 0, 0]), data[i][1]) for i in range(3)] == [(30, 1), (0, 0), (40, 1)]
     assert data[0][0].shape == (4, 4, 3) and data.captions is None
@@ -97,7 +97,7 @@ def test_lists_and_caps(root: Path) -> None:
     assert wheres(heldout) == ["b.png", "x/ü.png"] and [heldout[i][1] for i in range(2)] == [1, 0]
     assert wheres(train) == ["a.png", "x/c.png", "x/y/d.png", "x/f.jpg.png"]
     capped = open_folder(root, max_per_class=1)
-    assert (len(capped), capped.found, {capped[i][1] for i in range(2)}) == (2, 6, {0, 1})
+    assert (len(capped), capped.num_before_cap, {capped[i][1] for i in range(2)}) == (2, 6, {0, 1})
     with pytest.raises(DataError, match="no images left"):
         open_folder(root, exclude=names)
 

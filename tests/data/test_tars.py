@@ -1,74 +1,23 @@
 """Tar archives: what is a sample, how archives are read, lists and caps, threads, open files."""
 
-import gzip
 import hashlib
 import io
 import os
-import sys
 import tarfile
 import threading
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from data.archives import PLAIN, greys, labels, open_tars, pack, samples, wheres
+from data.hostile_tars import END, PNG, header, long_name, member, pax, png, record
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-from hostile_tars import END, PNG, header, long_name, member, pax, png, record
-
-from ldit.config.sections import DataConfig
-from ldit.data.formats import tar_index, tars
-from ldit.data.formats.recognise import has_tars
-from ldit.data.formats.tar_index import kept_index, read_tars
+from ldit.data.formats import tars
+from ldit.data.formats.tar_index import read_tars
 from ldit.data.formats.tars import TarImages
-from ldit.data.images.decoding import Decoding
-from ldit.data.source import keep_index, open_run_data
-from ldit.errors import DataError, RunError
-
-PLAIN = Decoding()
-
-
-def pack(path: Path, files: Iterable[tuple[str, bytes]], kind: int = tarfile.USTAR_FORMAT) -> Path:
-    """An archive by the standard library."""
-    with tarfile.open(path, "w", format=kind) as archive:
-        for name, data in files:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return path
-
-
-def samples(count: int, classes: int = 2, prefix: str = "", base: int = 0) -> list[tuple[str, bytes]]:
-    """`count` images, the i-th of grey base + i, and their labels i mod `classes`."""
-    pairs = [
-        ((f"{prefix}{i:04}.png", png(base + i)), (f"{prefix}{i:04}.cls", b"%d\n" % (i % classes))) for i in range(count)
-    ]
-    return [file for pair in pairs for file in pair]
-
-
-def open_tars(root: Path, **settings: Any) -> TarImages:
-    return TarImages(root, 4, PLAIN, **settings)
-
-
-def wheres(data: TarImages) -> list[str]:
-    return [data.where(i) for i in range(len(data))]
-
-
-def greys(data: TarImages) -> list[int]:
-    """Each image's grey, which all of its pixels have."""
-    found = []
-    for i in range(len(data)):
-        image, _ = data[i]
-        assert image.shape == (4, 4, 3) and image.dtype == np.uint8 and (image == image[0, 0, 0]).all()
-        found.append(int(image[0, 0, 0]))
-    return found
-
-
-def labels(data: TarImages) -> list[int]:
-    return [data[i][1] for i in range(len(data))]
+from ldit.errors import DataError
 
 
 def test_shards_in_byte_order_of_their_names(tmp_path: Path) -> None:
@@ -78,7 +27,7 @@ def test_shards_in_byte_order_of_their_names(tmp_path: Path) -> None:
     pack(tmp_path / ".hidden.tar", [])
     (tmp_path / "README.md").write_text("not an archive")
     data = open_tars(tmp_path)
-    assert (len(data), data.found, data.root, data.size, data.names) == (7, 7, tmp_path, 4, ("0", "1"))
+    assert (len(data), data.num_before_cap, data.root, data.size, data.names) == (7, 7, tmp_path, 4, ("0", "1"))
     assert wheres(data)[:3] == ["Z.tar/0000.png", "Z.tar/0001.png", "b.tar/0000.png"]
     assert greys(data) == [0, 1, 100, 101, 102, 200, 201] and labels(data) == [0, 1, 0, 1, 0, 0, 1]
     assert type(data[0][1]) is int
@@ -196,7 +145,7 @@ def test_lists_hold_paths_or_bare_keys(tmp_path: Path) -> None:
     train, heldout = open_tars(tmp_path, exclude=listed, index=index), open_tars(tmp_path, only=listed, index=index)
     assert wheres(heldout) == kept and greys(heldout) == [1, 2, 12] and labels(heldout) == [1, 0, 0]
     assert sorted(wheres(train) + kept) == sorted(wheres(open_tars(tmp_path))) and greys(train) == [0, 10, 11]
-    assert heldout.names == train.names == ("0", "1") and (train.found, heldout.found) == (3, 3)
+    assert heldout.names == train.names == ("0", "1") and (train.num_before_cap, heldout.num_before_cap) == (3, 3)
     for settings in ({"exclude": ["p/0000", "p/0001", "p/0002"]}, {"only": ["nothing"]}, {"only": []}):
         with pytest.raises(DataError, match="no images left"):
             open_tars(tmp_path, **settings)
@@ -205,7 +154,7 @@ def test_lists_hold_paths_or_bare_keys(tmp_path: Path) -> None:
 def test_caps_keep_a_fixed_part_of_each_class(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", samples(20))
     data = open_tars(tmp_path, max_per_class=4)
-    assert (len(data), data.found) == (8, 20) and sorted(labels(data)) == [0] * 4 + [1] * 4
+    assert (len(data), data.num_before_cap) == (8, 20) and sorted(labels(data)) == [0] * 4 + [1] * 4
     assert wheres(data) == sorted(wheres(data)) and wheres(data) == wheres(open_tars(tmp_path, max_per_class=4))
     assert wheres(data) != wheres(open_tars(tmp_path))[:8]
     assert wheres(open_tars(tmp_path, max_per_class=10)) == wheres(open_tars(tmp_path))
@@ -267,143 +216,3 @@ def test_a_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for index, name in ((1, "bad"), (2, "none")):
         with pytest.raises(DataError, match=rf"^cannot read image {tmp_path}/a\.tar/x/{name}\.png: \S"):
             data[index]
-
-
-def test_an_archive_that_changes_is_noticed(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", samples(2))
-    data = open_tars(tmp_path)
-    os.utime(path, ns=(0, 0))
-    with pytest.raises(RunError, match=r"^cannot read image .*a\.tar/0000\.png: .*a\.tar has changed"):
-        data[0]
-    data = open_tars(tmp_path)
-    assert data[0][1] == 0
-    os.truncate(path, 600)
-    with pytest.raises(RunError, match=r"a\.tar/0001\.png: the archive has become shorter"):
-        data[1]
-    path.unlink()
-    assert data[0][1] == 0  # still open
-    with pytest.raises(RunError, match=r"a\.tar/0000\.png: cannot open .*a\.tar: No such file"):
-        open_tars(tmp_path, index=data.index)[0]
-
-
-def test_an_archive_that_ends_too_early_is_truncated(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", [("a.cls", b"0"), ("a.png", PNG)])
-    whole = path.read_bytes()
-    end = whole.index(PNG) + len(PNG)
-    assert end % 512
-    for cut in (end, end + 1):  # within the padding
-        path.write_bytes(whole[:cut])
-        with pytest.raises(DataError, match=rf"^{path}: .*truncated.*unexpected end of data"):
-            open_tars(tmp_path)
-    path.write_bytes(whole[: end - 1])
-    with pytest.raises(DataError, match=rf"claims {len(PNG)} bytes, but the archive ends {len(PNG) - 1} later"):
-        open_tars(tmp_path)
-    path.write_bytes(whole[: end + -end % 512])
-    with pytest.raises(DataError, match="without an end mark"):
-        open_tars(tmp_path)
-
-
-def test_a_kept_index_is_read_instead_of_the_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second start reads no header: the same set, images, fingerprint. Nothing is written but into the folder."""
-    root, kept = tmp_path / "set", tmp_path / "run"
-    root.mkdir(), kept.mkdir()
-    pack(root / "a.tar", samples(3))
-    pack(root / "b.tar", samples(3, base=50))
-    (root / "classes.txt").write_text("cat\ndog")
-    before = sorted(os.listdir(root))
-    first = open_tars(root)
-    first.index.keep(root, kept)
-    assert sorted(os.listdir(root)) == before and os.listdir(kept) == [kept_index(root, kept).name]
-    with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "members", lambda *_: pytest.fail("an archive's headers were read"))
-        second = open_tars(root, index=read_tars(root, kept))
-    assert second.names == ("cat", "dog") and wheres(second) == wheres(first) and greys(second) == greys(first)
-    assert labels(second) == labels(first) and second.fingerprint() == first.fingerprint()
-    other = tmp_path / "other"
-    other.mkdir()
-    pack(other / "a.tar", samples(2))
-    assert len(read_tars(other, kept).members) == 2  # another set's index is not this one's
-
-
-@pytest.mark.parametrize("change", ["size", "time", "one more", "class names", "damaged", "truncated"])
-def test_a_kept_index_that_is_not_true_any_more(change: str, tmp_path: Path) -> None:
-    root, kept = tmp_path / "set", tmp_path / "run"
-    root.mkdir(), kept.mkdir()
-    path = pack(root / "a.tar", samples(3))
-    read_tars(root).keep(root, kept)
-    status, file = path.stat(), kept_index(root, kept)
-    match change:
-        case "size":
-            pack(path, samples(40))
-            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        case "time":
-            path.write_bytes(path.read_bytes().replace(b"0002", b"0009"))  # breaks the header's checksum
-            os.utime(path, ns=(0, status.st_mtime_ns + 1))
-        case "one more":
-            pack(root / "b.tar", samples(2))
-        case "class names":
-            (root / "classes.txt").write_text("cat\ndog")
-        case "damaged":
-            file.write_bytes(b"x" * file.stat().st_size)
-        case "truncated":
-            os.truncate(file, file.stat().st_size // 2)
-    if change == "time":
-        with pytest.raises(DataError, match="no tar header"):
-            read_tars(root, kept)
-        return
-    index, fresh = read_tars(root, kept), read_tars(root)
-    assert index.names == fresh.names and len(index.members) == len(fresh.members) == len(index.labels)
-    index.keep(root, kept)
-    assert len(read_tars(root, kept).members) == len(fresh.members)
-
-
-def test_a_folder_that_takes_no_index_is_no_error(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", samples(2))
-    read_tars(path).keep(path, tmp_path / "none")
-    assert sorted(os.listdir(tmp_path)) == ["a.tar"] and len(read_tars(path, tmp_path / "none").members) == 2
-
-
-def test_packed_archives_are_named(tmp_path: Path) -> None:
-    plain = pack(tmp_path / "a.tar", samples(2)).read_bytes()
-    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(plain))
-    assert has_tars(tmp_path) and has_tars(tmp_path / "b.tar.gz")
-    for root in (tmp_path, tmp_path / "b.tar.gz"):
-        with pytest.raises(DataError, match=r"b\.tar\.gz is packed: random access needs a plain tar"):
-            open_tars(root)
-    (tmp_path / "b.tar.gz").rename(tmp_path / "b.tar")
-    with pytest.raises(DataError, match=r"b\.tar is packed \(gzip\): random access needs a plain tar"):
-        open_tars(tmp_path)
-
-
-def test_where_there_are_tars(tmp_path: Path) -> None:
-    assert not has_tars(tmp_path) and not has_tars(tmp_path / "none.tar")
-    (tmp_path / "._a.tar").touch()
-    (tmp_path / "tar").touch()
-    assert not has_tars(tmp_path) and not has_tars(tmp_path / "tar")
-    with pytest.raises(DataError, match=r"no \*\.tar in"):
-        open_tars(tmp_path)
-    with pytest.raises(DataError, match=r"no folder or tar file .*none\.tar"):
-        open_tars(tmp_path / "none.tar")
-    (tmp_path / "A.TAR").touch()
-    assert has_tars(tmp_path) and has_tars(tmp_path / "A.TAR")
-
-
-def test_a_run_keeps_the_index_and_its_next_start_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of a set whose labels a run does not use; nothing is kept of sets without an index."""
-    root, run = tmp_path / "set", tmp_path / "run"
-    root.mkdir(), run.mkdir()
-    pack(root / "a.tar", samples(4))
-    (root / "heldout.txt").write_text("0003\n")
-    config = DataConfig(str(root), 4)
-    first, _ = open_run_data(config, 0, index_dir=run)
-    assert os.listdir(run) == []
-    keep_index(first, run)
-    assert os.listdir(run) == [kept_index(root, run).name]
-    monkeypatch.setattr(tar_index, "members", lambda *_: pytest.fail("an archive's headers were read"))
-    train, heldout = open_run_data(config, 2, index_dir=run)
-    assert heldout is not None and (len(train), len(heldout), train.names) == (3, 1, ("0", "1"))
-    (root / "a.tar").rename(tmp_path / "a.tar")
-    (root / "0.png").write_bytes(PNG)
-    (root / "heldout.txt").unlink()
-    keep_index(open_run_data(config, 0, index_dir=run)[0], run)
-    assert len(os.listdir(run)) == 1

@@ -37,7 +37,13 @@ class Mine:
 
 def test_it_is_cut_flipped_and_ordered_as_any_other() -> None:
     data = UserSet(Mine(), 8)
-    assert (len(data), data.found, data.names, data.shape, data.cache) == (10, 10, ("cat", "dog"), (3, 8, 8), None)
+    assert (len(data), data.num_before_cap, data.names, data.shape, data.cache) == (
+        10,
+        10,
+        ("cat", "dog"),
+        (3, 8, 8),
+        None,
+    )
     order = EpochOrder(10, 7)
     batches = list(Loader(data, 5, 7, True, workers=2).from_step(0, 4))
     flipped = 0

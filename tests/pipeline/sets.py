@@ -13,6 +13,8 @@ from ldit.pipeline.load import Pipeline
 from ldit.pipeline.sets.make import make_set
 
 NUM, BATCH = 22, 4
+BLOCKS = -(-NUM // BATCH)
+KINDS = ["set", "set.npz"]
 OPTIONS = {"steps": "3", "seed": 5}
 
 

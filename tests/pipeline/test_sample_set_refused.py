@@ -8,18 +8,11 @@ from typing import Any
 import pytest
 import torch
 from pipeline.models import tiny_flow
-from pipeline.sets import NUM, OPTIONS, contents, exported, job, made
+from pipeline.sets import KINDS, NUM, OPTIONS, contents, exported, job, made
 
 from ldit.cli.main import main
 from ldit.errors import LditError, RequestError, RunError
 from ldit.storage import manifest
-
-KINDS = ["set", "set.npz"]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(tmp_path_factory.mktemp("source") / "model")
 
 
 @pytest.mark.parametrize("kind", KINDS)

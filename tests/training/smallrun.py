@@ -41,11 +41,11 @@ class Images(ImageSet):
 
     def __init__(self, count: int = 20) -> None:
         random = np.random.RandomState(0)
-        self.found = count
+        self.num_before_cap = count
         self.images = random.randint(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8)
 
     def __len__(self) -> int:
-        return self.found
+        return self.num_before_cap
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.images[index], index % CLASSES
@@ -54,7 +54,7 @@ class Images(ImageSet):
         return f"image {index}"
 
     def fingerprint(self) -> str:
-        return f"{self.found} images of noise"
+        return f"{self.num_before_cap} images of noise"
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

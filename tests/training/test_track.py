@@ -140,7 +140,7 @@ def test_wandb_says_what_it_keeps(
     metrics.cut(4)
     assert caplog.messages == []
     tracker.cut(4)
-    assert caplog.messages == ["W&B keeps the records of steps after 4 that it has; metrics.jsonl has the new ones"]
+    assert caplog.messages == ["W&B keeps its old records of steps after 4; metrics.jsonl has the new ones"]
     assert (len(wandb.started), wandb.finished) == (1, 0)
 
 

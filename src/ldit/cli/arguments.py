@@ -1,4 +1,4 @@
-"""A request or a configuration from flags, through tyro; every mistake is one line."""
+"""Parses flags into a request or a configuration with tyro; every mistake is one line."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,16 @@ _FRAME = "╭╮╰╯─│ "
 
 def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None = None, default: Any = None) -> T:
     """An instance of `cls` from flags; ConfigError with one line when they do not fit. Hyphens and underscores in flags
-    are the same. `--help` prints and exits 0. `default`: an instance whose values are the defaults of a tree of
-    sections."""
+    mean the same. `--help` prints the help and exits with 0. `default`: for a configuration, the instance whose values
+    are the defaults."""
     if {"-h", "--help"} & set(argv):
         from ldit.cli.help import help_text
 
         print(help_text(cls, prog, description, default))
         raise SystemExit(0)
-    import tyro  # a tenth of a second, which help need not wait for
+    import tyro  # takes a tenth of a second, which help saves
 
+    # tyro prints its errors in a box and exits: take the first paragraph of it as the message.
     arguments = _spell_booleans(cls, _name_first(cls, list(argv)))
     printed = io.StringIO()
     try:
@@ -46,7 +47,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
 
 
 def for_tyro(cls: type[Any]) -> type[Any]:
-    """The class, or where its fields have metadata one that says the same in tyro's words."""
+    """The class, or if its fields have metadata, a class that says the same by tyro's annotations."""
     import tyro
 
     if not any(entry.metadata for entry in dataclasses.fields(cls)):
@@ -67,7 +68,7 @@ def for_tyro(cls: type[Any]) -> type[Any]:
 
 
 def _name_first(cls: type[Any], argv: list[str]) -> list[str]:
-    """The first argument with its flag, where a field has one and may also stand first."""
+    """The arguments with a flag put before the first one, for a field that can be given either way."""
     for entry in dataclasses.fields(cls):
         aliases = entry.metadata.get(ALIASES, ())
         if entry.metadata.get(POSITIONAL) and aliases and argv and not argv[0].startswith("-"):
@@ -76,7 +77,7 @@ def _name_first(cls: type[Any], argv: list[str]) -> list[str]:
 
 
 def _unknown_flag(cls: type[Any], argv: Sequence[str], default: Any) -> str | None:
-    """The first flag that does not exist, and the one it is most like."""
+    """A message with the first flag that does not exist, and the most similar one; None if all exist."""
     from ldit.cli.help import rows
 
     known = {name for row in rows(cls, default) for name in row.flags}
@@ -88,15 +89,16 @@ def _unknown_flag(cls: type[Any], argv: Sequence[str], default: Any) -> str | No
 
 
 def _spell_booleans(cls: type[Any], argv: list[str]) -> list[str]:
-    """`--section.flag true|false` as tyro's `--section.flag` / `--section.no-flag`; other values that are spelled so
-    (qk_norm) get Python's capital."""
+    """Rewrite `--section.flag true|false` as tyro's `--section.flag` / `--section.no-flag`. For other fields that take
+    true and false (qk_norm) these words get Python's capital letter."""
     flags = set(_bool_flags(cls))
     out: list[str] = []
     for token in argv:
         value = token.casefold()
         if value not in ("true", "false") or not out or not out[-1].startswith("--"):
             switch = out[-1].replace("_", "-") if out else ""
-            if switch in flags and "." in switch and not token.startswith("--"):  # without a section: a word may follow
+            # After a flag without a section a word may follow: an argument of its own.
+            if switch in flags and "." in switch and not token.startswith("--"):
                 raise ConfigError(f"{out[-1]}: expected true or false, got {token[:80]!r}")
             out.append(token)
         elif out[-1].replace("_", "-") not in flags:
@@ -108,7 +110,7 @@ def _spell_booleans(cls: type[Any], argv: list[str]) -> list[str]:
 
 
 def _bool_flags(cls: type[Any], prefix: str = "--") -> Iterator[str]:
-    """The flags of every plain bool field of a dataclass tree."""
+    """The flags of all bool fields of a dataclass tree."""
     for name, hint in typing.get_type_hints(cls).items():
         own = prefix + name.replace("_", "-")
         if hint is bool:
@@ -119,7 +121,7 @@ def _bool_flags(cls: type[Any], prefix: str = "--") -> Iterator[str]:
 
 
 def _first_paragraph(box: str) -> str:
-    """The message of tyro's box, up to its first rule, as one line."""
+    """The message in tyro's box, up to its first empty line, as one line."""
     lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = re.sub(r"\x1b\[[0-9;]*m", "", line)

@@ -1,4 +1,4 @@
-"""The table of commands: name, one line of help, request and function. Both are named, and imported when called."""
+"""The table of commands: name, line of help, request and function. Modules are imported when a command runs."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ class Command:
     line: str
     """What it does, for `ldit --help`."""
     request: str
-    """"module:class" of its request, whose fields are its flags; "" for a function that is given the arguments."""
+    """"module:class" of its request, whose fields are its flags; "" for a function that parses the arguments itself."""
     function: str
-    """"module:function": takes the request, returns the exit code."""
+    """"module:function", which takes the request and returns the exit code."""
     text: str = ""
-    """More than the line, for its own help."""
+    """A longer description for its own help."""
 
 
 GROUPS = ("train", "sample", "evaluate", "data", "checkpoints", "other")
@@ -27,7 +27,7 @@ TABLE = (
     Command("recipes", "train", "list the recipes", f"{_REQUESTS}.other:RecipesRequest", f"{_COMMANDS}.recipes:run"),
     Command(
         "plot", "train", "draw the curves of runs", f"{_REQUESTS}.plot:PlotRequest", f"{_COMMANDS}.plot:run",
-        "Draw the curves of runs as one PNG, a panel a key.",
+        "Draw the curves of runs as one image, with a panel for each key.",
     ),
     Command(
         "launch slurm", "train", "write the batch script of a cluster", "", "ldit.cli.launch:run",
@@ -39,27 +39,29 @@ TABLE = (
         "torchrun or srun share the work among processes.",
     ),
     Command(
-        "evaluate", "evaluate", "measure images: FID and its kin, precision, recall",
+        "evaluate", "evaluate", "measure images: FID and other Fréchet distances, precision, recall",
         f"{_REQUESTS}.evaluate:EvaluateRequest", f"{_COMMANDS}.evaluate:run",
-        "Measure images: FID and its kin in any features, Inception Score, precision, recall, KID. A checkpoint's "
-        "images are made and kept nowhere; torchrun shares the work among processes.",
+        "Measure images: FID and Fréchet distances in other features, Inception Score, precision, recall, KID. Samples "
+        "of a checkpoint are made in memory and not kept; torchrun shares the work among processes.",
     ),
     Command(
         "stats", "evaluate", "compute the statistics of a set of images, as a reference",
         f"{_REQUESTS}.evaluate:StatsRequest", f"{_COMMANDS}.evaluate:run_stats",
-        "Compute the features' mean and covariance of a set of images, in a file that is a reference for "
+        "Compute mean and covariance of the features of a set of images, and write them to a file, a reference for "
         "`ldit evaluate`. torchrun shares the work among processes.",
     ),
     Command(
         "encode", "data", "make a latent cache of a set of images",
         f"{_REQUESTS}.encode:EncodeRequest", f"{_COMMANDS}.encode:run",
-        "Images through an autoencoder into a latent cache, which trains as the images would. Rerun the same command "
-        "to finish a cache that was interrupted; torchrun or srun share the work among processes.",
+        "Encode images with an autoencoder into a latent cache: training on it gives what the images give, and is "
+        "faster. Rerun the same command to finish a cache that was interrupted; torchrun or srun share the work among "
+        "processes.",
     ),
     Command(
         "data check", "data", "check a set of images",
         f"{_REQUESTS}.data:CheckRequest", f"{_COMMANDS}.data:run_check",
-        "Decode every image of a set and report what it holds. Exit code 1 when anything is bad.",
+        "Decode every image of a set and report bad images, sizes, modes, classes and duplicates. Exit code 1 when "
+        "anything is bad.",
     ),
     Command(
         "info", "checkpoints", "describe a checkpoint without loading it",
@@ -69,8 +71,9 @@ TABLE = (
     Command(
         "convert", "checkpoints", "write a checkpoint in another layout",
         f"{_REQUESTS}.convert:ConvertRequest", f"{_COMMANDS}.convert:run",
-        "Write a checkpoint in another layout. Raw and EMA weights both travel where both are there; an autoencoder's "
-        "EMA weights become a codec's folder (diffusers). A codec given by path is copied into an ldit export.",
+        "Write a checkpoint in another layout. Raw and EMA weights are both written if the source has both. The EMA "
+        "weights of an autoencoder's run become a folder that can be used as a codec (diffusers layout). A codec that "
+        "the source names by path is copied into an ldit export.",
     ),
     Command(
         "ema", "checkpoints", "reconstruct an EMA of any length from a run's snapshots",
@@ -91,7 +94,7 @@ TABLE = (
         "doctor", "other", "report on this installation, and how to fix what is missing",
         f"{_REQUESTS}.other:DoctorRequest", f"{_COMMANDS}.doctor:run",
         "Report versions, devices, where models and weights are looked for, which extras are installed, and the "
-        "command that fixes each lack.",
+        "command that installs each missing one.",
     ),
 )  # fmt: skip
 PLANNED = ("plan", "demo", "serve", "push")

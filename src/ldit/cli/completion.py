@@ -1,4 +1,4 @@
-"""`ldit --tyro-print-completion bash|zsh|tcsh`: the shell's completion of commands and flags, written by tyro."""
+"""`ldit --tyro-print-completion bash|zsh|tcsh`: a script for shell completion, written by tyro."""
 
 import contextlib
 import importlib
@@ -18,7 +18,8 @@ FLAG = "--tyro-print-completion"
 
 
 def print_completion(shell: list[str]) -> int:
-    """Print the script for "bash", "zsh" or "tcsh"."""
+    """Print the script for `shell`: ["bash"], ["zsh"] or ["tcsh"]."""
+    # One class that has all commands as choices: tyro writes the script for it.
     commands = [(name, _command(name)) for name in NAMES]
     printed = io.StringIO()
     try:
@@ -27,14 +28,14 @@ def print_completion(shell: list[str]) -> int:
     except SystemExit as stop:
         if stop.code:
             raise
-    # A flag's text may have several lines, of which the script would offer each as a word.
+    # A flag's text may have several lines, and the script would offer each line as a word.
     for line in printed.getvalue().splitlines():
         print(line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line)
     return 0
 
 
 def _command(name: str) -> Any:
-    """What tyro reads the flags of a command from: with subcommands or recipes, a class with a choice of them."""
+    """The class from which tyro reads the flags of a command; one with subcommands or recipes has a choice of them."""
     rows = rows_of(name)
     if name == "train":
         return _with_choice(name, [(one, _recipe(one)) for one in RECIPES])
@@ -44,7 +45,7 @@ def _command(name: str) -> Any:
 
 
 def _request(place: str) -> Any:
-    """The request of a row; `ldit launch slurm`, which has two sets of flags, names none."""
+    """The class of a row's request. Only `ldit launch slurm`, which has two sets of flags, has none in the table."""
     if not place:
         return for_tyro(SlurmRequest)
     module, _, kind = place.partition(":")
@@ -59,7 +60,7 @@ def _recipe(name: str) -> Any:
 
 
 def _with_choice(name: str, kinds: list[tuple[str, Any]]) -> Any:
-    if len(kinds) == 1:  # a choice of one would be none
+    if len(kinds) == 1:  # with a single choice tyro would omit the subcommand
         kinds = [*kinds, ("--help", None)]
     return make_dataclass(name, [("subcommand", _choice(kinds))])
 

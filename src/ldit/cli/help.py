@@ -1,4 +1,4 @@
-"""Help of a command from the fields of its request: their names, types, defaults and docstrings, under headings."""
+"""Help of a command, made from names, types, defaults and docstrings of the fields of its request."""
 
 import ast
 import inspect
@@ -25,15 +25,16 @@ class Row:
 
     group: str
     flags: tuple[str, ...]
-    """All its names, "--steps" first; none for an argument without a flag."""
+    """All its names, such as "--steps"; none for an argument without a flag."""
     metavar: str
     text: str
     required: bool = False
     is_first: bool = False
-    """Whether it stands without a flag, or may: then as the first argument."""
+    """Whether it can be given without a flag, as the first argument."""
 
     @property
     def head(self) -> str:
+        """Flags and metavar, as help shows them."""
         return " ".join(filter(None, (", ".join(self.flags), self.metavar)))
 
 
@@ -43,6 +44,7 @@ def rows(cls: type[Any], default: Any = None) -> list[Row]:
 
 
 def _rows(cls: type[Any], default: Any, prefix: str, section: str) -> Iterator[Row]:
+    """The arguments of `cls`; `prefix` comes before their names, `section` is the heading they belong to."""
     docs = docstrings(cls)
     hints = typing.get_type_hints(cls)
     for entry in fields(cls):
@@ -60,24 +62,25 @@ def _rows(cls: type[Any], default: Any, prefix: str, section: str) -> Iterator[R
 
 
 def _has_no_flag(hint: Any, value: Any) -> bool:
-    """A section's kind, which has one value; a section that is absent."""
+    """Whether a field cannot be set by a flag: the kind of a section, which has one value, or an absent section."""
     if typing.get_origin(hint) is Literal:
         return len(typing.get_args(hint)) == 1
     return value is None and any(map(is_dataclass, typing.get_args(hint)))
 
 
 def _row(entry: "Field[Any]", hint: Any, value: Any, prefix: str, group: str, doc: str) -> Row:
+    """The row of one field, whose default is `value`."""
     metavar = entry.metadata.get(METAVAR) or metavar_of(hint)
     aliases = entry.metadata.get(ALIASES, ())
     if entry.metadata.get(POSITIONAL):
         metavar = entry.metadata.get(METAVAR) or entry.name.upper().replace("_", "-")
         flags = tuple(spelled(name) for name in aliases)
         return Row(
-            group, flags, metavar, f"{doc} It may stand first, without {flags[0]}." if flags else doc, True, True
+            group, flags, metavar, f"{doc} As the first argument it needs no {flags[0]}." if flags else doc, True, True
         )
     flags = tuple(spelled(f"{prefix}{name}") for name in (entry.name, *aliases))
     if hint is bool:
-        # A flag that is off is switched on by its name alone; sections show both forms of each.
+        # A flag that is off by default is shown by its name alone, others with both forms.
         if prefix or value:
             return Row(group, (*flags, spelled(f"{prefix}no-{entry.name}")), "", f"{doc} {_default_words(value)}")
         return Row(group, flags, "", doc)
@@ -85,6 +88,7 @@ def _row(entry: "Field[Any]", hint: Any, value: Any, prefix: str, group: str, do
 
 
 def _default_of(entry: "Field[Any]", default: Any) -> Any:
+    """The value of a field in `default`, else the field's own default; MISSING where it is required."""
     if default is not None and not isinstance(default, type) and hasattr(default, entry.name):
         value = getattr(default, entry.name)
         return value if is_dataclass(value) or _is_plain(value) else MISSING
@@ -94,12 +98,12 @@ def _default_of(entry: "Field[Any]", default: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a value that help can show; tyro marks a missing one by an object of its own."""
+    """Whether help can show the value; tyro marks a missing one by an object of its own."""
     return value is None or isinstance(value, (bool, int, float, str, Path, tuple, list))
 
 
 def _default_words(value: Any) -> str:
-    """How a default reads; nothing where the text says it or there is none."""
+    """The default in words; "" where there is none, or where the docstring describes it."""
     if value is MISSING or value is None or value in ("", (), []):
         return "" if value is not MISSING else "(required)"
     if isinstance(value, bool):
@@ -110,7 +114,7 @@ def _default_words(value: Any) -> str:
 
 
 def metavar_of(hint: Any) -> str:
-    """N, X, TEXT, PATH, {a,b} or several of them; None is left out: the text says what it stands for."""
+    """N, X, TEXT, PATH, {a,b} or several of them. None is left out: the docstring says what it means."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return metavar_of(parts[0])
@@ -135,7 +139,7 @@ def _declared_in(cls: type[Any], name: str) -> str:
 
 
 def heading(cls: type[Any]) -> str:
-    """The first words of a class's docstring, up to a colon, where they are a heading."""
+    """The words of a class's docstring before a colon, if they are one of the headings; else the first heading."""
     first = (cls.__doc__ or "").partition(":")[0]
     return first if first.split(" (")[0] in HEADINGS else HEADINGS[0]
 
@@ -148,7 +152,7 @@ def docstrings(cls: type[Any]) -> dict[str, str]:
             continue
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except OSError:  # made at run time: there is no source to read
+        except OSError:  # a class that was made at run time has no source
             continue
         assert isinstance(body, ast.ClassDef)
         for field, text in zip(body.body, body.body[1:], strict=False):
@@ -159,7 +163,8 @@ def docstrings(cls: type[Any]) -> dict[str, str]:
 
 
 def help_text(cls: type[Any], prog: str, description: str | None = None, default: Any = None) -> str:
-    """All of a command's help: usage, what it does, and its arguments under their headings."""
+    """The help of a command: usage, what it does, and its arguments under their headings."""
+    # Usage and description.
     width, bold = min(shutil.get_terminal_size((100, 24)).columns, 120), _bold()
     listed = rows(cls, default)
     first = [row.metavar for row in listed if row.is_first]
@@ -169,6 +174,7 @@ def help_text(cls: type[Any], prog: str, description: str | None = None, default
         description = " ".join((cls.__doc__ or "").removeprefix(f"{HEADINGS[0]}: ").split())
     if description:
         blocks.append("\n".join(_filled(paragraph, width, "") for paragraph in description.splitlines()))
+    # The arguments under their headings, required ones first.
     sections = _section_texts(default)
     for group in sorted(dict.fromkeys(row.group for row in listed), key=_place):
         lines = [bold(group)]
@@ -187,7 +193,7 @@ def _place(group: str) -> int:
 
 
 def _entry(row: Row, width: int) -> str:
-    """The names of an argument, and beside or below them what it is."""
+    """An argument: its names, and its text beside or below them."""
     head = f"  {row.head}"
     if not row.text:
         return head
@@ -205,7 +211,7 @@ def _filled(text: str, width: int, indent: str) -> str:
 
 
 def _section_texts(default: Any, prefix: str = "") -> dict[str, str]:
-    """What each section of a configuration is, from the docstring of its class."""
+    """Section -> the first paragraph of the docstring of its class."""
     texts: dict[str, str] = {}
     for entry in fields(default) if is_dataclass(default) else ():
         value = getattr(default, entry.name)
@@ -217,6 +223,6 @@ def _section_texts(default: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _bold() -> Callable[[str], str]:
-    """For headings, on a terminal that shows it."""
-    shows = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    return (lambda text: f"\033[1m{text}\033[0m") if shows else (lambda text: text)
+    """The function that makes a heading bold, where stdout is a terminal."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return (lambda text: f"\033[1m{text}\033[0m") if is_terminal else (lambda text: text)

@@ -24,7 +24,8 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 an error the user can fix, 1 a failed run, 130 / 138 / 143 stopped by a signal."""
+    """Run a command line. Returns the exit code: 0 done, 2 an error the user can fix, 1 a failed run, 130 / 138 / 143
+    stopped by a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(name: str, arguments: list[str]) -> int:
     """Run the command of this name and return its exit code; LditError for what the user can fix."""
+    # What is no command: help, version, completion.
     if name in ("", "-h", "--help", "help"):
         print(usage())
         return 0 if name else 2
@@ -43,6 +45,7 @@ def dispatch(name: str, arguments: list[str]) -> int:
         return 0
     if name == "--tyro-print-completion":
         return int(_imported("ldit.cli.completion:print_completion")(arguments))
+    # Find the command in the table.
     if name in PLANNED:
         raise LditError(f"ldit {name} is not built yet")
     rows = rows_of(name)
@@ -50,7 +53,7 @@ def dispatch(name: str, arguments: list[str]) -> int:
         raise LditError(f"unknown command {name!r}{nearest(name, NAMES)} (commands: {', '.join(NAMES)})")
     if rows[0].name == name:
         return _run(rows[0], arguments)
-    # A command with subcommands: the first argument names one.
+    # A command with subcommands: the first argument names one. Help without it lists them.
     subcommands = {row.name.removeprefix(f"{name} "): row for row in rows}
     subcommand = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if subcommand is None and len(rows) == 1 and {"-h", "--help"} & set(arguments):
@@ -83,7 +86,8 @@ def _imported(place: str) -> Any:
 def guard(command: Callable[[], int], debug: bool = False) -> int:
     """Run `command()`; a LditError becomes one line on stderr and its exit code.
 
-    A process of several that failed leaves at once: interpreters wait for threads, and those for other processes.
+    If one of several processes fails, it exits at once. A normal exit would wait for threads, which may wait for other
+    processes.
     """
     try:
         code = _guarded(command, debug)
@@ -106,13 +110,13 @@ def _one_of_several() -> bool:
 
 
 def _flush() -> None:
-    """OSError where output cannot be written; without a stdout there is nothing to do."""
+    """Flush stdout, if there is one; OSError when the output cannot be written."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def _drop_unwritable_output() -> None:
-    """Else the interpreter tries to write it again at its end, and complains."""
+    """Redirect stdout to nothing if it cannot be written; else the interpreter tries again at exit, and reports it."""
     try:
         _flush()
     except OSError:
@@ -120,6 +124,7 @@ def _drop_unwritable_output() -> None:
 
 
 def _guarded(command: Callable[[], int], debug: bool) -> int:
+    """Run `command()`; every exception becomes one line and an exit code, or is raised with `debug`."""
     try:
         code = command()
         _flush()
@@ -130,7 +135,7 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
         if not error.said_elsewhere:
             print(f"ldit: {' '.join(str(error).split())}", file=sys.stderr)
         return error.code
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # the reader of the output closed it, as `head` does
         return 1
     except OSError as error:
         if debug:
@@ -149,6 +154,6 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
 
 
 def _place(error: BaseException) -> str:
-    """The line of the user's file that an exception came from, else how to see where."""
+    """The line of the user's file that raised an exception, else how to see the traceback."""
     registry = sys.modules.get("ldit.config.recipes.registry")
     return (registry.place_of(error) if registry is not None else "") or " (--debug shows where)"

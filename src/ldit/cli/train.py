@@ -12,12 +12,12 @@ from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_direct
 from ldit.config.run import BaseRun
 from ldit.errors import ConfigError
 
-SHOWN = "emoji64-class-xs"  # whose defaults `ldit train --help` shows
+SHOWN = "emoji64-class-xs"  # the recipe whose defaults `ldit train --help` shows
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a command line of `ldit train` asks for."""
+    """A parsed command line of `ldit train`."""
 
     out: Path
     experiment: Experiment
@@ -29,18 +29,20 @@ class TrainRequest:
 
 @dataclass
 class _Out:
-    """Flags beside those of the configuration."""
+    """Flags in addition to those of the configuration."""
 
     out: Path
     """Run directory; rerun the same command to resume it."""
 
 
 def parse_arguments(arguments: list[str]) -> TrainRequest:
-    """RECIPE and flags of a command line; ConfigError when they do not fit. A user's FILE.py is run for its recipe."""
+    """Parse RECIPE and flags; ConfigError when they do not fit. A user's FILE.py is executed for its recipe."""
+    # The recipe's values are the defaults of the flags.
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
     experiment = find_experiment(name or SHOWN)
+    # A class whose fields are --out and the sections of this kind of run.
     flags, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
     kind = type(experiment.config)
     form = make_dataclass("TrainFlags", [("config", Annotated[kind, tyro.conf.arg(name="")])], bases=(_Out,))
@@ -60,10 +62,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _description(name: str | None) -> str:
+    """The text at the top of help; without a recipe it lists all of them."""
     if name is None:
         rows = "\n".join(f"  {key}: {recipe_function(key).__doc__}" for key in RECIPES)
         return (
-            f"Train a recipe, FILE.py:FUNCTION, or a run directory further:\n{rows}\nThe defaults below are {SHOWN}'s."
+            "Train RECIPE: a name of this list, FILE.py:FUNCTION for a recipe of your own, or a run directory to "
+            f"resume.\n{rows}\nThe defaults below are those of {SHOWN}."
         )
     if name in RECIPES:
         return f"{recipe_function(name).__doc__} The defaults below are this recipe's."

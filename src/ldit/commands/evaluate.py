@@ -1,4 +1,4 @@
-"""`ldit evaluate`, `ldit stats` and `ldit.evaluate`: images against a reference."""
+"""`ldit evaluate`, `ldit stats` and `ldit.evaluate`: metrics of images against a reference."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ldit.log import setup
 
 
 class EvaluateKeywords(TypedDict, total=False):
-    """The fields of `ldit.config.requests.evaluate.EvaluateRequest`, which says what each means, and their aliases."""
+    """The fields of `ldit.config.requests.evaluate.EvaluateRequest`, where each is described, and their aliases."""
 
     num: int | None
     image_size: int | None
@@ -62,9 +62,9 @@ class EvaluateKeywords(TypedDict, total=False):
 
 
 def evaluate(source: str | Path, reference: str | Path, **keywords: Unpack[EvaluateKeywords]) -> dict[str, Any]:
-    """`ldit.evaluate`: FID and its kin, Inception Score, precision, recall and KID of a checkpoint's images, or of
-    images that exist, against a reference. The dict is what `ldit evaluate --json` writes. Errors as in
-    `ldit.eval.evaluate.evaluate`."""
+    """`ldit.evaluate`: FID and Fréchet distances in other features, Inception Score, precision, recall and KID of
+    samples of a checkpoint, or of existing images, against a reference. Returns the dict that `ldit evaluate --json`
+    writes. Errors as in `ldit.eval.evaluate.evaluate`."""
     given = {**keywords, "source": str(source), "reference": str(reference)}
     return measure(from_keywords(EvaluateRequest, given, "evaluate"), lambda table: None)
 
@@ -72,7 +72,7 @@ def evaluate(source: str | Path, reference: str | Path, **keywords: Unpack[Evalu
 def run(request: EvaluateRequest) -> int:
     """`ldit evaluate`."""
     setup()
-    measure(request, partial(print, flush=True))  # output that fails is known at once
+    measure(request, partial(print, flush=True))  # flush, so that output that fails is noticed at once
     return 0
 
 

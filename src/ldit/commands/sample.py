@@ -1,4 +1,4 @@
-"""`ldit sample`: images to files, as a labelled grid, single PNGs with their settings inside, latents, or a set."""
+"""`ldit sample`: writes a labelled grid, single PNGs with their settings inside, latents, or a set of images."""
 
 import json
 import os
@@ -57,7 +57,8 @@ def run(request: SampleRequest) -> int:
 
 
 def _run_set(request: SampleRequest, num: int, out: Path) -> int:
-    # What makes single images has no meaning in a set.
+    """Make a set of `num` images in `out`; returns the exit code."""
+    # Refuse flags that have no meaning for a set.
     if request.latents_out is not None:
         raise RequestError("latents_out: a set holds images; leave out --latents-out, or --num")
     if request.per_class != 1:
@@ -67,6 +68,7 @@ def _run_set(request: SampleRequest, num: int, out: Path) -> int:
             raise RequestError(
                 f"{name}: sets are made from noise of --seed alone; leave out --num or --{name.replace('_', '-')}"
             )
+    # Make it, or this process's share of it. A signal leaves the finished images.
     setup()
     try:
         is_complete = make_set(request, num, out)
@@ -79,10 +81,10 @@ def _run_set(request: SampleRequest, num: int, out: Path) -> int:
 
 
 def make_images(request: SampleRequest, published: bool = False) -> Iterator[str]:
-    """Sample and write; yields a line for each thing done. Every error of the request or of the files to write is
-    raised before weights are read. `published`: the original's unlabelled grid and its three guided channels."""
+    """Sample and write files; yields a line of text after each step. Errors of the request or of the files to write are
+    raised before weights are read. `published`: an unlabelled grid and three guided channels, as the original has."""
     _check_targets(request)
-    # Check everything against the spec alone.
+    # Check the request against the spec, without weights.
     opened = open_requested(request)
     weaker = open_guide(request)
     conditioner = build_conditioner(opened.spec)
@@ -95,7 +97,7 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     root = request.local_diffusers_model_root
     if request.latents_out is None or resolved.init is not None:
         check_codec(opened.spec.codec, codec_roots(root, opened.path), opened.spec.model.in_channels)
-    # Read weights.
+    # Read the weights.
     device, inference = None if request.device is None else checked_device(request.device), inference_options(request)
     pipe = load_source(opened, device, request.dtype, request.ema, root, request.offload, inference)
     guide = None
@@ -127,7 +129,7 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
 
 
 def _check_targets(request: SampleRequest) -> None:
-    """RequestError for a file or folder that cannot be written."""
+    """RequestError when a file or folder of the request cannot be written."""
     grid, singles, latents = request.image_save_path, request.out, request.latents_out
     check_target(latents or grid)
     if singles is not None:
@@ -145,7 +147,8 @@ def _check_targets(request: SampleRequest) -> None:
 
 
 def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner, published: bool) -> SamplingRequest:
-    """The request of the sampler alone. Images to start from are one for all, or one for all images of a label."""
+    """The request for the sampler, with a label for each image. Start images are one for all, or one per label: these
+    are repeated for all images of the label."""
     changes: dict[str, Any] = {"class_labels": _labels(request, spec, conditioner)}
     if request.init_image is not None and len(request.init_image) > 1:
         changes["init_image"] = [image for image in request.init_image for _ in range(request.per_class)]
@@ -155,7 +158,8 @@ def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner,
 
 
 def _labels(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner) -> list[int | str]:
-    """The labels of the request; else every class of few, the original's eight of ImageNet, or the first sixteen."""
+    """A label for each image: those of the request, each `per_class` times. By default all classes, of many the first
+    sixteen, of ImageNet the eight of the original."""
     if not conditioner.is_unconditional and request.num is not None:
         raise RequestError(
             f"num {request.num}: this model has classes; --out DIR or FILE.npz makes a set of so many images, "
@@ -171,7 +175,7 @@ def _labels(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner) -
 
 
 def _write_singles(folder: Path, samples: list[Sample], conditioner: Conditioner, settings: dict[str, Any]) -> None:
-    """One PNG each, named by number, class and seed."""
+    """Write a PNG for each image, named by number, class and seed."""
     folder.mkdir(parents=True, exist_ok=True)
     for sample in samples:
         name = _slug(conditioner.name_of(sample.label))
@@ -193,7 +197,7 @@ def _slug(text: str) -> str:
 
 
 def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
-    """What the images depend on, as PNGs carry it."""
+    """The settings that the images depend on, which are stored in PNGs."""
     settings = {
         "source": request.source,
         "labels": resolved.labels,
@@ -210,7 +214,8 @@ def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec
 
 
 def _save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """PNGs carry their settings in the text chunk "ldit"; the file is written beside and renamed."""
+    """Write an image. The file is written under another name, then renamed. A PNG stores `settings` in its text chunk
+    "ldit"."""
     info = PngInfo()
     info.add_text("ldit", json.dumps(settings))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

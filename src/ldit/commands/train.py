@@ -50,8 +50,8 @@ from ldit.training.trainer import Trainer
 if TYPE_CHECKING:
     from ldit.data.user_set import UserData
 
-# What each kind of run trains: function(experiment, data, device) -> Task, or its name "module:function", which is
-# imported when a run asks for it. A new kind of trainable is one entry here.
+# The task of each kind of run: function(experiment, data, device) -> Task, or its name "module:function", which is
+# imported when such a run starts. A new kind of model to train is one entry here.
 TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], Task]] = {
     RunConfig: "ldit.training.tasks.diffusion:open_diffusion",
     AutoencoderRun: "ldit.training.tasks.autoencoder:open_autoencoder",
@@ -60,15 +60,15 @@ TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], T
 
 
 def train(config: str | BaseRun | Experiment, out: str | Path | None = None, data: "UserData | None" = None) -> Path:
-    """Train into the run directory `out`; the same call again resumes, with any number of processes. Returns `out`,
-    which may be left out where `config` is itself a run directory.
+    """Train into the run directory `out`, and return `out`. The same call again resumes, with any number of processes.
 
-    `config` is the name of a recipe ("tiny-cpu", "my.py:recipe", a run directory), a RunConfig (or the configuration of
-    another kind of run), or an Experiment. `data` is a data set object in the place of `data.path`.
-    Raises `ldit.storage.signals.Stopped`, a KeyboardInterrupt, after the checkpoint that a SIGINT, SIGTERM or SIGUSR1
-    asked for; an `ldit.errors.LditError` of one line for what the user can fix. Progress goes to the logger "ldit":
+    `config` is a string ("tiny-cpu", "my.py:recipe", or a run directory, which then is `out`), a RunConfig or the
+    configuration of another kind of run, or an Experiment. `data` is a data set object, used instead of `data.path`.
+    SIGINT, SIGTERM and SIGUSR1 save a checkpoint and then raise `ldit.storage.signals.Stopped`, a KeyboardInterrupt.
+    Errors that the user can fix are an `ldit.errors.LditError` of one line. Progress goes to the logger "ldit":
     `logging.basicConfig(level=logging.INFO)` shows it.
     """
+    # Make an experiment of whatever was given.
     if out is None:
         if not isinstance(config, str) or not is_run_directory(config):
             raise ConfigError("out: name the run directory")
@@ -78,6 +78,7 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
     experiment = config if isinstance(config, Experiment) else Experiment(config=config)
     if data is not None:
         experiment = replace(experiment, data=data)
+    # Check what needs no other process, then start them together.
     out = Path(out)
     with report_once():
         experiment = _named(experiment)
@@ -92,7 +93,7 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
 
 
 def _train(experiment: Experiment, out: Path, world: World, stack: ExitStack) -> None:
-    """The four phases. Each is agreed upon by all ranks: if one fails, every rank raises before the next begins."""
+    """The four phases. If one fails on any rank, every rank raises before the next phase begins."""
     prepared = world.run_on_all(lambda: _prepare(experiment, out, world))
     claim = world.from_rank0(lambda: _claim(prepared, out, stack))
     resume = latest_valid_step(out, world) if claim["steps"] else None
@@ -101,7 +102,8 @@ def _train(experiment: Experiment, out: Path, world: World, stack: ExitStack) ->
 
 
 def _named(experiment: Experiment) -> Experiment:
-    """With a data set object's name as `data.path`, by which `ldit train RUN` knows that it needs the object."""
+    """The experiment with its data set object's name as `data.path`: `ldit train RUN` then knows that the run needs an
+    object."""
     if experiment.data is None:
         return experiment
     kind = type(experiment.data)
@@ -111,7 +113,7 @@ def _named(experiment: Experiment) -> Experiment:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Everything that a run is made of, opened and checked."""
+    """The parts of a run, opened and checked."""
 
     config: BaseRun
     data: Samples
@@ -123,6 +125,7 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     """Phase 1, on every rank, without side effects: open data and codec, and check all that can be checked."""
     config = experiment.config
     _check_shares(config, world)
+    # The data first: the task checks that its network fits them.
     data, heldout = _open_data(experiment, out, world)
     open_task = TASKS[type(config)]
     if isinstance(open_task, str):
@@ -138,7 +141,7 @@ def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples
     config = experiment.config
     classes = config.model.num_classes if isinstance(config, RunConfig) else None
     if experiment.data is None:
-        # Of a latent cache each rank verifies its share of the shards.
+        # Each rank verifies its share of the shards of a latent cache.
         return open_run_data(config.data, classes, (world.rank, world.size), out)
     from ldit.data.user_set import open_user_set
 
@@ -147,8 +150,8 @@ def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples
 
 
 def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
-    """Phase 2, on the main process: make the run directory this run's own, and see what is in it. Nothing in it is
-    changed: it may be another run's."""
+    """Phase 2, on the main process: check and lock the run directory, and list its steps. Nothing in it is changed: it
+    may turn out to be another run's."""
     check_run_dir(out)
     stack.enter_context(run_lock(out))
     # What identifies the training set; it is committed with every step and compared at a resume.
@@ -160,10 +163,12 @@ def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
 def _build(
     prepared: _Prepared, out: Path, claim: dict[str, Any], resume: tuple[int, Path] | None, world: World
 ) -> TrainState:
-    """Phase 3, on every rank: network, masters, optimiser and averages in memory, filled from the step that the run
-    resumes from or as those of a new run."""
+    """Phase 3, on every rank: allocate network, masters, optimiser and averages; restore them from a step, or
+    initialise them for a new run."""
+    # Refuse a directory of another run, or of this one with settings that must not change.
     config, task = prepared.config, prepared.task
     check_same_run(config, task.spec, out, claim["record"], resume, bool(claim["steps"]))
+    # Allocate, then fill.
     _log_start(prepared, world)
     state = new_state(config, task, world)
     if resume is None:
@@ -188,33 +193,36 @@ def _run(
     config, task, data = prepared.config, prepared.task, prepared.data
 
     def open_files() -> tuple[Trackers, SkippedLog | None]:
-        """The main process alone writes into the run directory, but for the tensors of checkpoints."""
+        """Open the run's files. Except the tensors of checkpoints, only the main process writes into the directory."""
         if not world.is_main:
             return Trackers([]), None
         clean(out)  # leftovers of a run that was killed
-        keep_index(data, out)  # of tar archives, so that the next start reads none
+        keep_index(data, out)  # of tar archives, so that the next start reads no headers
         if resume is not None:
             quarantine_newer(out, resume[0])
-        drop_after(out, state.step)  # what a run that was rolled back or damaged left of later steps
+        drop_after(out, state.step)  # EMA snapshots of later steps, left after a rollback or damage
         write_json_atomic(out / RUN_CONFIG, config.to_json())
         if state.step >= config.train.steps:
             return Trackers([]), None
         return Trackers(trackers(config.track, out, config.to_json(), state.step)), SkippedLog(out / SKIPPED)
 
     metrics, skipped = world.run_on_all(open_files)
+    # A finished run has nothing to do.
     if state.step >= config.train.steps:
         logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
         return
+    # What the trainer needs: trackers, watchdog, hooks, and this rank's share of the batches.
     stack.enter_context(closing(metrics))
     skip = skipped.add if skipped else lambda faults, step: None
     watchdog = Watchdog(world, config.parallel.timeout)
-    stack.enter_context(watchdog.watching())  # after the trackers: closing those may take its time
+    stack.enter_context(watchdog.watching())  # entered last, so that it ends first: closing trackers may take long
     context = HookContext(out, world, data, prepared.heldout, watchdog, skip)
     d = config.data
     loader = Loader(
         data, config.train.batch_size, config.train.seed, d.flip, d.workers,
         world.data_part, world.data_parts, d.bad, d.timeout,
     )  # fmt: skip
+    # Train.
     trainer = Trainer(
         config, task, state, loader.from_step, out,
         metrics.write, cut=metrics.cut,
@@ -242,7 +250,7 @@ def _log_start(prepared: _Prepared, world: World) -> None:
     data = prepared.data
     logger.info(
         "%s, %d of %d images in %d classes, device %s, %d process%s (replicate %d x shard %d x tp %d)",
-        prepared.task.describe(), len(data), data.found, len(data.names), world.device,
+        prepared.task.describe(), len(data), data.num_before_cap, len(data.names), world.device,
         world.size, "" if world.size == 1 else "es", world.replicate, world.shard, world.tp,
     )  # fmt: skip
 

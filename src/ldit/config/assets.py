@@ -1,11 +1,11 @@
-"""What ships with the package: where it lies, and the ImageNet class names."""
+"""Files that come with the package, and the ImageNet class names."""
 
 import json
 from functools import cache
 from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-EMOJI_CLASSES = 9  # of the data set emoji64
+EMOJI_CLASSES = 9  # number of classes of the data set emoji64
 
 
 @cache

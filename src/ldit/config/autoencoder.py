@@ -1,4 +1,4 @@
-"""Autoencoders that are trained here: their network, their training run, and what a checkpoint of one says."""
+"""Autoencoders that `ldit train` trains: network, run, and the content of their config.json."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,20 +14,20 @@ AUTOENCODER = "autoencoder"
 
 @dataclass(frozen=True)
 class AutoencoderModelConfig:
-    """A KL autoencoder (Rombach et al. 2022) as diffusers' AutoencoderKL builds it: every level but the last halves
-    the sides."""
+    """A KL autoencoder (Rombach et al. 2022), the network of diffusers' AutoencoderKL: every level but the last halves
+    height and width."""
 
     kind: Literal["autoencoder"] = field(default="autoencoder", kw_only=True)
     latent_channels: int = 4
-    """Channels of a latent."""
+    """Number of latent channels."""
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Width of each level."""
+    """Channels of each level, from the image to the latent."""
     layers_per_block: int = 2
-    """Residual blocks of a level."""
+    """Residual blocks per level."""
     norm_num_groups: int = 32
-    """Groups of the group norms; divides every width."""
+    """Groups of the group norms; divides the channels of every level."""
     mid_block_attention: bool = True
-    """Attention over the latent's pixels between encoder and decoder halves."""
+    """Self-attention at the lowest resolution, in encoder and decoder."""
 
     def __post_init__(self) -> None:
         for key, most in (("latent_channels", 1024), ("layers_per_block", 16), ("norm_num_groups", 4096)):
@@ -44,7 +44,7 @@ class AutoencoderModelConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel, along a side."""
+        """Side of an image over the side of its latent."""
         return 1 << (len(self.block_out_channels) - 1)
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -67,24 +67,25 @@ class AutoencoderModelConfig:
 
 @dataclass(frozen=True)
 class AutoencoderObjectiveConfig:
-    """Mean absolute error of the images, and the posterior's divergence from a standard normal."""
+    """Mean absolute error of the images, plus the KL divergence of the latents from a standard normal."""
 
     kl_weight: float = 1e-6
-    """Weight of the divergence, in nats, summed over a latent and divided by the image's number of values."""
+    """Weight of the KL divergence, which is summed over a latent, in nats, and divided by the number of values of the
+    image."""
 
 
-# What would do nothing in such a run, and its only value.
+# Keys that have no effect in such a run: (key, the only value, why).
 _IDLE: tuple[tuple[str, Any, str], ...] = (
-    ("train.attention_every", 0, "logits of attention are looked at in diffusion models only"),
+    ("train.attention_every", 0, "attention logits are logged for diffusion models only"),
     ("train.init_ema", True, "autoencoders start from fresh weights"),
-    ("data.codec_precision", "fp32", "no images are encoded on the way to an autoencoder's training"),
-    ("ema.power", (), "`ldit ema` makes averages of diffusion models only"),
+    ("data.codec_precision", "fp32", "training an autoencoder encodes no images beforehand"),
+    ("ema.power", (), "`ldit ema` supports diffusion models only"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRun(BaseRun):
-    """One training run of an autoencoder, resolved. Saved as RUN/config.json."""
+    """The complete configuration of a run that trains an autoencoder, saved as RUN/config.json."""
 
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     objective: AutoencoderObjectiveConfig = field(default_factory=AutoencoderObjectiveConfig)
@@ -119,7 +120,7 @@ class AutoencoderRun(BaseRun):
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and deviation of an autoencoder's latents over images and places: its codec's shift and 1/scale."""
+    """Mean and standard deviation of all values of an autoencoder's latents: its codec's shift and 1/scale."""
 
     mean: float
     std: float
@@ -127,7 +128,7 @@ class LatentStatistics:
 
 @dataclass(frozen=True)
 class AutoencoderSpec(dict[str, Any]):
-    """What an autoencoder's weights need to become a codec: the content of config.json of a step of its run."""
+    """Everything that an autoencoder's weights need to be used as a codec: the config.json of a step of its run."""
 
     model: AutoencoderModelConfig
     latents: LatentStatistics | None = None
@@ -156,5 +157,5 @@ class AutoencoderSpec(dict[str, Any]):
 
 
 def is_autoencoder(data: Any) -> bool:
-    """Whether this is the content of a config.json of an autoencoder of ours, of a step or a run."""
+    """Whether this is the content of the config.json of an autoencoder of ours, of a step or a run."""
     return model_kind(data) == AUTOENCODER

@@ -1,4 +1,4 @@
-"""Classifiers that are trained here, to compare images in their features: network, run, what a checkpoint says."""
+"""Classifiers that `ldit train` trains as extractors: network, run, and the content of their config.json."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,14 +15,14 @@ LEAST_SIDE, MOST_SIDE = 32, 4096  # pixels
 
 @dataclass(frozen=True)
 class ClassifierModelConfig:
-    """A residual convolutional network (He et al. 2016) with group norms: the first layer and every level but the first
-    halve the sides. Its classes are those of the data."""
+    """A residual convolutional network (He et al. 2016) with group norms. The first layer and every level but the first
+    halve height and width. The classes are those of the data."""
 
     kind: Literal["classifier"] = field(default="classifier", kw_only=True)
     widths: tuple[int, ...] = (32, 64, 128, 128)
-    """Channels of each level; those of the last are the features."""
+    """Channels of each level; the last number is that of the features."""
     norm_num_groups: int = 8
-    """Groups of the group norms; divides every width."""
+    """Groups of the group norms; divides the channels of every level."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.norm_num_groups <= 4096:
@@ -37,7 +37,7 @@ class ClassifierModelConfig:
                 )
 
     def check_side(self, key: str, side: int) -> None:
-        """ConfigError for images that such a network does not take; `key` is what their side is called."""
+        """ConfigError for images of a size that such a network does not take; `key` names the size in messages."""
         if not LEAST_SIDE <= side <= MOST_SIDE:
             raise ConfigError(
                 f"{key}: a classifier takes images of {LEAST_SIDE} to {MOST_SIDE} pixels, got {show(side)}"
@@ -45,7 +45,7 @@ class ClassifierModelConfig:
         places = side
         for width in self.widths:
             places = -(-places // 2)
-            if width // self.norm_num_groups * places**2 < 2:  # which a norm makes 0, whatever it is
+            if width // self.norm_num_groups * places**2 < 2:  # a norm over one number is always 0
                 raise ConfigError(
                     f"model.widths: {width} channels in {self.norm_num_groups} groups, of {places} x {places} places "
                     f"each at {key} {side}: a group norm needs two numbers"
@@ -54,28 +54,28 @@ class ClassifierModelConfig:
 
 @dataclass(frozen=True)
 class ClassifierObjectiveConfig:
-    """Cross-entropy, and what keeps it from learning images by heart."""
+    """Cross-entropy, and regularisation against overfitting."""
 
     label_smoothing: float = 0.05
-    """Share of the target that is spread over all classes."""
+    """Share of the target probability that is spread over all classes."""
     dropout: float = 0.2
-    """Share of the features that are left out before the last layer."""
+    """Share of the features that are dropped before the last layer."""
     augment: bool = True
-    """Turn, shift, scale, colour, blur and add noise to each image; mirroring is data.flip's."""
+    """Rotate, shift, scale, colour and blur each image at random, and add noise (data.flip mirrors)."""
     balanced: bool = True
-    """Weigh each image inversely to the size of its class, mean 1, so that classes count alike."""
+    """Weight each image inversely to the size of its class, so that all classes count equally; mean weight 1."""
 
 
-# What would do nothing in such a run, and its only value.
+# Keys that have no effect in such a run: (key, the only value, why).
 _IDLE: tuple[tuple[str, Any, str], ...] = (
-    ("train.attention_every", 0, "a classifier has no attention to look at"),
+    ("train.attention_every", 0, "a classifier has no attention"),
     ("train.sample_every", 0, "a classifier makes no images"),
     ("train.init_from", "", "classifiers start from fresh weights"),
     ("train.init_ema", True, "classifiers start from fresh weights"),
-    ("data.codec_precision", "fp32", "no images are encoded on the way to a classifier's training"),
-    ("ema.power", (), "`ldit ema` makes averages of diffusion models only"),
+    ("data.codec_precision", "fp32", "training a classifier encodes no images beforehand"),
+    ("ema.power", (), "`ldit ema` supports diffusion models only"),
     ("optim.kind", "adamw", "classifiers are trained with 'adamw'"),
-    ("parallel.tp", 1, "a classifier is not cut over processes"),
+    ("parallel.tp", 1, "the layers of a classifier are not split over processes"),
     ("parallel.recompute", "none", "a classifier has no blocks to recompute"),
     ("parallel.compile", False, "a classifier has no blocks to compile"),
 )
@@ -83,7 +83,7 @@ _IDLE: tuple[tuple[str, Any, str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierRun(BaseRun):
-    """One training run of a classifier, resolved. Saved as RUN/config.json."""
+    """The complete configuration of a run that trains a classifier, saved as RUN/config.json."""
 
     model: ClassifierModelConfig = field(default_factory=ClassifierModelConfig)
     objective: ClassifierObjectiveConfig = field(default_factory=ClassifierObjectiveConfig)
@@ -108,7 +108,7 @@ class ClassifierRun(BaseRun):
 
 @dataclass(frozen=True)
 class ClassifierSpec(dict[str, Any]):
-    """What a classifier's weights need to name classes and give features: the content of config.json of a step of its
+    """Everything that a classifier's weights need to give classes and features: the config.json of a step of its
     run."""
 
     model: ClassifierModelConfig
@@ -146,5 +146,5 @@ class ClassifierSpec(dict[str, Any]):
 
 
 def is_classifier(data: Any) -> bool:
-    """Whether this is the content of a config.json of a classifier of ours, of a step or a run."""
+    """Whether this is the content of the config.json of a classifier of ours, of a step or a run."""
     return model_kind(data) == CLASSIFIER

@@ -1,4 +1,4 @@
-"""Experiment: a configuration with objects of one's own in the place of those that it describes."""
+"""Experiment: a configuration, with objects of the user's in place of some that it describes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from ldit.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What `ldit.train` takes, and what a recipe in a file of one's own may return: `ldit train my.py:recipe`.
+    """A configuration with objects: `ldit.train` takes it, and a user's recipe may return it (`ldit train
+    my.py:recipe`).
 
-    The recipe makes the objects anew at every start, also at a resume; checkpoints hold numbers and the configuration
-    alone. Whoever samples a run with a network or a process of its own needs the experiment again
-    (`ldit.load(RUN, experiment=…)`). ConfigError where an object does not go with the kind of run.
+    The recipe makes the objects at every start, also when a run resumes: checkpoints hold only tensors and the
+    configuration. To sample from a run with a network or process of the user's, the experiment is needed again
+    (`ldit.load(RUN, experiment=…)`). ConfigError when an object does not fit the kind of run.
     """
 
     config: BaseRun
     data: Any = None
-    """A data set object in the place of `data.path`: `__len__()`, `names`, `fingerprint()`, `read(index)`; see
+    """A data set object, used instead of `data.path`: `__len__()`, `names`, `fingerprint()`, `read(index)`; see
     `ldit.data.user_set`."""
     objective: Any = None
-    """A process in the place of `config.process`, such as a subclass of `ldit.diffusion.Flow` with other losses; see
+    """A process, used instead of `config.process`, such as a subclass of `ldit.diffusion.Flow` with other losses; see
     `ldit.diffusion.process.Process`."""
     network: Callable[[Any], Any] | None = None
     """Builds the network from `config.model`: a torch.nn.Module called as network(x, t, y)."""

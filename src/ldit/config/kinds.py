@@ -1,4 +1,4 @@
-"""The kinds of things that are trained here, told apart by `model.kind` of their config.json."""
+"""The kinds of models that can be trained, recognised by `model.kind` in config.json."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from ldit.config.run import BaseRun, RunConfig
 from ldit.config.spec import ModelSpec
 
 AnySpec = ModelSpec | AutoencoderSpec | ClassifierSpec
-"""The content of config.json of a step, whatever was trained."""
+"""The config.json of a step of any kind of run."""
 
 
 def run_from_json(data: Any) -> BaseRun:
-    """The run of a RUN/config.json, whatever it trains; ConfigError names the key at fault."""
+    """The configuration in a RUN/config.json of any kind; ConfigError names the key at fault."""
     if is_autoencoder(data):
         return AutoencoderRun.from_json(data)
     return ClassifierRun.from_json(data) if is_classifier(data) else RunConfig.from_json(data)
 
 
 def spec_from_json(data: Any, where: str = "config.json") -> AnySpec:
-    """The content of a step's or an export's config.json; ConfigError names the key at fault."""
+    """The spec in the config.json of a step or an export; ConfigError names the key at fault."""
     if is_autoencoder(data):
         return AutoencoderSpec.from_json(data, where)
     return ClassifierSpec.from_json(data, where) if is_classifier(data) else ModelSpec.from_json(data, where)

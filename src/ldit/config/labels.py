@@ -8,9 +8,10 @@ from ldit.errors import RequestError
 
 
 def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[str] | None) -> int:
-    """An index as it is; a string as a name exactly, as a number, as a name case-folded, as a unique prefix.
+    """The class index of a label: an index, or a string.
 
-    RequestError otherwise, and for every label when there are no classes.
+    A string is tried as an exact name, as a number, as a name in any case, and as a unique beginning of a name.
+    RequestError when none fits, and for every label when there are no classes.
     """
     if num_classes == 0:
         raise RequestError(f"class {label!r}: this model has no classes, it is sampled without labels")
@@ -22,6 +23,7 @@ def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[
         return _checked(int(label), num_classes)
     if names is None:
         raise RequestError(f"class {label!r}: this model has no class names; use numbers 0 to {num_classes - 1}")
+    # A name in another case, else a unique beginning of one.
     folded = label.casefold()
     for matches in (
         [i for i, name in enumerate(names) if name.casefold() == folded],

@@ -16,27 +16,27 @@ class BackboneConfig:
     in_channels: int = 4
     """Channels of a latent."""
     dim: int = 4096
-    """Width."""
+    """Width of the network."""
     n_layers: int = 32
-    """Blocks."""
+    """Number of blocks."""
     n_heads: int = 32
-    """Attention heads."""
+    """Number of attention heads."""
     n_kv_heads: int | None = None
-    """Key and value heads, shared by groups of query heads; default one each."""
+    """Number of key and value heads, each shared by a group of query heads. Default: as many as query heads."""
     multiple_of: int = 256
     """The FFN's width is rounded up to a multiple of this."""
     ffn_dim_multiplier: float | None = None
-    """Scales the FFN's width."""
+    """Factor of the FFN's width."""
     norm_eps: float = 1e-5
     """Epsilon of the RMS norms."""
     learn_sigma: bool = True
-    """Predict the variance too: twice the channels out."""
+    """Predict the variance too: twice as many output channels."""
     qk_norm: bool | Literal["head"] = False
-    """Normalise queries and keys: over the full width (True) or per head."""
+    """Normalise queries and keys: over the full width (true) or per head (head)."""
     rope: Literal["raster", "2d"] = "raster"
-    """Rotary positions: index in the sequence, or row and column."""
+    """Rotary positions: raster = index in the sequence, 2d = row and column."""
     cond_channels: int = 0
-    """Extra input channels without output."""
+    """Additional input channels, which have no output."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "dim", "n_layers", "n_heads", "multiple_of"):
@@ -83,16 +83,16 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ClassModelConfig(BackboneConfig):
-    """Class-conditional DiT; label index `num_classes` is the null class when `class_dropout_prob` > 0.
+    """Class-conditional DiT. Label index `num_classes` is the null class when `class_dropout_prob` > 0.
 
-    Without classes (`num_classes` 0) the null class 0 is the only label, whatever `class_dropout_prob`.
+    Without classes (`num_classes` 0) the null class 0 is the only label, for any `class_dropout_prob`.
     """
 
     kind: Literal["class"] = field(default="class", kw_only=True)
     input_size: int = 32
     """Side of the training latents."""
     class_dropout_prob: float = 0.1
-    """Share of labels replaced by the null class in training; 0 = no null class, no guidance."""
+    """Share of labels that training replaces by the null class; 0 = no null class, so no guidance."""
     num_classes: int = 1000
     """Number of classes, 0 = unconditional."""
 
@@ -138,8 +138,8 @@ class OriginalDiTConfig:
     num_classes: int = 1000
     learn_sigma: bool = True
     variant: Literal["original", "diffusers"] = "original"
-    """diffusers' DiT has other frequencies of time, 10000^(-i/127) instead of /128, and 1e-5 as the epsilon of a
-    block's second norm."""
+    """diffusers' DiT embeds time with other frequencies, 10000^(-i/127) instead of 10000^(-i/128), and has 1e-5 as the
+    epsilon of a block's second norm."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
@@ -152,7 +152,7 @@ class OriginalDiTConfig:
 
     @property
     def cond_channels(self) -> int:
-        """It has no extra input channels."""
+        """The original DiT has no additional input channels."""
         return 0
 
     @property
@@ -177,13 +177,13 @@ _MOST = {
 
 
 def model_from_dict(data: Any, where: str = "model") -> ModelConfig:
-    """Read the `model` section of a config.json, of kind "class" where it names none."""
+    """The `model` section of a config.json; without a `kind` it is "class"."""
     config: ModelConfig = convert(ModelConfig, {"kind": "class", **data} if isinstance(data, dict) else data, where)
     return config
 
 
 def _within(config: Any, name: str, least: int) -> None:
-    """A size that a network can have: a file from outside must not ask for any number of layers."""
+    """ConfigError for a size out of bounds: a file from outside must not be able to ask for a billion layers."""
     most = _MOST.get(name, 1 << 17)
     if not least <= getattr(config, name) <= most:
         raise ConfigError(f"model.{name}: must be {least} to {most}, got {show(getattr(config, name))}")

@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "L": {"dim": 1024, "n_layers": 24, "n_heads": 16},
 }
 
-# The original DiT's sizes by (hidden_size, depth): its checkpoints do not tell the number of heads.
+# Number of heads of the original DiT by (hidden_size, depth), because its checkpoints do not store it.
 ORIGINAL_DIT_HEADS: dict[tuple[int, int], int] = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
 
 

@@ -1,4 +1,4 @@
-"""RunConfig: what training adds to a model that makes images, and what every training run has."""
+"""RunConfig: the configuration of a run of a diffusion model; BaseRun: what all kinds of runs share."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -31,7 +31,7 @@ from ldit.errors import ConfigError
 RUN_FORMAT = "run-1"
 MOST_SECONDS = 7 * 86_400  # an upper bound that timers and torch's store accept
 
-# Smallest value of the numbers that have one.
+# Smallest allowed value of numbers that have one.
 _LEAST = {
     "data.max_per_class": 0,
     "data.workers": 0,
@@ -61,7 +61,7 @@ _LEAST = {
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRun:
-    """The sections that all kinds of runs share. A kind adds `model`, and what belongs to it."""
+    """The sections that all kinds of runs share. Each kind adds `model`, and sections of its own."""
 
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -74,6 +74,7 @@ class BaseRun:
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
+        # Numbers that have a smallest value, and finite numbers everywhere.
         for key, least in _LEAST.items():
             section, name = key.split(".")
             value = getattr(getattr(self, section), name)
@@ -86,11 +87,13 @@ class BaseRun:
                 value = getattr(part, entry.name)
                 if isinstance(value, float) and not isfinite(value):
                     raise ConfigError(f"{root.name}.{entry.name}: must be a finite number, got {value}")
+        # Bounds from outside: torch's seeds, and the timers that parallel.timeout goes to.
         t = self.train
         if not 0 <= t.seed < 1 << 63:
             raise ConfigError(f"train.seed: must be 0 to 2^63-1, got {show(t.seed)}")
         if self.parallel.timeout > MOST_SECONDS:
             raise ConfigError(f"parallel.timeout: at most {MOST_SECONDS:g} s, got {self.parallel.timeout:g}")
+        # Batch, and numbers that must be positive.
         micro = t.batch_size if t.micro_batch_size is None else t.micro_batch_size
         if micro < 1 or t.batch_size % micro:
             raise ConfigError(f"train.micro_batch_size: {micro} does not divide batch_size {t.batch_size}")
@@ -101,21 +104,24 @@ class BaseRun:
         ):
             if not value > 0:
                 raise ConfigError(f"{key}: must be positive, got {value}")
+        # Decays of averages and of the optimiser's moments.
         decays = [("ema.decay", self.ema.decay), *(("ema.more", value) for value in self.ema.more)]
         decays += [(f"optim.{name}", getattr(self.optim, name)) for name in ("beta1", "beta2", "momentum")]
         for key, value in decays:
             if not 0 <= value < 1:
                 raise ConfigError(f"{key}: must be in [0, 1), got {value}")
+        # Power averages. Their width is part of a file's name, to four decimals.
         for width in self.ema.power:
             if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
                 raise ConfigError(f"ema.power: a relative width must be in (0, 0.28), got {width}")
-            if round(width, 4) != width:  # it is a file's name
+            if round(width, 4) != width:
                 raise ConfigError(f"ema.power: at most four decimals, got {width}")
         for key, values in (("ema.more", (self.ema.decay, *self.ema.more)), ("ema.power", self.ema.power)):
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}: the same value twice")
         if self.ema.snapshot_every and not self.ema.power:
             raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
+        # The learning rate's schedule.
         if t.cooldown and t.schedule != "constant":
             raise ConfigError("train.cooldown: goes with the constant schedule only")
         if t.cooldown and t.warmup + t.cooldown > t.steps:
@@ -125,27 +131,28 @@ class BaseRun:
             )
         if t.schedule == "inverse-sqrt" and not t.warmup:
             raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
+        # The training images.
         if not self.data.path:
             raise ConfigError("data.path: name the folder of training images (--data.path DIR)")
         if not all(0 <= value <= 255 for value in self.data.background):
             raise ConfigError(f"data.background: three values from 0 to 255, got {show(self.data.background)}")
 
     def to_json(self) -> dict[str, Any]:
-        """The content of RUN/config.json: what is trained first, then the sections."""
+        """The content of RUN/config.json: the sections of this kind of run first, then the shared ones."""
         values, shared = to_dict(self), {entry.name for entry in fields(BaseRun)}
         own = {name: value for name, value in values.items() if name not in shared}
         return {"format": RUN_FORMAT, **own, **{name: values[name] for name in values if name in shared}}
 
 
 def model_kind(config: object) -> str | None:
-    """`model.kind` of the content of a config.json, of a run or a step; None where it says none."""
+    """`model.kind` in the content of a config.json, of a run or a step; None where there is none."""
     model = config.get("model") if isinstance(config, dict) else None
     kind = model.get("kind") if isinstance(model, dict) else None
     return kind if isinstance(kind, str) else None
 
 
 def check_idle(run: BaseRun, rows: Iterable[tuple[str, Any, str]]) -> None:
-    """ConfigError for a key, of rows (key, its only value, why), that would do nothing in such a run."""
+    """ConfigError for a key that has no effect in such a run but is set. `rows`: (key, the only value, why)."""
     for key, only, why in rows:
         section, name = key.split(".")
         value = getattr(getattr(run, section), name)
@@ -155,7 +162,7 @@ def check_idle(run: BaseRun, rows: Iterable[tuple[str, Any, str]]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(BaseRun):
-    """One training run of a diffusion model, resolved. Saved as RUN/config.json."""
+    """The complete configuration of a run that trains a diffusion model, saved as RUN/config.json."""
 
     model: ClassModelConfig
     process: ProcessConfig = field(default_factory=FlowConfig)
@@ -167,10 +174,12 @@ class RunConfig(BaseRun):
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
         super().check()
+        # The evaluation during training.
         for key, least in (("every", 0), ("num", 2), ("batch_size", 1)):
             value = getattr(self.eval, key)
             if value < least:
                 raise ConfigError(f"eval.{key}: must be at least {least}, got {value}")
+        # What is not supported in training.
         if self.model.cond_channels:
             raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
         for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
@@ -178,6 +187,7 @@ class RunConfig(BaseRun):
                 raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
         if not self.process.has_time_distribution and self.objective != ObjectiveConfig():
             raise ConfigError("objective: DDPM draws its times evenly; time_mean and time_std are flow's")
+        # Images must become latents of the size that the network takes.
         side, factor = self.data.image_size, self.codec.factor
         if side % factor or side // factor != self.model.input_size:
             raise ConfigError(
@@ -189,7 +199,7 @@ class RunConfig(BaseRun):
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
         """Strict reader of RUN/config.json."""
         check_format(data)
-        for key in ("process", "codec"):  # whose defaults are for new runs
+        for key in ("process", "codec"):  # their defaults are for new runs, not for files
             if key not in data:
                 raise ConfigError(f"missing key {key!r}")
         return from_dict(cls, {key: value for key, value in data.items() if key != "format"})

@@ -10,39 +10,39 @@ BadImages = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images are and how they are cut."""
+    """The training images: where they are, and how they are read."""
 
     path: str = ""
-    """The images: the bundled "emoji64", a *.tar file, or a folder with one of these, the first that is there: a
-    latent cache, IDX files (MNIST kind), metadata.jsonl, *.tar files, class folders (classes in byte order), loose
-    images. Hidden files are ignored."""
+    """The images: the bundled "emoji64", a *.tar file, or a folder. A folder is read as the first of these that it
+    contains: a latent cache, IDX files (as MNIST), metadata.jsonl, *.tar files, class folders (in byte order of their
+    names), loose images. Hidden files are ignored."""
     image_size: int = 256
     """Side of the square training images, in pixels."""
     flip: bool = True
-    """Mirror half of the images."""
+    """Mirror each image left to right with probability 1/2."""
     heldout: str | None = None
-    """List, in the folder of the images, of those kept from training, one relative path a line, of tars also
-    shard.tar/key.jpg or a bare key; default heldout.txt where there is one, "" = none. IDX files have t10k-* instead, a
-    latent cache what it was made with: "" alone may be given there."""
+    """File, in the folder of the images, that lists those kept from training: a relative path a line, of tars also
+    shard.tar/key.jpg or a bare key. Default: heldout.txt where there is one; "" = none. IDX files (t10k-*) and latent
+    caches have a held-out part of their own: there only "" can be given."""
     max_per_class: int = 0
-    """Use at most this many images of a class, 0 = all (evens out lopsided sets)."""
+    """Use at most this many images of each class (balances uneven sets); 0 = all."""
     workers: int = 2
-    """Threads that prefetch images; 0 = read in the main thread."""
+    """Threads that read images in advance; 0 = read in the main thread."""
     bad: BadImages = "stop"
-    """What happens at an image that cannot be read: the run ends, or the image is left out of its batch, with a line in
-    RUN/skipped.jsonl."""
+    """What happens at an image that cannot be read: stop = the run ends; skip = the image is left out of its batch and
+    recorded in RUN/skipped.jsonl."""
     timeout: float = 25.0
     """Seconds that reading one image may take; then the run ends and names the image."""
     exif: bool = False
-    """Apply the EXIF orientation of images; off, as in ADM's ImageNet."""
+    """Apply the EXIF orientation of images. Off as in ADM's preparation of ImageNet."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent images."""
     max_pixels: int = 1 << 26
-    """Largest image in pixels; larger ones count as unreadable and are not decoded."""
+    """Most pixels of an image; larger images count as unreadable and are not decoded."""
     codec_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Dtype in which an autoencoder encodes images during training."""
     verify: bool = True
-    """Verify the checksums of a latent cache at the start."""
+    """Verify the checksums of a latent cache when the run starts."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ class TrainConfig:
     steps: int = 100_000
     """Optimiser steps of the whole run."""
     batch_size: int = 256
-    """Global batch size."""
+    """Global batch size: images per optimiser step, over all processes."""
     micro_batch_size: int | None = None
-    """Samples of one forward pass of one process; default its whole share of the batch."""
+    """Images per forward pass of one process; gradients are accumulated. Default: its whole share of the batch."""
     lr: float = 1e-4
-    """Peak learning rate."""
+    """Peak learning rate, after the warm-up."""
     warmup: int = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"
-    """Learning rate after the warm-up; cosine falls to a hundredth at the last step, inverse-sqrt as
-    sqrt(warmup / step)."""
+    """Learning rate after the warm-up: constant; cosine, down to a hundredth at the last step; inverse-sqrt,
+    proportional to sqrt(warmup / step)."""
     seed: int = 0
-    """Seed of weights, order, noise and times."""
+    """Seed of initial weights, order of images, noise and times."""
     cooldown: int = 0
     """Steps at the end over which the learning rate falls linearly to zero."""
     precision: Precision = "fp32"
@@ -71,7 +71,7 @@ class TrainConfig:
     reduce_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Dtype in which gradients are summed over processes."""
     grad_clip: float = 2.0
-    """Largest gradient norm, 0 = off."""
+    """Gradients are scaled down to at most this norm; 0 = off."""
     log_every: int = 100
     """Steps between log lines."""
     checkpoint_every: int = 1000
@@ -79,62 +79,64 @@ class TrainConfig:
     sample_every: int = 0
     """Steps between sample grids of the EMA weights."""
     keep: int = 2
-    """Newest checkpoints that are kept; 0 = all."""
+    """Number of newest checkpoints to keep; 0 = all."""
     keep_every: int = 0
-    """Checkpoints at multiples of this step are kept for good."""
+    """Never remove checkpoints at multiples of this step; 0 = off."""
     async_save: bool = True
     """Write checkpoints in the background; training waits for the copy to host memory only."""
     attention_every: int = 1000
     """Steps between logs of the largest attention logit of each layer."""
     init_from: str = ""
-    """Checkpoint whose matching weights the run starts with."""
+    """Checkpoint to fine-tune: the run starts with its weights where names and shapes match."""
     init_ema: bool = True
-    """Start from its EMA weights, where kept apart."""
+    """Of train.init_from use the EMA weights, where it has both kinds."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser."""
+    """Optimiser and its constants."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised updates for attention and FFN matrices, AdamW for the rest."""
+    """adamw, or muon: orthogonalised updates for attention and FFN matrices, AdamW for the rest."""
     momentum: float = 0.95
     """Muon's momentum."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """AdamW's decay of the first moment."""
     beta2: float = 0.999
-    """Decay of the second moment."""
+    """AdamW's decay of the second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
 
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Moving averages of the weights: decay min(decay, (1+n)/(10+n)) at update n = 0, 1, …"""
+    """Moving averages of the weights (EMA). The decay warms up: min(decay, (1+n)/(10+n)) at update n = 0, 1, …"""
 
     decay: float = 0.9999
-    """Decay after the warm-up, of the average that is sampled and exported."""
+    """Final decay of the average that is sampled and exported."""
     more: tuple[float, ...] = ()
-    """Further decays, each its own average."""
+    """Decays of further averages, one for each."""
     power: tuple[float, ...] = ()
-    """Relative widths of power-function averages (EDM2); snapshots of two, such as 0.05 0.10, give any width
-    afterwards (`ldit ema`)."""
+    """Relative widths of power-function averages (EDM2). From snapshots of two, such as 0.05 0.10, `ldit ema`
+    reconstructs any width afterwards."""
     snapshot_every: int = 0
     """Steps between snapshots of the power averages."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Non-finite steps and loss spikes. Such a step is skipped on all ranks, and counts as done."""
+    """What happens at non-finite steps and loss spikes. A skipped step is skipped on all ranks, and counts as done."""
 
     nonfinite: Literal["skip", "stop", "rollback"] = "skip"
-    """Loss or gradient not finite: skip the step, stop, or roll back to the last checkpoint and skip its data."""
+    """If loss or gradient is not finite: skip the step, stop, or roll back to the last checkpoint and skip the data
+    since."""
     spike: Literal["skip", "stop", "rollback"] = "skip"
-    """The same for a loss spike."""
+    """The same at a loss spike."""
     spike_z: float = 0.0
-    """A loss this many deviations above its running mean is a spike, 0 = never."""
+    """A loss this many standard deviations above its running mean is a spike; 0 = off."""
     limit: int = 10
-    """Skipped steps in a row (unreadable batches too), or rollbacks between two checkpoints, that end the run."""
+    """The run ends after this many skipped steps in a row (also of unreadable batches), or rollbacks between two
+    checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -142,64 +144,66 @@ class ParallelConfig:
     """How the ranks of torchrun or Slurm share the work: replicate x shard x tp."""
 
     tp: int = 1
-    """Ranks that share every layer (tensor parallelism)."""
+    """Number of ranks that each layer is split over (tensor parallelism)."""
     shard: int = 0
-    """Ranks that share weights, gradients, averages and optimiser state (FSDP2); 0 = all that are left."""
+    """Number of ranks that weights, gradients, averages and optimiser state are split over (FSDP2); 0 = all remaining
+    ones."""
     replicate: int = 1
-    """Replicas of the model, each over shard x tp ranks (HSDP)."""
+    """Number of replicas of the model, each on shard x tp ranks (HSDP)."""
     reshard: bool = True
-    """Free gathered weights between forward and backward pass."""
+    """Free gathered weights between the forward and the backward pass: less memory, more communication."""
     recompute: Recompute = "none"
     """Activation checkpointing: none, selective (saves matmuls and attention, recomputes the rest), full."""
     compile: bool = False
-    """Compile each block (needs a C++ compiler on the CPU)."""
+    """Compile each block with torch.compile (needs a C++ compiler on the CPU)."""
     timeout: float = 600.0
-    """Seconds without progress after which the run ends and the stalled rank is named."""
+    """Seconds without progress after which the run ends and names the stalled rank."""
 
 
 @dataclass(frozen=True)
 class TrackConfig:
-    """Where metrics go besides metrics.jsonl."""
+    """Trackers that receive the metrics in addition to metrics.jsonl."""
 
     tensorboard: bool = False
-    """Event files in RUN/tensorboard (needs the package tensorboard)."""
+    """Write TensorBoard files to RUN/tensorboard (needs the package tensorboard)."""
     wandb: str = ""
-    """Weights & Biases project (needs the package wandb)."""
+    """Name of a Weights & Biases project to log to (needs the package wandb)."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Flow times: t = sigmoid(mean + std·normal). DDPM draws its indices uniformly."""
+    """Noise times of training. Flow: t = sigmoid(time_mean + time_std·normal). DDPM draws its indices uniformly."""
 
     time_mean: float = 0.0
-    """Mean before the sigmoid; above 0 = noisier."""
+    """Mean before the sigmoid; above 0 = more noise."""
     time_std: float = 1.0
-    """Deviation before the sigmoid."""
+    """Standard deviation before the sigmoid."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Distance of samples of the EMA weights to real images during training; the best step is kept."""
+    """Fréchet distance of samples of the EMA weights to real images during training; the best step is kept."""
 
     every: int = 0
     """Steps between evaluations."""
     num: int = 1000
-    """Samples, as many of each class."""
+    """Number of samples, spread evenly over the classes."""
     reference: str = ""
-    """Statistics (`ldit stats`) or images they are compared with; default up to 50,000 training images."""
+    """Statistics (of `ldit stats`) or images to compare with. Default: up to 50,000 training images."""
     extractor: str = "inception"
-    """inception, efficientnet-lite0, or the run of a classifier."""
+    """Network for the features: inception, efficientnet-lite0, or the run directory of a classifier."""
     inception_weights: str = ""
-    """The file of Inception's weights; default where LDIT_INCEPTION_WEIGHTS says, or a cache."""
+    """File of Inception's weights. Default: the file that LDIT_INCEPTION_WEIGHTS names, else one in the cache of
+    torch.hub or Hugging Face."""
     batch_size: int = 50
-    """Images sampled together by one process."""
+    """Images that one process samples at once."""
 
 
 @dataclass(frozen=True)
 class HeldoutConfig:
-    """Loss on held-out images with fixed noise, by time bucket."""
+    """Loss of the EMA weights on held-out images, with fixed noise, by range of noise time."""
 
     every: int = 0
-    """Steps between measurements of the EMA weights."""
+    """Steps between measurements."""
     num: int = 256
-    """Images, spread over the held-out set."""
+    """Number of images, spread over the held-out set."""

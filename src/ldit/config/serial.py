@@ -25,7 +25,7 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
-    """Build dataclass `cls` from JSON data; absent keys take the defaults. `where` is the path used in messages."""
+    """Build dataclass `cls` from JSON data; absent keys take the defaults. `where` is the key's path in messages."""
     if not isinstance(data, dict):
         raise _wrong(where or cls.__name__, data, "an object")
     hints = typing.get_type_hints(cls)
@@ -44,7 +44,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type, or ConfigError. An int is accepted where a float is meant, never the reverse."""
+    """`value` as the annotated type, or ConfigError. An int is accepted for a float, never a float for an int."""
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(typing.get_args(hint), value, path)
@@ -71,7 +71,7 @@ def _wrong(path: str, value: Any, expected: str) -> ConfigError:
 
 
 def show(value: Any, limit: int = 80) -> str:
-    """repr of a value from outside, which may be huge, refer to itself, or hold itself a billion times."""
+    """The repr of a value from outside, shortened: it may be huge, or contain itself."""
     if not isinstance(value, (str, int, float, list, tuple, dict, set, type(None))):
         return f"a {type(value).__name__}"
     try:
@@ -86,11 +86,13 @@ def _convert_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         return None
     options = [choice for choice in choices if choice is not type(None)]
     kinds = {_kind_of(choice): choice for choice in options}
-    if len(options) > 1 and None not in kinds:  # sections of several kinds say which they are
+    # A section that may be of several kinds says which one it is.
+    if len(options) > 1 and None not in kinds:
         kind = value.get("kind") if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind not in kinds:
             raise ConfigError(f"{path}.kind: expected one of {', '.join(map(str, kinds))}, got {show(kind)}")
         return convert(kinds[kind], value, path)
+    # Else the first type that fits.
     errors = []
     for choice in options:
         try:
@@ -101,7 +103,7 @@ def _convert_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _kind_of(choice: Any) -> str | None:
-    """The value of a dataclass's field `kind`, which tells it from others of its union."""
+    """The value of a dataclass's field `kind`, by which it is recognised in a union; None where it has none."""
     fields = dataclasses.fields(choice) if dataclasses.is_dataclass(choice) else ()
     return next((field.default for field in fields if field.name == "kind"), None)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""ModelSpec: all that weights need to become images. It is the content of config.json and travels in every export."""
+"""ModelSpec: everything that weights need to become images. It is the config.json of every step and export."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,38 +12,38 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class DDPMConfig:
-    """1000 steps, linear betas, eps prediction, learned-range variance when the network has 2C outputs."""
+    """1000 steps, linear betas, eps prediction; the variance is in a learned range when the network has 2C outputs."""
 
     kind: Literal["ddpm"] = field(default="ddpm", kw_only=True)
 
     @property
     def convention(self) -> str:
-        """What its network is given and predicts, in words."""
+        """The network's inputs and outputs, in words: models of the same convention can guide each other."""
         return self.kind
 
     @property
     def has_time_distribution(self) -> bool:
-        """Whether training may draw its times other than evenly (`ObjectiveConfig`)."""
+        """Whether the distribution of training times can be chosen (`ObjectiveConfig`)."""
         return False
 
     def published_sampling(self, channels: int) -> "SamplingConfig":
-        """The published defaults, for latents of `channels`."""
+        """The published sampling defaults, for latents of `channels` channels."""
         return SamplingConfig("ddpm", 250, 4.0, min(3, channels))
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Straight-line flow. `data_at` is the native time of the data; the network is given native time x time_scale."""
+    """Straight-line flow between data and noise, with times from 0 to 1."""
 
     kind: Literal["flow"] = field(default="flow", kw_only=True)
     prediction: Literal["v", "x0"] = "v"
-    """What the network predicts: velocity or data."""
+    """What the network predicts: v = velocity, x0 = data."""
     time_scale: float = 1000.0
-    """The network is given native time times this."""
+    """The network is given the flow's time multiplied by this."""
     data_at: Literal[0, 1] = 0
-    """Native time of the data."""
+    """The flow's time at which there is data; noise is at the other end."""
     shift: float = 1.0
-    """Time shift for larger images, above 1 = noisier."""
+    """Shift of times for larger images; above 1 = more noise."""
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -51,7 +51,7 @@ class FlowConfig:
 
     @property
     def convention(self) -> str:
-        """What its network is given and predicts, in words; a shift of times is no part of it."""
+        """See `DDPMConfig`. The shift is not part of it: it changes which times occur, not what they mean."""
         return f"flow of {self.prediction} (time_scale {self.time_scale:g}, data_at {self.data_at})"
 
     @property
@@ -66,7 +66,7 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class ClassConditionerConfig:
-    """Class labels; `names[i]` is the name of class i where known."""
+    """Class labels; `names[i]` is the name of class i, None = unknown."""
 
     kind: Literal["class"] = field(default="class", kw_only=True)
     names: tuple[str, ...] | None = None
@@ -74,7 +74,7 @@ class ClassConditionerConfig:
 
 @dataclass(frozen=True)
 class TextConditionerConfig:
-    """A frozen language model by id or relative path."""
+    """Prompts, embedded by a frozen language model, given by Hub id or relative path."""
 
     kind: Literal["text"] = field(default="text", kw_only=True)
     encoder: str = "meta-llama/Llama-2-7b-hf"
@@ -84,7 +84,7 @@ class TextConditionerConfig:
 
 @dataclass(frozen=True)
 class PixelCodecConfig:
-    """Latents are RGB images in [-1, 1]."""
+    """No autoencoder: latents are RGB images in [-1, 1]."""
 
     kind: Literal["pixels"] = field(default="pixels", kw_only=True)
 
@@ -95,17 +95,17 @@ class PixelCodecConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A KL autoencoder of diffusers' layout: z = (raw - shift) * scale; `factor` pixels a latent."""
+    """A KL autoencoder in diffusers' layout. The network sees (z - shift) * scale of its latents z."""
 
     kind: Literal["autoencoder_kl"] = field(default="autoencoder_kl", kw_only=True)
     name: str = "stabilityai/sd-vae-ft-ema"
-    """Bundled name, Hub id, or folder (./NAME where a bundled one is called so)."""
+    """Name of a bundled autoencoder, Hub id, or folder (./NAME if a bundled one has the same name)."""
     scale: float | tuple[float, ...] = 0.18215
-    """Scale of latents, a number or one a channel."""
+    """Scale of the latents: one number, or one per channel."""
     shift: float | tuple[float, ...] = 0.0
-    """Shift of latents, likewise."""
+    """Shift of the latents: one number, or one per channel."""
     factor: int = 8
-    """Pixels a latent pixel, along a side."""
+    """Side of an image over the side of its latent."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor <= 1024:
@@ -114,28 +114,30 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The defaults an image is sampled with."""
+    """The defaults with which images are sampled."""
 
     solver: str = "ddpm"
     """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
     steps: int = 250
-    """Solver steps."""
+    """Number of solver steps."""
     guidance: float = 4.0
-    """Classifier-free guidance scale, 1 = off."""
+    """Scale of classifier-free guidance; 1 = off."""
     guidance_channels: int | Literal["all"] = "all"
-    """Channels that are guided."""
+    """Number of latent channels that are guided, or all."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Noise times between which guidance acts."""
+    """Noise times between which guidance is on (0 = data, 1 = noise)."""
     grid: str = "uniform"
-    """Where the steps lie: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
+    """How the steps are spread over noise time: uniform, shifted:K, karras, cosine, or a falling list such as
+    1,0.6,0.2."""
     eta: float = 0.0
-    """Share of noise in ddim, 0 to 1."""
+    """Noise that ddim adds at each step: 0 = none, 1 = as much as ddpm."""
     guidance_schedule: str = "constant"
-    """How the scale follows the noise time around its mean: constant, linear or cosine, larger towards data."""
+    """How the guidance scale changes over noise time: constant, linear or cosine (larger towards data; the mean is the
+    scale)."""
     rope_scaling: str = "none"
-    """Positions of images larger than those of training: none, linear, ntk or time-aware."""
+    """How rotary positions are scaled for images larger than in training: none, linear, ntk or time-aware."""
     proportional_attention: bool = False
-    """Whether attention over another number of tokens keeps the entropy it had in training."""
+    """Scale attention so that its entropy stays as in training when the number of tokens differs."""
 
 
 ProcessConfig = DDPMConfig | FlowConfig
@@ -145,9 +147,9 @@ CodecConfig = PixelCodecConfig | AutoencoderConfig
 
 @dataclass(frozen=True)
 class ModelSpec(dict[str, Any]):
-    """Network, process, codec, and optionally conditioner, sampling defaults and training record.
+    """Network, process, codec, and optionally conditioner, sampling defaults and a record of the training.
 
-    Also the dict that config.json holds, so that it can be dumped and read as one.
+    It is also the dict in config.json, so that it can be dumped and read as a dict.
     """
 
     model: ModelConfig
@@ -175,7 +177,7 @@ class ModelSpec(dict[str, Any]):
 
     @property
     def sampling_defaults(self) -> SamplingConfig:
-        """The spec's own section, or the published defaults of its process."""
+        """The spec's own section, else the published defaults of its process."""
         return self.sampling or self.process.published_sampling(self.model.in_channels)
 
     def to_json(self) -> dict[str, Any]:

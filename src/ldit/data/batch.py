@@ -17,8 +17,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs (B, C, H, W) fp32 (images in [-1, 1], or means and log-variances of cached latents), labels (B,), and
-    each sample's position in the stream, which seeds it. The inputs of `faults` are zeros, left out of the loss."""
+    """inputs (B, C, H, W) fp32: images in [-1, 1], or means and log-variances of cached latents. labels (B,) int64.
+    `positions` in the stream of samples seed the noise of each. The inputs of `faults` are zeros, and have no loss."""
 
     inputs: Tensor
     labels: Tensor
@@ -35,7 +35,7 @@ class Batch:
         return tuple(position not in bad for position in self.positions)
 
     def readable(self) -> "Batch":
-        """The samples that could be read."""
+        """The batch without the samples that could not be read."""
         rows = [row for row, sound in enumerate(self.sound) if sound]
         return Batch(self.inputs[rows], self.labels[rows], tuple(self.positions[row] for row in rows))
 

@@ -1,4 +1,4 @@
-"""Batches by step, read ahead by threads (Pillow and numpy release the interpreter while they work)."""
+"""Batches by step, read ahead by threads (Pillow and numpy release Python's lock while they work)."""
 
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -16,7 +16,7 @@ from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, RunError
 from ldit.rng import uniform
 
-AHEAD = 2  # batches in the making while the consumer works on one
+AHEAD = 2  # batches that are read while the consumer works on one
 
 
 def load_batch(
@@ -26,10 +26,11 @@ def load_batch(
     flip_seed: int | None,
     bad: BadImages = "stop",
 ) -> Batch:
-    """The samples `indices`; with `flip_seed`, half of them mirrored, each by its own position's random number.
+    """The batch of samples `indices`. With `flip_seed` half of the samples are mirrored; the random number of each
+    sample's position decides.
 
-    With `bad` "stop" DataError names the first bad sample; with "skip" bad samples are listed in the batch. What is the
-    machine's fault (RunError) is raised with either.
+    With `bad` "stop" DataError names the first bad sample; with "skip" the batch lists bad samples in `faults`. Errors
+    that are the machine's fault (RunError) are raised with either.
     """
     reading = _Reading(data, positions, indices, flip_seed, bad)
     reading.fill(0, len(indices))
@@ -37,7 +38,7 @@ def load_batch(
 
 
 class _Reading:
-    """A batch whose rows are filled from several threads, each its own rows."""
+    """A batch while it is read: several threads fill its rows, each its own range of rows."""
 
     def __init__(
         self, data: Samples, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None, bad: BadImages
@@ -49,13 +50,15 @@ class _Reading:
         self.faults: dict[int, str] = {}
 
     def fill(self, first: int, last: int, stop: Event | None = None, job: Job | None = None) -> None:
-        """Rows first … last-1; ends between two samples once `stop` is set."""
+        """Fill rows first … last-1; return early, between two samples, once `stop` is set. `job` is told each row that
+        begins, so that a read that hangs can be named."""
         inputs, labels = self.inputs.numpy(), self.labels.numpy()
         for row in range(first, last):
             if stop is not None and stop.is_set():
                 return
             if job is not None:
                 job.at(row)
+            # The position decides, so flips do not depend on threads, ranks or batch size.
             position, flip = self.positions[row], False
             if self.flip_seed is not None:
                 flip = uniform(self.flip_seed, "flip", 0, position) < 0.5
@@ -83,8 +86,8 @@ class _Pending:
     timeout: float
 
     def batch(self) -> Batch:
-        """Wait for the rows. Of several errors the first row's is raised, whatever the number of threads; RunError
-        names the thread and the sample that take longer than `timeout` seconds."""
+        """Wait until all rows are read. Of several errors that of the first row is raised, for any number of threads.
+        RunError names a thread and a sample that take longer than `timeout` seconds."""
         for part in self.parts:
             try:
                 part.finish(self.timeout)
@@ -96,11 +99,11 @@ class _Pending:
 
 
 class Loader:
-    """One process's share of the batches of a run; step s is the same batch at every call and on every process.
+    """One process's share of the batches of a run. Step s has the same global batch at every call and on every process.
 
-    The global batch of `batch_size` samples is cut into `parts` equal runs of positions; this loader gives run `part`.
-    `workers` threads share the reading of a batch and work AHEAD batches in advance; 0 reads on the caller's thread.
-    The values do not depend on it. ValueError when `parts` does not divide the batch.
+    The positions of a global batch of `batch_size` samples are cut into `parts` equal ranges; this loader reads range
+    `part`. `workers` threads read the rows of a batch together, up to AHEAD batches in advance; with 0 the caller's
+    thread reads. The batches are the same for any number. ValueError when `parts` does not divide the batch.
     """
 
     def __init__(
@@ -124,11 +127,12 @@ class Loader:
         self.bad, self.timeout = bad, timeout
 
     def from_step(self, first: int, last: int, offset: int = 0) -> Generator[Batch, None, None]:
-        """The share of steps first … last-1, in order; step s of all processes together takes positions
-        offset + s·batch_size … of the stream. Positions of a Batch are those of the stream.
+        """This process's share of steps first … last-1, in order. Step s of all processes together takes the positions
+        offset + s·batch_size … offset + (s+1)·batch_size - 1 of the stream.
 
-        An error comes at the step of the sample it names. `close()` ends the threads as soon as each has read the
-        sample it is at; a consumer that may fail between two batches should use `contextlib.closing`.
+        An error is raised at the step that contains the sample, although it was read in advance. `close()` ends the
+        threads as soon as each has read its current sample; a consumer that may fail between two batches should use
+        `contextlib.closing`.
         """
         steps = range(first, last)
         if not self.workers:
@@ -136,24 +140,27 @@ class Loader:
         return self._ahead(steps, offset)
 
     def _ahead(self, steps: range, offset: int) -> Generator[Batch, None, None]:
+        """The batches of `steps`, read by threads."""
         upcoming, stop = iter(steps), Event()
         pending: deque[_Pending] = deque()
         workers, patience = Workers(self.workers, "loader"), self.timeout
         try:
             while True:
+                # Keep AHEAD batches in work in addition to the one that is yielded next.
                 while len(pending) <= AHEAD and (step := next(upcoming, None)) is not None:
                     pending.append(self._submit(workers, self._reading(step, offset), stop))
                 if not pending:
                     return
                 yield pending.popleft().batch()
         except RunError:
-            patience = 0.0  # do not wait for threads: one hangs, or a read failed and others may hang
+            patience = 0.0  # do not wait for the threads: one hangs, or a read failed and others may hang
             raise
         finally:
             stop.set()
             workers.close(patience)
 
     def _reading(self, step: int, offset: int, fill: bool = False) -> _Reading:
+        """The batch of this process at `step`, with its rows read if `fill`."""
         start = offset + step * self.batch_size + self.part * self.share
         positions = range(start, start + self.share)
         indices = self.order.between(positions.start, positions.stop)
@@ -163,7 +170,7 @@ class Loader:
         return reading
 
     def _submit(self, workers: Workers, reading: _Reading, stop: Event) -> _Pending:
-        """Rows are cut evenly over the threads."""
+        """Give each thread an equal share of the rows."""
         cuts = [self.share * i // self.workers for i in range(self.workers + 1)]
         parts = [
             workers.submit(lambda job, a=a, b=b: reading.fill(a, b, stop, job))  # type: ignore[misc]

@@ -7,9 +7,9 @@ import torch
 
 
 class EpochOrder:
-    """Epoch e is a fresh shuffle of 0..size-1 seeded by seed + e; the stream is the epochs one after another.
+    """Epoch e is a shuffle of 0 … size-1 seeded by seed + e; the stream is one epoch after another.
 
-    Memory: one epoch at a time, made when it is first needed, 4 bytes a sample.
+    Memory: the shuffle of one epoch, 4 bytes a sample.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -41,7 +41,7 @@ class EpochOrder:
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            # The shuffle does not depend on the dtype, which only saves memory.
+            # int32 gives the same shuffle as int64, in half the memory.
             dtype = torch.int32 if self.size < 1 << 31 else torch.int64
             generator = torch.Generator().manual_seed(self.seed + epoch)
             self._permutation = torch.randperm(self.size, generator=generator, dtype=dtype).numpy()

@@ -23,8 +23,8 @@ class Samples(Protocol):
         ...
 
     @property
-    def found(self) -> int:
-        """Samples before `max_per_class`."""
+    def num_before_cap(self) -> int:
+        """Number of samples before `max_per_class`."""
         ...
 
     @property
@@ -34,7 +34,7 @@ class Samples(Protocol):
 
     @property
     def cache(self) -> CacheDescription | None:
-        """What the latents were made of, and by what; None where the samples are images."""
+        """Which images and which autoencoder the latents come from; None where the samples are images."""
         ...
 
     def __len__(self) -> int: ...
@@ -49,7 +49,7 @@ class Samples(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Hex sha256 that tells one set, in its order, from another."""
+        """Hex sha256 of the set and its order: equal for equal sets only."""
         ...
 
 
@@ -60,13 +60,13 @@ class Unlabelled:
 
     def __init__(self, data: Samples) -> None:
         self.data = data
-        self.root, self.shape, self.found, self.cache = data.root, data.shape, data.found, data.cache
+        self.root, self.shape, self.num_before_cap, self.cache = data.root, data.shape, data.num_before_cap, data.cache
 
     def __len__(self) -> int:
         return len(self.data)
 
     def read(self, index: int, flip: bool, out: np.ndarray) -> int:
-        """Fill `out` as the set inside does; 0."""
+        """Fill `out` as the wrapped set does; returns 0."""
         self.data.read(index, flip, out)
         return 0
 
@@ -74,12 +74,12 @@ class Unlabelled:
         return self.data.where(index)
 
     def fingerprint(self) -> str:
-        """That of the set inside: the samples are the same."""
+        """That of the wrapped set: the samples are the same."""
         return self.data.fingerprint()
 
 
 def fit_classes(data: Samples, num_classes: int) -> Samples:
-    """The set as a model of `num_classes` classes takes it: without labels for 0; DataError when the counts differ."""
+    """The set for a model of `num_classes` classes, without labels for 0; DataError when the counts differ."""
     if num_classes == 0:
         return data if not data.names else Unlabelled(data)
     if not data.names:

@@ -18,13 +18,13 @@ from ldit.data.images.image_set import ImageSet
 from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, LditError, RunError
 
-_AT_ONCE = 1024  # images handed to the threads: a job each for a million would be a gigabyte
-MOST_HUNG = 8  # images that hang before it is the disk that does
+_AT_ONCE = 1024  # images handed to the threads at once: jobs for a million images would take a gigabyte
+MOST_HUNG = 8  # images that hang before the disk is blamed
 Item = TypeVar("Item")
 
 
 class Size(NamedTuple):
-    """Of one image, in pixels as stored in its file."""
+    """Size of one image, in pixels as stored in its file."""
 
     width: int
     height: int
@@ -40,37 +40,37 @@ class Report:
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason), in order."""
     problems: list[str] = field(default_factory=list)
-    """What is wrong with the set as a whole: each would stop a run at its start."""
+    """Faults of the set itself, such as an empty class folder: each would stop a run at its start."""
     classes: Counter[str] = field(default_factory=Counter)
-    """Images of each class, in a folder bad ones too; empty for a set without classes."""
+    """Images of each class, in a folder with the bad ones; empty for a set without classes."""
     beside: int = 0
-    """Images that lie beside the class folders, which no run reads."""
+    """Images beside the class folders, which no run reads."""
     others: Counter[str] = field(default_factory=Counter)
-    """Suffix in small letters -> files of a folder that no run takes for images; "" = those without one."""
+    """Suffix in small letters ("" = none) -> number of files of a folder that are not read as images."""
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     short_sides: Counter[int] = field(default_factory=Counter)
-    """Power of two -> images whose short side is at least that and less than twice that."""
+    """Power of two -> number of images whose short side is at least that and less than twice that."""
     smallest: Size | None = None
-    """The first of those with the shortest short side."""
+    """The first image with the shortest short side."""
     largest: Size | None = None
-    """The first of those with the most pixels."""
+    """The first image with the most pixels."""
     enlarged: int = 0
-    """Images whose short side is less than the size asked for."""
+    """Images whose short side is less than that of training."""
     oriented: int = 0
     """Images with an EXIF orientation other than 1."""
     animated: int = 0
     digests: dict[str, bytes] = field(default_factory=dict)
-    """name -> sha256 of the file, of all that could be read."""
+    """name -> sha256 of the file, for all files that could be read."""
     class_of: dict[str, str] = field(default_factory=dict)
-    """name -> class, of images that have one."""
+    """name -> class, for images that have one."""
 
     @property
     def sound(self) -> bool:
         return not self.bad and not self.problems
 
     def duplicates(self) -> list[list[str]]:
-        """Groups of names with the same content, each and all in order."""
+        """Groups of names of files with the same content, in order."""
         groups: dict[bytes, list[str]] = {}
         for name, digest in self.digests.items():
             groups.setdefault(digest, []).append(name)
@@ -81,7 +81,7 @@ class Report:
         return len({self.class_of.get(name) for name in group}) > 1
 
     def add(self, name: str, look: "_Look", size: int) -> None:
-        """Count an image in; `size` is that of training, 0 = none."""
+        """Add an image to the report; `size` is the side of training images, 0 = not known."""
         if look.digest is not None:
             self.digests[name] = look.digest
         facts = look.facts
@@ -90,19 +90,19 @@ class Report:
             return
         self.formats[facts.format] += 1
         self.modes[facts.mode] += 1
-        here, short = Size(facts.width, facts.height, name), min(facts.width, facts.height)
+        this, short = Size(facts.width, facts.height, name), min(facts.width, facts.height)
         self.short_sides[1 << (short.bit_length() - 1)] += 1
         if self.smallest is None or short < min(self.smallest[:2]):
-            self.smallest = here
+            self.smallest = this
         if self.largest is None or facts.width * facts.height > self.largest.width * self.largest.height:
-            self.largest = here
+            self.largest = this
         self.enlarged += short < size
         self.oriented += facts.orientation != 1
         self.animated += facts.animated
 
 
 class _Look(NamedTuple):
-    """What one image holds; without facts it is bad for a reason."""
+    """Hash and facts of one image; without facts it is bad, and `reason` says why."""
 
     digest: bytes | None
     facts: Facts | None
@@ -116,20 +116,21 @@ class Reading:
     workers: int = 2
     """Threads."""
     timeout: float = DataConfig.timeout
-    """Seconds that a thread may be at one file. One that takes longer is bad, as it would end a run; another thread
-    goes on. RunError when MOST_HUNG files of one set hang."""
+    """Seconds that reading one file may take. A file that takes longer is bad, because it would end a run; a new thread
+    reads the rest. RunError when MOST_HUNG files of one set hang."""
     seen: Callable[[int], object] | None = None
-    """Called with the number of further images that have been looked at."""
+    """Called after each image with 1, the number of images that were checked since the last call."""
 
 
 _PLAIN = Reading()
 
 
 def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading = _PLAIN) -> Report:
-    """The report of a folder of class folders or of loose images, the same for any number of threads.
+    """The report of a folder of class folders or of loose images; the same for any number of threads.
 
-    `size`, where given, is that of training. DataError when the folder holds no images or cannot be listed.
+    `size`: the side of training images, 0 = not known. DataError when the folder holds no images or cannot be listed.
     """
+    # List all files: the images are decoded, the others counted.
     folders = folders_in(root)
     files = [*files_in(root, deep=False), *(f"{folder}/{f}" for folder in folders for f in files_in(root / folder))]
     names = sorted(filter(is_image, files), key=os.fsencode)
@@ -137,6 +138,7 @@ def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading 
         raise DataError(f"no images in {root}")
     report = Report("class folders" if folders else "loose images", len(names))
     report.others.update(os.path.splitext(file)[1].lower() for file in files if not is_image(file))
+    # The classes, then each image.
     if folders:
         _count_classes(report, root, folders, names)
     for name, look in zip(names, _in_order(lambda name: _look(root / name, decoding), names, reading), strict=True):
@@ -145,7 +147,7 @@ def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading 
 
 
 def _count_classes(report: Report, root: Path, folders: tuple[str, ...], names: list[str]) -> None:
-    """Classes and what is wrong with them, by the rules of `ImageFolder`."""
+    """Add the classes and their faults, by the rules of `ImageFolder`."""
     try:
         class_folders(root)
     except DataError as error:
@@ -159,15 +161,15 @@ def _count_classes(report: Report, root: Path, folders: tuple[str, ...], names: 
 def scan_set(
     kind: str, sets: Iterable[ImageSet], decoding: Decoding, size: int = 0, reading: Reading = _PLAIN
 ) -> Report:
-    """The report of sets that are not folders of images: of those whose images are files, as of a folder; of IDX
-    files, which images can be read. Bad images are not counted in their classes."""
+    """The report of sets other than folders of images. Images of IDX files have no format or size to report: only
+    whether they can be read is checked. Bad images are not counted in their classes."""
     report = Report(kind)
     for images in sets:
         report.total += len(images)
         looks = _in_order(lambda index: _look_at(images, index, decoding), range(len(images)), reading, images.where)  # noqa: B023
         for index, look in enumerate(looks):
-            name, listed = images.where(index), isinstance(images, ListedImages)
-            if listed or look.reason:
+            name, is_file = images.where(index), isinstance(images, ListedImages)
+            if is_file or look.reason:
                 report.add(name, look, size)
             if images.names and not look.reason:
                 report.class_of[name] = images.names[images.label(index)]
@@ -176,7 +178,7 @@ def scan_set(
 
 
 def _look_at(images: ImageSet, index: int, decoding: Decoding) -> _Look:
-    """Image `index` of a set."""
+    """Look at image `index` of a set."""
     try:
         if isinstance(images, ListedImages):
             return _look(images.source(index), decoding)
@@ -187,7 +189,7 @@ def _look_at(images: ImageSet, index: int, decoding: Decoding) -> _Look:
 
 
 def _look(source: Path | BinaryIO, decoding: Decoding) -> _Look:
-    """Hash and facts of one image. Errors of the machine count as bad too, because the image was not checked."""
+    """Read and decode one image. It is bad also if the machine could not read it: then it was not checked."""
     digest = None
     try:
         if isinstance(source, Path):
@@ -202,12 +204,12 @@ def _look(source: Path | BinaryIO, decoding: Decoding) -> _Look:
 
 
 def _short(error: Exception, path: object) -> str:
-    """A reason without the image's name, which is shown beside it."""
+    """The reason without the image's name, which the report has beside it."""
     return str(error).removeprefix(f"cannot read image {path}: ")
 
 
 class _Task:
-    """One item for a thread."""
+    """One item that a thread looks at."""
 
     def __init__(self, look: Callable[[], _Look], workers: Workers) -> None:
         self.look, self.result = look, _Look(None, None, "")
@@ -224,13 +226,13 @@ class _Task:
 def _in_order(
     look: Callable[[Item], _Look], items: Iterable[Item], reading: Reading, name: Callable[[Item], str] = str
 ) -> Iterator[_Look]:
-    """`look` of each item, in order, computed by threads. An item whose thread hangs is bad. RunError names the item
-    when too many hang."""
-    left, hung = iter(items), 0
+    """The results of `look` for all items, in order, computed by threads. An item whose thread hangs is bad. RunError
+    names the item when too many hang."""
+    remaining, hung = iter(items), 0
     workers = Workers(reading.workers, "check")
     try:
         # A limited number of items at a time, so that results do not pile up.
-        while some := list(itertools.islice(left, _AT_ONCE)):
+        while some := list(itertools.islice(remaining, _AT_ONCE)):
             tasks = [_Task(lambda item=item: look(item), workers) for item in some]  # type: ignore[misc]
             for place, task in enumerate(tasks):
                 try:

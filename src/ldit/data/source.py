@@ -1,8 +1,8 @@
 """What `data.path` means, and how a run opens it.
 
-Of this table the first that is there counts (`ldit.data.formats.table`):
+The first row of this table that fits the folder counts (`ldit.data.formats.table`):
 
-| there                              | kind    | what it is                                                     |
+| in the folder                      | kind    | what it is                                                     |
 |------------------------------------|---------|----------------------------------------------------------------|
 | manifest.json, shards, encode.json | cache   | a latent cache, intact or not                                  |
 | train-images-idx3-ubyte and such   | idx     | IDX files (MNIST kind)                                         |
@@ -11,8 +11,8 @@ Of this table the first that is there counts (`ldit.data.formats.table`):
 | folders                            | folders | class folders; loose images beside them are not read           |
 | images                             | loose   | loose images, without classes                                  |
 
-Hidden files are ignored. metadata.csv, metadata.parquet and packed tars (.tar.gz) are refused where nothing else is
-there, and named in the log otherwise. A path may also be one tar, or a bundled set.
+Hidden files are ignored. metadata.csv, metadata.parquet and packed tars (.tar.gz) are not read: they are an error where
+nothing else is there, else a warning names them. A path may also be one tar, or the name of a bundled set.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BUNDLED = ("emoji64",)
 OBJECT = "object:"
-"""Begins the data path of a run on a data set object; the rest is the name of its class."""
+"""Prefix of the data path of a run on a data set object; the rest is the name of its class."""
 
 
 def data_root(path: str) -> Path:
@@ -49,7 +49,7 @@ def data_root(path: str) -> Path:
         if root.is_dir() or has_tars(root):
             return root
         is_file = root.exists()
-    except (OSError, RuntimeError) as error:  # a folder above that may not be entered, the home of nobody
+    except (OSError, RuntimeError) as error:  # a parent folder without permission, or ~user of an unknown user
         raise DataError(f"data.path: cannot look at {path!r}: {getattr(error, 'strerror', None) or error}") from None
     if is_file:
         raise DataError(f"data.path: {path!r} is a file, neither a folder nor a tar archive")
@@ -58,8 +58,8 @@ def data_root(path: str) -> Path:
 
 
 def kind_of(root: Path) -> str:
-    """The kind of a data path by the table above, intact or not. DataError for a folder that cannot be looked into, and
-    for one with tars and other images."""
+    """The kind of a data path by the table above, intact or not. DataError for a folder that cannot be listed, or that
+    has tars and other images."""
     return format_of(root).kind
 
 
@@ -69,12 +69,13 @@ def open_run_data(
     share: tuple[int, int] = (0, 1),
     index_dir: Path | None = None,
 ) -> tuple[Samples, Samples | None]:
-    """(training, held-out or None) of a run. `num_classes`, where given, is the model's: 0 takes the labels away, any
-    other must be the set's. Of a latent cache this process verifies the i-th of n shares, `share` (i, n). `index_dir`
-    is where `keep_index` may have kept an index.
+    """(training, held-out or None) of a run. `num_classes` is the model's number of classes, None for models that take
+    any: 0 drops the labels, another number must be that of the set. `share` (i, n): this process verifies the i-th of n
+    shares of a latent cache. `index_dir`: the folder in which `keep_index` may have saved an index.
 
     DataError names what is missing, damaged or does not fit.
     """
+    # A latent cache was encoded with settings of its own, which the run's must equal; all others are images.
     root = data_root(config.path)
     train: Samples
     heldout: Samples | None
@@ -94,7 +95,7 @@ def open_run_data(
 
 
 def keep_index(data: Samples, folder: Path) -> None:
-    """Keep in `folder` what the next start would read again: the index of tar archives. Other sets have none."""
+    """Save the index of tar archives in `folder` for the next start; other sets have none."""
     inner = data.data if isinstance(data, Unlabelled) else data
     if isinstance(inner, ImageSet):
         inner.keep_index(folder)
@@ -103,7 +104,7 @@ def keep_index(data: Samples, folder: Path) -> None:
 def open_whole_cache(
     root: Path, verify: bool = True, share: tuple[int, int] = (0, 1)
 ) -> "tuple[LatentSamples, LatentSamples | None]":
-    """`open_cache`; for a folder without an intact manifest DataError says whether it is unfinished or damaged."""
+    """`open_cache`; for a folder without a manifest DataError says whether the cache is unfinished or damaged."""
     if is_cache(root):
         from ldit.data.latent_cache.reader import open_cache
 
@@ -128,9 +129,9 @@ def open_data(
 ) -> tuple[ImageSet, ImageSet | None]:
     """(training, held-out or None), images cut to `size`.
 
-    `heldout` names the list of images kept from training, "" = none, None = heldout.txt where there is one. IDX
-    files: the held-out set is t10k-* where it is there; "" = none. `index_dir` is where `keep_index` may have kept an
-    index. DataError names what is missing or damaged.
+    `heldout` names the list of images kept from training; "" = none, None = heldout.txt where there is one. The
+    held-out set of IDX files is t10k-* where there is one; "" = none. `index_dir`: the folder in which `keep_index` may
+    have saved an index. DataError names what is missing or damaged.
     """
     root = data_root(path)
     return format_of(root).open(Opening(root, size, heldout, max_per_class, decoding, index_dir))

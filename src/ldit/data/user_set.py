@@ -28,25 +28,26 @@ class UserData(Protocol):
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Any text that identifies this set and its order: a run can only be resumed with the same set."""
+        """Any text that identifies this set and its order: a run can be resumed with the same set only."""
         ...
 
     def read(self, index: int) -> tuple[Image.Image | np.ndarray, int | None]:
-        """(image, label) of sample `index`: a PIL image of any mode or uint8 (H, W, 3), and its class, None without
-        classes. Called from several threads at once. What it raises makes the sample a bad image (`data.bad`)."""
+        """(image, label) of sample `index`: a PIL image of any mode or uint8 (H, W, 3), and its class; None without
+        classes. Called from several threads at once. A sample for which it raises an exception is a bad image
+        (`data.bad`)."""
         ...
 
 
 def open_user_set(data: Any, size: int, decoding: Decoding = Decoding()) -> ImageSet:  # noqa: B008
-    """`data` as the loader reads it, images cut to `size`; DataError names what it lacks."""
+    """`data` as a set that the loader reads, images cut to `size`; DataError names what the object lacks."""
     return UserSet(data, size, decoding)
 
 
 class UserSet(ImageSet):
     """The images of `data`, cut to `size` x `size` by ADM's centre crop.
 
-    Images become RGB as those of files do, but are turned by no EXIF orientation. DataError in one line names the part
-    of the object that is missing or wrong; the first sample is read for it.
+    Images become RGB as those of files do, but no EXIF orientation is applied. DataError in one line names the part of
+    the object that is missing or wrong; the first sample is read as a check.
     """
 
     cache = None
@@ -54,21 +55,23 @@ class UserSet(ImageSet):
     def __init__(self, data: UserData, size: int, decoding: Decoding = Decoding()) -> None:  # noqa: B008
         if isinstance(data, type):
             raise DataError(f"data: give an object, {data.__name__}(), not the class {data.__name__}")
+        # Check that every part is there before any is used.
         self._title = type(data).__name__
         for part in ("__len__", "names", "fingerprint", "read"):
             if not hasattr(data, part):
                 raise DataError(f"data: {self._title} has no {part}; a data set has __len__, names, fingerprint, read")
+        # Then the values: length, names, fingerprint and one sample.
         self.root, self.size = Path(self._title), size
         self._data, self._decoding = data, decoding
-        self.found = len(data)
-        if self.found < 1:
-            raise DataError(f"data: {self._title} holds no images (its length is {self.found})")
+        self.num_before_cap = len(data)
+        if self.num_before_cap < 1:
+            raise DataError(f"data: {self._title} holds no images (its length is {self.num_before_cap})")
         self.names = self._checked_names()
         self._fingerprint = self._checked_fingerprint()
         self._check_first()
 
     def __len__(self) -> int:
-        return self.found
+        return self.num_before_cap
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """(size, size, 3) uint8 and its class; DataError names a sample that cannot be read or is not one."""
@@ -89,17 +92,18 @@ class UserSet(ImageSet):
         return self._fingerprint
 
     def _taken(self, index: int, sample: Any) -> tuple[np.ndarray, int]:
-        """A sample as read, checked and cut."""
+        """(image, class) of what `read` returned, checked and cut."""
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
             raise DataError(f"{self._name(index)} must be (image, label), got {type(sample).__name__}")
         image, label = self._image(index, sample[0]), self._label(index, sample[1])
         try:
             check_size(*image.size, self._decoding.max_pixels)
             return np.asarray(center_crop(to_rgb(image, self._decoding.background), self.size)), label
-        except (BadImage, OSError, ValueError, SyntaxError) as error:  # an image that Pillow decodes here at last
+        except (BadImage, OSError, ValueError, SyntaxError) as error:  # Pillow decodes the image only here
             raise DataError(f"{self._name(index)} cannot be read: {error}") from None
 
     def _image(self, index: int, image: Any) -> Image.Image:
+        """The image of a sample; DataError when it is of another type."""
         if isinstance(image, Image.Image):
             return image
         if not isinstance(image, np.ndarray):
@@ -111,6 +115,7 @@ class UserSet(ImageSet):
         raise DataError(f"{self._name(index)}: its image must be a PIL image or uint8 (H, W, 3), got {what}")
 
     def _label(self, index: int, label: Any) -> int:
+        """The class of a sample; DataError when it is none."""
         count = len(self.names)
         if label is None and not count:
             return 0

@@ -1,4 +1,4 @@
-"""Threads that take jobs in order and never keep the process from ending."""
+"""Threads that work off jobs in order, and never keep the process from ending."""
 
 import threading
 import time
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-_LOOK = 0.25  # seconds between looks at a job that is waited for
+_LOOK = 0.25  # seconds between checks of a job that is waited for
 
 
 class Stuck(Exception):
-    """A job that hangs. The message says which thread has been at item `item` for how long."""
+    """A job that hangs at item `item`. The message names the thread, and since when."""
 
     def __init__(self, thread: str, item: int, seconds: float) -> None:
         what = f"thread {thread} has been at it" if thread else "no thread has begun with it"
@@ -19,20 +19,21 @@ class Stuck(Exception):
 
 
 class Job:
-    """Work for one thread, which calls `at` with each item that it begins."""
+    """Work for one thread. The work calls `at` with each item that it begins."""
 
     def __init__(self, work: Callable[["Job"], None]) -> None:
         self.work = work
         self.thread = ""
-        """Name of the thread that took it, "" before."""
+        """Name of the thread that took the job, "" before."""
         self.item = 0
-        """The item it is at."""
+        """The current item."""
         self.since = 0.0
-        """When it began that item (`time.monotonic`)."""
+        """When the current item began (`time.monotonic`)."""
         self._done = threading.Event()
         self._error: BaseException | None = None
 
     def at(self, item: int) -> None:
+        """Note that the work begins with `item`."""
         self.item, self.since = item, time.monotonic()
 
     def run(self) -> None:
@@ -44,8 +45,8 @@ class Job:
         self._done.set()
 
     def finish(self, patience: float) -> None:
-        """Wait for the end; raises what the work raised, and Stuck when one item takes longer than `patience` seconds,
-        or none is begun for so long."""
+        """Wait for the end of the job; raises what the work raised. Stuck when an item takes longer than `patience`
+        seconds, or no thread begins the job for so long."""
         began = time.monotonic()
         while not self._done.wait(min(_LOOK, patience)):
             stuck = time.monotonic() - max(self.since, began)
@@ -56,10 +57,10 @@ class Job:
 
 
 class Workers:
-    """`count` threads named NAME-0 … that take jobs in the order they were given.
+    """`count` threads, called NAME-0 …, that take jobs in the order of `submit`.
 
-    They are daemons, unlike those of concurrent.futures: one that hangs in a file system's call must not hold up the
-    end of the process.
+    They are daemon threads, unlike those of concurrent.futures: a thread that hangs in a call of the file system must
+    not keep the process from ending.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -74,7 +75,7 @@ class Workers:
         return job
 
     def close(self, timeout: float) -> None:
-        """Drop the jobs that have not begun and wait for the others, up to `timeout` seconds."""
+        """Drop the jobs that no thread has begun, and wait for the others, up to `timeout` seconds."""
         with suppress(Empty):
             while True:
                 self._jobs.get_nowait()

@@ -1,4 +1,4 @@
-"""Seeds to images: the only way images are made. An iterable of events that can be stopped at any step."""
+"""Generator: runs a checked request, as an iterator of events that can be stopped at any step."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from ldit.sampling.step import Step
 
 @dataclass(frozen=True)
 class Preview:
-    """The estimate of images `indices` after solver step `step` of `steps`; latents (b, C, h, w)."""
+    """The current estimate of images `indices` after solver step `step` of `steps`, as latents (b, C, h, w)."""
 
     indices: tuple[int, ...]
     step: int
@@ -36,7 +36,8 @@ class Preview:
 
 @dataclass(frozen=True)
 class Sample:
-    """Image `index`, finished. Without a codec `tensor` (3, H, W) in [-1, 1] and `image` are absent."""
+    """Image `index`, finished: its latent (C, h, w), and unless it is not decoded `tensor` (3, H, W) in [-1, 1] and
+    `image`."""
 
     index: int
     label: int
@@ -48,8 +49,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Done:
-    """The end: images made, conditional network calls, rows computed for guidance alone, seconds, whether
-    cancelled."""
+    """The end of a request: number of images, conditional network calls, and rows computed for guidance; seconds;
+    whether it was cancelled."""
 
     images: int
     evaluations: int
@@ -63,7 +64,7 @@ Event = Preview | Sample | Done
 
 @dataclass
 class _Counts:
-    """What `Done` will say."""
+    """The counts for `Done`."""
 
     images: int = 0
     evaluations: int = 0
@@ -72,7 +73,7 @@ class _Counts:
 
 
 class Generator:
-    """Runs a checked request on a pipeline, in batches of `batch_size` images, fewer where memory runs out."""
+    """Runs a checked request on a model, in batches of `batch_size` images; smaller ones when memory runs out."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Generator:
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
     ) -> None:
+        # Check the options of the call.
         batch_size, preview_every = as_int("batch_size", batch_size), as_int("preview_every", preview_every)
         if batch_size < 1:
             raise RequestError(f"batch_size: must be at least 1, got {batch_size}")
@@ -96,21 +98,24 @@ class Generator:
         if guide is not None and guide.device != pipe.device:
             raise RequestError(f"guide: it is on {guide.device}, the model on {pipe.device}")
         self.pipe, self.request, self.guide = pipe, request, guide
-        # Noise given from outside is for the whole request, so it runs as one batch.
+        # A `step_noise` function makes noise for the whole request, which therefore runs as one batch.
         self.batch_size = batch_size if request.step_noise is None else len(request.labels)
         self.progress, self.callback = progress, callback
         self.cancelled = cancelled or (lambda: False)
         self.preview_every = preview_every
-        self.codec = pipe.codec if decode else None  # opened before sampling, so that a missing one stops it here
+        # Open the codec before sampling, so that a missing one is noticed now; encode the start images.
+        self.codec = pipe.codec if decode else None
         self._starts: Tensor | None = None
         if request.init is not None:
             from ldit.pipeline.init_image import encoded
 
             self._starts = encoded(request.init, pipe.codec)
 
-    @torch.no_grad()  # wraps each resumption, so that the caller's own mode stands between events
+    @torch.no_grad()  # applies only while the generator runs: between events the caller's own mode holds
     def events(self) -> Iterator[Event]:
-        """Previews, images, and Done last. Iterators of one pipeline may run side by side (see `for_request`)."""
+        """Previews, images, and Done at the end. Iterators of one pipeline may run at the same time (see
+        `Prepared.for_request`)."""
+        # Prepare networks and the message for running out of memory.
         started, counts = time.perf_counter(), _Counts()
         self._ready()
         total, steps = len(self.request.labels), len(self.request.levels) - 1
@@ -129,17 +134,17 @@ class Generator:
             def run(rows: range) -> Iterator[Event]:
                 return self._batch(rows, counts, bar)
 
-            # Noise given from outside is drawn for all rows at once, so they cannot be split.
+            # Batches are halved when memory runs out, unless `step_noise` makes noise for all rows at once.
             smallest = 1 if self.request.step_noise is None else total
             yield from in_batches(total, self.batch_size, run, halved, advice, smallest, self._release)
         seconds = time.perf_counter() - started
         yield Done(counts.images, counts.evaluations, counts.guided_rows, seconds, counts.stopped)
 
     def _ready(self) -> None:
-        """The networks of this request."""
+        """Prepare the networks of this request: the model's, and the guide's."""
         self._networks: list[Network] = []
         self._copies: list[InferenceCopy | None] = []
-        # Inference copies look conditioning up on the host, and need not wait for the device.
+        # Labels stay on the host for inference copies: they look conditioning up there, without waiting for the GPU.
         self._home = self.pipe.device
         for pipe in (self.pipe, self.guide):
             if pipe is None:
@@ -149,17 +154,18 @@ class Generator:
                 network = network.for_request()
                 self._home = torch.device("cpu") if pipe is self.pipe else self._home
             self._copies.append(network if isinstance(network, InferenceCopy) else None)
-            self._networks.append(self._placed(pipe, network if pipe is self.pipe else _weak(network, pipe.dtype)))
+            self._networks.append(self._placed(pipe, network if pipe is self.pipe else _guide(network, pipe.dtype)))
 
     def _release(self) -> bool:
-        """CUDA graphs hold the memory of all their activations: this request goes on without."""
-        let_go = [network.release() for network in self._copies if network is not None]
-        if any(let_go):
+        """Free the CUDA graphs, which hold the memory of all their activations, and continue without them. Returns
+        whether there were any."""
+        released = [network.release() for network in self._copies if network is not None]
+        if any(released):
             logger.warning("out of memory: without CUDA graphs from here on")
-        return any(let_go)
+        return any(released)
 
     def _placed(self, pipe: LoadedModel, network: Any) -> Network:
-        """The network with the positions of the request."""
+        """The network with the positions and attention scale of the requested size."""
         settings, model = self.request.settings, pipe.spec.model
         rows, columns = (side // model.patch_size for side in self.request.shape[1:])
         return positioned(
@@ -167,7 +173,7 @@ class Generator:
         )
 
     def _batch(self, rows: range, counts: "_Counts", bar: "tqdm[Any]") -> Iterator[Event]:
-        """Previews and images of some rows; nothing once cancelled. Only a batch that comes to its end counts."""
+        """Previews and images of some rows; nothing after a cancellation. Images count when their batch is complete."""
         if counts.stopped:
             return
         steps = len(self.request.levels) - 1
@@ -177,7 +183,7 @@ class Generator:
         for network, second in zip(self._copies, (False, True), strict=False):
             if network is not None:
                 network.plan(predict.network_calls(self.request.levels[:-1], second))
-        # Walk the solver; every step is a chance to look, to show a preview and to stop.
+        # Run the solver. After every step: callback, preview, check for cancellation.
         for step in self._steps(predict, x, rows):
             x = step.x
             bar.update()
@@ -188,7 +194,7 @@ class Generator:
             if self.cancelled():
                 counts.stopped = True
                 break
-        # Decode what reached its end.
+        # Decode, unless cancelled.
         if not counts.stopped:
             yield from self._images(rows, x)
             counts.images += len(rows)
@@ -200,6 +206,7 @@ class Generator:
         return self.request.solve(denoise, x, self.request.levels, lambda i: self._noise(i, rows))
 
     def _guided(self, rows: range) -> Guided:
+        """The network with the labels of these rows, and guidance."""
         request = self.request
         labels = request.conditioner.encode(request.labels[rows.start : rows.stop], self._home)
         null = request.conditioner.encode_null(len(rows), self._home)
@@ -217,6 +224,8 @@ class Generator:
         )
 
     def _initial(self, rows: range) -> Tensor:
+        """The noisiest state (b, C, h, w): noise, or start images noised to the first level. Noise depends on the seed
+        of each image only."""
         request = self.request
         if request.initial_noise is not None:
             noise = request.initial_noise[rows.start : rows.stop].float()
@@ -228,6 +237,7 @@ class Generator:
         return noise.to(self.pipe.device)
 
     def _noise(self, i: int, rows: range) -> Tensor:
+        """The noise (b, C, h, w) that solver step `i` adds."""
         request = self.request
         if request.step_noise is not None:
             noise = request.step_noise(i, (len(rows), *request.shape))
@@ -236,6 +246,7 @@ class Generator:
         return noise.to(self.pipe.device)
 
     def _images(self, rows: range, x: Tensor) -> Iterator[Sample]:
+        """Decode latents x (b, C, h, w)."""
         request, latents = self.request, x.cpu()
         decoded = None if self.codec is None else self.codec.decode(x).cpu()
         images = None if decoded is None else to_pil(to_uint8(decoded))
@@ -245,11 +256,12 @@ class Generator:
             yield Sample(row, request.labels[row], request.seeds[row], latents[i], tensor, image)
 
 
-def _weak(network: Any, dtype: torch.dtype) -> Network:
-    """A guide's network, which may have a dtype of its own, and want its conditioning on the device."""
+def _guide(network: Any, dtype: torch.dtype) -> Network:
+    """A guide's network with inputs converted: it may have another dtype than the model, and needs its conditioning on
+    the device unless it is an inference copy."""
 
     def call(x: Tensor, time: Tensor, cond: Tensor, **more: Any) -> Tensor:
-        home = time.device if isinstance(network, InferenceCopy) else x.device
-        return network(x.to(dtype), time.to(home), cond.to(home), **more)
+        device = time.device if isinstance(network, InferenceCopy) else x.device
+        return network(x.to(dtype), time.to(device), cond.to(device), **more)
 
     return call

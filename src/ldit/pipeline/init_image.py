@@ -1,4 +1,4 @@
-"""Images that sampling starts from (SDEdit, Meng et al. 2022): opened, cut to the size sampled, encoded."""
+"""Start images of sampling (SDEdit, Meng et al. 2022): opens, crops and encodes them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ InitImage = Given | Sequence[Given] | None
 
 
 def given_images(given: InitImage) -> list[Image.Image] | None:
-    """RGB images of one or several, which are PIL's or files (turned as their EXIF says). None for none;
+    """RGB images of one or several PIL images or files; the EXIF orientation of files is applied. None for None.
     RequestError names a file that is no image."""
     if given is None:
         return None
@@ -37,22 +37,22 @@ def given_images(given: InitImage) -> list[Image.Image] | None:
 
 
 def cut(images: Sequence[Image.Image], width: int, height: int) -> tuple[Image.Image, ...]:
-    """Each covered and cropped to width x height pixels by ADM's rule. RequestError where memory does not suffice."""
-    with _room(width, height):
+    """Resize and crop each image to width x height pixels by ADM's rule. RequestError when memory runs out."""
+    with _memory_for(width, height):
         return tuple(_each(lambda one: center_crop(one, width, height), images))
 
 
 def encoded(images: Sequence[Image.Image], codec: Codec) -> Tensor:
-    """Scaled latents (B, C, h, w), fp32 on the CPU: an autoencoder's posterior means. One image at a time, so that
-    its latent does not depend on the others, and no more memory is needed for many. RequestError where it does not
-    suffice for one."""
-    with _room(*images[0].size):
+    """Scaled latents (B, C, h, w), fp32 on the CPU; an autoencoder's are posterior means. Images are encoded one at a
+    time, so that a latent does not depend on the other images, nor memory on their number. RequestError when memory
+    runs out."""
+    with _memory_for(*images[0].size):
         return torch.stack(_each(lambda one: codec.encode(from_pil([one]))[0].cpu(), images))
 
 
 @contextmanager
-def _room(width: int, height: int) -> Iterator[None]:
-    """RequestError when memory runs out over images of this size."""
+def _memory_for(width: int, height: int) -> Iterator[None]:
+    """A block for work on images of this size: running out of memory in it becomes a RequestError."""
     try:
         yield
     except Exception as error:
@@ -65,9 +65,9 @@ def _room(width: int, height: int) -> Iterator[None]:
 
 
 def _each(function: Callable[[A], B], values: Sequence[A]) -> list[B]:
-    """`function` of each; once for an object that is there many times."""
-    done = {key: function(value) for key, value in {id(value): value for value in values}.items()}
-    return [done[id(value)] for value in values]
+    """`function` of each value, computed once for an object that occurs several times."""
+    results = {key: function(value) for key, value in {id(value): value for value in values}.items()}
+    return [results[id(value)] for value in values]
 
 
 def _opened(one: Given) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The typed keywords of Python's `Pipeline`: the fields of `SamplingRequest`, and what only Python can give."""
+"""Types of the keywords of `Pipeline`: the fields of `SamplingRequest`, and what only Python can pass."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from ldit.sampling.step import Step
 
 
 class RequestKeywords(TypedDict, total=False):
-    """The fields of `ldit.config.requests.sampling.SamplingRequest`, which says what each means, and their aliases.
-    None is the checkpoint's default."""
+    """The fields of `ldit.config.requests.sampling.SamplingRequest`, where each is described, and their aliases. None
+    stands for the checkpoint's default."""
 
     num: int | None
     seed: int
@@ -42,7 +42,7 @@ class RequestKeywords(TypedDict, total=False):
 
 
 class SamplingKeywords(RequestKeywords, total=False):
-    """All keywords of a call: those of the request, tensors of noise, and how the call runs."""
+    """All keywords of a call: the request, tensors of noise, and options of the call itself."""
 
     initial_noise: Tensor | None
     step_noise: StepNoise | None

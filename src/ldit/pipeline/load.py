@@ -1,4 +1,4 @@
-"""`ldit.load`: a source to an object that makes images."""
+"""`ldit.load`: opens a source as a Pipeline, which makes images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,25 +35,25 @@ from ldit.storage.tensors import assign
 
 OutputType = Literal["pil", "tensor", "latent"]
 RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")
-"""Keywords that say how a call runs."""
+"""Keywords that are options of the call itself, not of the images."""
 NOISE = ("initial_noise", "step_noise")
-"""Keywords that are tensors of noise, or make them."""
+"""Keywords that give tensors of noise, or a function that makes them."""
 
 
 class Pipeline(LoadedModel):
     """A model that makes images. Calling it samples; see `sample`.
 
-    `model` is the raw network; `spec` is the content of config.json (a dict, and its parts as attributes). Requests may
-    run side by side, in one thread or in several, also one request in several threads by turns; `to` and new weights
-    wait until none runs.
+    `model` is the raw network; `spec` is the content of config.json (a dict, and its parts as attributes). Several
+    requests may run at the same time, in one thread or several; a request may also move between threads. Call `to` and
+    change weights only when none runs.
     """
 
     _guide: tuple[str, "Pipeline"] | None = None
-    """The guide that was last loaded by name."""
+    """Name and Pipeline of the guide that was last loaded by name."""
 
     def to(self, *args: Any, **kwargs: Any) -> "Pipeline":
         """Move or convert the network, as torch.nn.Module.to; an autoencoder moves with it. A guide given by name is
-        loaded anew when it is next needed. RequestError where the blocks are on the host: load the model again."""
+        loaded again when it is next used. RequestError for a model with offload, which cannot be moved."""
         if is_offloaded(self.model):
             raise RequestError("a model loaded with offload stays on its device and in its dtype; load it again")
         self.model.to(*args, **kwargs)
@@ -87,15 +87,19 @@ class Pipeline(LoadedModel):
         [-1, 1], or latents.
 
         Keywords (None: the checkpoint's default, in `spec.sampling_defaults`):
-        num (default 1, or as many as seeds); steps (or num_inference_steps), solver, grid, eta; guidance (or
-        guidance_scale; 1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise time),
-        guidance_schedule ("constant", "linear", "cosine"), guide (a weaker model of the same kind, a Pipeline or
-        anything `load` takes, whose output takes the place of the null class's); seed (images get seed, seed+1, …) or
-        seeds; height, width (pixels), and for images larger than those of training rope_scaling ("none", "linear",
-        "ntk" or "time-aware") and proportional_attention; init_image (a PIL image or file, or one each) with strength
-        (the noise time it is brought to, 0.6); batch_size, progress, callback(step), initial_noise (B, C, h, w),
-        step_noise(i, shape).
-        RequestError names what cannot be served. Image k depends on its seed and init_image alone.
+        num: number of images of a model without classes (default 1, or as many as seeds).
+        seed (images get seed, seed+1, …) or seeds (one an image).
+        steps (or num_inference_steps), solver, grid, eta.
+        guidance (or guidance_scale; 1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise
+        time), guidance_schedule ("constant", "linear", "cosine").
+        guide: a weaker model of the same kind, a Pipeline or anything that `load` takes; its output takes the place of
+        the unconditional one (autoguidance).
+        height, width (pixels); for images larger than in training rope_scaling ("none", "linear", "ntk" or
+        "time-aware") and proportional_attention.
+        init_image: a PIL image or file to start from, or one for each image; strength: the noise time to which it is
+        noised (0.6).
+        batch_size, progress, callback(step), initial_noise (B, C, h, w), step_noise(i, shape).
+        RequestError names what the model cannot do. Image k depends only on its label, seed, init_image and settings.
         """
         if output_type == "latent":
             return self.sample_latents(class_labels, **keywords)
@@ -109,7 +113,7 @@ class Pipeline(LoadedModel):
     __call__ = sample
 
     def sample_latents(self, class_labels: Labels = None, **keywords: Unpack[SamplingKeywords]) -> Tensor:
-        """Latents (B, C, h, w) before decoding, fp32 on the CPU; no codec is opened but for `init_image`. Keywords as
+        """Latents (B, C, h, w) before decoding, fp32 on the CPU. The codec is opened only for `init_image`. Keywords as
         in `sample`."""
         events = self._generator(class_labels, False, dict(keywords)).events()
         return _stack([event.latent for event in events if isinstance(event, Sample)])
@@ -122,35 +126,36 @@ class Pipeline(LoadedModel):
         preview_every: int = 0,
         **keywords: Unpack[SamplingKeywords],
     ) -> Iterator[Event]:
-        """Previews, finished images and a final Done; stops early when `cancelled()` turns true or the iterator is
-        closed. Keywords as in `sample`."""
+        """Previews (every `preview_every` steps), finished images and a final Done. It ends early when `cancelled()`
+        returns true or the iterator is closed. Keywords as in `sample`."""
         return self._generator(
             class_labels, True, {**keywords, "cancelled": cancelled, "preview_every": preview_every}
         ).events()
 
     def _generator(self, class_labels: Labels, decode: bool, keywords: dict[str, Any]) -> Generator:
-        # Keywords are of three kinds: how the call runs, tensors of noise, and the request.
-        running = {name: keywords.pop(name) for name in RUNNING if name in keywords}
+        # Keywords are of three kinds: options of the call, tensors of noise, and the request.
+        options = {name: keywords.pop(name) for name in RUNNING if name in keywords}
         noise = {name: keywords.pop(name) for name in NOISE if name in keywords}
         request = from_keywords(SamplingRequest, {**keywords, "class_labels": class_labels}, "sample")
+        # Check the request. The weights of a guide are read only after that.
         guide = self._opened_guide(request.guide)
         spec = None if guide is None else guide.spec
         resolved = check_request(self.spec, request, process=self.process, guide=spec, **noise)
-        if isinstance(guide, Source):  # its weights are read once the request is known to be sound
+        if isinstance(guide, Source):
             guide = self._loaded_guide(str(request.guide), guide)
-        return Generator(self, resolved, guide=guide, decode=decode, **running)
+        return Generator(self, resolved, guide=guide, decode=decode, **options)
 
     def _opened_guide(self, guide: object) -> "LoadedModel | Source | None":
-        """A guide that is loaded already, or its checkpoint."""
+        """A guide that is loaded already, or its checkpoint, opened."""
         if guide is None or isinstance(guide, LoadedModel):
             return guide
         if not isinstance(guide, (str, Path)):
             raise RequestError(f"guide: expected a Pipeline, a path or a name, got {type(guide).__name__}")
-        known = self._guide
-        return known[1] if known is not None and known[0] == str(guide) else open_model(guide)
+        loaded = self._guide
+        return loaded[1] if loaded is not None and loaded[0] == str(guide) else open_model(guide)
 
     def _loaded_guide(self, name: str, source: Source) -> "Pipeline":
-        """The weights of a guide on this model's device, which are kept until another is named."""
+        """The guide loaded on this model's device. It is kept until another one is used."""
         with self._opening:
             if self._guide is None or self._guide[0] != name:
                 offload = is_offloaded(self.model)
@@ -176,19 +181,23 @@ def load(
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
     experiment: Experiment | str | None = None,
 ) -> Pipeline:
-    """Open a model: a folder in the original's layout, a folder or run in ours, a DiT or SiT `.pt`, a diffusers
-    DiTPipeline folder, a bundled name, or a Hub id. dtype (a torch dtype, "fp32", "bf16" or "fp16"): None is fp32 on
-    the CPU, bf16 on CUDA. `ema` takes the EMA weights where kept apart. Neither codec nor text encoder is opened; local
-    autoencoders will be looked for in `codec_root` and in the model's own folder. `heads` is for DiT files of unlisted
-    sizes, `process` for those that do not tell whether they are DiT's (ddpm) or SiT's (flow).
-    `offload` leaves the blocks on the host, for models larger than the device (see `ldit.sampling.fast.offload`).
-    `inference` says what the copy that samples is like, int8 and compiled among them (see
-    `ldit.sampling.fast.prepare`); with None `pipe.model` itself is called, so that hooks on its parts see every
-    evaluation. `experiment` is what a run was trained with (or "FILE.py:FUNCTION", which is run), for runs whose
-    network or process is the user's own.
+    """Open a model for sampling.
 
-    SourceError names what is missing, damaged or unknown; RequestError says that the device has no room for the model,
-    or that a switch does not go with it.
+    source: a folder in the original's layout, a folder or run in ours, a DiT or SiT `.pt`, a diffusers DiTPipeline
+    folder, a bundled name, or a Hub id.
+    dtype: a torch dtype, "fp32", "bf16" or "fp16"; None: fp32 on the CPU, bf16 on CUDA.
+    ema: use the EMA weights where there are both kinds.
+    codec_root: folder in which autoencoders are looked for, beside the model's own; they are opened when first used.
+    heads: number of attention heads, for DiT files of sizes that were not published.
+    process: for `.pt` files that do not say whether they are DiT's (ddpm) or SiT's (flow).
+    offload: keep the blocks in host memory, for models larger than the device (see `ldit.sampling.fast.offload`).
+    inference: options of the copy that samples, such as int8 and compiled (see `ldit.sampling.fast.prepare`). With None
+    `pipe.model` itself is called, so that hooks on its parts see every evaluation.
+    experiment: what a run was trained with (or "FILE.py:FUNCTION", which is executed), for runs with a network or
+    process of the user's.
+
+    SourceError names what is missing, damaged or unknown. RequestError: the model does not fit into the device's
+    memory, or does not support an option.
     """
     opened = open_model(source, heads, ema, process, experiment)
     return load_source(opened, device, dtype, ema, codec_root, offload, inference)
@@ -201,26 +210,27 @@ def open_model(
     process: ProcessName | None = None,
     experiment: Experiment | str | None = None,
 ) -> Source:
-    """A source of images: recognised, and with the user's own objects where its training had any. SourceError where
-    they are missing: a step holds numbers, and the package's own network or process may accept them and be wrong."""
+    """Recognise a source, and attach the user's objects if its training had any. SourceError when they are missing:
+    the package's own network or process might accept the weights and compute something else."""
     if isinstance(experiment, str):
         experiment = find_experiment(experiment)
     opened = replace(open_source(source, heads, ema, process), experiment=experiment)
-    for what, given in (
+    # The record of the training names what was not of this package.
+    for part, given in (
         ("network", experiment and experiment.network),
         ("process", experiment and experiment.objective),
     ):
-        own = (opened.spec.training or {}).get(what)
+        own = (opened.spec.training or {}).get(part)
         if own and given is None:
             raise SourceError(
-                f"{opened.path}: its {what} is not of this package ({own}); give the experiment that it was trained "
+                f"{opened.path}: its {part} is not of this package ({own}); give the experiment that it was trained "
                 "with: --experiment FILE.py:FUNCTION, or ldit.load(…, experiment=…)"
             )
     return opened
 
 
 def own_process(source: Source) -> Process | None:
-    """The user's process that a source was trained with; None where its configuration describes it."""
+    """The user's process that a source was trained with; None where it is one of the package."""
     is_own = "process" in (source.spec.training or {})
     return source.experiment.objective if is_own and source.experiment else None
 
@@ -235,7 +245,7 @@ def load_source(
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
 ) -> Pipeline:
     """`load` for a source that is open already."""
-    # Settle device and dtype, and check what they allow, before weights are read.
+    # Choose device and dtype, and check the options for them, before weights are read.
     device = torch.device(device) if device is not None else default_device()
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -245,9 +255,9 @@ def load_source(
         dtype = DTYPES[dtype]
     if inference is not None:
         _check_inference(inference, source.spec, device, dtype, offload)
-    # Read the weights; what does not fit is an error that names a way out.
+    # Read the weights. If they do not fit, the error names a way out.
     try:
-        if offload:  # as the files have them, so that they need no memory of their own
+        if offload:  # in the files' own dtype, so that they need no memory beside the files'
             model = blocks.offload(load_model(source, "cpu", None, ema), device, dtype)
         else:
             model = load_model(source, device, dtype, ema)
@@ -263,7 +273,7 @@ def load_source(
 def _check_inference(
     inference: InferenceOptions, spec: ModelSpec, device: torch.device, dtype: torch.dtype, offload: bool
 ) -> None:
-    """RequestError for what cannot be had; before weights are read."""
+    """RequestError for options that exclude each other, or that the network or device does not support."""
     check_options(spec.model, inference, device)
     if inference.int8 and (device.type != "cpu" or dtype is not torch.float32):
         raise RequestError(f"int8: products in 8 bits are for the CPU and fp32, got {device} and {dtype}")
@@ -278,8 +288,8 @@ def load_model(
     dtype: torch.dtype | None = None,
     ema: bool = True,
 ) -> nn.Module:
-    """The network with its weights, for inference: built on the meta device, filled tensor by tensor, so that the peak
-    of memory is the final size and one tensor."""
+    """The network with its weights, for inference. It is built on the meta device and filled tensor by tensor: peak
+    memory is its own size and one tensor."""
     network = source.experiment.network if source.experiment else None
     with torch.device("meta"):
         model = network(source.spec.model) if network else build_model(source.spec.model, "meta")
@@ -288,13 +298,13 @@ def load_model(
 
 
 def open_requested(request: ModelRequest) -> Source:
-    """The source that a request names."""
+    """Open the source of a request."""
     return open_model(request.source, request.heads, request.ema, request.process, request.experiment)
 
 
 def open_guide(request: ModelRequest) -> Source | None:
-    """The weaker model of a request. `heads` and `process` are for files that do not name theirs, so they are given to
-    a guide only where it is such a file."""
+    """Open the weaker model of a request; None where it has none. `heads` and `process` are for `.pt` files, so a guide
+    gets them only if it is one."""
     if request.guide is None:
         return None
     heads, process = (request.heads, request.process) if is_pt(request.guide) else (None, None)
@@ -302,14 +312,14 @@ def open_guide(request: ModelRequest) -> Source | None:
 
 
 def inference_options(machine: Machine) -> InferenceOptions:
-    """What the inference copy of a request is like."""
+    """The options of the inference copy for a request."""
     return InferenceOptions(
         int8=machine.int8, compiled=machine.compile, graph=machine.graphs, host_modulation=machine.host_modulation
     )
 
 
 def checked_device(name: str) -> torch.device:
-    """The device of a flag; RequestError when it is none, is not there, or holds no numbers."""
+    """The device of this name; RequestError when there is none, or when it cannot hold values (meta)."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -319,7 +329,8 @@ def checked_device(name: str) -> torch.device:
 
 
 def process_device(name: str | None) -> torch.device:
-    """That of a flag, or a GPU where there are any, for one process of several: of GPUs without a number its own."""
+    """The device of one of several processes. For "cuda", and None where there are GPUs, each process takes its own
+    GPU; else the device of this name, by default the CPU."""
     if name in (None, "cuda") and torch.cuda.is_available():
         return torch.device("cuda", launched().local_rank % torch.cuda.device_count())
     return checked_device(name or "cpu")

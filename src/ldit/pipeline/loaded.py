@@ -1,4 +1,4 @@
-"""Weights in memory with what they need to make images: network, spec, device, dtype and codec."""
+"""LoadedModel: weights in memory, with what they need to make images: spec, process, device, dtype and codec."""
 
 import threading
 from pathlib import Path
@@ -15,7 +15,8 @@ from ldit.sampling.fast.options import InferenceCopy, InferenceOptions, is_offlo
 
 
 class LoadedModel:
-    """`model` is the raw network, `spec` the content of config.json. Codec and inference copy are made at first use."""
+    """`model` is the raw network, `spec` the content of config.json. Codec and inference copy are made when first
+    used."""
 
     def __init__(
         self,
@@ -28,14 +29,14 @@ class LoadedModel:
         inference: InferenceOptions | None = None,
         process: Process | None = None,
     ) -> None:
-        """`inference`: sample with an inference copy of the network; None: with the network itself. `process` takes the
-        place of the spec's."""
+        """`inference`: options of the inference copy that samples; None: the network itself samples. `process` is used
+        instead of the spec's. `dtype` is for networks whose parameters are converted at each use."""
         self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
         self.inference, self.process = inference, process or build_process(spec.process)
         self._network: Any = None
         self._dtype = dtype
         self._codec = codec
-        self._opening = threading.RLock()  # what is made at first use is made once, whoever asks
+        self._opening = threading.RLock()  # held while codec or inference copy is made, so that each is made once
 
     @property
     def device(self) -> torch.device:
@@ -43,25 +44,25 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network takes: its parameters' dtype, or the one given where those are cast as they are used."""
+        """The dtype of the network's inputs: that of its parameters, or the one given to the constructor."""
         return self._dtype or next(self.model.parameters()).dtype
 
     @property
     def network(self) -> Any:
-        """What sampling calls: the inference copy, made when first needed and again once the weights have moved, or the
-        network itself where there are no `inference` options or its blocks are on the host."""
+        """What sampling calls: the inference copy, which is made when first used, and again after the weights moved. It
+        is the network itself without `inference` options, or if its blocks are on the host."""
         if self.inference is None or is_offloaded(self.model):
             return self.model
         with self._opening:
             if self._network is None or (isinstance(self._network, InferenceCopy) and not self._network.is_current()):
-                from ldit.sampling.fast.prepare import prepare  # training samples with the network itself
+                from ldit.sampling.fast.prepare import prepare  # not needed in training
 
                 self._network = prepare(self.model, self.inference)
             return self._network
 
     @property
     def codec(self) -> Codec:
-        """Opened at first use on the network's device; CodecError when it is not found."""
+        """The codec, opened on the network's device when first used; CodecError when it is not found."""
         with self._opening:
             if self._codec is None:
                 roots, channels = codec_roots(self.codec_root, self.source), self.spec.model.in_channels
@@ -70,11 +71,11 @@ class LoadedModel:
 
     @property
     def _codec_dtype(self) -> torch.dtype:
-        """fp32 on the CPU and where the network is in fp16, which autoencoders may overflow; else the network's."""
+        """The network's dtype, but fp32 on the CPU, and instead of fp16, in which autoencoders may overflow."""
         return torch.float32 if self.device.type == "cpu" or self.dtype is torch.float16 else self.dtype
 
 
 def codec_roots(root: Path | None, source: Path | None) -> list[Path]:
-    """Where a model's autoencoder is looked for by name: the folder given, and the checkpoint's own."""
+    """Folders in which a model's autoencoder is looked for by name: `root`, and the checkpoint's own folder."""
     own = None if source is None else source if source.is_dir() else source.parent
     return [folder for folder in (root, own) if folder is not None]

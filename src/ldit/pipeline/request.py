@@ -1,4 +1,4 @@
-"""A sampling request, checked against a spec alone: before weights are read, and before a run trains towards it."""
+"""Checks a sampling request against a spec, before weights are read, and fills in the defaults."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -22,24 +22,24 @@ from ldit.sampling.solvers import find_solver
 from ldit.sampling.step import Solver
 
 StepNoise = Callable[[int, tuple[int, ...]], Tensor]
-"""Noise of solver step i, counted from 0 (the noisiest), for a shape (B, C, h, w)."""
+"""(i, shape) -> the noise of solver step i, counted from 0 (the noisiest), of shape (B, C, h, w)."""
 SETTINGS = (
     "solver", "eta", "guidance_channels", "guidance_interval", "guidance_schedule", "rope_scaling",
     "proportional_attention",
 )  # fmt: skip
-"""Fields of a request that replace those of the spec's sampling section as they are."""
+"""Fields of a request that replace those of the spec's sampling section unchanged."""
 STRENGTH = 0.6
-"""Noise time that an image to start from is brought to, by default: SDEdit's compromise between keeping the
-image and correcting it."""
+"""Default noise time to which a start image is noised: SDEdit's compromise between keeping the image and correcting
+it."""
 MOST_PIXELS = 1 << 16
-"""Of a side: far more than memory holds, and few enough to be counted."""
+"""Largest side of an image: far more than fits into memory."""
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A checked request with every default filled in: one label and one seed an image, latents of `shape` (C, h, w).
-    `init` are the images to start from, one for all or one each, of the size requested; `levels` begin at their
-    noise."""
+    """A checked request with every default filled in: a label and a seed for each image, latents of `shape` (C, h, w).
+    `init` are the start images, one for all or one each, cropped to the requested size; then `levels` begin at
+    `strength`."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -57,21 +57,21 @@ class ResolvedRequest:
     strength: float | None = None
 
 
-_NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)  # what float() says, of tensors too
+_NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)  # errors of float(), also of tensors
 
 
 def as_int(name: str, value: Any) -> int:
-    """An integer of any kind, true and false not among them; RequestError names the argument."""
+    """`value` as an int; it may be an integer of any type, but no bool. RequestError names the argument."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # what tensors say, too
+    except (TypeError, ValueError, RuntimeError):  # tensors raise any of these
         pass
     raise RequestError(f"{name}: expected a whole number, got {value!r:.80}")
 
 
 def as_float(name: str, value: Any) -> float:
-    """A number of any kind; RequestError names the argument."""
+    """`value` as a float; it may be a number of any type. RequestError names the argument."""
     try:
         return float(value)
     except _NO_NUMBER:
@@ -87,17 +87,19 @@ def check_request(
     initial_noise: Tensor | None = None,
     step_noise: StepNoise | None = None,
 ) -> ResolvedRequest:
-    """The request with every default filled in, or RequestError naming what this model cannot serve.
+    """The request with every default filled in; RequestError names what this model cannot do.
 
-    A model with classes makes one image a label. A model without classes takes no labels: it makes `num` images,
-    by default one for each of `seeds` or of `init_image`, else one. Alone it has nothing to guide, so its guidance is 1
-    whatever the spec's sampling section says, and asking for another is an error. `process` takes the
-    place of the spec's. `guide` is the spec of the weaker model that guides in the null class's place.
+    A model with classes makes one image a label. A model without classes takes no labels: it makes `num` images, by
+    default one for each of `seeds` or of `init_image`, else one. Without a `guide` nothing can be guided: its guidance
+    is 1 whatever the spec says, and a request for another is an error. `process` is used instead of the spec's. `guide`
+    is the spec of the weaker model for autoguidance.
     """
+    # What is not supported yet.
     if request.prompts is not None or isinstance(spec.model, TextModelConfig):
         raise RequestError("text-to-image sampling is not built yet")
     if spec.model.cond_channels:
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
+    # A label, a seed and a start image for each image.
     conditioner = build_conditioner(spec)
     images, seeds = _given_images(request.init_image), _listed_seeds(request.seeds)
     labels = _labels(request, seeds, images, conditioner)
@@ -106,7 +108,7 @@ def check_request(
     guidance = _guidance(spec, request.guidance, conditioner.is_unconditional and guide is None)
     settings = _settings(spec, request, steps, guidance)
     process = process or build_process(spec.process)
-    # What is made: latents of this shape, from noise or from images at this strength.
+    # The latents: their shape, and whether they start from noise or from images at a strength.
     shape = _latent_shape(spec, request.height, request.width)
     _check_guidance(conditioner, settings, guide)
     if guide is not None:
@@ -132,14 +134,16 @@ def check_request(
 
 
 def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: float) -> SamplingConfig:
-    """The spec's sampling section, with what the request sets in its place."""
+    """The spec's sampling section, with the values that the request sets."""
+    # Values of the request replace those of the section. Its eta is meant for its own solver.
     values = {name: getattr(request, name) for name in SETTINGS} | {"grid": _grid(request.grid)}
     given = {name: value for name, value in values.items() if value is not None}
     if "solver" in given and given["solver"] != spec.sampling_defaults.solver:
-        given.setdefault("eta", 0.0)  # the section's is its own solver's
+        given.setdefault("eta", 0.0)
     if steps.isdecimal():
         given["steps"] = int(steps)
     settings = replace(spec.sampling_defaults, **given, guidance=guidance)
+    # Check types: values may come from Python.
     for name in ("solver", "guidance_schedule", "rope_scaling"):
         if not isinstance(getattr(settings, name), str):
             raise RequestError(f"{name}: expected a name, got {getattr(settings, name)!r:.80}")
@@ -156,7 +160,7 @@ def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: f
 def _labels(
     request: SamplingRequest, seeds: Sequence[int] | None, images: Sequence[Any] | None, conditioner: Conditioner
 ) -> tuple[int, ...]:
-    """One index an image; a model without classes makes `num` images of label 0."""
+    """A class index for each image; a model without classes makes `num` images of label 0."""
     labels = conditioner.resolve(request.class_labels)
     if not labels and conditioner.is_unconditional:
         return (0,) * _number(request.num, len(seeds if seeds is not None else images or (0,)))
@@ -168,6 +172,7 @@ def _labels(
 
 
 def _number(num: int | None, default: int) -> int:
+    """The number of images of a model without classes."""
     number = default if num is None else as_int("num", num)
     if number < 1:
         raise RequestError(f"num: must be at least 1, got {number}")
@@ -175,6 +180,7 @@ def _number(num: int | None, default: int) -> int:
 
 
 def _guidance(spec: ModelSpec, scale: float | None, nothing_to_guide: bool) -> float:
+    """The guidance scale."""
     if scale is None:
         return 1.0 if nothing_to_guide else spec.sampling_defaults.guidance
     number = as_float("guidance", scale)
@@ -184,7 +190,7 @@ def _guidance(spec: ModelSpec, scale: float | None, nothing_to_guide: bool) -> f
 
 
 def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:
-    """Guided channels; "all" means those of the image, never a learned variance."""
+    """Number of guided channels; "all" are those of the latent, never those of a learned variance."""
     guided, channels = settings.guidance_channels, spec.model.in_channels
     if guided == "all":
         return channels
@@ -206,6 +212,7 @@ def _check_guidance(conditioner: Conditioner, settings: SamplingConfig, guide: M
 
 
 def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """(C, h, w) of the latents; height and width are in pixels, None = as in training."""
     model, factor = spec.model, spec.codec.factor
     assert not isinstance(model, TextModelConfig)
     trained = model.input_size  # the side of the latents of training
@@ -252,8 +259,9 @@ def _check_noise(initial: Any, expected: tuple[int, ...], step: Any) -> None:
 
 
 def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int]) -> None:
-    """RequestError names the first thing in which a weaker model does not fit: both are given the same latents, times
+    """RequestError names the first reason why a weaker model cannot guide this one: both get the same latents, times
     and labels, and their outputs are mixed."""
+    # Latents, times and labels must mean the same to both.
     if isinstance(guide.model, TextModelConfig) or isinstance(spec.model, TextModelConfig):
         raise RequestError("guide: text-to-image sampling is not built yet")
     facts = (
@@ -262,13 +270,14 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
         ("latent shape", _trained_shape(spec), _trained_shape(guide)),
         ("number of classes", spec.model.num_classes, guide.model.num_classes),
     )
-    for what, own, other in facts:
+    for fact, own, other in facts:
         if own != other:
-            raise RequestError(f"guide: its {what} is {other}, the model's {own}")
+            raise RequestError(f"guide: its {fact} is {other}, the model's {own}")
     names = zip(spec.class_names or (), guide.class_names or (), strict=False)
     for index, (own, other) in enumerate(names):
         if own != other:
             raise RequestError(f"guide: its class {index} is {other!r}, the model's {own!r}")
+    # The guide must be able to compute on latents of the requested size.
     if guide.model.cond_channels:
         raise RequestError("guide: model.cond_channels: sampling with extra input channels is not built yet")
     patch = guide.model.patch_size
@@ -277,7 +286,7 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
 
 
 def _latents(spec: ModelSpec) -> str:
-    """What latents mean, as far as the configuration tells."""
+    """The meaning of latents, as far as the configuration says: the codec's kind, scale, shift and factor."""
     if isinstance(spec.codec, PixelCodecConfig):
         return spec.codec.kind
     return f"{spec.codec.kind} (scale {spec.codec.scale}, shift {spec.codec.shift}, factor {spec.codec.factor})"
@@ -288,7 +297,7 @@ def _trained_shape(spec: ModelSpec) -> tuple[int, int, int]:
 
 
 def _strength(strength: float | None, images: Sequence[Any] | None) -> float | None:
-    """None where there is no image to start from."""
+    """The noise time of the start images; None where there are none."""
     number = STRENGTH if strength is None else as_float("strength", strength)
     if images is None:
         if strength is not None:
@@ -304,7 +313,7 @@ def _steps(steps: int | str) -> str:
 
 
 def _grid(grid: Any) -> str | None:
-    """A grid by its name; noise times in a list or an array as "1,0.5" has them."""
+    """The grid as a string: a name, or a list or array of noise times written as "1,0.5"."""
     if grid is None or isinstance(grid, str):
         return grid
     times = grid.tolist() if hasattr(grid, "tolist") else grid
@@ -314,7 +323,7 @@ def _grid(grid: Any) -> str | None:
 
 
 def _levels(process: Process, steps: str, named: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
-    """The grid, with a strength from its first level that is no noisier than that."""
+    """The levels of the grid; with a strength only those that are not noisier."""
     levels = build_grid(process, steps, grid)
     if named and is_listed(grid) and steps != str(len(levels) - 1):
         raise RequestError(f"steps {steps}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
@@ -330,6 +339,7 @@ def _levels(process: Process, steps: str, named: bool, grid: str, strength: floa
 def _init(
     spec: ModelSpec, images: list[Image.Image] | None, shape: tuple[int, int, int], count: int
 ) -> tuple[Image.Image, ...] | None:
+    """The start images, cropped to the requested size."""
     if images is None:
         return None
     if len(images) not in (1, count):
@@ -341,8 +351,8 @@ def _init(
 
 
 def _given_images(given: Any) -> list[Image.Image] | None:
-    """The images to start from, opened; None for a request that starts from noise, as nearly all do."""
-    if given is None:
+    """The start images, opened; None for a request that starts from noise."""
+    if given is None:  # as nearly always: decoding is then not imported
         return None
     from ldit.pipeline.init_image import given_images
 

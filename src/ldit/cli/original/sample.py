@@ -23,14 +23,15 @@ class OriginalSampleArguments:
     class_labels: tuple[str, ...] = ()
     num_gpus: int = 1
     ema: bool = True
-    """EMA weights, or the raw ones."""
+    """Use the EMA weights; with --no_ema the raw ones."""
     image_save_path: Path | None = None
     """Default: sample_ema.png (sample.png with --no_ema) in the checkpoint's folder."""
     latents_out: Path | None = None
-    """Write latents instead of images: .safetensors, .npy or .pt. Needs no codec."""
+    """Write latents to this file (.safetensors, .npy or .pt) instead of images. No autoencoder is needed."""
 
 
 def run(arguments: list[str]) -> int:
+    """The original's sample.py as a request of `ldit sample`; returns the exit code."""
     args = parse(OriginalSampleArguments, arguments, "sample.py")
     if args.num_gpus != 1:
         raise RequestError(f"num_gpus: sampling uses one device, got {args.num_gpus}")
@@ -42,9 +43,11 @@ def run(arguments: list[str]) -> int:
     if args.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+    # The image goes into the checkpoint's folder, unless that is sealed: one file more would count as damage.
     folder = Path(args.ckpt)
     if not folder.is_dir() or (folder / "manifest.json").exists():
-        folder = Path()  # a folder with a manifest is sealed: one file more would count as damage
+        folder = Path()
+    # All settings are given, so that the checkpoint's own sampling defaults have no effect.
     request = SampleRequest(
         source=args.ckpt,
         class_labels=args.class_labels,

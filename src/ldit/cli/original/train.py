@@ -1,4 +1,4 @@
-"""The original's train.py for class-conditional models: its flags and defaults as one of our runs."""
+"""The original's train.py for class-conditional models: its flags and defaults as a run of ours."""
 
 import os
 import re
@@ -16,8 +16,8 @@ from ldit.errors import ConfigError, LditError
 
 @dataclass(frozen=True)
 class OriginalTrainArguments:
-    """Train a class-conditional Large-DiT with the original's flags and defaults. The same command again resumes.
-    `ldit train` has more."""
+    """Train a class-conditional Large-DiT with the original's flags and defaults. Rerun the same command to resume.
+    `ldit train` has more flags."""
 
     model: str
     """DiT_Llama_600M_patch2, DiT_Llama_3B_patch2, DiT_Llama_7B_patch2, or one of ours: XS, S, B, L."""
@@ -30,7 +30,7 @@ class OriginalTrainArguments:
     num_classes: int = 1000
     global_batch_size: int = 256
     micro_batch_size: int = 1
-    """Samples in one pass of one process."""
+    """Images per forward pass of one process."""
     lr: float = 1e-4
     wd: float = 0.0
     """Weight decay."""
@@ -40,30 +40,30 @@ class OriginalTrainArguments:
     log_every: int = 100
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "bf16"
     grad_precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
-    """Dtype in which gradients are summed over processes; default that of --precision."""
+    """Dtype in which gradients are summed over processes. Default: that of --precision."""
     global_seed: int = 0
     vae: Literal["ema", "mse", "pixels"] = "ema"
     """stabilityai/sd-vae-ft-ema or -mse; pixels = RGB without an autoencoder."""
     local_diffusers_model_root: Path | None = None
     """Folder that holds stabilityai/sd-vae-ft-ema."""
     num_workers: int = 4
-    """Threads that read images ahead."""
+    """Threads that read images in advance."""
     data_parallel: Literal["sdp", "fsdp", "hsdp"] = "fsdp"
-    """Weights, gradients and optimiser are shared by all processes; sdp keeps gathered weights until the backward pass,
-    hsdp shares within a node and repeats over nodes."""
+    """How weights, gradients and optimiser state are split: fsdp and sdp over all processes (sdp keeps gathered weights
+    until the backward pass), hsdp over those of a node."""
     qk_norm: bool = False
     """Normalise queries and keys."""
     auto_resume: bool = True
-    """Go on from the newest step in --results_dir; with --no_auto_resume there must be none."""
+    """Continue from the newest step in --results_dir; with --no_auto_resume there must be none."""
     resume: Path | None = None
-    """The step to go on from, which must be the newest of --results_dir."""
+    """Step to continue from; it must be the newest in --results_dir."""
     init_from: Path | None = None
-    """Checkpoint whose weights (not EMA) the run starts with."""
+    """Checkpoint to fine-tune: the run starts with its weights (not EMA)."""
     master_port: int | None = None
-    """Where processes meet; default torchrun's choice, or a port from the Slurm job's id."""
+    """Port at which the processes connect. Default: torchrun's choice, or a port derived from the Slurm job's id."""
 
 
-# The configuration key that each flag sets, as messages name it.
+# Configuration key, or flag of `ldit train`, in messages -> flag of train.py.
 _NAMES = {
     "--out": "--results_dir",
     "--data.path": "--data_path",
@@ -89,6 +89,7 @@ _NAME = re.compile(r"(?<![\w./-])(" + "|".join(map(re.escape, _NAMES)) + r")(?![
 
 
 def run(arguments: list[str]) -> int:
+    """Train with the original's flags; errors name these flags. Returns the exit code."""
     try:
         return _run(parse(OriginalTrainArguments, arguments, "train.py"))
     except LditError as error:
@@ -111,12 +112,14 @@ def _run(args: OriginalTrainArguments) -> int:
 
 
 def run_config(args: OriginalTrainArguments) -> RunConfig:
-    """The run that these flags ask for; ConfigError naming the flag that cannot be served."""
+    """The configuration for these flags; ConfigError names a flag whose value is not supported."""
+    # The codec says how many pixels a latent has, and which image sizes are possible.
     codec = _codec(args)
     pixels = isinstance(codec, PixelCodecConfig)
     sides = "any even number" if pixels else "256 or 512"
     if args.image_size % 2 or args.image_size < 2 or not (pixels or args.image_size in (256, 512)):
         raise ConfigError(f"--image_size: expected {sides} with --vae {args.vae}, got {args.image_size}")
+    # The other flags are sections' fields under another name.
     reduce = args.grad_precision or args.precision
     return RunConfig(
         model=preset(
@@ -175,7 +178,7 @@ def _parallel(kind: str) -> ParallelConfig:
 
 
 def _processes() -> tuple[int, int]:
-    """(all processes, nodes) as torchrun or srun tell them; one of each without either."""
+    """(processes, nodes) from the variables of torchrun or srun; (1, 1) without either."""
     if "WORLD_SIZE" in os.environ:
         world = _count("WORLD_SIZE", 1)
         local = _count("LOCAL_WORLD_SIZE", world)

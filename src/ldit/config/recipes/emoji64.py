@@ -118,7 +118,7 @@ def emoji64_latent_s() -> RunConfig:
 
 
 def _bundled_codec(name: str) -> AutoencoderConfig:
-    """A bundled autoencoder, with the scale and shift that its own config.json states."""
-    stated = json.loads((ASSETS / "models" / name / "config.json").read_text(encoding="utf-8"))
-    factor = 1 << (len(stated["block_out_channels"]) - 1)
-    return AutoencoderConfig(name, stated["scaling_factor"], stated["shift_factor"], factor)
+    """A bundled autoencoder, with the scale and shift in its own config.json."""
+    config = json.loads((ASSETS / "models" / name / "config.json").read_text(encoding="utf-8"))
+    factor = 1 << (len(config["block_out_channels"]) - 1)
+    return AutoencoderConfig(name, config["scaling_factor"], config["shift_factor"], factor)

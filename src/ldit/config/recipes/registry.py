@@ -1,4 +1,4 @@
-"""Recipes by name: functions that return a whole configuration. `ldit train NAME` starts one; every field is a flag."""
+"""Recipes by name: functions that return the configuration of a run, for `ldit train NAME`."""
 
 import importlib.util
 import inspect
@@ -29,13 +29,13 @@ RECIPES = {
     "imagenet256-7b": f"{_HERE}.imagenet:imagenet256_7b",
     "imagenet512-3b": f"{_HERE}.imagenet:imagenet512_3b",
 }
-"""Name -> "module:function", imported when it is asked for."""
+"""Name -> "module:function", imported on demand."""
 _LOADED: dict[str, Path] = {}
-"""Name -> file of the modules that a user's recipes were loaded as."""
+"""Name -> file of each module that was loaded from a user's file of recipes."""
 
 
 def recipe_function(name: str) -> Callable[[], BaseRun]:
-    """The function of a registered recipe; its docstring is the recipe's one line of help."""
+    """The function of a registered recipe; its docstring is the recipe's line in help."""
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r} (known: {', '.join(RECIPES)}){_nearest(name)}")
     module, _, function = RECIPES[name].partition(":")
@@ -57,10 +57,10 @@ def diffusion_recipe(name: str) -> RunConfig:
 
 
 def find_experiment(name: str) -> Experiment:
-    """What `ldit train NAME` starts: a registered recipe, FILE.py:FUNCTION of the user's, or the run directory NAME.
+    """What `ldit train NAME` trains: a registered recipe, a user's FILE.py:FUNCTION, or the run directory NAME.
 
-    The user's file is run, as Python runs a script's imports: its folder comes first on the path. FUNCTION takes no
-    arguments and returns a RunConfig (or another run's) or an Experiment. ConfigError names what is missing.
+    The user's file is executed, with its folder first on Python's path. FUNCTION takes no arguments and returns a
+    RunConfig (or the configuration of another kind of run) or an Experiment. ConfigError names what is missing.
     """
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py"):
@@ -74,7 +74,7 @@ def find_experiment(name: str) -> Experiment:
 
 
 def is_run_directory(name: str) -> bool:
-    """Whether NAME of `ldit train NAME` is a run directory, which then is its own --out."""
+    """Whether NAME in `ldit train NAME` is a run directory, which then is also --out."""
     return name not in RECIPES and (Path(name) / "config.json").is_file()
 
 
@@ -88,11 +88,11 @@ def _from_run(folder: Path) -> BaseRun:
 def _from_file(path: Path, function: str) -> Experiment:
     if not path.is_file():
         raise ConfigError(f"no file {path}")
-    # Under its own name, so that classes that it defines are found again by worker processes; never in the place of
-    # another module.
-    taken = importlib.util.find_spec(path.stem) if path.stem.isidentifier() and path.stem not in _LOADED else None
-    if taken is not None and Path(taken.origin or "").resolve() != path.resolve():
+    # The module gets the file's name, so that other processes can find its classes. It must not hide another module.
+    existing = importlib.util.find_spec(path.stem) if path.stem.isidentifier() and path.stem not in _LOADED else None
+    if existing is not None and Path(existing.origin or "").resolve() != path.resolve():
         raise ConfigError(f"{path}: there is a module {path.stem!r} already; give the file another name")
+    # Execute the file and find the function.
     _LOADED[path.stem] = path.resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
@@ -105,6 +105,7 @@ def _from_file(path: Path, function: str) -> Experiment:
         ]
         known = ", ".join(key for key in own if not key.startswith("_")) or "none"
         raise ConfigError(f"{path} has no function {function!r}{nearest(function, own)} (it has: {known})")
+    # Call it.
     made = _called(make, f"{path}:{function} failed")
     if isinstance(made, BaseRun):
         return Experiment(config=made)
@@ -119,19 +120,19 @@ def _executed(loader: Any, module: ModuleType) -> ModuleType:
 
 
 def _called(function: Callable[[], Any], failed: str) -> Any:
-    """What the user's code returns; ConfigError with the line of it that raised anything."""
+    """The result of the user's code; ConfigError names the line that raised an exception."""
     try:
         return function()
     except ConfigError:
         raise
     except Exception as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{failed}: {words}{place_of(error)}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{failed}: {reason}{place_of(error)}") from error
 
 
 def place_of(error: BaseException) -> str:
-    """Where in the folders of the user's recipes an exception came from, " (loss.py, line 7, in losses)"; "" for one
-    from elsewhere."""
+    """Where an exception was raised in the folders of the user's recipes, as " (loss.py, line 7, in losses)"; "" for an
+    exception from elsewhere."""
     folders = {file.parent for file in _LOADED.values()}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).parent in folders:

@@ -1,4 +1,4 @@
-"""Small recipes: a test of the whole path in seconds, and a classifier of one's own images."""
+"""Small recipes: a test of all parts in seconds, and a classifier of the user's images."""
 
 from ldit.config.assets import EMOJI_CLASSES
 from ldit.config.classifier import ClassifierRun
@@ -9,7 +9,7 @@ from ldit.config.spec import DDPMConfig, PixelCodecConfig, SamplingConfig
 
 
 def tiny_cpu() -> RunConfig:
-    """A test of the whole path in seconds: 16x16 images, under 0.3M parameters, 50 steps."""
+    """A test of all parts in seconds: 16x16 images, under 0.3M parameters, 50 steps."""
     return RunConfig(
         model=preset(
             "XS",
@@ -33,7 +33,7 @@ def tiny_cpu() -> RunConfig:
 
 
 def extractor_small() -> ClassifierRun:
-    """A classifier of your own images, 0.6M parameters at 64 px: an extractor of evaluation."""
+    """A classifier of your own images, 0.6M parameters at 64 px, as an extractor for evaluation."""
     return ClassifierRun(
         data=DataConfig("", 64),
         train=TrainConfig(

@@ -14,59 +14,59 @@ VARIANTS: tuple[Variant, ...] = ("original", "fused", "compiled")
 
 @dataclass(frozen=True)
 class BenchTrainRequest:
-    """Options: a measurement of the training step."""
+    """Options: which training step is measured."""
 
     size: Size = "600m"
-    """Network."""
+    """Size of the network."""
     batch: int = 64
-    """Images a step."""
+    """Images per step."""
     micro: int | None = None
-    """Images in one pass. Default: the batch."""
+    """Images per forward pass. Default: the batch."""
     precision: Precision = "bf16"
-    """Precision policy."""
+    """Dtype of computation; master weights are fp32."""
     variants: tuple[Variant, ...] = VARIANTS
-    """Forms of the step: as the original takes it, ours, ours with compiled blocks."""
+    """Implementations: original (the original's step), fused (ours), compiled (ours with compiled blocks)."""
     steps: int = 5
-    """Steps in a round."""
+    """Steps per round."""
     rounds: int = 3
-    """Rounds."""
+    """Rounds per variant; reported are their median and range."""
     recompute: Recompute = "none"
-    """Activation checkpointing: what is recomputed in the backward pass."""
+    """Activation checkpointing: none, selective (saves matmuls and attention, recomputes the rest), full."""
     ema: bool = True
-    """Keep a moving average, as training does."""
+    """Update a moving average of the weights, as training does."""
     device: Literal["cpu", "cuda"] | None = None
-    """Default: the GPU where there is one."""
+    """Device. Default: the GPU where there is one."""
     json: Path | None = None
-    """File for the report; it is the last line of stdout too."""
+    """File for the report as JSON, which is also the last line of stdout."""
 
 
 @dataclass(frozen=True)
 class BenchSampleRequest:
-    """Options: a measurement of sampling."""
+    """Options: what is sampled in the measurement."""
 
     size: Size = "600m"
-    """Network."""
+    """Size of the network."""
     batch: tuple[int, ...] = (1, 8)
-    """Images at once, one measurement each."""
+    """Images sampled at once; each number is measured."""
     steps: int = 20
-    """Grid intervals."""
+    """Number of solver steps."""
     solver: str = "unipc2"
-    """Solver, as `ldit sample` knows them."""
+    """Solver, one of those of `ldit sample`."""
     guidance: float = 4.0
-    """Guidance scale; 1 = no guided rows."""
+    """Scale of classifier-free guidance; 1 = off, which halves the work."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Default: fp32 on the CPU, bf16 on a GPU."""
+    """Dtype of the weights. Default: fp32 on the CPU, bf16 on a GPU."""
     int8: bool = False
-    """8-bit products, CPU only."""
+    """Matrix products in 8 bits (CPU only)."""
     compile: bool = False
-    """Compile the blocks."""
+    """Compile the blocks with torch.compile."""
     graphs: bool = field(default=False, metadata=flag("graph"))
-    """Each evaluation as one CUDA graph (GPU)."""
+    """Run each evaluation of the network as one CUDA graph (GPU)."""
     host_modulation: bool = False
-    """Keep the adaLN weights on the host."""
+    """Keep the adaLN weights in host memory."""
     rounds: int = 3
-    """Rounds."""
+    """Number of rounds."""
     device: Literal["cpu", "cuda"] | None = None
-    """Default: the GPU where there is one."""
+    """Device. Default: the GPU where there is one."""
     json: Path | None = None
-    """File for the report; it is the last line of stdout too."""
+    """File for the report as JSON, which is also the last line of stdout."""

@@ -13,38 +13,40 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class ConvertRequest:
-    """Options: a checkpoint in another layout."""
+    """Options: what is converted into which layout."""
 
     source: str = field(metadata=flag(positional=True))
-    """Folder, run, DiT .pt file, bundled name or Hub id."""
+    """Checkpoint: run directory, folder, DiT or SiT .pt file, bundled name or Hub id."""
     out: Path = field(metadata=flag(positional=True))
-    """Folder (a file for pt) that does not exist yet."""
+    """New folder for the result (a new file for pt)."""
     to: Layout = "ldit"
-    """Target layout."""
+    """Layout to write: ldit, original (Large-DiT), diffusers, or pt (DiT)."""
     dtype: Dtype | None = None
-    """Dtype of the weights written (ldit and diffusers). Default: as they are."""
+    """Dtype of the written weights (ldit and diffusers). Default: that of the source."""
     ema_only: bool = False
-    """Write the EMA weights as the only ones, as diffusers always has them."""
+    """Write only the EMA weights, as the diffusers layout always does."""
     heads: int | None = None
-    """Attention heads of a DiT .pt of an unlisted size."""
+    """Number of attention heads, for a DiT .pt whose size is not one of the published ones."""
     process: Process | None = None
-    """What a .pt was trained as: ddpm = DiT, flow = SiT. Default: what its settings or its name say, else ddpm."""
+    """Process that a .pt was trained with: ddpm (DiT) or flow (SiT). Default: as its settings or its name say, else
+    ddpm."""
 
 
 @dataclass(frozen=True)
 class InfoRequest:
-    """Options: a checkpoint to describe."""
+    """Options: which checkpoint is described, and how."""
 
     source: str = field(metadata=flag(positional=True))
-    """Folder, run, DiT .pt file, bundled name or Hub id."""
+    """Checkpoint: run directory, folder, DiT or SiT .pt file, bundled name or Hub id."""
     json: bool = False
-    """One JSON object."""
+    """Print the description as one JSON object."""
     verify: bool = False
-    """Read and check every file."""
+    """Read every file and verify its checksum."""
     heads: int | None = None
-    """Attention heads of a DiT .pt of an unlisted size."""
+    """Number of attention heads, for a DiT .pt whose size is not one of the published ones."""
     process: Process | None = None
-    """What a .pt was trained as: ddpm = DiT, flow = SiT. Default: what its settings or its name say, else ddpm."""
+    """Process that a .pt was trained with: ddpm (DiT) or flow (SiT). Default: as its settings or its name say, else
+    ddpm."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class EMARequest:
     """Options: an EMA of any length, reconstructed from the snapshots of a run."""
 
     run: Path = field(metadata=flag(positional=True))
-    """Run trained with --ema.power 0.05 0.10 --ema.snapshot-every N."""
+    """Run directory of a training with --ema.power 0.05 0.10 --ema.snapshot-every N."""
     out: Path = field(metadata=flag(positional=True))
-    """Folder that does not exist yet."""
+    """New folder for the result."""
     sigma_rel: float
-    """Relative width of the average: its deviation in time as a share of the training, above 0 and below 0.28."""
+    """Length of the average: standard deviation of its weighting over time, as a fraction of the training time; above 0
+    and below 0.28."""
     step: int | None = None
-    """Step of the snapshot at which the average ends. Default: the last."""
+    """Training step at which the average ends, one with a snapshot. Default: the last."""
     dtype: Dtype = "fp32"
-    """Dtype of the weights written."""
+    """Dtype of the written weights."""

@@ -8,21 +8,22 @@ from ldit.config.sections import DataConfig
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """Options: a set of images that is decoded and reported on."""
+    """Options: which images are checked, and how they are decoded."""
 
     path: str = field(metadata=flag(positional=True))
-    """What data.path may be: class folders, loose images, tars, metadata.jsonl, IDX files, a cache, emoji64."""
+    """Images to check: anything that data.path takes (class folders, loose images, tars, metadata.jsonl, IDX files, a
+    latent cache, emoji64)."""
     image_size: int | None = None
-    """Count the images that would be enlarged to this size."""
+    """Training size in pixels: images with a shorter side are counted."""
     exif: bool = False
-    """Turn images as their EXIF orientation says."""
+    """Apply the EXIF orientation of images."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent images."""
     max_pixels: int = 1 << 26
-    """Larger images are bad."""
+    """Most pixels of an image; larger images count as bad."""
     workers: int = 2
-    """Threads that read."""
+    """Threads that read images."""
     timeout: float = DataConfig.timeout
-    """Seconds that a thread may spend on one image, as data.timeout; one that takes longer is bad."""
+    """Seconds that reading one image may take; one that takes longer counts as bad (data.timeout of a run)."""
     json: bool = False
-    """One JSON object with everything found."""
+    """Print the report as one JSON object."""

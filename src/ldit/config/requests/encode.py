@@ -13,43 +13,46 @@ _LEAST = {"image_size": 1, "batch_size": 1, "shard_size": 1, "workers": 0, "max_
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """What: images through an autoencoder into a latent cache."""
+    """What: images that an autoencoder encodes into a latent cache."""
 
     path: str = field(metadata=flag(positional=True))
-    """Images: a folder of class folders, loose images, metadata.jsonl, IDX files or tar shards, or the bundled
-    "emoji64". A set is known by its names (and sizes in tars): images changed under their names are not noticed."""
+    """Images: a folder with class folders, loose images, metadata.jsonl, IDX files or tar shards, or the bundled
+    "emoji64". A set is identified by the names of its images (in tars also their sizes): an image that is changed but
+    keeps its name is not noticed."""
     out: Path
     """Folder of the cache."""
     image_size: int = 256
     """Side of the square images, in pixels."""
     heldout: str | None = None
-    """List of images for the held-out part. Default: heldout.txt where there is one; "" = none."""
+    """File, in the folder of the images, that lists the held-out ones. Default: heldout.txt where there is one; "" =
+    none."""
     max_per_class: int = 0
-    """Use at most this many images of a class, 0 = all."""
+    """Use at most this many images of each class; 0 = all."""
     codec: str = field(default="stabilityai/sd-vae-ft-ema", metadata=flag(group="Autoencoder"))
-    """Autoencoder: folder or Hub id."""
+    """Autoencoder: a folder or Hub id."""
     local_diffusers_model_root: Path | None = field(default=None, metadata=flag("codec_root", group="Autoencoder"))
-    """Folder that holds autoencoders by name."""
+    """Folder in which autoencoders are looked for by name."""
     dtype: Literal["bf16", "fp32"] = field(default="bf16", metadata=flag(group="Autoencoder"))
-    """What is stored."""
+    """Dtype of the stored latents."""
     precision: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata=flag(group="Autoencoder"))
-    """What the autoencoder computes in."""
+    """Dtype in which the autoencoder computes."""
     bad: Literal["stop", "skip"] = field(default="stop", metadata=flag(group="Decoding"))
-    """What an image does that cannot be read: end the job, or be left out and listed in the manifest."""
+    """What happens at an image that cannot be read: stop = the job ends; skip = the image is left out and listed in the
+    cache's manifest."""
     exif: bool = field(default=False, metadata=flag(group="Decoding"))
-    """Turn images as their EXIF orientation says."""
+    """Apply the EXIF orientation of images."""
     background: tuple[int, int, int] = field(default=(255, 255, 255), metadata=flag(group="Decoding"))
     """Colour behind transparent images."""
     max_pixels: int = field(default=1 << 26, metadata=flag(group="Decoding"))
-    """Larger images are bad: they are not decoded."""
+    """Most pixels of an image; larger images count as bad and are not decoded."""
     batch_size: int = field(default=32, metadata=flag(group="Machine"))
-    """Images encoded together."""
+    """Images encoded at once."""
     shard_size: int = field(default=4096, metadata=flag(group="Machine"))
-    """Images a file; a file is written completely or made again."""
+    """Images per file of the cache. After an interruption unfinished files are made again."""
     workers: int = field(default=2, metadata=flag(group="Machine"))
-    """Threads that read images ahead; 0 = read when needed."""
+    """Threads that read images in advance; 0 = read in the main thread."""
     timeout: float = field(default=DataConfig.timeout, metadata=flag(group="Machine"))
-    """Seconds a thread may spend on one image before the job ends and names it."""
+    """Seconds that reading one image may take; then the job ends and names the image."""
     device: str | None = field(default=None, metadata=flag(group="Machine"))
     """cpu, cuda, … Default: cuda where there is one."""
 

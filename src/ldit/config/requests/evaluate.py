@@ -14,52 +14,60 @@ class Features:
     """Features: the network whose features are compared."""
 
     extractor: str = EXTRACTOR
-    """inception, efficientnet-lite0, or the run of a classifier (`ldit train extractor-small`)."""
+    """Network for the features: inception, efficientnet-lite0, or the run directory of a classifier (`ldit train
+    extractor-small`)."""
     inception_weights: Path | None = None
-    """The file of Inception's weights. Default: where LDIT_INCEPTION_WEIGHTS says, or a cache."""
+    """File of Inception's weights. Default: the file that LDIT_INCEPTION_WEIGHTS names, else one in the cache of
+    torch.hub or Hugging Face."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(Features, ModelRequest):
-    """Metrics: what `ldit evaluate` is asked for."""
+    """Metrics: what `ldit evaluate` measures."""
 
     source: str = field(metadata=flag(positional=True, group="What"))
-    """A checkpoint (whatever `ldit sample` takes), or images: a folder, PATH@heldout or PATH@train for the parts of
-    its held-out list, an .npz with arr_0, or the bundled "emoji64"."""
+    """What is measured: a checkpoint (anything that `ldit sample` takes), whose images are sampled now, or existing
+    images: a folder, PATH@heldout or PATH@train for the parts of its held-out list, an .npz with arr_0, or the bundled
+    "emoji64"."""
     reference: str = field(metadata=flag(group="What"))
-    """An .npz of statistics (guided-diffusion's, or of `ldit stats`) or of images, a folder, or a bundled set."""
+    """What it is compared with: an .npz of statistics (from guided-diffusion or `ldit stats`) or of images, a folder of
+    images, or a bundled set."""
     num: int | None = field(default=None, metadata=flag(group="What"))
-    """Images. Default: 50,000 of a checkpoint, else all that are there."""
+    """Number of images. Default: 50,000 samples of a checkpoint, or all existing images."""
     image_size: int | None = field(default=None, metadata=flag(group="What"))
-    """Side to which images of folders are cut. Default: the shorter side of the first, a reference as the source."""
+    """Side in pixels to which images of folders are resized and cropped. Default: the shorter side of the first image;
+    for the reference the size of the source."""
     metrics: tuple[str, ...] = ()
-    """Some of fd (fid), sfid, is, pr, kid. Default: all that the extractor and the reference allow."""
+    """Metrics to compute: some of fd (fid), sfid, is, pr (precision and recall), kid. Default: all that the extractor
+    and the reference allow."""
     components: int = 0
-    """Also the Fréchet distance in so many principal components of the reference, for sets too small for all."""
+    """Compute the Fréchet distance also in this many principal components of the reference, for sets too small for the
+    whole covariance; 0 = off."""
     bootstrap: int = 0
-    """Resamples for its 95 % interval, such as 1000."""
+    """Resamples, such as 1000, for a 95 % interval of that distance; 0 = no interval."""
     batch_size: int = 50
-    """Images that are sampled, and go through the extractor, together."""
+    """Images that are sampled, and go through the extractor, at once."""
     json: Path | None = field(default=None, metadata=flag(group="Files"))
-    """File for the report."""
+    """File for the report as JSON."""
     figure: Path | None = field(default=None, metadata=flag(group="Files"))
-    """PNG or SVG of the metrics, of both sets in two principal components, and of the classes."""
+    """PNG or SVG file for charts: the metrics, both sets in two principal components, and the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsRequest(Features):
-    """What: statistics of a set of images, as a file (`ldit stats`)."""
+    """What: a set of images whose statistics are written to a file (`ldit stats`)."""
 
     images: str = field(metadata=flag(positional=True))
-    """Folder of images of any kind that `data.path` takes, PATH@heldout or PATH@train for the parts of its held-out
-    list, .npz with arr_0, or the bundled "emoji64"."""
+    """Images: anything that `data.path` takes, PATH@heldout or PATH@train for the parts of its held-out list, an .npz
+    with arr_0, or the bundled "emoji64"."""
     out: Path
-    """The .npz; replaced if it exists."""
+    """The .npz file to write; replaced if it exists."""
     num: int | None = None
-    """Use so many images, spread over the set (the first ones of an .npz). Default: all."""
+    """Use only this many images, spread over the set (of an .npz the first ones). Default: all."""
     image_size: int | None = None
-    """Side to which images of a folder are cut. Default: the shorter side of the first."""
+    """Side in pixels to which images of a folder are resized and cropped. Default: the shorter side of the first
+    image."""
     batch_size: int = 50
-    """Images that go through the extractor together."""
+    """Images that go through the extractor at once."""
     device: str | None = None
     """cpu, cuda, … Default: cuda where there is one."""

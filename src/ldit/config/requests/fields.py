@@ -13,24 +13,26 @@ HEADINGS = (
     "Options", "What", "Sampler", "Guidance", "Size", "Set", "Metrics", "Features", "Autoencoder", "Decoding", "Files",
     "Checkpoint", "Machine",
 )  # fmt: skip
-"""Headings of help in their order: the first word of the docstring of a class. Sections of a configuration follow."""
+"""Headings of help in order; a request's class has one as the first word of its docstring. The sections of a
+configuration follow."""
 
 
 def flag(
     *aliases: str, positional: bool = False, command_line: Any = None, group: str | None = None, metavar: str = ""
 ) -> dict[str, Any]:
-    """Metadata of a field, where name, type, default and docstring do not say all.
+    """Metadata of a field, for what its name, type, default and docstring do not say.
 
-    aliases: other names of it, on the command line and in Python. positional: an argument without a flag; with
-    aliases it may also be given by those, and only the first argument is taken as it. command_line: its type there,
-    where Python takes more. group: the heading of help it stands under, where not that of the class that declares it.
+    aliases: other names, on the command line and in Python. positional: an argument without a flag; with aliases it can
+    also be given by those, and is positional only as the first argument. command_line: its type on the command line,
+    where Python takes more types. group: its heading in help, if not that of the class that declares it.
     """
     given = {ALIASES: aliases, POSITIONAL: positional, TYPE: command_line, GROUP: group, METAVAR: metavar}
     return {key: value for key, value in given.items() if value}
 
 
 def from_keywords(cls: type[T], keywords: Mapping[str, Any], function: str) -> T:
-    """The request of Python's keywords, by names or aliases; TypeError as for any function called wrongly."""
+    """The request with these keywords, which are names or aliases of its fields. TypeError for an unknown one, as for
+    any Python function."""
     names = {entry.name: entry.name for entry in fields(cls)}  # type: ignore[arg-type]
     for entry in fields(cls):  # type: ignore[arg-type]
         names |= dict.fromkeys(entry.metadata.get(ALIASES, ()), entry.name)
@@ -45,7 +47,7 @@ def from_keywords(cls: type[T], keywords: Mapping[str, Any], function: str) -> T
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean …?)" for the name that is most like a word, "" where none is."""
+    """ " (did you mean …?)" with the known name most similar to a word; "" where none is similar."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -8,37 +8,38 @@ from ldit.config.recipes.registry import is_run_directory
 from ldit.config.requests.fields import flag
 from ldit.errors import RequestError
 
-# What may stand in an #SBATCH line, which Slurm reads by rules of its own.
+# Values that are safe in an #SBATCH line, which Slurm parses by rules of its own.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+-]*")
 _TIME = re.compile(r"\d+(:[0-5]\d){0,2}|\d+-\d{1,2}(:[0-5]\d){0,2}")
 
 
 @dataclass(frozen=True)
 class SlurmRequest:
-    """Options: one run on `nodes` x `gpus_per_node` GPUs. None leaves the choice to the cluster's defaults."""
+    """Options: one run on `nodes` x `gpus_per_node` GPUs. None means the cluster's default."""
 
     recipe: str = field(metadata=flag(positional=True))
-    """A recipe of ldit train."""
+    """Recipe, as for `ldit train`."""
     out: Path | None = None
-    """Directory of the run. Default: runs/RECIPE."""
+    """Run directory. Default: runs/RECIPE."""
     nodes: int = 1
-    """Nodes."""
+    """Number of nodes."""
     gpus_per_node: int = 8
-    """GPUs of a node, and tasks on it."""
+    """GPUs per node; each gets one task."""
     cpus_per_task: int | None = None
-    """CPU cores of a task. Default: the cluster's, often one, which is few for reading images."""
+    """CPU cores per task. Default: the cluster's, often one, which is too few to read images."""
     time: str | None = None
-    """Time limit of one stretch, HH:MM:SS. Default: the cluster's."""
+    """Time limit of one job, HH:MM:SS; the run continues in the next one. Default: the cluster's."""
     partition: str | None = None
-    """Partition. Default: the cluster's."""
+    """Partition of the cluster. Default: the cluster's."""
     account: str | None = None
-    """Account. Default: the cluster's."""
+    """Account of the cluster that is charged. Default: the cluster's."""
     job_name: str | None = None
-    """Name of the job and of its log NAME-JOBID.log. Default: the recipe's."""
+    """Name of the job; its log is NAME-JOBID.log. Default: that of the recipe."""
     notice: int = 180
-    """Seconds before the time limit at which the run is told to commit a step; more where a checkpoint takes longer."""
+    """Seconds before the time limit at which the run saves a checkpoint and stops. Increase it if saving takes
+    longer."""
     file: Path = Path("train.sbatch")
-    """The script; must not exist."""
+    """Script to write; it must not exist yet."""
 
     def __post_init__(self) -> None:
         for key in ("nodes", "gpus_per_node", "cpus_per_task", "notice"):
@@ -63,5 +64,5 @@ class SlurmRequest:
 
     @property
     def name(self) -> str:
-        """Name of the job: the recipe's, without the folders and signs of FILE.py:FUNCTION."""
+        """Name of the job. By default that of the recipe, of FILE.py:FUNCTION without folders and punctuation."""
         return self.job_name or re.sub(r"[^\w.+-]+", "-", Path(self.recipe).name)

@@ -1,4 +1,4 @@
-"""Requests of commands that take little: `ldit recipes` and `ldit doctor`."""
+"""The requests of commands with few flags: `ldit recipes` and `ldit doctor`."""
 
 from dataclasses import dataclass
 
@@ -13,4 +13,4 @@ class DoctorRequest:
     """Options: a report on this installation."""
 
     json: bool = False
-    """One JSON object."""
+    """Print the report as one JSON object."""

@@ -1,6 +1,6 @@
-"""The requests for images: what `Pipeline.sample`, `ldit sample` and `ldit evaluate` are asked for.
+"""The requests for images, of `Pipeline.sample`, `ldit sample` and `ldit evaluate`.
 
-A class is a heading of `ldit sample --help`. Fields that are None take the default of the checkpoint or machine.
+Each class is a heading of `ldit sample --help`. None stands for the default of the checkpoint or machine.
 """
 
 from dataclasses import dataclass, field, fields
@@ -18,10 +18,10 @@ class Images:
     """What: labels and seed."""
 
     class_labels: Any = field(default=(), metadata=flag(command_line=tuple[str, ...]))
-    """Class numbers or names. Default: every class; in a grid of ImageNet the original's eight, of other large sets
-    the first sixteen."""
+    """Classes of the images, by number or name. Default: all. The grid of `ldit sample` shows only eight of ImageNet's
+    classes by default, and at most the first sixteen of other models."""
     seed: int = 0
-    """Image k uses seed + k."""
+    """Seed of the noise: image k, counted from 0, uses seed + k."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,15 @@ class Sampler:
     """Sampler (defaults come from the checkpoint): solver and steps."""
 
     steps: int | str | None = field(default=None, metadata=flag("num_sampling_steps", "num_inference_steps"))
-    """Solver steps. DDPM models also take "10,15,20" and "ddim50"."""
+    """Number of solver steps. DDPM models also take lists such as "10,15,20" (steps in each part of the schedule), and
+    "ddim50"."""
     solver: str | None = None
     """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
     grid: Any = field(default=None, metadata=flag(command_line=str | None))
-    """Noise times of the steps: uniform, shifted:K, karras, cosine, or falling noise times such as 1,0.6,0.2."""
+    """How the steps are spread over noise time (1 = noise, 0 = data): uniform, shifted:K, karras, cosine, or a falling
+    list such as 1,0.6,0.2."""
     eta: float | None = None
-    """Share of noise in ddim, 0 to 1."""
+    """Noise that ddim adds at each step: 0 = none, 1 = as much as ddpm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +45,16 @@ class Guidance:
     """Guidance (defaults come from the checkpoint): scale, where it acts, and what guides."""
 
     guidance: float | None = field(default=None, metadata=flag("cfg_scale", "guidance_scale"))
-    """Classifier-free guidance scale, 1 = off."""
+    """Scale of classifier-free guidance; 1 = off."""
     guidance_channels: int | str | None = None
-    """How many channels are guided: a number or all."""
+    """Number of latent channels that are guided, or all."""
     guidance_interval: tuple[float, float] | None = None
-    """Noise times between which guidance acts."""
+    """Noise times between which guidance is on, such as 0.3 0.9 (0 = data, 1 = noise)."""
     guidance_schedule: str | None = None
-    """How the scale follows the noise time around its mean: constant, linear or cosine (larger towards data)."""
+    """How the guidance scale changes over noise time: constant, linear or cosine (larger towards data; the mean is the
+    scale)."""
     guide: Any = field(default=None, metadata=flag(command_line=str | None))
-    """A weaker model of the same kind whose output takes the place of the null class's (autoguidance)."""
+    """Autoguidance: a weaker checkpoint of the same kind, whose output takes the place of the unconditional one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,65 +62,71 @@ class Size:
     """Size: of the images, and what makes sizes beyond training work."""
 
     height: int | None = None
-    """Pixels. Default: the training size."""
+    """Height of the images in pixels. Default: the training size."""
     width: int | None = None
-    """Pixels. Default: the training size."""
+    """Width of the images in pixels. Default: the training size."""
     rope_scaling: str | None = None
-    """Positions of images larger than those of training: none, linear, ntk or time-aware."""
+    """How rotary positions are scaled for images larger than in training: none, linear, ntk or time-aware."""
     proportional_attention: bool | None = None
-    """Keep the entropy of attention when the number of tokens is not that of training."""
+    """Scale attention so that its entropy stays as in training when the number of tokens differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Checkpoint: which weights, and what a file does not tell of itself."""
+    """Checkpoint: which weights, and facts that some files do not store."""
 
     ema: bool = True
-    """Take the EMA weights where they are kept apart."""
+    """Use the EMA weights where the checkpoint has both kinds."""
     heads: int | None = None
-    """Attention heads of a DiT .pt of an unlisted size."""
+    """Number of attention heads, for a DiT .pt whose size is not one of the published ones."""
     process: Literal["ddpm", "flow"] | None = None
-    """What a .pt was trained as: ddpm = DiT, flow = SiT. Default: what its settings or its name say, else ddpm."""
+    """Process that a .pt was trained with: ddpm (DiT) or flow (SiT). Default: as its settings or its name say, else
+    ddpm."""
     experiment: Any = field(default=None, metadata=flag(command_line=str | None))
-    """FILE.py:FUNCTION that a run was trained with, where its network or process is your own. The file is run."""
+    """FILE.py:FUNCTION with which the run was trained, if it has a network or process of your own. The file is
+    executed."""
     local_diffusers_model_root: Path | None = field(default=None, metadata=flag("codec_root"))
-    """Folder that holds autoencoders by name (stabilityai/sd-vae-ft-ema)."""
+    """Folder in which autoencoders are looked for by name, such as stabilityai/sd-vae-ft-ema."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Machine: where and how it is computed."""
+    """Machine: where the computation runs, and how."""
 
     batch_size: int = 16
-    """Images sampled together. It changes rounding at most."""
+    """Images sampled at once. It affects only speed, memory and rounding."""
     device: str | None = None
     """cpu, cuda, cuda:1, … Default: cuda where there is one."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Dtype of the weights. Default: fp32 on the CPU, bf16 on CUDA. The sampler's state is always fp32."""
+    """Dtype of the weights. Default: fp32 on the CPU, bf16 on CUDA. The images being sampled are always in fp32."""
     offload: bool = False
-    """Keep the network's blocks on the host and stream them to the device, for models larger than it."""
+    """Keep the network's blocks in host memory and stream them to the device: for models that do not fit into its
+    memory."""
     int8: bool = False
-    """Compute the blocks' products in 8 bits (CPU, fp32 weights): faster for wide networks, 1-2 % off."""
+    """Matrix products in 8 bits (CPU, fp32 weights): faster for wide networks; outputs differ by 1-2 %."""
     compile: bool = False
-    """Compile the blocks: takes seconds or minutes first, worth it for many images."""
+    """Compile the blocks with torch.compile: takes seconds to minutes at first, pays off for many images."""
     graphs: bool = False
-    """Run an evaluation as one CUDA graph (GPU)."""
+    """Run each evaluation of the network as one CUDA graph (GPU)."""
     host_modulation: bool = False
-    """Keep the adaLN weights on the host."""
+    """Keep the adaLN weights, a quarter of a 600M network, in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRequest(Images, Sampler, Guidance, Size):
-    """What: the images of one call of a pipeline, checked by `ldit.pipeline.request.check_request`."""
+    """What: the images of one call of a pipeline; `ldit.pipeline.request.check_request` checks the request."""
 
     seeds: Any = field(default=None, metadata=flag(command_line=tuple[int, ...] | None))
-    """One seed an image, instead of --seed."""
+    """A seed for each image, instead of --seed."""
     num: int | None = field(default=None, metadata=flag(group="Set"))
-    """Images of a set, with --out. Without it those of a model without classes, default 1."""
+    """With --out: make a set of this many images. Without --out: number of images of a model without classes, default
+    1."""
     init_image: Any = field(default=None, metadata=flag(command_line=tuple[Path, ...] | None))
-    """Images to start from: one for all, or one for each label. They are cropped to the sampled size."""
+    """Image files to start from instead of noise: one for all, or one for each label. They are resized and cropped to
+    the sampled size."""
     strength: float | None = None
-    """How much noise the start images get first: a noise time above 0, at most 1. More changes more. Default: 0.6."""
+    """Noise added to the start images, as a noise time above 0 and at most 1. More noise changes them more. Default:
+    0.6."""
     prompts: Any = field(default=None, metadata=flag(command_line=tuple[str, ...] | None))
     """Texts, for text-to-image models (not built yet)."""
 
@@ -127,26 +136,27 @@ class ModelRequest(Images, Sampler, Guidance, Size, Checkpoint, Machine):
     """Set: many images of a model that is opened from a source."""
 
     source: str = field(metadata=flag("ckpt", positional=True, group="What"))
-    """Folder, run, DiT or SiT .pt file, diffusers DiTPipeline folder, bundled name (emoji64-class-xs) or Hub id."""
+    """Checkpoint: run directory, folder, DiT or SiT .pt file, diffusers DiTPipeline folder, bundled name
+    (emoji64-class-xs) or Hub id."""
     labels: Rule | None = None
-    """How a set's labels are assigned: balanced (image k has class k mod their number, the default) or random."""
+    """Labels of a set of images: balanced (the classes in turn, the default) or random."""
 
     def sampling(self, **changes: Any) -> SamplingRequest:
-        """What is asked of the sampler alone, whatever the machine."""
+        """The fields that concern the sampler alone, with `changes`."""
         shared = {one.name for one in fields(SamplingRequest)} & {one.name for one in fields(self)}
         return SamplingRequest(**{**{name: getattr(self, name) for name in shared}, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest(SamplingRequest, ModelRequest):
-    """Files: what `ldit sample` is asked for."""
+    """Files: the images of `ldit sample`, and the files they are written to."""
 
     per_class: int = field(default=1, metadata=flag(group="What"))
-    """Images of each label."""
+    """Number of images of each label."""
     image_save_path: Path = Path("sample.png")
-    """The labelled grid."""
+    """File for the labelled grid of all images."""
     out: Path | None = None
-    """Folder for single PNGs too. With --num the place of a set: a folder (no grid is made), or FILE.npz with arr_0 =
-    images (N, H, W, 3) and arr_1 = labels."""
+    """Folder for single PNGs, in addition to the grid. With --num: folder of the set (no grid is made), or FILE.npz
+    with arr_0 = images (N, H, W, 3) and arr_1 = labels."""
     latents_out: Path | None = None
-    """Write latents instead of images: .safetensors, .npy or .pt. Needs no codec."""
+    """Write latents to this file (.safetensors, .npy or .pt) instead of images. No autoencoder is needed."""

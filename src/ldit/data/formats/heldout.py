@@ -11,12 +11,12 @@ HELDOUT = "heldout.txt"
 Pair = tuple[ImageSet, ImageSet | None]
 """(training, held-out or None)."""
 Make = Callable[[Sequence[str], Sequence[str] | None, int], ImageSet]
-"""(exclude, only, max_per_class) -> the images of a set without, or only, those of a list."""
+"""(exclude, only, max_per_class) -> a set without the images of `exclude`, or with those of `only` alone."""
 
 
 def with_heldout(make: Make, folder: Path, name: str, max_per_class: int) -> Pair:
-    """The set cut by the list `name` of `folder`, "" = none. DataError where the list is missing or empty, or leaves a
-    class without images for training."""
+    """(training, held-out) of a set, split by the list `name` of `folder`; "" = all images are for training. DataError
+    when the list is missing or empty, or leaves a class without images for training."""
     if not name:
         return make((), None, max_per_class), None
     path = folder / name
@@ -31,7 +31,7 @@ def with_heldout(make: Make, folder: Path, name: str, max_per_class: int) -> Pai
 
 def read_list(path: Path) -> list[str]:
     """Relative paths, one a line, in UTF-8; a byte order mark, blank lines and lines that start with # are ignored.
-    DataError when the file is missing, unreadable or in another encoding, whose names would match nothing."""
+    DataError when the file is missing, unreadable or in another encoding: its names would match no image."""
     try:
         if not path.is_file():
             raise DataError(f"no held-out list {path}")
@@ -41,13 +41,13 @@ def read_list(path: Path) -> list[str]:
         raise DataError(f"held-out list {path}, line {line}: not UTF-8 text") from None
     except OSError as error:
         raise DataError(f"cannot read held-out list {path}: {error.strerror}") from None
-    lines = (line.strip() for line in text.split("\n"))  # splitlines would cut names at U+0085 and its like
+    lines = (line.strip() for line in text.split("\n"))  # splitlines would also cut names at U+0085 and the like
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _refuse_emptied(path: Path, train: ImageSet) -> None:
-    """DataError where a held-out list took all images of a class: the model would have one that it never sees. A cap
-    leaves an image of each."""
+    """DataError when a held-out list takes all images of a class: the model would have a class that it never sees. (A
+    cap leaves at least one image of each.)"""
     present = {train.label(index) for index in range(len(train))}
     if train.names and len(present) < len(train.names):
         absent = next(name for label, name in enumerate(train.names) if label not in present)
@@ -55,9 +55,11 @@ def _refuse_emptied(path: Path, train: ImageSet) -> None:
 
 
 def _warn_of_unmatched(path: Path, listed: list[str], kept: ImageSet) -> None:
-    """A warning where entries of a held-out list match no image: images meant for it are in the training set."""
+    """Warn of entries of a held-out list that match no image: the images they mean are in the training set."""
     matched = {alias for index in range(len(kept)) for alias in kept.aliases(index)}
-    lost = [entry for entry in dict.fromkeys(listed) if entry not in matched]
-    if lost:
-        of = len(set(listed))
-        logger.warning("%s: %d of %d entries match no image, the first is %r", path, len(lost), of, lost[0])
+    unmatched = [entry for entry in dict.fromkeys(listed) if entry not in matched]
+    if unmatched:
+        total = len(set(listed))
+        logger.warning(
+            "%s: %d of %d entries match no image, the first is %r", path, len(unmatched), total, unmatched[0]
+        )

@@ -29,13 +29,14 @@ _CHUNK = 1 << 20
 class IdxImages(ImageSet):
     """The images of PART-images-idx3-ubyte with the labels of PART-labels-idx1-ubyte; `part` is train or t10k.
 
-    Grey is repeated to RGB; images are cut as all others. Class names are the lines of classes.txt or labels.txt
-    beside the files, else the ten digits. `max_per_class` keeps a fixed random subset of each larger class. DataError
-    names the file that is missing, damaged, or holds another number of bytes than its header says.
+    Grey is repeated to RGB, and images get the same centre crop as all others. Class names are the lines of classes.txt
+    or labels.txt beside the files, else the ten digits. `max_per_class` keeps a fixed random subset of each larger
+    class. DataError names the file that is missing, damaged, or not as long as its header says.
     """
 
     def __init__(self, root: Path, size: int, part: str = IDX_TRAIN, max_per_class: int = 0) -> None:
         self.root, self.size, self.part = root, size, part
+        # Read both files and the class names; each label must be one of the classes.
         images, labels = _file(root, part, *IDX_IMAGES), _file(root, part, *IDX_LABELS)
         self.names = _names(root)
         self._images, self._labels = read_idx(images, IDX_IMAGES[1]), read_idx(labels, IDX_LABELS[1])
@@ -47,8 +48,9 @@ class IdxImages(ImageSet):
                 f"{labels}: label {self._labels[at]} of image {at} for {len(self.names)} classes "
                 f"(a {NAME_FILES[0]} beside it names them, one a line)"
             )
-        self.found = len(self._images)
-        self._chosen = np.arange(self.found, dtype=np.int32)
+        # Places in the files of the images that are used, (N,) int32.
+        self.num_before_cap = len(self._images)
+        self._chosen = np.arange(self.num_before_cap, dtype=np.int32)
         if max_per_class:
             self._chosen = np.array(self._capped(max_per_class), dtype=np.int32)
 
@@ -76,6 +78,7 @@ class IdxImages(ImageSet):
         return digest.hexdigest()
 
     def _capped(self, count: int) -> list[int]:
+        """Places in the files of at most `count` images of each class."""
         chosen: list[int] = []
         for label, name in enumerate(self.names):
             places = np.flatnonzero(self._labels == label).tolist()
@@ -85,27 +88,30 @@ class IdxImages(ImageSet):
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file with so many axes. Memory follows what the file holds, not what it says."""
+    """The uint8 array of an IDX file with so many axes. Memory follows the size of the file, not that in its header."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            # The header: the magic number, which says bytes and the number of axes, then the length of each axis.
             header = file.read(4 + 4 * axes)
             if header[:4] != bytes((0, 0, 8, axes)):
-                began = header[:4].hex() or "nothing"
-                raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it begins with {began}")
+                start = header[:4].hex() or "nothing"
+                raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it begins with {start}")
             if len(header) < 4 + 4 * axes:
                 raise DataError(f"{path} ends within its header")
             shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
+            # One byte more than expected, to notice a file that is too long.
             expected = _bytes_of(path, shape)
             data = _read(file, expected + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     if len(data) != expected:
-        held = f"more than {expected}" if len(data) > expected else str(len(data))
-        raise DataError(f"{path} holds {held} bytes after its header, which says {expected} ({_show(shape)})")
+        count = f"more than {expected}" if len(data) > expected else str(len(data))
+        raise DataError(f"{path} holds {count} bytes after its header, which says {expected} ({_show(shape)})")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _bytes_of(path: Path, shape: tuple[int, ...]) -> int:
+    """Bytes of an array of this shape; DataError when a header claims an impossible size."""
     count = math.prod(shape)
     if not 1 <= count <= MOST_BYTES or any(side > MOST_SIDE for side in shape[1:]):
         raise DataError(f"{path}: its header says {_show(shape)}; sides go to {MOST_SIDE}, files to {MOST_BYTES} bytes")
@@ -113,7 +119,7 @@ def _bytes_of(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _read(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes | bytearray:
-    """What is left in the file, up to `most` bytes. Reading on at the end is what makes gzip compare its checksum."""
+    """The rest of the file, up to `most` bytes. It reads until nothing comes, which makes gzip verify its checksum."""
     data = bytearray()
     while len(data) < most and (chunk := file.read(min(_CHUNK, most - len(data)))):
         data += chunk
@@ -133,10 +139,10 @@ def _file(root: Path, part: str, kind: str, axes: int) -> Path:
 
 
 def _names(root: Path) -> tuple[str, ...]:
-    named = class_names(root)
-    if named is None:
+    names_file = class_names(root)
+    if names_file is None:
         return DIGITS
-    path, names = named
+    path, names = names_file
     if not 1 <= len(names) <= 256:
         raise DataError(f"{path}: expected 1 to 256 class names, one a line, got {len(names)}")
     return names

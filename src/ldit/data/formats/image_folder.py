@@ -6,6 +6,7 @@ A class folder may be a link; folders below it that are links are ignored, and s
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,10 +24,20 @@ _DEFAULT = Decoding()
 
 
 class _ImageFiles(ImageSet):
-    """Image files cut to `size` x `size` uint8 RGB, with a label each."""
+    """Image files cut to `size` x `size` uint8 RGB, with a label each.
+
+    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
+    subset of each larger class.
+    """
 
     def __init__(
-        self, root: Path, size: int, exclude: Sequence[str], only: Sequence[str] | None, decoding: Decoding
+        self,
+        root: Path,
+        size: int,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        max_per_class: int = 0,
+        decoding: Decoding = _DEFAULT,
     ) -> None:
         if not root.is_dir():
             raise DataError(f"no folder {root}")
@@ -34,9 +45,29 @@ class _ImageFiles(ImageSet):
         self.files: list[str] = []
         """Paths below `root`, with slashes. Strings: a million Path objects would be half a gigabyte."""
         self.labels: list[int] = []
-        self.found = 0
-        self._left_out, self._kept = set(exclude), None if only is None else set(only)
-        self._memory: dict[int, np.ndarray] | None = None
+        self.names, self.num_before_cap = self._class_names(), 0
+        left_out, kept = set(exclude), None if only is None else set(only)
+        # Take the images of each class; without classes those of the folder itself.
+        for label, folder in enumerate(self.names or ("",)):
+            below = images_in(root / folder)
+            if not below:
+                raise DataError(f"class folder {root / folder} holds no images" if folder else f"no images in {root}")
+            prefix = f"{folder}/" if folder else ""
+            # Held-out lists first, then the cap: it counts the images that are left.
+            chosen = [f for f in below if prefix + f not in left_out and (kept is None or prefix + f in kept)]
+            self.num_before_cap += len(chosen)
+            if max_per_class and len(chosen) > max_per_class:
+                chosen = subset(chosen, max_per_class, folder)
+            self.files.extend(prefix + f for f in chosen)
+            self.labels.extend([label] * len(chosen))
+        if not self.files:
+            raise DataError(f"no images left in {root} after the held-out list")
+        # Small sets keep their decoded images in memory.
+        self._memory: dict[int, np.ndarray] | None = {} if len(self.files) * size**2 * 3 <= MEMORY_LIMIT else None
+
+    @abstractmethod
+    def _class_names(self) -> tuple[str, ...]:
+        """Names of the class folders in `root`; () for a set without classes."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,80 +101,26 @@ class _ImageFiles(ImageSet):
             self._memory[index] = array
         return array, self.labels[index]
 
-    def _add(self, files: list[str], folder: str, label: int, most: int) -> None:
-        """Those of `files`, relative to `folder`, that the lists leave; at most `most` of them, 0 = all."""
-        prefix = f"{folder}/" if folder else ""
-        chosen = [f for f in files if prefix + f not in self._left_out]
-        if self._kept is not None:
-            chosen = [f for f in chosen if prefix + f in self._kept]
-        self.found += len(chosen)
-        if most and len(chosen) > most:
-            chosen = subset(chosen, most, folder)
-        self.files.extend(prefix + f for f in chosen)
-        self.labels.extend([label] * len(chosen))
-
-    def _finish(self) -> None:
-        if not self.files:
-            raise DataError(f"no images left in {self.root} after the held-out list")
-        if len(self.files) * self.size**2 * 3 <= MEMORY_LIMIT:
-            self._memory = {}
-
 
 class ImageFolder(_ImageFiles):
-    """The images of a folder of class folders, with their class index.
+    """The images of a folder of class folders, with their class index. DataError names a folder that is missing or has
+    no class folders, a class without images, and two classes whose names `class_folders` refuses."""
 
-    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
-    subset of each larger class. DataError names a folder that is missing, without classes, or a class without images,
-    and two classes whose names differ in case or Unicode form alone: one disk would take them for one folder, another
-    for two.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        size: int,
-        exclude: Sequence[str] = (),
-        only: Sequence[str] | None = None,
-        max_per_class: int = 0,
-        decoding: Decoding = _DEFAULT,
-    ) -> None:
-        super().__init__(root, size, exclude, only, decoding)
-        self.names = class_folders(root)
-        for label, name in enumerate(self.names):
-            files = images_in(root / name)
-            if not files:
-                raise DataError(f"class folder {root / name} holds no images")
-            self._add(files, name, label, max_per_class)
-        self._finish()
+    def _class_names(self) -> tuple[str, ...]:
+        return class_folders(self.root)
 
 
 class LooseImages(_ImageFiles):
-    """The images of a folder without classes: no names, every label 0.
+    """The images of a folder without classes: no names, every label 0, and `max_per_class` counts all images as one
+    class. DataError names a folder that is missing or holds no images."""
 
-    `exclude` and `only` as for ImageFolder; `max_per_class` counts all images as one class. DataError names a folder
-    that is missing or holds no images.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        size: int,
-        exclude: Sequence[str] = (),
-        only: Sequence[str] | None = None,
-        max_per_class: int = 0,
-        decoding: Decoding = _DEFAULT,
-    ) -> None:
-        super().__init__(root, size, exclude, only, decoding)
-        files = images_in(root)
-        if not files:
-            raise DataError(f"no images in {root}")
-        self._add(files, "", 0, max_per_class)
-        self._finish()
+    def _class_names(self) -> tuple[str, ...]:
+        return ()
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the class folders in byte order; DataError: there are none, or two differ in case or Unicode form
-    alone."""
+    """Names of the class folders in byte order. DataError when there are none, or when two differ in case or Unicode
+    form alone: some disks take them for one folder."""
     names = folders_in(root)
     if not names:
         raise DataError(f"no class folders in {root}")
@@ -153,7 +130,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 
 def folders_in(root: Path) -> tuple[str, ...]:
-    """Names of the folders in `root`, links to folders too, in byte order."""
+    """Names of the folders in `root` and of the links to folders, in byte order."""
     return tuple(sorted((entry.name for entry in entries(root) if is_folder(entry)), key=os.fsencode))
 
 
@@ -164,12 +141,13 @@ def images_in(folder: Path) -> list[str]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is read as an image; of which format, its content says."""
+    """Whether a file of this name is read as an image. Its content decides on the format."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def files_in(folder: Path, deep: bool = True) -> Iterator[str]:
-    """Relative names of all files in `folder`, and, with `deep`, below it as `images_in` looks for them; no order."""
+    """Relative names of all files in `folder`, in no order. With `deep` also those in folders below it, except folders
+    that are links."""
     return _below(str(folder), "", deep)
 
 
@@ -182,7 +160,7 @@ def _below(folder: str, prefix: str, deep: bool) -> Iterator[str]:
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """The entries of a folder but for hidden ones; DataError when it cannot be listed."""
+    """The entries of a folder except hidden ones; DataError when it cannot be listed."""
     try:
         with os.scandir(str(folder)) as listing:
             return [entry for entry in listing if not entry.name.startswith(".")]
@@ -191,7 +169,7 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Also for a link to one."""
+    """Whether it is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

@@ -23,14 +23,14 @@ from ldit.errors import DataError
 Label = int | str
 
 NAME_FILES = ("classes.txt", "labels.txt")
-LABEL_KEYS = ("label", "class", "cls")  # of a JSON object, the first that is there counts
+LABEL_KEYS = ("label", "class", "cls")  # of a JSON object; the first one that is set counts
 MOST_LABEL = (1 << 31) - 1
 MOST_NAME = 1000  # characters of a class name
 _NONE, _NUMBER, _NAME = range(3)
 
 
 def label_of_text(text: bytes) -> Label:
-    """The label of a label file: an integer, else a class name of one line. ValueError says what is wrong."""
+    """The label in a label file: an integer, else a class name of one line. ValueError says what is wrong."""
     try:
         line = text.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -48,7 +48,7 @@ def label_of_object(data: dict[str, Any]) -> Label | None:
 
 
 def checked_label(label: object) -> Label:
-    """A label that can be a class: a number of 0 … 2^31-1, or one line of text. ValueError says why it cannot."""
+    """`label` if it can be a class: a number from 0 to 2^31-1, or one line of text. ValueError says why not."""
     if isinstance(label, int) and not isinstance(label, bool):
         if not 0 <= label <= MOST_LABEL:
             raise ValueError(f"its label {str(label)[:20]} is not a class: those are 0 to {MOST_LABEL}")
@@ -89,21 +89,21 @@ def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
     names = tuple(stripped for line in lines if (stripped := line.strip()))
     if len(set(names)) != len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DataError(f"{path}: class name {twice!r} is there twice")
+        raise DataError(f"{path}: class name {twice!r} occurs twice")
     refuse_twins(path, names)
     return path, names
 
 
 def refuse_twins(where: Path, names: Sequence[str]) -> None:
-    """DataError where two of different names are `twins`: chosen by name, one would hide the other."""
+    """DataError when two names are `twins`: a class chosen by name could be either."""
     if (pair := twins(names)) is not None:
         raise DataError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} differ {pair[2]}")
 
 
 def twins(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """The first two of different names that some disks take for one, and how they differ; None = there are none.
+    """The first two names that some disks take for the same, and how they differ; None = there are no such names.
 
-    They differ in case, or in whether an accent is a character of its own, which no eye tells apart.
+    They differ in case alone, or in whether an accent is a character of its own, which looks the same.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -116,7 +116,7 @@ def twins(names: Iterable[str]) -> tuple[str, str, str] | None:
 
 
 class LabelTable:
-    """Labels in the order of their samples, 4 bytes each; `finish` makes classes of them."""
+    """The labels of samples in order, 4 bytes each; `finish` makes classes of them."""
 
     def __init__(self) -> None:
         self._codes = array("i")  # a number, or the place of a name in `_texts`
@@ -127,7 +127,7 @@ class LabelTable:
         return len(self._codes)
 
     def add(self, label: Label | None) -> None:
-        """The label of the next sample, as `checked_label` lets it through."""
+        """Append the label of the next sample, a result of `checked_label`."""
         if label is None:
             kind, code = _NONE, 0
         elif isinstance(label, int):
@@ -150,14 +150,16 @@ class LabelTable:
         return codes, ()
 
     def _refuse_mixture(self, root: Path, where: Callable[[int], str]) -> None:
+        """DataError for a set with labels of several kinds; it names a sample of each."""
         first = {kind: where(place) for kind, place in self._first.items()}
         if _NONE in first and len(first) > 1:
-            with_one = first.get(_NUMBER) or first.get(_NAME)
-            raise DataError(f"{root}: {first[_NONE]} has no label, {with_one} has one")
+            labelled = first.get(_NUMBER) or first.get(_NAME)
+            raise DataError(f"{root}: {first[_NONE]} has no label, {labelled} has one")
         if len(first) > 1:
             raise DataError(f"{root}: the label of {first[_NAME]} is a name, that of {first[_NUMBER]} a number")
 
     def _named(self, root: Path, codes: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Labels and names of classes in byte order; `codes` number the names in the order in which they came."""
         names = sorted(self._texts, key=str.encode)
         refuse_twins(root, names)
         places = np.empty(len(names), np.int32)
@@ -167,7 +169,7 @@ class LabelTable:
 
 
 def _numbered(root: Path, folder: Path, codes: np.ndarray) -> tuple[str, ...]:
-    """Names of the classes 0 … max, every one of which must occur."""
+    """Names of the classes 0 … max; DataError when one of them has no image."""
     present = np.unique(codes)
     count = int(present[-1]) + 1
     if len(present) != count:

@@ -1,11 +1,11 @@
-"""ListedImages: what sets of listed image files share, such as held-out lists, caps and the fingerprint."""
+"""ListedImages: what image sets with an index share: the choice of images, reading, the fingerprint."""
 
 import hashlib
 from abc import abstractmethod
 from array import array
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ldit.errors import DataError
 
 
 class ByteStrings:
-    """Many byte strings in one buffer: 8 bytes each beside their own."""
+    """Many byte strings in one buffer, with 8 bytes of overhead each."""
 
     def __init__(self, strings: Iterable[bytes] = ()) -> None:
         self._all, self._ends = bytearray(), array("q")
@@ -39,22 +39,60 @@ class ByteStrings:
 
     @classmethod
     def of(cls, text: np.ndarray, ends: np.ndarray) -> "ByteStrings":
-        """Those of `arrays`."""
+        """The strings that `arrays` wrote."""
         strings = cls()
         strings._all += text.tobytes()
         strings._ends.frombytes(ends.astype(np.int64).tobytes())
         return strings
 
 
-class ListedImages(ImageSet):
-    """Images cut to `size` x `size` uint8 RGB, with a label each; `labels` (N,) int32 are those of all that are
-    listed, before the held-out lists and `max_per_class`. Memory: 4 bytes for each image that is used."""
+class Index(Protocol):
+    """All images of a set, before held-out lists and `max_per_class`."""
 
-    def __init__(self, root: Path, size: int, decoding: Decoding, names: tuple[str, ...], labels: np.ndarray) -> None:
-        self.root, self.size, self.names = root, size, names
-        self.found = 0
-        self._decoding, self._labels = decoding, labels
-        self._chosen = np.empty(0, np.int32)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by index."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int32, the class of each listed image."""
+        ...
+
+
+IndexT = TypeVar("IndexT", bound=Index)
+
+
+class ListedImages(ImageSet, Generic[IndexT]):
+    """Images of an index, cut to `size` x `size` uint8 RGB, with a label each.
+
+    `exclude` / `only` list names left out / alone used; `max_per_class` keeps a fixed random subset of each larger
+    class. `index`: the set's index where it was read before. Memory: the index, and 4 bytes for each image that is
+    used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        decoding: Decoding,
+        exclude: Collection[str] = (),
+        only: Collection[str] | None = None,
+        max_per_class: int = 0,
+        index: IndexT | None = None,
+    ) -> None:
+        self.root, self.size, self._decoding = root, size, decoding
+        self.index = self._open(index)
+        self.names, self._labels = self.index.names, self.index.labels
+        chosen = self._listed(frozenset(exclude), None if only is None else frozenset(only))
+        self.num_before_cap = len(chosen)
+        if not self.num_before_cap:
+            raise DataError(f"no images left in {root} after the held-out list")
+        self._chosen = self._capped(chosen, max_per_class) if max_per_class else chosen
+
+    @abstractmethod
+    def _open(self, index: IndexT | None) -> IndexT:
+        """The index of `root`: `index`, or read now where that is None."""
 
     @abstractmethod
     def _name(self, at: int) -> str:
@@ -62,18 +100,18 @@ class ListedImages(ImageSet):
 
     @abstractmethod
     def _path(self, at: int) -> Path:
-        """The same for messages, from the working directory."""
+        """The path of listed image `at` for messages, from the working directory."""
 
     @abstractmethod
     def _source(self, at: int) -> Path | BinaryIO:
-        """Listed image `at`, to be decoded. Safe from several threads."""
+        """The file of listed image `at`. Safe from several threads."""
 
     def _aliases(self, at: int) -> tuple[str, ...]:
         """What the held-out lists may call image `at`."""
         return (self._name(at),)
 
     def _bytes(self, at: int) -> int | None:
-        """Bytes of the file of image `at`, where they are known."""
+        """Size in bytes of the file of image `at`; None where it is not known."""
         return None
 
     def __len__(self) -> int:
@@ -111,23 +149,19 @@ class ListedImages(ImageSet):
             digest.update(line.encode())
         return digest.hexdigest()
 
-    def _choose(self, exclude: Collection[str], only: Collection[str] | None, most: int) -> None:
-        """Use those that the lists leave, in their order; at most `most` of a class, 0 = all."""
-        chosen = np.arange(len(self._labels), dtype=np.int32)
-        left_out, kept = frozenset(exclude), None if only is None else frozenset(only)
-        if left_out or kept is not None:
-            fits = (self._fits(at, left_out, kept) for at in range(len(chosen)))
-            chosen = chosen[np.fromiter(fits, bool, len(chosen))]
-        self.found = len(chosen)
-        if not self.found:
-            raise DataError(f"no images left in {self.root} after the held-out list")
-        self._chosen = self._capped(chosen, most) if most else chosen
+    def _listed(self, left_out: frozenset[str], kept: frozenset[str] | None) -> np.ndarray:
+        """(M,) int32, the places in the index of the images that the held-out lists leave, in order."""
+        places = np.arange(len(self._labels), dtype=np.int32)
+        if not left_out and kept is None:
+            return places
+        return places[np.fromiter((self._fits(at, left_out, kept) for at in range(len(places))), bool, len(places))]
 
     def _fits(self, at: int, left_out: frozenset[str], kept: frozenset[str] | None) -> bool:
         aliases = self._aliases(at)
         return left_out.isdisjoint(aliases) and (kept is None or not kept.isdisjoint(aliases))
 
     def _capped(self, chosen: np.ndarray, most: int) -> np.ndarray:
+        """At most `most` of each class, in the order of the index."""
         labels = self._labels[chosen]
         by_class = chosen[np.argsort(labels, kind="stable")]
         parts = np.split(by_class, np.cumsum(np.bincount(labels))[:-1])

@@ -11,7 +11,7 @@ Blank lines and a byte order mark are ignored.
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import numpy as np
 from ldit.data.formats.labels import LabelTable, json_object, label_of_object
 from ldit.data.formats.listed import ByteStrings, ListedImages
 from ldit.data.formats.recognise import METADATA, other_metadata
-from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
 CAPTION_KEYS = ("text", "caption")
@@ -29,40 +28,31 @@ CAPTION_KEYS = ("text", "caption")
 
 @dataclass(frozen=True)
 class MetadataIndex:
-    """What a metadata.jsonl says. Memory: 12 bytes an image, its file name, and its caption where there are any."""
+    """The content of a metadata.jsonl. Memory: 12 bytes an image, its file name, and its caption if any has one."""
 
     file_names: ByteStrings
     labels: np.ndarray  # (N,) int32
     names: tuple[str, ...]
     captions: list[str] | None
-    """Of every listed image, "" where it has none; None where no image has one."""
+    """The caption of every listed image, "" where it has none; None where no image has one."""
 
 
-class MetadataImages(ListedImages):
+class MetadataImages(ListedImages[MetadataIndex]):
     """The images that metadata.jsonl lists, in its order, with their classes.
 
-    `exclude` / `only` list file names; `max_per_class` keeps a fixed random subset of each larger class. `index` is
-    that of the same folder, where it was made before. DataError names the line that is broken, lists an image twice or
-    one that is missing or outside of the folder.
+    Held-out lists name files. DataError names the line that is broken, lists an image twice, or lists one that is
+    missing or outside of the folder.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        size: int,
-        decoding: Decoding,
-        exclude: Collection[str] = (),
-        only: Collection[str] | None = None,
-        max_per_class: int = 0,
-        index: MetadataIndex | None = None,
-    ) -> None:
-        self.index = read_metadata(root) if index is None else index
-        super().__init__(root, size, decoding, self.index.names, self.index.labels)
-        self._choose(exclude, only, max_per_class)
+    def _open(self, index: MetadataIndex | None) -> MetadataIndex:
+        return read_metadata(self.root) if index is None else index
+
+    @property
+    def captions(self) -> list[str] | None:
+        """Captions by index, "" where an image has none; None where no image of the folder has one. They are read and
+        checked for text-to-image training, which is still to come: nothing else uses them."""
         captions = self.index.captions
-        self.captions = None if captions is None else [captions[at] for at in self._chosen.tolist()]
-        """By index, "" where an image has none; None where no image of the folder has one. Read and checked for
-        text-to-image training, which is still to come: nothing else uses them."""
+        return None if captions is None else [captions[at] for at in self._chosen.tolist()]
 
     def _name(self, at: int) -> str:
         return self.index.file_names[at].decode()
@@ -75,11 +65,12 @@ class MetadataImages(ListedImages):
 
 
 def read_metadata(root: Path) -> MetadataIndex:
-    """The index of a folder's metadata.jsonl; every image it lists is there."""
+    """The index of a folder's metadata.jsonl; DataError names a line that is broken or whose image is not there."""
     path = root / METADATA
     if not os.path.lexists(path):
         other = other_metadata(root)
         raise DataError(f"no {METADATA} in {root}" + (f": of {other} nothing is read" if other else ""))
+    # A line at a time: the file name, which must be that of a file below the folder, its label and its caption.
     file_names, table, folders = ByteStrings(), LabelTable(), _Folders(root)
     seen: set[bytes] = set()
     captions: list[str] = []
@@ -97,6 +88,7 @@ def read_metadata(root: Path) -> MetadataIndex:
             raise DataError(f"{path}, line {number}: {error}") from None
         seen.add(encoded)
         file_names.append(encoded)
+    # The labels of all images together make the classes.
     labels, names = table.finish(path, root, lambda at: file_names[at].decode())
     return MetadataIndex(file_names, labels, names, captions if any(captions) else None)
 
@@ -115,7 +107,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _inside(name: object) -> str:
-    """A file name as a plain path below the folder; ValueError for others."""
+    """The "file_name" of a line as a plain path below the folder; ValueError when it is none."""
     if not isinstance(name, str):
         raise ValueError('no "file_name"' if name is None else f'"file_name" is a {type(name).__name__}, not a text')
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -136,7 +128,7 @@ def _caption(data: dict[str, Any]) -> str:
 
 
 class _Folders:
-    """The files below a folder, by one scan of each of its folders instead of a look at each file."""
+    """The files below a folder. Each folder is scanned once, which is faster than a check of each file."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -11,7 +11,8 @@ IDX_IMAGES, IDX_LABELS = ("images", 3), ("labels", 1)  # part of the file's name
 
 
 def has_tars(root: Path) -> bool:
-    """Whether `root` is a tar archive or a folder of some, packed ones too: opening those says what is wrong."""
+    """Whether `root` is a tar archive or a folder with some. Packed ones count: opening them raises an error that says
+    what to do."""
     if root.is_dir():
         return any(is_tar(entry.name) for entry in os.scandir(root))
     return is_tar(root.name) and root.exists()
@@ -22,12 +23,12 @@ def is_tar(name: str) -> bool:
 
 
 def has_metadata(root: Path) -> bool:
-    """Whether a folder has a metadata.jsonl, of whatever kind: opening says what is wrong with it."""
+    """Whether a folder has something called metadata.jsonl: opening says what is wrong with it."""
     return os.path.lexists(root / METADATA)
 
 
 def other_metadata(root: Path) -> str | None:
-    """The name of a folder's metadata file of a kind that is not read."""
+    """The name of a folder's metadata file in a format that is not read; None where there is none."""
     return next((name for name in OTHER_LISTS if os.path.lexists(root / name)), None)
 
 
@@ -37,5 +38,5 @@ def has_idx(root: Path, part: str = IDX_TRAIN) -> bool:
 
 
 def idx_spellings(root: Path, part: str, kind: str, axes: int) -> list[Path]:
-    """The names a file may have, the unpacked ones first."""
+    """The names that an IDX file may have, the unpacked ones first."""
     return [root / f"{part}-{kind}{dot}idx{axes}-ubyte{packed}" for packed in ("", ".gz") for dot in "-."]

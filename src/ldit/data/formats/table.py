@@ -22,7 +22,7 @@ from ldit.log import logger
 
 @dataclass(frozen=True)
 class Opening:
-    """A set to be opened: its folder and a run's settings for it."""
+    """What to open: a folder and a run's settings for it."""
 
     root: Path
     size: int
@@ -32,7 +32,7 @@ class Opening:
     max_per_class: int = 0
     decoding: Decoding = field(default_factory=Decoding)
     index_dir: Path | None = None
-    """Where an index may have been kept."""
+    """Folder in which an index may have been saved."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class Format:
 
     kind: str
     title: str
-    """What a set of the kind is called in messages."""
+    """The name of the kind in messages."""
     is_here: Callable[[Contents], bool]
-    """Whether a folder is taken for one, intact or not. DataError where nobody can say."""
+    """Whether a folder is of this kind, intact or not. DataError when it could be of several."""
     open: Callable[[Opening], Pair]
     """(training, held-out or None); DataError names what is missing or damaged."""
 
 
 def format_of(root: Path) -> Format:
-    """The kind of a data path: a tar archive, or a folder by the first row of the table that recognises it. Other files
-    that could be taken for images are named in the log. DataError for a folder that cannot be looked into."""
+    """The kind of a data path. A file is a tar archive; for a folder the first row that recognises it counts. A warning
+    names other files that could be meant as images. DataError for a folder that cannot be listed."""
     if not root.is_dir():
         return TARS
     listing = entries(root)
@@ -85,12 +85,12 @@ def format_of(root: Path) -> Format:
 
 
 def _has_cache(contents: Contents) -> bool:
-    """A cache is recognised by its shards and by the job of an unfinished one too, not by its manifest alone."""
+    """Caches without a manifest count too, recognised by their shards or by the job of an unfinished one."""
     return is_cache(contents.root) or JOB in contents.names or any(map(is_shard, contents.names))
 
 
 def _has_tars_alone(contents: Contents) -> bool:
-    """DataError for archives beside other images: either half would be missing silently."""
+    """DataError for archives beside other images: half of the images would be ignored."""
     tars = [name for name in contents.files if name.lower().endswith(".tar")]
     packed = [name for name in contents.files if name.lower().endswith(PACKED)]
     if not (tars or packed):
@@ -107,7 +107,7 @@ def _has_tars_alone(contents: Contents) -> bool:
 
 
 def _has_unread_list(contents: Contents) -> bool:
-    """A list of a kind that is not read, which opening refuses: without it labelled images would become one class."""
+    """A list in a format that is not read, which opening refuses: the images would be read without their labels."""
     other = other_metadata(contents.root)
     if other is not None and contents.folders:
         logger.warning("%s is not read: the folders beside it are the classes", contents.root / other)
@@ -139,7 +139,7 @@ def _open_idx(opening: Opening) -> Pair:
 
 
 def _open_files(maker: Callable[[Opening], Make], opening: Opening) -> Pair:
-    """A set of image files, of which a list may keep some from training. `maker` reads what both parts share once."""
+    """A set of image files, split by a held-out list. `maker` reads once what both parts share."""
     folder = opening.root if opening.root.is_dir() else opening.root.parent
     heldout = opening.heldout
     if heldout is None:
@@ -166,12 +166,8 @@ def _listed(opening: Opening) -> Make:
     )
 
 
-def _folders(opening: Opening) -> Make:
-    return lambda exclude, only, most: ImageFolder(opening.root, opening.size, exclude, only, most, opening.decoding)
-
-
-def _loose(opening: Opening) -> Make:
-    return lambda exclude, only, most: LooseImages(opening.root, opening.size, exclude, only, most, opening.decoding)
+def _files(kind: type[ImageFolder] | type[LooseImages], opening: Opening) -> Make:
+    return lambda exclude, only, most: kind(opening.root, opening.size, exclude, only, most, opening.decoding)
 
 
 TARS = Format("tars", "tar shards", _has_tars_alone, partial(_open_files, _tars))
@@ -182,6 +178,6 @@ FORMATS = (
     LIST,
     TARS,
     replace(LIST, is_here=_has_unread_list),
-    Format("loose", "loose images", _has_loose_images_alone, partial(_open_files, _loose)),
-    Format("folders", "class folders", lambda c: True, partial(_open_files, _folders)),
+    Format("loose", "loose images", _has_loose_images_alone, partial(_open_files, partial(_files, LooseImages))),
+    Format("folders", "class folders", lambda c: True, partial(_open_files, partial(_files, ImageFolder))),
 )

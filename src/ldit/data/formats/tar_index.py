@@ -1,6 +1,6 @@
 """The index of tar archives: offset and label of each image, from one pass over the headers, or from a saved index.
 
-A kept index is used as long as name, size and time of each archive, and of the files that name classes, are the same.
+A saved index is used as long as name, size and time of each archive, and of the files that name classes, are the same.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from ldit.log import logger
 from ldit.storage.atomic import replaced
 
 MOST_LABEL = {b"cls": 4096, b"json": 1 << 20}  # bytes
-_VERSION = 1  # of the kept index
+_VERSION = 1  # of the saved index
 _IMAGES = frozenset(suffix[1:].encode() for suffix in SUFFIXES)
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The offset of each image in its archive. Memory: 28 bytes an image, and its name."""
+    """Archive, offset, size and label of each image. Memory: 28 bytes an image, and its name."""
 
     tars: tuple[Path, ...]
     versions: tuple[tuple[int, int], ...]
@@ -47,7 +47,7 @@ class TarIndex:
         return f"{self.tars[self.shards[at]].name}/{shown(self.members[at])}"
 
     def keep(self, root: Path, folder: Path) -> None:
-        """Write the index of `root` into `folder`, unless it is there. A folder that cannot be written is no error."""
+        """Save the index of `root` in `folder`, unless it is there. If that fails, a warning is logged."""
         key = _key(root, self.tars, self.versions)
         if _kept(root, folder, self.tars, key) is not None:
             return
@@ -73,14 +73,14 @@ def kept_index(root: Path, folder: Path) -> Path:
 
 
 def _key(root: Path, tars: tuple[Path, ...], versions: tuple[tuple[int, int], ...]) -> list[object]:
-    """What a kept index depends on: name, size and time of each archive and of the files that name classes."""
+    """What a saved index depends on: name, size and time of each archive and of the files that name classes."""
     stats = [(name, _version(_names_folder(root) / name)) for name in NAME_FILES]
     pairs = [*((tar.name, version) for tar, version in zip(tars, versions, strict=True)), *stats]
     return [_VERSION, *([name, *version] for name, version in pairs)]
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """Size and time of a file; (-1, 0) where there is none that can be looked at."""
+    """Size and time of a file; (-1, 0) where there is none, or where it cannot be looked at."""
     try:
         status = path.stat()
     except OSError:
@@ -89,7 +89,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _kept(root: Path, folder: Path, tars: tuple[Path, ...], key: list[object]) -> TarIndex | None:
-    """The index in `folder`, None where there is none of this key. A damaged one is made again."""
+    """The index saved in `folder`; None where there is none with this key, or where it is damaged."""
     try:
         with np.load(kept_index(root, folder), allow_pickle=False) as file:
             head = json.loads(bytes(file["head"]))
@@ -106,8 +106,9 @@ def _kept(root: Path, folder: Path, tars: tuple[Path, ...], key: list[object]) -
 
 
 def read_tars(root: Path, index_dir: Path | None = None) -> TarIndex:
-    """The index of the archives of a folder, in byte order of their names, or of one archive; that kept in `index_dir`
-    where it is still true."""
+    """The index of the archives of a folder, in byte order of their names, or of one archive. The one saved in
+    `index_dir` is used if it is up to date."""
+    # List the archives.
     if not root.exists():
         raise DataError(f"no folder or tar file {root}")
     entries = [root / name for name in os.listdir(root)] if root.is_dir() else [root]
@@ -117,10 +118,12 @@ def read_tars(root: Path, index_dir: Path | None = None) -> TarIndex:
         raise DataError(f"{packed} is packed: {NEEDS_PLAIN}")
     if not tars:
         raise DataError(f"no *.tar in {root}")
+    # Use the saved index of the same archives.
     if index_dir is not None:
         kept = _kept(root, index_dir, tars, _key(root, tars, tuple(map(_version, tars))))
         if kept is not None:
             return kept
+    # Read all headers, then make classes of the labels.
     builder = _Builder()
     for path in tars:
         builder.take(Archive(path))
@@ -132,13 +135,13 @@ def read_tars(root: Path, index_dir: Path | None = None) -> TarIndex:
 
 
 def _names_folder(root: Path) -> Path:
-    """Where a file that names the classes may be."""
+    """The folder in which a file that names the classes is looked for."""
     return root if root.is_dir() else root.parent
 
 
 @dataclass
 class _Builder:
-    """The index while it is made."""
+    """The index while headers are read. Columns of plain numbers, so that a million images take little memory."""
 
     versions: list[tuple[int, int]] = field(default_factory=list)
     members: ByteStrings = field(default_factory=ByteStrings)
@@ -160,8 +163,8 @@ class _Builder:
 
 
 class _Shard:
-    """The samples of one archive. Its dictionaries hold nothing that Python's garbage collector would walk through,
-    which doubles the time for a million samples."""
+    """The samples of one archive while its headers are read. Its dictionaries hold only values that Python's garbage
+    collector does not track: otherwise a million samples take twice as long."""
 
     def __init__(self, builder: _Builder, archive: Archive) -> None:
         self._builder, self._archive = builder, archive
@@ -170,13 +173,13 @@ class _Shard:
         self._dotted: dict[bytes, bytes] = {}  # images whose key ends at an earlier dot
 
     def take(self, member: Member) -> None:
-        """An image or a label, or a member that is ignored."""
+        """Note the next member: an image, a label, or a file that is ignored."""
         key, ending = split_name(member.name)
         if ending in _IMAGES:
             self._take_image(key, member)
         elif ending in self._labels:
             if key in self._labels[ending]:
-                raise self._archive.refusal(member.name, "is there twice")
+                raise self._archive.refusal(member.name, "occurs twice")
             if member.size > MOST_LABEL[ending]:
                 raise self._archive.refusal(member.name, f"has {member.size} bytes; labels go to {MOST_LABEL[ending]}")
             self._labels[ending][key] = self._read_label(member, ending)
@@ -184,10 +187,12 @@ class _Shard:
             self._dotted.setdefault(key, member.name)
 
     def finish(self) -> None:
-        """Give each image its label; refuse images and labels that would be lost silently."""
+        """Add labels and archive of the images to the index. DataError for images and labels that would be ignored
+        although they look like some."""
         for key in self._images:
             self._builder.table.add(self._label(key))
             self._builder.shards.append(len(self._builder.versions))
+        # x.v2.png has the key x, so it is no image of its own. If x has no image either, v2 was part of a name.
         for key, name in self._dotted.items():
             if key not in self._images:
                 ends = f"a sample's name ends at the first dot, and {shown(key)!r} has no image"
@@ -209,7 +214,7 @@ class _Shard:
         builder.sizes.append(member.size)
 
     def _label(self, key: bytes) -> Label | None:
-        """That of a sample. What is wrong with a .json is of no interest beside a .cls."""
+        """The label of a sample: of its .cls, else of its .json. Errors in a .json beside a .cls do not matter."""
         ending = b"cls" if key in self._labels[b"cls"] else b"json"
         label = self._labels[ending].get(key)
         if isinstance(label, ValueError):
@@ -217,6 +222,7 @@ class _Shard:
         return label
 
     def _read_label(self, member: Member, ending: bytes) -> Label | ValueError | None:
+        """The label in a file. An error is returned: it counts only if the sample uses this file."""
         data = self._archive.read(member.offset, member.size)
         try:
             return label_of_text(data) if ending == b"cls" else label_of_object(json_object(data))
@@ -233,4 +239,5 @@ def split_name(name: bytes) -> tuple[bytes, bytes]:
 
 
 def shown(name: bytes) -> str:
+    """A member's name as text; bytes that are not UTF-8 are escaped."""
     return name.decode(errors="backslashreplace")

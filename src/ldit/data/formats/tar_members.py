@@ -1,8 +1,8 @@
 """The files of a plain tar archive: the standard library finds them, `os.pread` reads them; nothing is extracted.
 
-An archive is not to be trusted. What is neither a file nor a folder is refused, and so is a name that leads out of its
-folder, a size that the archive does not have, and bytes that are no archive: each in one line that names archive and
-member. Memory: a header at a time; the standard library itself ends silently where a header is damaged.
+Archives are not trusted. DataError refuses members that are neither files nor folders, names that lead out of the
+folder, sizes that exceed the archive, and bytes that are no archive, in one line that names archive and member. Memory:
+one header. The standard library stops without an error at a damaged header, so the end of the archive is checked here.
 """
 
 import io
@@ -18,7 +18,7 @@ from ldit.errors import DataError, LditError, RunError
 
 MOST_NAME = 4096  # bytes of a member's name
 MOST_EXTENDED = 1 << 20  # bytes of a pax header or a long name
-_TAIL = 64 * tarfile.BLOCKSIZE  # bytes after the end mark that must be zero: a glued archive would begin there
+_TAIL = 64 * tarfile.BLOCKSIZE  # bytes after the end mark that must be zero: an archive joined to it begins there
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -31,7 +31,7 @@ NEEDS_PLAIN = "random access needs a plain tar (unpack it once)"
 
 
 class Member(NamedTuple):
-    """A file of an archive: its name without "." and doubled slashes, and where its bytes are."""
+    """A file of an archive: its name without "." and doubled slashes, offset and size in bytes."""
 
     name: bytes
     offset: int
@@ -39,14 +39,14 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A regular file that is read by position, from any thread; it is closed when nobody refers to it any more.
-    DataError when there is none, RunError when it cannot be read for now."""
+    """A regular file that is read by offset, from any thread, and closed with its last reference. DataError when there
+    is no such file, RunError when the machine cannot open it for now."""
 
     fd = -1
 
     def __init__(self, path: Path) -> None:
         try:
-            # Without O_NONBLOCK, a FIFO of that name would be waited for.
+            # Without O_NONBLOCK, opening a FIFO of that name would wait for a writer.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             status = os.fstat(self.fd)
         except OSError as error:
@@ -55,7 +55,7 @@ class Archive:
             raise DataError(f"{path} is not a file")
         self.path, self.size = path, status.st_size
         self.version = (status.st_size, status.st_mtime_ns)
-        """Tells the file from a later one of that name."""
+        """Size and time, which differ for a later file of the same name."""
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -72,12 +72,13 @@ class Archive:
         return data
 
     def refusal(self, name: bytes, reason: str) -> DataError:
-        """The error of a member."""
+        """The error for a member."""
         return DataError(f"{self.path}: member {name[:MOST_NAME].decode(errors='backslashreplace')!r} {reason}")
 
 
 class _Headers(io.BufferedReader):
-    """The archive as `tarfile` reads it: no piece is longer than an extended header may be."""
+    """The archive as `tarfile` reads it. DataError for a read longer than any extended header: a damaged size would
+    fill the memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MOST_EXTENDED:
@@ -86,14 +87,15 @@ class _Headers(io.BufferedReader):
 
 
 def members(archive: Archive) -> Iterator[Member]:
-    """The files of an archive in their order; DataError for whatever is wrong with it."""
+    """The files of an archive in order; DataError says what is wrong with it."""
+    # Refuse what is certainly no plain tar.
     path = archive.path
     if not archive.size:
         raise DataError(f"{path} is empty")
     start = archive.read(0, 8)
     if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
         raise DataError(f"{path} is packed ({packed}): {NEEDS_PLAIN}")
-    # A file object of its own on the descriptor: its position is that of the walk alone
+    # Walk over the headers with a file object of its own, because a file object has a position.
     raw: BinaryIO = _Headers(io.FileIO(archive.fd, closefd=False))
     raw.seek(0)
     try:
@@ -111,7 +113,8 @@ def members(archive: Archive) -> Iterator[Member]:
 
 
 def _file(archive: Archive, info: tarfile.TarInfo, common: Mapping[str, str]) -> Iterator[Member]:
-    """The file whose header was read, none for a folder. `common`: what global headers say of all members."""
+    """The file whose header was read; nothing for a folder. `common`: keys that global headers set for all members."""
+    # Refuse names, kinds and sizes that cannot be trusted.
     name = info.name.encode("utf-8", "surrogateescape")
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if name.startswith(b"/") or b".." in parts or b"\0" in name or len(name) > MOST_NAME:

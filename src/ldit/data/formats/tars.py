@@ -9,53 +9,39 @@ Members whose paths agree up to the first dot of the last component are one samp
 | KEY.json                                        | an object; "label", "class" or "cls" is the label           |
 | other endings, hidden names, names without dot  | ignored                                                     |
 
-A sample's members need not be neighbours. Archives are read by position: one pass over the headers makes the index,
-each image is one read. Nothing is unpacked, nothing is written but, where a folder is given for it, the index: the next
-start then reads no header of an archive whose size and time are the same.
+A sample's members need not follow each other. One pass over the headers makes the index; then each image is one read
+at its offset. Nothing is unpacked. `keep_index` writes the index into a folder, so that the next start reads no headers
+of archives whose size and time are the same.
 """
 
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
 from pathlib import Path
 
 from ldit.data.formats.listed import ListedImages
 from ldit.data.formats.tar_index import TarIndex, read_tars, shown, split_name
 from ldit.data.formats.tar_members import Archive
-from ldit.data.images.decoding import Decoding
 from ldit.data.images.limits import unread
 from ldit.errors import LditError, RunError
 
 MOST_OPEN = 64  # archives at once, beside those that threads are reading from
 
 
-class TarImages(ListedImages):
-    """The images of the *.tar files of a folder, or of one *.tar file, with their classes (`formats.labels` has
-    the rules). `exclude` / `only` list "shard.tar/key.jpg" or bare keys, which hold in every archive;
-    `max_per_class` keeps a fixed random subset of each larger class. `index` is that of the same root, where it was
-    made before.
+class TarImages(ListedImages[TarIndex]):
+    """The images of the *.tar files of a folder, or of one *.tar file, with their classes (rules: `formats.labels`).
 
-    DataError names an archive, and the member, that is damaged, hostile, packed, or without what a sample needs.
+    Held-out lists name "shard.tar/key.jpg", or bare keys, which count in every archive. DataError names an archive, and
+    the member, that is damaged, hostile, packed, or without what a sample needs.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        size: int,
-        decoding: Decoding,
-        exclude: Collection[str] = (),
-        only: Collection[str] | None = None,
-        max_per_class: int = 0,
-        index: TarIndex | None = None,
-    ) -> None:
-        self.index = read_tars(root) if index is None else index
-        super().__init__(root, size, decoding, self.index.names, self.index.labels)
-        self._open = _OpenArchives(self.index)
-        self._choose(exclude, only, max_per_class)
+    def _open(self, index: TarIndex | None) -> TarIndex:
+        index = read_tars(self.root) if index is None else index
+        self._archives = _OpenArchives(index)
+        return index
 
     def keep_index(self, folder: Path) -> None:
-        """Of the archives' headers and labels."""
+        """Write offsets and labels, the result of reading all headers, into `folder`."""
         self.index.keep(self.root, folder)
 
     def _name(self, at: int) -> str:
@@ -72,10 +58,10 @@ class TarImages(ListedImages):
         return int(self.index.sizes[at])
 
     def _source(self, at: int) -> io.BytesIO:
-        """In memory. RunError where the archive cannot be read or has changed, which is not one image's fault."""
+        """The file in memory. RunError when the archive cannot be read or has changed: no single image is at fault."""
         size = int(self.index.sizes[at])
         try:
-            data = self._open.get(int(self.index.shards[at])).read(int(self.index.offsets[at]), size)
+            data = self._archives.get(int(self.index.shards[at])).read(int(self.index.offsets[at]), size)
         except LditError as error:
             raise unread(self._path(at), str(error)) from None
         except MemoryError:
@@ -102,7 +88,8 @@ class _OpenArchives:
         self._lock = threading.Lock()
 
     def get(self, shard: int) -> Archive:
-        """The archive for the time the caller holds it: one that makes room is closed by its last reader."""
+        """The archive; RunError when it is not the file that was indexed. One that is dropped to make room stays open
+        until its last reader is done with it."""
         with self._lock:
             archive = self._held.pop(shard, None)
             if archive is None:

@@ -1,4 +1,4 @@
-"""Decoding: an image file of any mode becomes RGB, 8 bits a channel, or is a BadImage with a reason.
+"""Decoding: an image file of any mode to RGB, 8 bits a channel; BadImage says why a file is none.
 
 Formats are recognised by content, not by name: JPEG, PNG, WebP, BMP, PPM (PBM, PGM, PPM, PFM), TIFF, GIF. Of an
 animation, or a file with several pages, the first frame is used.
@@ -7,28 +7,30 @@ animation, or a file with several pages, the first frame is used.
 |--------------------------|-------------------------------------------------------------------------------------------|
 | RGB, RGBX                | as it is                                                                                  |
 | 1, L, P                  | 0 or 255; grey repeated; the palette's colour                                             |
-| LA La PA RGBA RGBa, or a | composited over `background`: a training image has no holes, and the colour under a       |
-| colour named transparent | transparent pixel is whatever the editor left there                                       |
+| LA La PA RGBA RGBa, or a | composited over `background`: the colour under a transparent pixel is whatever the editor |
+| colour named transparent | left there                                                                                |
 | CMYK                     | Pillow's (255-c)(255-k)/255; Adobe's inverted JPEGs are inverted first, as Pillow does    |
 | YCbCr, HSV, LAB          | Pillow's: JFIF, hexcone, CIE L*a*b* D50 to sRGB by LittleCMS                              |
 | I;16 I;16L I;16B I;16N I | 16-bit grey: value/257 to the nearest, so that 0 -> 0 and 65535 -> 255; I, 32 bits wide,  |
 |                          | holds 16-bit values in practice and is clipped to 0..65535                                |
 | F                        | taken as 0..255: clipped, to the nearest (halves to even), NaN -> 0: no range is stated   |
 
-Pillow itself clips 16-bit grey at 255, which makes nearly every such image white. Of 16-bit colour, and of the colour
-that such a PNG names as transparent, the high byte counts. Colour profiles are not applied, as in ADM's ImageNet.
+Pillow itself clips 16-bit grey at 255, which makes nearly every such image white. Of 16-bit colour the high byte is
+used, also of the colour that such a PNG names as transparent. Colour profiles are not applied, as in ADM's ImageNet.
 
-EXIF orientation (1-8; of EXIF blocks and TIFF tags, else of XMP, as Pillow reads it) is applied with `Decoding.exif`
-only.
+The EXIF orientation (1-8; from the EXIF block or the TIFF tag, else from XMP, as Pillow reads it) is applied only with
+`Decoding.exif`.
 
-Size rules are checked on the header, before anything is decoded: more than `max_pixels` pixels, or a long side of more
-than 64 short sides, is bad. Files go to 256 MiB, headers to 8 MiB. Images are decoded whole: truncated ones never pass.
-Memory is the file and two copies of 4 bytes a pixel at most (WebP: four, most of them in its library). Pillow is used
-as it is, so its own limit for GIF and TIFF (`Image.MAX_IMAGE_PIXELS`) applies too. Not refused: a JPEG whose EXIF
-block spans several segments and has thousands of tags that each name all of it; Pillow copies out every tag.
+Sizes are checked in the header, before anything is decoded: an image of more than `max_pixels` pixels, or whose long
+side is more than 64 times the short one, is bad. So is a file of more than 256 MiB, or with a header of more than 8
+MiB. Images are decoded completely, so truncated ones are always noticed. Memory: the file and two copies of 4 bytes a
+pixel (WebP: four, most of them in its library). Pillow's own limit for GIF and TIFF (`Image.MAX_IMAGE_PIXELS`) applies
+too. Not refused: a JPEG whose EXIF block spans several segments and has thousands of tags that each name all of it;
+Pillow copies every tag.
 
-BadImage is for what a file holds, or for no file of that name. What the machine cannot do for now (no answer of the
-network, no memory, no file descriptor left, no permission) is RunError, whatever the policy for bad images.
+BadImage means that the content of the file is at fault, or that there is no such file. When the machine cannot read it
+for now (network does not answer, no memory, no file descriptors left, no permission), RunError is raised, whatever the
+policy for bad images.
 """
 
 import os
@@ -72,7 +74,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _BACK = {6: 8, 8: 6}  # the orientation whose turn undoes another's; all others undo themselves
-# The first bytes of a format's files, and Pillow's reader.
+# The first bytes of each format's files, and Pillow's class that reads it.
 _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
     ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
@@ -98,7 +100,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What an image file holds."""
+    """Format, mode and size of an image file."""
 
     format: str
     mode: str
@@ -106,7 +108,7 @@ class Facts:
     height: int
     """As stored, before any turn."""
     orientation: int
-    """EXIF's, 1 where there is none."""
+    """The EXIF orientation; 1 where there is none."""
     animated: bool
     """More than one frame or page."""
 
@@ -117,14 +119,14 @@ def read_square(source: Path | BinaryIO, size: int, decoding: Decoding) -> np.nd
 
 
 def open_image(source: Path | BinaryIO, decoding: Decoding) -> Image.Image:
-    """RGB, decoded whole, by the table above. A file object is read from its start. BadImage says why it cannot be;
-    RunError names an image that cannot be read for now."""
+    """The image as RGB, by the table above. A file object is read from its start. BadImage says why it cannot be
+    decoded; RunError names an image that the machine cannot read for now."""
     with _decoded(source, decoding) as (image, turned):
         return _finish(image, turned, decoding)
 
 
 def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
-    """Decode as `open_image` does and return what the file holds; raises as it does."""
+    """Decode the file as `open_image` does, and return format, mode and size; raises the same errors."""
     with _decoded(source, decoding) as (image, turned):
         width, height = image.size if turned < 5 else image.size[::-1]
         mode, orientation = image.mode, turned if _turns_itself(image) else _orientation(image)
@@ -134,15 +136,15 @@ def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The file for reading; BadImage when there is none, or a folder, or a pipe (which would never answer); RunError
-    when it does not open."""
+    """The file for reading. BadImage when there is no file, or it is a folder or a pipe (reading it would never end);
+    RunError when it does not open."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadImage("not a file")
         file = path.open("rb")
     except OSError as error:
         raise (BadImage(_reason(error)) if no_file(error) else unread(path, _reason(error))) from None
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # an impossible file name
         raise BadImage(_reason(error)) from None
     with file:
         yield file
@@ -152,8 +154,8 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[ImageFile.ImageFile, int]]:
     """The decoded image in the file's own mode, and the orientation by which Pillow turned it.
 
-    Damaged images raise nearly anything in Pillow: all of it, from here and from the block inside, is BadImage, but for
-    a lack of memory."""
+    Damaged images raise nearly any exception in Pillow. All of them become BadImage, also those raised in the `with`
+    block, except a lack of memory."""
     data = _read(source)
     try:
         yield _decode(data, decoding)
@@ -167,7 +169,7 @@ def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[Imag
 
 
 def _read(source: Path | BinaryIO) -> bytes:
-    """The whole file: what fails here is the machine's fault, what fails later is the image's."""
+    """The bytes of the file. Errors here are the machine's fault; later errors are the image's."""
     if isinstance(source, os.PathLike):
         with opened(source) as file:
             return _read(file)
@@ -195,9 +197,10 @@ def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
     file = HeaderLimit(data)
     image = reader(file, "")
     check_size(*image.size, decoding.max_pixels)
-    # Read before loading: Pillow drops the tag as it turns the image.
+    # Read the orientation before loading: Pillow removes the tag when it turns the image.
     turned = _orientation(image) if _turns_itself(image) else 1
     layout = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else ""
+    # Decode the pixels.
     file.lift()
     image.load()
     _scale_transparency(image, layout)
@@ -205,17 +208,17 @@ def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
 
 
 def _scale_transparency(image: Image.Image, layout: object) -> None:
-    """Bring the colour that a PNG names as transparent to 8 bits, as Pillow does with the pixels, but not with it."""
-    clear = image.info.get("transparency")
-    if isinstance(clear, int) and layout in _GREY_LEVELS:
+    """Scale the colour that a PNG names as transparent to 8 bits. Pillow scales the pixels but not this colour."""
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and layout in _GREY_LEVELS:
         factor = _GREY_LEVELS[str(layout)]
-        image.info["transparency"] = (clear & 255 // factor) * factor
-    elif isinstance(clear, tuple) and layout == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
+        image.info["transparency"] = (transparent & 255 // factor) * factor
+    elif isinstance(transparent, tuple) and layout == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
 def _finish(image: ImageFile.ImageFile, turned: int, decoding: Decoding) -> Image.Image:
-    """RGB, turned by its EXIF orientation, or turned back to as it is stored."""
+    """The image as RGB: turned by its EXIF orientation with `Decoding.exif`, else as it is stored in the file."""
     rgb = to_rgb(image, decoding.background)
     orientation = _BACK.get(turned, turned)
     if decoding.exif:
@@ -234,7 +237,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`convert`, which looks at single pixels alone, over strips of rows, so that its copies stay small."""
+    """`convert` on strips of rows, so that its copies stay small. It must treat each pixel by itself."""
     width, height = image.size
     rows = max(1, _STRIP // width)
     if rows >= height:
@@ -261,32 +264,32 @@ def _grey(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     else:
         grey = ((np.clip(values.astype(np.int32), 0, 65535) + 128) // 257).astype(np.uint8)
     rgb = np.repeat(grey[:, :, None], 3, axis=2)
-    if isinstance(clear := image.info.get("transparency"), int):
-        rgb[values == clear] = background
+    if isinstance(transparent := image.info.get("transparency"), int):
+        rgb[values == transparent] = background
     return Image.fromarray(rgb)
 
 
 def _turns_itself(image: Image.Image) -> bool:
-    """Whether Pillow turns the image by its orientation as it loads it, always."""
+    """Whether Pillow always turns the image by its orientation when it loads it, as it does with TIFF."""
     return isinstance(image, TiffImagePlugin.TiffImageFile)
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 where none is stated or the EXIF block is damaged, which says nothing about the pixels."""
+    """1 to 8; 1 where there is none. A damaged EXIF block counts as none: the pixels may be intact."""
     if len(image.info.get("exif", b"")) > MOST_EXIF:
         return 1
     try:
-        stated = image.getexif().get(_ORIENTATION)
+        orientation = image.getexif().get(_ORIENTATION)
     except (BadImage, MemoryError):
         raise
     except Exception:
         return 1
-    return next((turn for turn in range(1, 9) if turn == stated), 1)
+    return next((turn for turn in range(1, 9) if turn == orientation), 1)
 
 
 def _animated(image: ImageFile.ImageFile) -> bool:
-    """Whether there is a second frame. Asked last: a GIF drops its image to look for it, and what follows the first
-    frame may be damaged."""
+    """Whether there is a second frame. Called last, because a GIF drops its image to look for it. What follows the
+    first frame may be damaged."""
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:

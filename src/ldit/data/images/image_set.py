@@ -16,8 +16,8 @@ class ImageSet(ABC):
     """Side of the images in pixels."""
     names: tuple[str, ...] = ()
     """Class names by index; empty for a set without classes, whose every label is 0."""
-    found: int
-    """Images before `max_per_class`."""
+    num_before_cap: int
+    """Number of images before `max_per_class`."""
     cache: None = None
 
     @property
@@ -26,7 +26,7 @@ class ImageSet(ABC):
         return (3, self.size, self.size)
 
     def keep_index(self, folder: Path) -> None:
-        """Keep in `folder` what the next start would read again, where the set has such an index: tar archives have."""
+        """Save in `folder` the index that the next start would have to make again. Sets without an index do nothing."""
         return
 
     @abstractmethod
@@ -50,7 +50,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex sha256 that tells one set, in its order, from another."""
+        """Hex sha256 of the set and its order: equal for equal sets only."""
 
     def read(self, index: int, flip: bool, out: np.ndarray) -> int:
         """Fill `out` (3, S, S) fp32 with value/127.5 - 1, mirrored left to right with `flip`; returns the class."""

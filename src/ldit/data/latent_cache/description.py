@@ -20,7 +20,7 @@ from ldit.storage.names import WORK
 VERSION = 1
 KEY = "cache"  # of the manifest
 HELDOUT = "heldout"
-JOB = "encode.json"  # the description of a cache in the making
+JOB = "encode.json"  # the description of an unfinished cache
 CROP = "adm-center"
 FLIPS = ("plain", "flipped")
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
@@ -29,7 +29,7 @@ _BOOKKEEPING = re.compile(
 )
 _MOST_VALUES = 1 << 28  # of one sample
 RESULTS = ("skipped", "shards")
-"""The fields of a description that are known in the end only; the others are the job."""
+"""The fields of a description that are known only when the cache is complete; the others describe the job."""
 
 
 def shard_file(index: int) -> str:
@@ -41,13 +41,14 @@ def is_shard(name: str) -> bool:
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether a file or folder is one by which `ldit encode` continues, and that goes when a cache is complete."""
+    """Whether `ldit encode` needs a file or folder of this name to continue, and removes it when the cache is
+    complete."""
     return name.startswith(WORK) or _BOOKKEEPING.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class CodecRecord:
-    """The autoencoder. Cached moments are not scaled: scale and shift are applied when they are read."""
+    """The autoencoder. Moments are stored unscaled: scale and shift are applied when they are read."""
 
     fingerprint: str
     name: str
@@ -67,8 +68,8 @@ class ImagesRecord:
 
 @dataclass(frozen=True)
 class SourceRecord(ImagesRecord):
-    """The images of this cache, how files became images (`ldit.data.images.decoding.Decoding`), and the cap on
-    classes."""
+    """The images of this cache, how they were decoded (fields of `ldit.data.images.decoding.Decoding`), and the cap
+    on classes."""
 
     decoding: dict[str, Any]
     max_per_class: int = 0
@@ -86,7 +87,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class CacheDescription:
-    """What a cache holds."""
+    """The content of a cache, and how it was made."""
 
     version: int
     codec: CodecRecord
@@ -96,17 +97,17 @@ class CacheDescription:
     flips: tuple[str, ...]
     dtype: Literal["bf16", "fp32"]
     precision: Literal["fp32", "bf16", "fp16"]
-    """What the codec computed in."""
+    """Dtype in which the codec computed."""
     shape: tuple[int, int, int, int]
-    """(2, C, h, w) of the means of a sample, and of its log-variances."""
+    """(2, C, h, w): the means of a sample and of its mirror image; the log-variances have the same shape."""
     names: tuple[str, ...] | None
     """Class names by index."""
     source: SourceRecord
     heldout: ImagesRecord | None
-    """The images of the cache in the folder heldout/."""
+    """The held-out images, whose cache is in the folder heldout/."""
     shard_size: int
     skipped: tuple[tuple[str, str], ...] = ()
-    """Images that are not there, with reasons, in the order of the source."""
+    """(name, reason) of images that were left out, in the order of the source."""
     shards: tuple[ShardRecord, ...] = ()
 
     @property
@@ -116,8 +117,8 @@ class CacheDescription:
     def check(
         self, where: object, codec_fingerprint: str | None = None, size: int | None = None, crop: str | None = None
     ) -> None:
-        """DataError with both values when the cache was made by another codec, or of images of another size or crop;
-        None = whatever it is. `where` names the cache."""
+        """DataError with both values when the cache was made by another codec, or from images of another size or crop.
+        None is not compared. `where` names the cache."""
         for what, made, needed in (
             ("the codec of fingerprint", self.codec.fingerprint, codec_fingerprint),
             ("images of size", self.size, size),
@@ -127,7 +128,7 @@ class CacheDescription:
                 raise DataError(f"{where} was made with {what} {brief(made)}, {brief(needed)} is needed")
 
     def check_run(self, where: object, config: DataConfig) -> None:
-        """DataError with both values where a run's settings differ from those by which the cached images were made.
+        """DataError with both values when a run's settings differ from those with which the images were encoded.
         `where` names the cache."""
         made = {**self.source.decoding, "max_per_class": self.source.max_per_class, "codec_precision": self.precision}
         for key, cached in made.items():
@@ -140,7 +141,7 @@ class CacheDescription:
 
 
 def is_cache(root: Path) -> bool:
-    """Whether a folder's manifest says that it is a cache, verified or not."""
+    """Whether a folder's manifest says that it is a cache. Nothing is verified."""
     try:
         data = json.loads((root / manifest.NAME).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -149,7 +150,8 @@ def is_cache(root: Path) -> bool:
 
 
 def read_description(root: Path) -> tuple[CacheDescription, dict[str, Any]]:
-    """A cache's description and its manifest, whose own checksum is verified; DataError otherwise."""
+    """(description, manifest) of a cache. The manifest's own checksum is verified; DataError says what is wrong."""
+    # Read the manifest, then the description in it.
     where = root / manifest.NAME
     try:
         body = manifest.read_body(root)
@@ -165,6 +167,7 @@ def read_description(root: Path) -> tuple[CacheDescription, dict[str, Any]]:
         description = from_dict(CacheDescription, data, KEY)
     except ConfigError as error:
         raise DataError(f"{where}: {error}") from None
+    # Its parts must agree with each other and with the list of files.
     problem = _problem(description, body["files"])
     if problem:
         raise DataError(f"{where}: {KEY}.{problem}")
@@ -172,7 +175,8 @@ def read_description(root: Path) -> tuple[CacheDescription, dict[str, Any]]:
 
 
 def _problem(cache: CacheDescription, files: dict[str, Any]) -> str | None:
-    """What does not fit together in a description."""
+    """The first contradiction in a description; None where there is none. `files` are those of the manifest."""
+    # Shapes must be those of the codec and the images.
     two, channels, *sides = cache.shape
     if (
         two != 2
@@ -185,6 +189,7 @@ def _problem(cache: CacheDescription, files: dict[str, Any]) -> str | None:
         return f"flips: expected {show(FLIPS)}, got {show(cache.flips)}"
     if any(side * cache.codec.factor != cache.size for side in sides):
         return f"shape: {show(cache.shape)} is not that of images of {show(cache.size)} pixels"
+    # The shards must cover all images in order, without gaps.
     place = 0
     for number, shard in enumerate(cache.shards):
         if shard.file != shard_file(number) or shard.file not in files:

@@ -19,11 +19,11 @@ Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Encoder:
-    """Ranges of samples to the tensors of a shard. While the codec works at a batch threads read the next one.
+    """Encodes ranges of samples. While the codec works on a batch, threads read the next one.
 
-    On a CPU each image goes through the codec by itself and on one core, several images side by side: sums of
-    several threads depend on their number, and a cache must not depend on how many cores a machine has or how many
-    processes share them. (The network used most, 256 px, 2 cores: 1.5 s an image; in batches on both 1.7 s.)
+    On a CPU each image is encoded by itself on one core, several images side by side: a sum over several threads
+    depends on their number, and a cache must not depend on the number of cores or processes. It is not slower (the
+    default codec at 256 px, 2 cores: 1.5 s an image; in batches on both cores 1.7 s).
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class Encoder:
         timeout: float,
         progress: Callable[[int], None],
     ) -> None:
-        """`skip`: bad images are left out. `timeout`: seconds that a thread may be at one image. `progress`
-        is called with the number of images of each batch."""
+        """`skip`: leave out bad images. `timeout`: seconds that reading one image may take. `progress` is called with
+        the number of images of each batch."""
         self.codec_moments, self.device, self.batch_size, self.skip = moments, device, batch_size, skip
         self.progress = progress
         self.timeout = timeout
         self.workers = Workers(workers, "encode") if workers else None
-
+        # On a CPU a thread for each core, which computes on that core alone.
         self.cores = torch.get_num_threads() if device.type == "cpu" else 0
         self.computers = ThreadPoolExecutor(self.cores, "codec", torch.set_num_threads, (1,)) if self.cores else None
 
     def close(self) -> None:
-        """Threads end once each has read the image it is at; one that hangs is left behind."""
+        """End the threads, each after its current image; a thread that hangs is left behind."""
         if self.workers is not None:
             self.workers.close(1.0)
         if self.computers is not None:
@@ -55,8 +55,9 @@ class Encoder:
             torch.set_num_threads(self.cores)
 
     def shard(self, samples: Samples, part: Part, rows: range) -> EncodedShard:
-        """The latents of these images. DataError names the first bad image, unless those are skipped; RunError one
+        """The latents of images `rows`. DataError names the first bad image, unless bad ones are skipped; RunError one
         that takes too long."""
+        # Memory for the whole shard; moments are (N, 2, C, h, w).
         shape, dtype = part.job.shape, DTYPES[part.job.dtype]
         moments = [torch.empty(len(rows), *shape, dtype=dtype) for _ in range(2)]
         label = torch.empty(len(rows), dtype=torch.int64)
@@ -80,7 +81,7 @@ class Encoder:
                     logger.warning("left out: %s: %s", *skipped[-1])
                 else:
                     kept.append(row)
-            # Append the rest to the shard.
+            # Append the others to the shard.
             place = slice(count, count + len(kept))
             for shard, values in zip(moments, (mean, logvar), strict=True):
                 shard[place] = values[kept]
@@ -90,6 +91,7 @@ class Encoder:
         return EncodedShard(moments[0][:count], moments[1][:count], label[:count], skipped)
 
     def _batches(self, samples: Samples, rows: range) -> Iterator["_Reading"]:
+        """Batches of `rows`; the next one is read while the caller works on one."""
         cuts = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
         ahead = _Reading(samples, cuts[0], self.workers)
         for cut in cuts[1:]:
@@ -98,7 +100,7 @@ class Encoder:
         yield ahead
 
     def _moments(self, images: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) -> mean and logvar, each (B, 2, C, h, w) fp32 on the CPU: of the images and mirrored."""
+        """(B, 3, S, S) -> mean and logvar, each (B, 2, C, h, w) fp32 on the CPU: of the images and mirror images."""
         images = images.to(self.device)
         both = [self._computed(images), self._computed(images.flip(-1))]
         mean, logvar = (torch.stack(pair, dim=1).cpu() for pair in zip(*both, strict=True))
@@ -114,7 +116,7 @@ class Encoder:
 
 
 class _Reading:
-    """A batch whose rows are read by threads, or, without threads, by `wait`."""
+    """A batch of images, read by threads, or without threads by `wait`."""
 
     def __init__(self, samples: Samples, rows: range, workers: Workers | None) -> None:
         self.samples, self.rows = samples, rows
@@ -127,7 +129,7 @@ class _Reading:
             self._reading = [workers.submit(lambda job, row=row: self._read(row, job)) for row in range(len(rows))]  # type: ignore[misc]
 
     def _read(self, row: int, job: Job | None = None) -> None:
-        """Fill a row; all zeros where its image cannot be read."""
+        """Fill a row, with zeros if its image cannot be read."""
         if job is not None:
             job.at(row)
         try:
@@ -137,7 +139,8 @@ class _Reading:
             self._reasons[row] = str(error) or "cannot be read"
 
     def wait(self, timeout: float) -> list[str]:
-        """What is wrong with each image, "" = nothing. RunError names one that takes longer than `timeout`."""
+        """Wait until all images are read; returns what is wrong with each, "" = nothing. RunError names an image that
+        takes longer than `timeout` seconds."""
         for row in range(len(self.rows)):
             if self._reading is None:
                 self._read(row)
@@ -151,6 +154,6 @@ class _Reading:
 
 
 def _plain(reason: str, samples: Samples, index: int) -> str:
-    """A reason without the image's name, which is recorded beside it, and without the folder of the set."""
+    """The reason without the image's name, which is recorded beside it, and without the set's folder."""
     name = str(samples.root / samples.where(index))
     return reason.removeprefix(f"cannot read image {name}: ").replace(f"{samples.root}/", "")

@@ -1,4 +1,4 @@
-"""The job of `ldit encode`: what is made in which shards, and whether a folder may hold it."""
+"""The job of `ldit encode`: its parts and shards, and whether a folder may be used for it."""
 
 import os
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from ldit.storage import manifest
 from ldit.storage.names import RUN_CONFIG, is_run
 from ldit.storage.shared_job import cut
 
-_HEADER = 512  # bytes of a shard's header, about
+_HEADER = 512  # bytes of a shard's header, approximately
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the caches in the making: that of the training images or that of the held-out ones."""
+    """One of the caches of a job: that of the training images, or that of the held-out ones."""
 
     folder: Path
     job: CacheDescription
@@ -43,18 +43,18 @@ class Part:
         return self.folder / shard_file(number)
 
     def sidecar(self, number: int) -> Path:
-        """The manifest of a shard alone, written when the shard is in its place."""
+        """The file of a shard's own manifest, written when the shard has its final name."""
         return self.shard(number).with_suffix(".json")
 
     def bytes(self, rows: int) -> int:
-        """Of a shard of so many rows, about."""
+        """Approximate size in bytes of a shard of so many rows."""
         values = 2 * torch.Size(self.job.shape).numel()
         return rows * (values * (2 if self.job.dtype == "bf16" else 4) + 8) + _HEADER
 
 
 class EncodedShard(NamedTuple):
-    """`mean` and `logvar` (N, 2, C, h, w) in the cache's dtype, `label` (N) int64, and (name, reason) of each image of
-    the shard's range that was left out."""
+    """`mean` and `logvar` (N, 2, C, h, w) in the cache's dtype, `label` (N,) int64, and (name, reason) of each image of
+    the range that was left out."""
 
     mean: Tensor
     logvar: Tensor
@@ -63,30 +63,29 @@ class EncodedShard(NamedTuple):
 
 
 def check_cache_dir(out: Path, source: Path) -> None:
-    """RequestError or SourceError when no cache can be made in `out`, which need not exist, of images in `source`."""
+    """RequestError or SourceError when no cache of the images in `source` can be made in `out`, which need not
+    exist."""
     if out.exists() and not out.is_dir():
         raise SourceError(f"{out} is a file, not a cache's folder")
-    # Not where one more file would damage something: in a checkpoint, a run, or the images that are encoded.
+    # Not where a file more would damage something: in a checkpoint, a run, or among the images that are encoded.
     if (out / manifest.NAME).exists() and not is_cache(out):
-        raise RequestError(
-            f"--out {out}: is sealed by its {manifest.NAME}, which is not a cache's; choose another folder"
-        )
+        raise RequestError(f"--out {out}: is sealed by its {manifest.NAME}, not that of a cache; choose another folder")
     manifest.check_not_in_checkpoint(out.absolute().parent)
     for above in (out.absolute(), *out.absolute().parents):
         if is_run(above) and (above / RUN_CONFIG).exists():
             raise RequestError(f"--out {out}: is inside the run {above}; choose another folder")
     if out.resolve().is_relative_to(source.resolve()):
         raise RequestError(f"--out {out}: is inside {source}, whose images it would encode")
-    # Not over other files. Names are listed first: another process may complete the cache at this moment.
+    # Not among files of other kinds. Names are listed first: another process may complete the cache at this moment.
     names = sorted(os.listdir(out)) if out.is_dir() else []
     if is_cache(out):  # another process may have finished it meanwhile
         return
     for name in names:
         begun = JOB in names and (is_shard(name) or name == HELDOUT)
         if not begun and not is_bookkeeping(name):
-            raise RequestError(f"--out {out}: holds {name} and is not a cache in the making; choose another folder")
+            raise RequestError(f"--out {out}: holds {name} and is not an unfinished cache; choose another folder")
 
 
 def job_of(description: CacheDescription) -> dict[str, Any]:
-    """A description without what is known at the end only."""
+    """A description without what is known only when the cache is complete."""
     return {key: value for key, value in to_dict(description).items() if key not in RESULTS}

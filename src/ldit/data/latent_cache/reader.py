@@ -27,18 +27,19 @@ _HEADER_LIMIT = 1 << 16
 
 
 class LatentSamples:
-    """The samples of a cache: float32 (2C, h, w), the means first, then the log-variances, raw. Random access without
-    state, so from any thread: each reading is two reads at a known place. At most MOST_OPEN files are open."""
+    """The samples of a cache: float32 (2C, h, w), the means, then the log-variances, unscaled. Random access from any
+    thread: a sample is two reads at known offsets. At most MOST_OPEN files are open."""
 
     def __init__(self, root: Path, description: CacheDescription, sha256: str) -> None:
         self.root, self.cache = root, description
         self.names = description.names or ()
-        self.found = description.rows
+        self.num_before_cap = description.rows  # the cap was applied when the cache was made
         _, channels, height, width = description.shape
         self.shape = (2 * channels, height, width)
         self._sha256 = sha256
         self._kind = _DTYPES[description.dtype][1]
-        self._half = channels * height * width * self._kind.itemsize
+        self._half = channels * height * width * self._kind.itemsize  # bytes of the means of one image
+        # Check the header of each shard, and read all labels.
         self._ends = list(accumulate(shard.rows for shard in description.shards))
         self._paths = [str(root / shard.file) for shard in description.shards]
         self._places, labels = [], [np.empty(0, np.int64)]
@@ -49,12 +50,12 @@ class LatentSamples:
         self._files = _OpenFiles(MOST_OPEN)
 
     def __len__(self) -> int:
-        return self.found
+        return self.num_before_cap
 
     def read(self, index: int, flip: bool, out: np.ndarray) -> int:
-        """Fill `out` with sample `index`, that of the mirrored image with `flip`; returns its class. bf16 is widened
-        exactly. RunError names a file that is gone, cannot be read or is shorter than it was: that came after the cache
-        was opened, and says nothing about a sample."""
+        """Fill `out` with sample `index`, with `flip` that of the mirrored image; returns its class. bf16 is converted
+        exactly. RunError names a file that is gone, unreadable, or has become shorter since the cache was opened."""
+        # A row holds the values of the image, then those of its mirror image.
         shard, row = self._place(index)
         path = self._paths[shard]
         offset = (2 * row + bool(flip)) * self._half
@@ -80,8 +81,8 @@ class LatentSamples:
         return self._sha256
 
     def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < self.found:
-            raise IndexError(f"sample {index} of {self.found}")
+        if not 0 <= index < self.num_before_cap:
+            raise IndexError(f"sample {index} of {self.num_before_cap}")
         shard = bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
@@ -89,15 +90,17 @@ class LatentSamples:
 def open_latents(root: Path, verify: bool = True, share: tuple[int, int] = (0, 1)) -> LatentSamples:
     """The cache in `root`. DataError names what is missing, extra, damaged, or does not fit the description.
 
-    Always compared: the manifest with its own checksum, the names in the folder, each shard's header and labels. With
-    `verify` the checksum of every shard too; of the shards the i-th of n shares, about equal in bytes, with `share`.
+    Always checked: the manifest's own checksum, the names in the folder, each shard's header and labels. With `verify`
+    the checksums of the shards too: with `share` (i, n) those of the i-th of n shares, about equal in bytes.
     """
+    # The folder must hold what the manifest lists, and nothing else but files of an unfinished encode.
     description, body = read_description(root)
     names = [shard.file for shard in description.shards]
     listed = {name.split("/")[0] for name in body["files"]} | {manifest.NAME}
     for extra in sorted(set(os.listdir(root)) - listed):
         if not is_bookkeeping(extra):
             raise DataError(f"{root / extra} is not in the manifest")
+    # Checksums: the held-out part has a manifest of its own.
     try:
         if description.heldout is not None:
             manifest.verify(root, [f"{HELDOUT}/{manifest.NAME}"])
@@ -117,7 +120,7 @@ def open_cache(
 
 
 class _OpenFile:
-    """A file descriptor that is closed with its last reference, because another thread may still be reading."""
+    """A file descriptor, closed with its last reference: another thread may still read when it is dropped."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1
@@ -129,7 +132,7 @@ class _OpenFile:
 
 
 class _OpenFiles:
-    """The files read last, at most `most`."""
+    """Open files: the `most` that were read last."""
 
     def __init__(self, most: int) -> None:
         self._most, self._lock = most, threading.Lock()
@@ -148,7 +151,7 @@ class _OpenFiles:
 
 
 def _widen(values: np.ndarray, out: np.ndarray) -> None:
-    """Stored values into fp32 `out` of as many: bf16, held as its bits, is the upper half of an fp32."""
+    """Write stored values into fp32 `out`. The bits of a bf16 are the upper half of an fp32."""
     if values.dtype.itemsize == 2:
         wide = values.astype(np.uint32)
         wide <<= 16
@@ -193,7 +196,7 @@ def _unopened(path: str, error: OSError) -> LditError:
 
 
 def _span(value: Any) -> tuple[int, int]:
-    """data_offsets of a header entry; an impossible span for what is none."""
+    """data_offsets of a header entry; (0, -1), an impossible span, if it has none."""
     if isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value):
         return value[0], value[1]
     return 0, -1

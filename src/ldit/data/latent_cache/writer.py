@@ -1,8 +1,8 @@
-"""A latent cache in the making, as a job that processes share (`ldit.storage.shared_job`): a block is a shard.
+"""Writes a latent cache, as a job that processes share (`ldit.storage.shared_job`): a block is a shard.
 
-CACHE/encode.json says what is made. When a shard is in its place its sidecar, shard-00000.json, a manifest of that file
-alone, says that it is there; a shard without a sidecar is made again. When all sidecars are there the manifest is
-written, and everything that only the making needed is removed.
+CACHE/encode.json describes the job. After a shard has its final name, its sidecar shard-00000.json is written, a
+manifest of that file alone; a shard without a sidecar is made again. When all sidecars are written, the cache's
+manifest is written, and encode.json and the sidecars are removed.
 """
 
 import os
@@ -37,7 +37,7 @@ from ldit.storage.shared_job import SharedJob
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a sidecar says of its shard."""
+    """The content of a sidecar: size and checksum of its shard, rows, and (name, reason) of images left out."""
 
     record: Record
     rows: int
@@ -45,21 +45,21 @@ class Sidecar:
 
 
 class CacheJob(SharedJob[EncodedShard]):
-    """The cache that `job` describes, in `out`; `heldout` describes its held-out part."""
+    """The job to make the cache that `job` describes, in `out`; `heldout` describes the images of its held-out part."""
 
-    ignored = ("codec.name",)  # a path on this machine; the fingerprint is compared
+    ignored = ("codec.name",)  # a path on this machine; the fingerprint is compared instead
 
     def __init__(self, out: Path, job: CacheDescription, heldout: SourceRecord | None) -> None:
         self.parts = [Part(out, job)]
         if heldout is not None:
             self.parts.append(Part(out / HELDOUT, replace(job, source=heldout, heldout=None)))
-        # All shards of all parts, in the order in which they are dealt to processes.
+        # All shards of all parts, in the order in which processes take them.
         self._shards = [(index, number) for index, part in enumerate(self.parts) for number in range(len(part.ranges))]
         blocks = [self.parts[index].ranges[number] for index, number in self._shards]
         super().__init__(out, out, JOB, job_of(job), blocks)
 
     def shard(self, number: int) -> tuple[Part, int]:
-        """The part of a block, and the number of its shard there."""
+        """The part of block `number`, and the number of its shard in that part."""
         index, shard = self._shards[number]
         return self.parts[index], shard
 
@@ -84,8 +84,8 @@ class CacheJob(SharedJob[EncodedShard]):
         return done
 
     def has_block(self, number: int) -> bool:
-        """Reads the shard, whose size and checksum must be those of its sidecar; a damaged one loses its sidecar, with
-        a warning."""
+        """Read the shard and compare it with its sidecar. Of a damaged one the sidecar is removed, with a warning, so
+        that it is made again."""
         if self.is_complete():
             return True
         part, shard = self.shard(number)
@@ -99,7 +99,7 @@ class CacheJob(SharedJob[EncodedShard]):
             pass
         logger.warning("%s does not match its checksum and is made again", path)
         with locked(self.out):
-            # Only what was compared: others may have made the shard again meanwhile.
+            # Only if it is the sidecar that was compared: another process may have made the shard again meanwhile.
             if not self.is_complete() and _read_sidecar(part, shard) == sidecar:
                 part.sidecar(shard).unlink(missing_ok=True)
         return False
@@ -116,14 +116,14 @@ class CacheJob(SharedJob[EncodedShard]):
         write_json(path, manifest.sealed({}, {KEY: self.description}))
 
     def _adopt(self, begun: Any) -> None:
-        """The same codec may have lain elsewhere when the cache was begun: its first name stays."""
+        """Keep the codec's name of the job that was begun: the same codec may have been in another folder then."""
         self.description, name = begun, begun["codec"]["name"]
         self.parts = [replace(p, job=replace(p.job, codec=replace(p.job.codec, name=name))) for p in self.parts]
 
     def _write(self, number: int, block: EncodedShard) -> None:
         part, shard = self.shard(number)
         half = self._half(shard_file(shard))
-        # Stream the tensors into a file of the work folder, hashed on the way and fsynced at the end.
+        # Write the tensors to a file in the work folder; it is hashed while it is written, and fsynced at the end.
         entries = [("mean", block.mean), ("logvar", block.logvar), ("label", block.label)]
         with ShardWriter(half, [(name, t.dtype, tuple(t.shape)) for name, t in entries]) as writer:
             for _, tensor in entries:
@@ -131,21 +131,22 @@ class CacheJob(SharedJob[EncodedShard]):
         self._publish(part, shard, half, Sidecar(writer.record, len(block.label), tuple(block.skipped)))
 
     def _publish(self, part: Part, shard: int, half: Path, sidecar: Sidecar) -> None:
-        """Name a shard that is on the disk, then say that it is there. The first one there stays: a reader may have it
-        open already, and the bits of another machine may differ."""
+        """Give a shard that is on the disk its final name, then write its sidecar. If another process was first, its
+        shard stays: a reader may have it open already, and shards of other machines may differ in their last bits."""
         with locked(self.out):
             if self.is_complete() or _read_sidecar(part, shard) is not None:
                 half.unlink(missing_ok=True)
                 return
             make_folder(part.folder)
-            part.sidecar(shard).unlink(missing_ok=True)  # a damaged one must not speak for the new shard
+            part.sidecar(shard).unlink(missing_ok=True)  # a damaged one would be taken for that of the new shard
             self._rename(half, part.shard(shard))
             extra = {"rows": sidecar.rows, "skipped": to_dict(sidecar.skipped)}
             body = manifest.sealed({shard_file(shard): sidecar.record}, extra)
             self._put(part.sidecar(shard), lambda file: write_json(file, body))
 
     def _complete(self) -> bool:
-        """DataError when no image of a part could be read."""
+        """Write the manifests if all shards are there; whether they are. DataError when no image of a part could be
+        read."""
         # Compare the sizes of all shards with their sidecars. Reading them again could take hours.
         sidecars: list[list[Sidecar]] = []
         for part in self.parts:
@@ -168,6 +169,7 @@ class CacheJob(SharedJob[EncodedShard]):
 
     def _seal(self, part: Part, sidecars: Sequence[Sidecar], below: dict[str, Record]) -> dict[str, Record]:
         """Write a part's manifest, which also lists the files `below`; returns the records of the part's own files."""
+        # The description of the finished part: where each shard begins, and which images were left out.
         shards = tuple(
             ShardRecord(shard_file(number), rows.start, rows.stop, sidecar.rows)
             for number, (rows, sidecar) in enumerate(zip(part.ranges, sidecars, strict=True))
@@ -175,23 +177,25 @@ class CacheJob(SharedJob[EncodedShard]):
         cache = replace(part.job, skipped=tuple(pair for one in sidecars for pair in one.skipped), shards=shards)
         if not cache.rows:
             raise DataError(f"{part.folder}: none of its {cache.source.pictures} images could be encoded")
+        # The checksums are those of the sidecars.
         records = {shard.file: sidecar.record for shard, sidecar in zip(shards, sidecars, strict=True)}
         path, body = part.folder / manifest.NAME, manifest.sealed({**records, **below}, {KEY: to_dict(cache)})
         self._put(path, lambda file: write_json(file, body))
         return {**records, manifest.NAME: Record(path.stat().st_size, manifest.sha256_file(path))}
 
     def _sweep(self, has_locks: bool) -> None:
-        """Remove files that are needed only while the cache is made, including those of older versions. Processes that
-        still write a shard notice that the cache is complete."""
+        """Remove files that are needed only while the cache is made, also those of older versions of the package.
+        A process that still writes a shard notices that the cache is complete."""
         for part in reversed(self.parts):
             if part.folder.is_dir():
-                left = sorted(filter(is_bookkeeping, os.listdir(part.folder)), key=lambda name: (name == JOB, name))
-                for path in (part.folder / name for name in left):
+                # The description of the job goes last.
+                files = sorted(filter(is_bookkeeping, os.listdir(part.folder)), key=lambda name: (name == JOB, name))
+                for path in (part.folder / name for name in files):
                     if path.is_dir():
                         shutil.rmtree(path, ignore_errors=True)
                     else:
                         path.unlink(missing_ok=True)
-                if left:
+                if files:
                     fsync(part.folder)
 
 
