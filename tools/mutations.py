@@ -37,9 +37,9 @@ SETS = " ".join(
 
 # Where most mutants of a file die: these run first. Others begin with the tests that are named after the file.
 LIKELY = {
-    "training/step.py": ("nonfinite", "spike", "skipped", "golden_losses", "train", "ema", "side_by_side"),
+    "training/step.py": ("golden_losses", "ema", "train", "nonfinite", "spike", "skipped", "side_by_side"),
     "training/guard.py": ("spike", "nonfinite"),
-    "training/optim.py": ("muon", "golden_losses", "train", "own_objects"),
+    "training/optim.py": ("golden_losses", "muon", "train", "own_objects"),
     "training/state.py": ("golden_losses", "side_by_side"),
     "training/weights.py": ("golden_losses", "ema", "layout", "train"),
     "training/trainer.py": ("trainer", "nonfinite", "spike", "train"),

@@ -21,7 +21,7 @@ from ldit.config.spec import (
 )
 from ldit.errors import CodecError, RequestError
 from ldit.nn.build import build_model
-from ldit.pipeline.generate import Done, Generator, Preview, Sample
+from ldit.pipeline.generate import Done, ImageSampler, Preview, Sample
 from ldit.pipeline.load import Pipeline
 from ldit.pipeline.request import check_request
 from ldit.rng import normal
@@ -82,7 +82,7 @@ def test_the_noise_rule_never_changes() -> None:
 def test_every_step_and_seed_has_its_own_noise() -> None:
     drawn = [normal((100,), seed, "step", i) for seed in (0, 1) for i in (0, 1)]
     pipe = pipeline()
-    generator = Generator(pipe, check_request(pipe.spec, SamplingRequest(class_labels=[0, 1], seed=0)))
+    generator = ImageSampler(pipe, check_request(pipe.spec, SamplingRequest(class_labels=[0, 1], seed=0)))
     rows = [generator._noise(i, range(2))[row].flatten() for row in (0, 1) for i in (0, 1)]
     for a in range(4):
         assert torch.equal(rows[a][:100], normal((3, 8, 8), a // 2, "step", a % 2).flatten()[:100])

@@ -23,7 +23,7 @@ from ldit.config.requests.sampling import SampleRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
 from ldit.log import setup
-from ldit.pipeline.generate import Done, Generator, Sample
+from ldit.pipeline.generate import Done, ImageSampler, Sample
 from ldit.pipeline.load import (
     checked_device,
     inference_options,
@@ -105,9 +105,9 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
         guide = load_source(weaker, pipe.device, pipe.dtype, request.ema, None, request.offload, inference)
     # Sample.
     decode = request.latents_out is None
-    generator = Generator(pipe, resolved, guide=guide, decode=decode, batch_size=request.batch_size, progress=True)
+    sampler = ImageSampler(pipe, resolved, guide=guide, decode=decode, batch_size=request.batch_size, progress=True)
     samples: list[Sample] = []
-    for event in generator.events():
+    for event in sampler.events():
         if isinstance(event, Sample):
             samples.append(event)
         elif isinstance(event, Done):

@@ -7,7 +7,7 @@ from ldit.codecs.pixels import labelled_grid
 from ldit.config.requests.sampling import SamplingRequest
 from ldit.errors import CodecError
 from ldit.log import logger
-from ldit.pipeline.generate import Generator, Sample
+from ldit.pipeline.generate import ImageSampler, Sample
 from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.precision import COMPUTE
@@ -67,7 +67,7 @@ def sample_hook(
     def run(state: TrainState) -> None:
         with state.weights.swapped_in(state.averages.main) as model, eager():
             loaded = LoadedModel(model, task.spec, dtype=COMPUTE[state.config.train.precision], codec=codec)
-            events = Generator(loaded, request, callback=lambda step: context.watchdog.mark("samples")).events()
+            events = ImageSampler(loaded, request, callback=lambda step: context.watchdog.mark("samples")).events()
             images = [event.image for event in events if isinstance(event, Sample) and event.image is not None]
         if state.world.is_main:
             captions = [task.conditioner.name_of(label) for label in request.labels]

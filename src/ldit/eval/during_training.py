@@ -25,7 +25,7 @@ from ldit.eval.metrics.metrics import LEAST, MetricPlan, Reference, check_refere
 from ldit.eval.reference import Statistics, open_reference
 from ldit.eval.report import too_few
 from ldit.log import logger
-from ldit.pipeline.generate import Generator, Sample
+from ldit.pipeline.generate import ImageSampler, Sample
 from ldit.pipeline.load import Pipeline
 from ldit.pipeline.request import ResolvedRequest
 from ldit.pipeline.sets.job import Labels, cost
@@ -170,7 +170,7 @@ class _SampledBlocks:
     def _images(self, rows: range) -> Tensor:
         """Images (b, 3, H, W) with seeds `rows`."""
         request = replace(self.request, labels=self.labels.of(rows), seeds=tuple(rows))
-        events = Generator(self.pipe, request, batch_size=self.size, callback=lambda step: self.mark()).events()
+        events = ImageSampler(self.pipe, request, batch_size=self.size, callback=lambda step: self.mark()).events()
         return torch.stack([e.tensor for e in events if isinstance(e, Sample) and e.tensor is not None])
 
 

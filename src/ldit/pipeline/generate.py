@@ -1,4 +1,4 @@
-"""Generator: runs a checked request, as an iterator of events that can be stopped at any step."""
+"""ImageSampler: runs a checked request, as an iterator of events that can be stopped at any step."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ class _Counts:
     stopped: bool = False
 
 
-class Generator:
+class ImageSampler:
     """Runs a checked request on a model, in batches of `batch_size` images; smaller ones when memory runs out."""
 
     def __init__(

@@ -22,7 +22,7 @@ from ldit.diffusion.process import Process
 from ldit.errors import RequestError, SourceError
 from ldit.nn.build import build_model
 from ldit.parallel.world import launched
-from ldit.pipeline.generate import Event, Generator, Sample
+from ldit.pipeline.generate import Event, ImageSampler, Sample
 from ldit.pipeline.keywords import SamplingKeywords
 from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.request import check_request
@@ -115,7 +115,7 @@ class Pipeline(LoadedModel):
     def sample_latents(self, class_labels: Labels = None, **keywords: Unpack[SamplingKeywords]) -> Tensor:
         """Latents (B, C, h, w) before decoding, fp32 on the CPU. The codec is opened only for `init_image`. Keywords as
         in `sample`."""
-        events = self._generator(class_labels, False, dict(keywords)).events()
+        events = self._sampler(class_labels, False, dict(keywords)).events()
         return _stack([event.latent for event in events if isinstance(event, Sample)])
 
     def iterate(
@@ -128,11 +128,11 @@ class Pipeline(LoadedModel):
     ) -> Iterator[Event]:
         """Previews (every `preview_every` steps), finished images and a final Done. It ends early when `cancelled()`
         returns true or the iterator is closed. Keywords as in `sample`."""
-        return self._generator(
+        return self._sampler(
             class_labels, True, {**keywords, "cancelled": cancelled, "preview_every": preview_every}
         ).events()
 
-    def _generator(self, class_labels: Labels, decode: bool, keywords: dict[str, Any]) -> Generator:
+    def _sampler(self, class_labels: Labels, decode: bool, keywords: dict[str, Any]) -> ImageSampler:
         # Keywords are of three kinds: options of the call, tensors of noise, and the request.
         options = {name: keywords.pop(name) for name in RUNNING if name in keywords}
         noise = {name: keywords.pop(name) for name in NOISE if name in keywords}
@@ -143,7 +143,7 @@ class Pipeline(LoadedModel):
         resolved = check_request(self.spec, request, process=self.process, guide=spec, **noise)
         if isinstance(guide, Source):
             guide = self._loaded_guide(str(request.guide), guide)
-        return Generator(self, resolved, guide=guide, decode=decode, **options)
+        return ImageSampler(self, resolved, guide=guide, decode=decode, **options)
 
     def _opened_guide(self, guide: object) -> "LoadedModel | Source | None":
         """A guide that is loaded already, or its checkpoint, opened."""

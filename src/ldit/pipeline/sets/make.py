@@ -8,7 +8,7 @@ which changes rounding.
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +25,7 @@ from ldit.config.requests.sampling import ModelRequest
 from ldit.errors import RequestError, RunError
 from ldit.log import logger
 from ldit.parallel.world import launched, report_once
-from ldit.pipeline.generate import Done, Generator, Sample
+from ldit.pipeline.generate import Done, ImageSampler, Sample
 from ldit.pipeline.load import (
     Pipeline,
     inference_options,
@@ -81,7 +81,7 @@ class BlockSampler:
         self._cores = torch.get_num_threads() if pipe.device.type == "cpu" else 0
         self._threads = self._cores if self._cores and not is_offloaded(pipe.model) else 1
 
-    def blocks(self, numbers: Iterable[int]) -> Iterator[Block]:
+    def blocks(self, numbers: Iterable[int]) -> Generator[Block, None, None]:
         """Yields the blocks with these numbers, in order. Close the iterator to stop early; blocks in progress then
         stop after their current step. RunError names an image that is not finite."""
         num_threads, stop = torch.get_num_threads(), threading.Event()
@@ -115,8 +115,8 @@ class BlockSampler:
         # Sample.
         tensors: list[Tensor] = []
         evaluations = guided_rows = 0
-        generator = Generator(self.pipe, request, guide=self.guide, batch_size=self.batch_size, cancelled=stop.is_set)
-        for event in generator.events():
+        sampler = ImageSampler(self.pipe, request, guide=self.guide, batch_size=self.batch_size, cancelled=stop.is_set)
+        for event in sampler.events():
             if isinstance(event, Sample):
                 assert event.tensor is not None
                 tensors.append(event.tensor)
@@ -204,7 +204,7 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
             sampler = sample_set.sampler()
             progress = Progress(num, files.count_done, launch.rank == 0, "images")
             try:
-                with closing(sampler.blocks(numbers)) as blocks:  # type: ignore[type-var]
+                with closing(sampler.blocks(numbers)) as blocks:
                     for block in blocks:
                         files.write(block.rows.start // request.batch_size, block)
                         progress.advance(len(block.rows))

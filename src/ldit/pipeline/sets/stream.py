@@ -298,7 +298,7 @@ class GeneratedStream:
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Reads the weights at the first block."""
         sampler = self.set.sampler()
-        with closing(sampler.blocks(range(rank, len(self.set.ranges), size))) as blocks:  # type: ignore[type-var]
+        with closing(sampler.blocks(range(rank, len(self.set.ranges), size))) as blocks:
             for block in blocks:
                 yield block.rows.start, block.images
 
