@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = "shortest_first"
 _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
 TRAIN, CHECKPOINT, DATA, SHARED = "tests/training", "tests/checkpoint", "tests/data", "tests/distributed"
 EVAL = "tests/eval"
@@ -34,18 +35,6 @@ STREAMS = " ".join(
 SETS = " ".join(
     f"tests/pipeline/test_{name}.py" for name in ("sample_set", "sample_set_stopped", "sample_set_refused", "set_array")
 )
-
-# Where most mutants of a file die: these run first. Others begin with the tests that are named after the file.
-LIKELY = {
-    "training/step.py": ("golden_losses", "ema", "train", "nonfinite", "spike", "skipped", "side_by_side"),
-    "training/guard.py": ("spike", "nonfinite"),
-    "training/optim.py": ("golden_losses", "muon", "train", "own_objects"),
-    "training/state.py": ("golden_losses", "side_by_side"),
-    "training/weights.py": ("golden_losses", "ema", "layout", "train"),
-    "training/trainer.py": ("trainer", "nonfinite", "spike", "train"),
-    "training/checkpointing.py": ("saver", "resume_everywhere", "train"),
-    "training/resume.py": ("resume_changes",),
-}
 
 
 class Mutant(NamedTuple):
@@ -202,10 +191,14 @@ MUTANTS = [
 def tested(tests: str, folder: Path) -> str:
     """What `tests` say of the copy of the tree in `folder`: "passed", "failed", or "broken" where not one could run.
 
-    Jobs of several processes take 8 steps, which show whether layouts agree as well as 50 do.
+    Short tests run first. Jobs of several processes take 8 steps, which show whether layouts agree as well as 50 do.
     """
-    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1", "LDIT_JOB_STEPS": "8"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    paths = os.pathsep.join(map(str, (folder / "src", Path(__file__).parent)))
+    env = {
+        "LDIT_TEST_TIMES": str(folder / "times.json"), **os.environ,
+        "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LDIT_JOB_STEPS": "8",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", PLUGIN, *tests.split()]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode == 0:
         return "passed"
@@ -221,15 +214,8 @@ def fate(mutant: Mutant, folder: Path) -> str:
     if mutant.old not in sound:
         raise SystemExit(f"{mutant.file}: {mutant.old!r} is not there any more")
     path.write_text(sound.replace(mutant.old, mutant.new, 1))
-    # Those that are likely to notice come first, in a run of their own: pytest would sort them into their folder.
-    stem, room = path.stem, folder / "tests" / path.parent.name
-    likely = [room / f"test_{word}.py" for word in LIKELY.get(mutant.file, ())]
-    near = [str(file.relative_to(folder)) for file in (*likely, *sorted(room.glob(f"test_*{stem}*.py")))]
     try:
-        outcome = tested(" ".join(near), folder) if near else "passed"
-        if outcome == "passed":
-            outcome = tested(mutant.tests, folder)
-        return {"passed": "SURVIVED", "failed": "killed", "broken": "BROKEN"}[outcome]
+        return {"passed": "SURVIVED", "failed": "killed", "broken": "BROKEN"}[tested(mutant.tests, folder)]
     finally:
         path.write_text(sound)
 
