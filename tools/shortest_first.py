@@ -29,6 +29,6 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
-    """Times of a run that passed: another may have stopped early. Only the controller of several workers writes."""
-    if exitstatus == 0 and not hasattr(session.config, "workerinput"):
+    """Times of a run that was not stopped early. Only the controller of several workers writes."""
+    if not (session.shouldstop or session.shouldfail or hasattr(session.config, "workerinput")):
         FILE.write_text(json.dumps({**_known(), **_times}))

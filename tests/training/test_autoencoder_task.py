@@ -252,7 +252,7 @@ def test_damage_falls_back_to_the_step_before(finished: Path, tmp_path: Path) ->
         ({"train": replace(run().train, attention_every=5)}, "train.attention_every: .*got 5"),
         ({"train": replace(run().train, init_ema=False)}, "train.init_ema: .*got False"),
         ({"data": DataConfig("emoji64", 16, codec_precision="bf16")}, "data.codec_precision: .*got 'bf16'"),
-        ({"ema": EMAConfig(0.9, power=(0.05, 0.1), snapshot_every=2)}, "ema.power: `ldit ema` makes"),
+        ({"ema": EMAConfig(0.9, power=(0.05, 0.1), snapshot_every=2)}, "ema.power: `ldit ema`"),
     ],
 )
 def test_what_cannot_work_is_named(parts: dict, message: str) -> None:

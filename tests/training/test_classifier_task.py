@@ -148,7 +148,7 @@ def test_training_tells_images_apart() -> None:
         ("train.init_from", "x", "train.init_from: .*got 'x'"),
         ("train.init_ema", False, "train.init_ema: .*got False"),
         ("data.codec_precision", "bf16", "data.codec_precision: .*got 'bf16'"),
-        ("ema.power", (0.05,), "ema.power: `ldit ema` makes"),
+        ("ema.power", (0.05,), "ema.power: `ldit ema`"),
         ("optim.kind", "muon", "optim.kind: .*got 'muon'"),
         ("parallel.tp", 2, "parallel.tp: .*got 2"),
         ("parallel.recompute", "full", "parallel.recompute: .*got 'full'"),
