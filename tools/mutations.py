@@ -21,7 +21,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = "shortest_first"
 _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
-TRAIN, CHECKPOINT, DATA, SHARED = "tests/training", "tests/checkpoint", "tests/data", "tests/distributed"
+TRAIN, DATA, SHARED = "tests/training", "tests/data", "tests/distributed"
+CHECKPOINT = "tests/checkpoint tests/storage"
 EVAL = "tests/eval"
 STREAMS = " ".join(
     f"tests/{name}.py"
