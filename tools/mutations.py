@@ -59,7 +59,6 @@ MUTANTS = [
     Mutant("training/step.py", "    weights.zero_grad()\n", "", TRAIN),
     Mutant("training/step.py", "learning_rate(config, state.step + 1)", "learning_rate(config, state.step)", TRAIN),
     Mutant("training/step.py", "* world.data_parts / config.batch_size", "/ config.batch_size", SHARED),
-    Mutant("training/step.py", "sums[name] / world.tp", "sums[name]", SHARED),
     Mutant("training/state.py", "1.0 / (world.replicate * layout.copies)", "1.0 / world.replicate", SHARED),
     Mutant("training/step.py", "sync_gradients(model, micro is micros[-1])", "sync_gradients(model, False)", SHARED),
     Mutant("training/step.py", "sums[name] + value if sums else value", "value", TRAIN),

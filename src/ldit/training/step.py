@@ -67,11 +67,11 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     grads = weights.gradients()
     squares = torch.stack(torch._foreach_norm(grads)).to(state.shares.dtype).square()  # (parameters,)
     # One all-reduce for everything that ranks must agree on: squared norm, sums, flags. Ranks of a tensor-parallel
-    # group see the same samples.
+    # group see the same samples, so that sums and their count are both a multiple: means are the same.
     names = list(sums)
     report = torch.cat(
         [
-            torch.stack([squares @ state.shares, *(sums[name] / world.tp for name in names)]),
+            torch.stack([squares @ state.shares, *sums.values()]),
             to_device(torch.tensor(list(flags), dtype=squares.dtype), world.device),
         ]
     )
