@@ -142,7 +142,7 @@ class _Streamer:
     """Streams groups through slots in turn. With two slots it fetches ahead the group that came next last time."""
 
     def __init__(self, slots: Sequence[_Slot]) -> None:
-        self.slots, self.turn = slots, 0  # the slot whose turn it is is not in use
+        self.slots, self.free = slots, 0  # index of the slot that is filled next; it is not in use
         self.last: _ParameterGroup | None = None
         self.next_of: dict[_ParameterGroup, _ParameterGroup] = {}
         self.one_call = threading.Lock()
@@ -157,7 +157,7 @@ class _Streamer:
         # Wait for this group, then start copying the next one to the other slot.
         slot = self._slot_with(group)
         slot.wait()
-        self.turn = (self.slots.index(slot) + 1) % len(self.slots)
+        self.free = (self.slots.index(slot) + 1) % len(self.slots)
         following = self.next_of.get(group)
         if following is not None and len(self.slots) > 1:
             self._slot_with(following)
@@ -170,11 +170,11 @@ class _Streamer:
             slot.release()
 
     def _slot_with(self, group: _ParameterGroup) -> _Slot:
-        """The slot that holds the group. If none does, the slot whose turn it is is filled."""
+        """The slot that holds the group. If none does, the free slot is filled with it."""
         for slot in self.slots:
             if slot.group is group:
                 return slot
-        slot = self.slots[self.turn]
+        slot = self.slots[self.free]
         slot.fill(group)
         return slot
 
