@@ -181,9 +181,9 @@ MUTANTS = [
     Mutant("data/formats/tar_members.py", "or b\"..\" in parts ", "", DATA),
     Mutant("data/user_set.py", "if not 0 <= number < count:", "if number >= count:", DATA),
     # a network or a process of the user's
-    Mutant("pipeline/load.py", "source.experiment.objective if is_own", "None if is_own", "tests/e2e/test_extend.py"),
+    Mutant("pipeline/load.py", "return source.experiment.objective if source.experiment else None", "return None", "tests/e2e/test_extend.py"),
     Mutant("pipeline/load.py", "if own and given is None:", "if False:", "tests/e2e/test_extend.py"),
-    Mutant("training/resume.py", "if old.get(what) != new.get(what):", "if False:", "tests/e2e/test_extend.py"),
+    Mutant("training/resume.py", "if what in old and old[what] != new.get(what):", "if False:", "tests/e2e/test_extend.py"),
     Mutant("training/resume.py", 'if old.get("codec") != new.get("codec"):', "if False:", "tests/e2e/test_latents.py"),
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 
 from ldit.cli.main import main
 from ldit.cli.train import parse_arguments
+from ldit.config.requests.launch import SlurmRequest
 
 AWKWARD = '/data/a b/it\'s $HOME; `id` "quoted" *'
 
@@ -145,3 +146,9 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch"]) == 2
     out, err = capsys.readouterr()
     assert out.startswith("usage: ldit launch slurm") and "needs a subcommand: slurm" in err
+
+
+def test_the_name_of_a_job_does_not_move_its_run() -> None:
+    assert SlurmRequest(recipe="tiny-cpu", job_name="try-1").run == Path("runs/tiny-cpu")
+    one, other = SlurmRequest(recipe="a/exp.py:recipe"), SlurmRequest(recipe="b/exp.py:recipe")
+    assert (one.run, one.name) == (Path("runs/a-exp.py-recipe"), "a-exp.py-recipe") and one.run != other.run

@@ -1,6 +1,10 @@
 """Objects of the user's: what they may be, and one line for what they may not."""
 
+import json
+import re
+import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,21 @@ import torch
 from torch import Tensor, nn
 
 import ldit
+from ldit.checkpoint.run import step_folder
 from ldit.cli.main import main
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
+from ldit.config.experiment import identity_of, name_of
 from ldit.config.recipes.registry import diffusion_recipe, find_experiment
 from ldit.config.run import RunConfig
 from ldit.config.spec import FlowConfig
-from ldit.diffusion import Flow
+from ldit.diffusion import DDPM, Flow, Prediction
+from ldit.diffusion.process import samples_alike
 from ldit.errors import ConfigError, DataError
+from ldit.nn.dit import Block
+from ldit.sampling.fast.packed import is_packable
+from ldit.storage import manifest
+from ldit.storage.names import TRAINER
 from ldit.training.optim import _is_matrix
 
 
@@ -97,6 +108,7 @@ class Returns(Flow):
         (lambda losses: {**losses, "extra": 1.0}, "'extra' must be a tensor .* got float"),
         (lambda losses: {**losses, "best": losses["loss"]}, "the name 'best' is taken"),
         (lambda losses: {**losses, "count_q1": losses["loss"]}, "the name 'count_q1' is taken"),
+        (lambda losses: {**losses, "eps_mse_q9": losses["loss"]}, "the name 'eps_mse_q9' is taken"),
     ],
 )
 def test_losses_of_another_form(change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +230,86 @@ def test_settings_of_an_objective_are_kept(tmp_path: Path) -> None:
     """A weight that was changed in the file would go on with another loss."""
     weighted = dataclass(frozen=True)(type("Weighted", (Flow,), {"__annotations__": {"weight": float}, "weight": 1.0}))
     ldit.train(ldit.Experiment(config=short(), objective=weighted()), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"objective: .*weight=1\.0\), this start has .*weight=2\.0\)"):
+    with pytest.raises(ConfigError, match=r"objective: .*Weighted, this start has .*Weighted\(weight=2\.0\)"):
         ldit.train(ldit.Experiment(config=short(), objective=weighted(weight=2.0)), tmp_path / "run")
+    ldit.train(ldit.Experiment(config=short(steps=3), objective=weighted()), tmp_path / "run")
+
+
+def test_a_step_of_an_older_version_does_not_name_objects(tmp_path: Path) -> None:
+    """Such a run goes on, with the object that it had."""
+    experiment = ldit.Experiment(config=short(), objective=Returns(), network=network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Returns, "change", lambda losses: losses)
+        ldit.train(experiment, tmp_path / "run")
+        folder = step_folder(tmp_path / "run", 2)
+        trainer = json.loads((folder / TRAINER).read_text())
+        assert trainer["data"].pop("objective").endswith("Returns") and trainer["data"].pop("network")
+        (folder / TRAINER).write_text(json.dumps(trainer))
+        (folder / manifest.NAME).write_text(json.dumps(manifest.build(folder)))
+        ldit.train(replace(experiment, config=short(steps=3)), tmp_path / "run")
+    assert step_folder(tmp_path / "run", 3).is_dir()
+
+
+@dataclass(frozen=True)
+class Weighing(DDPM):
+    weight: Any = None
+
+
+def test_an_identity_is_the_same_in_every_process() -> None:
+    """No address of a function, no table of a thousand numbers, and no name of a script's module."""
+    words = identity_of(Weighing(weight=network))
+    assert re.fullmatch(r"\S+Weighing\(kept=[0-9a-f]{16}, weight=\S+\.network\)", words), words
+    assert identity_of(Flow(shift=2.0)) == "ldit.diffusion.flow.Flow(shift=2.0)"
+    assert name_of(partial(network, None)) == "functools.partial"
+    script = type("Mine", (), {"__module__": "__main__"})
+    assert name_of(script) == f"{Path(sys.modules['__main__'].__file__ or '__main__').stem}.Mine"
+
+
+def test_a_network_may_return_more_than_its_output(tmp_path: Path) -> None:
+    """For a loss of the user's that needs it."""
+
+    class More(Convolution):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Any:
+            out = super().forward(x, t, y)
+            return Prediction(out, out.flatten(1).mean(1))
+
+    class WithMore(Flow):
+        def losses(self, predict: Any, x0: Tensor, t: Tensor, noise: Tensor) -> Any:
+            extra = predict(self.q_sample(x0, t, noise), self.network_time(t)).aux
+            return {**super().losses(predict, x0, t, noise), "extra": extra}
+
+    ldit.train(ldit.Experiment(config=short(), objective=WithMore(), network=lambda _: More()), tmp_path / "run")
+    assert '"extra"' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_folder_is_no_module_that_a_file_would_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "spread").mkdir()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "spread.py").write_text("from ldit.config.recipes.tiny import tiny_cpu as recipe")
+    assert find_experiment("recipes/spread.py:recipe").config == diffusion_recipe("tiny-cpu")
+
+
+class Fixed(Flow):
+    """A process with one number of steps."""
+
+    def own_grid(self, steps: str) -> Any:
+        if steps != "7":
+            raise ValueError("seven steps only")
+        return super().own_grid(steps)
+
+
+def test_a_process_that_fails_on_a_question_is_not_alike() -> None:
+    assert not samples_alike(Fixed(), Flow()) and samples_alike(Flow(), Flow(shift=1.0))
+
+
+class OwnBlock(Block):
+    """Calls its parts in a way of its own."""
+
+
+def test_a_block_of_the_users_is_not_packed() -> None:
+    assert is_packable(Block(short().model)) and not is_packable(OwnBlock(short().model))
 
 
 def test_a_network_of_another_output(tmp_path: Path) -> None:

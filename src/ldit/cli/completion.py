@@ -1,4 +1,4 @@
-"""`ldit --tyro-print-completion bash|zsh|tcsh`: a script for shell completion, written by tyro."""
+"""`ldit --tyro-print-completion bash|zsh|tcsh|fish`: a script for shell completion, written by tyro."""
 
 import contextlib
 import importlib
@@ -18,7 +18,7 @@ FLAG = "--tyro-print-completion"
 
 
 def print_completion(shell: list[str]) -> int:
-    """Print the script for `shell`: ["bash"], ["zsh"] or ["tcsh"]."""
+    """Print the script for `shell`: ["bash"], ["zsh"], ["tcsh"] or ["fish"]."""
     # One class that has all commands as choices: tyro writes the script for it.
     commands = [(name, _command(name)) for name in NAMES]
     printed = io.StringIO()
@@ -30,7 +30,8 @@ def print_completion(shell: list[str]) -> int:
             raise
     # A flag's text may have several lines, and the script would offer each line as a word.
     for line in printed.getvalue().splitlines():
-        print(line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line)
+        # In fish's quoting the backslash of a newline is doubled.
+        print(line.replace("\\\\n", " ").replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line)
     return 0
 
 

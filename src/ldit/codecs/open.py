@@ -16,7 +16,7 @@ from ldit.storage.tensors import write_safetensors
 
 _SUB = "vae"  # the sub-folder of a diffusers pipeline's codec
 _FILES = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}-*-of-*.safetensors")
-_HELP = "--codec-root ROOT (--local-diffusers-model-root) names a folder that holds it"
+_HELP = "give the folder that holds it: --codec-root ROOT (--local-diffusers-model-root), in training --codec.name DIR"
 
 
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:

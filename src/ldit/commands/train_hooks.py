@@ -43,7 +43,7 @@ def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
     if config.eval.every:
         from ldit.eval.during_training import evaluation_hook  # imports much that other runs do not need
 
-        measure = evaluation_hook(config, task.spec, request, codec, context.out, context)
+        measure = evaluation_hook(config, task.spec, request, codec, context)
         hooks.append(Hook(config.eval.every, measure))
     return hooks
 

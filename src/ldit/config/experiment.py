@@ -1,11 +1,16 @@
-"""Experiment: a configuration, with objects of the user's in place of some that it describes."""
+"""Experiment: a configuration with objects of the user's, and the names of such objects."""
 
+import hashlib
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from ldit.config.run import BaseRun, RunConfig
 from ldit.errors import ConfigError
+
+_LONGEST = 80  # characters of a setting in an identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +41,38 @@ class Experiment:
                 raise ConfigError(f"Experiment: {name} is for runs of diffusion models")
         if self.network is not None and self.config.parallel.tp > 1:
             raise ConfigError("parallel.tp: a network of one's own is not cut; use parallel.shard")
+
+
+def is_of_package(item: Any) -> bool:
+    """Whether a class or function is defined in ldit."""
+    return str(item.__module__).split(".")[0] == "ldit"
+
+
+def name_of(item: Any) -> str:
+    """The name of a class or function with its module's; of a callable object or partial that of its class."""
+    named = item if hasattr(item, "__qualname__") else type(item)
+    module = named.__module__
+    if module == "__main__":  # a script that was run, and is imported by `ldit train FILE.py:FUNCTION` another time
+        module = Path(getattr(sys.modules[module], "__file__", None) or module).stem
+    return f"{module}.{named.__qualname__}"
+
+
+def identity_of(item: Any) -> str:
+    """The name of an object's class, and its settings: the fields of a dataclass that differ from their defaults.
+
+    It is the same in every process, and stays so when the package's classes get further fields.
+    """
+    settings = [
+        f"{one.name}={_shown(getattr(item, one.name))}"
+        for one in (fields(item) if is_dataclass(item) else ())
+        if one.init and getattr(item, one.name) != one.default
+    ]
+    return name_of(type(item)) + (f"({', '.join(settings)})" if settings else "")
+
+
+def _shown(value: Any) -> str:
+    """A setting in a few words: functions and objects by name, long values by a hash."""
+    if isinstance(value, str | int | float | None | tuple | list | dict):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else hashlib.sha256(text.encode()).hexdigest()[:16]
+    return name_of(value)

@@ -66,7 +66,9 @@ class _Reading:
                 labels[row] = self.data.read(self.indices[row], flip, inputs[row])
             except DataError as error:
                 if self.bad == "stop":
-                    hint = "ldit data check lists bad images, --data.bad skip leaves them out"
+                    hint = "--data.bad skip leaves bad images out"
+                    if self.data.root.exists():  # not a data set object
+                        hint = f"ldit data check lists them, {hint}"
                     raise DataError(f"{error} ({hint})") from (error.__cause__ or error)
                 inputs[row], labels[row] = 0, 0
                 self.faults[row] = str(error)

@@ -45,7 +45,7 @@ _Reference = Statistics | ImageStream | TrainingStream
 
 
 def evaluation_hook(
-    config: RunConfig, spec: ModelSpec, request: ResolvedRequest, codec: Codec, out: Path, context: HookContext
+    config: RunConfig, spec: ModelSpec, request: ResolvedRequest, codec: Codec, context: HookContext
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A hook that returns the Fréchet distance of `eval.num` images under its name ("fid", "fd_…"), and "best": true if
     it is the lowest of the run, which RUN/best.json then records. `request` says how images are sampled.
@@ -101,7 +101,7 @@ def evaluation_hook(
         # Compare with the reference, and with the best value so far.
         values = world.from_rank0(lambda: compute_metrics(collected, cached[0], PLAN, extractor.metric, world.device))
         value: float = values[extractor.metric]
-        best = _is_best(state, value, exactly, out)
+        best = _is_best(state, value, exactly, context.out)
         return {extractor.metric: value, **({BEST: True} if best else {})}
 
     def or_warn(state: TrainState) -> dict[str, Any]:

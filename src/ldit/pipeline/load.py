@@ -230,9 +230,14 @@ def open_model(
 
 
 def own_process(source: Source) -> Process | None:
-    """The user's process that a source was trained with; None where it is one of the package."""
-    is_own = "process" in (source.spec.training or {})
-    return source.experiment.objective if is_own and source.experiment else None
+    """The process of the experiment that a source was opened with; None where it has none."""
+    return source.experiment.objective if source.experiment else None
+
+
+def own_network(source: Source) -> Callable[[Any], Any] | None:
+    """The builder of the user's network whose weights a source has; None where they are a network's of the package."""
+    is_own = "network" in (source.spec.training or {})
+    return source.experiment.network if is_own and source.experiment else None
 
 
 def load_source(
@@ -290,7 +295,7 @@ def load_model(
 ) -> nn.Module:
     """The network with its weights, for inference. It is built on the meta device and filled tensor by tensor: peak
     memory is its own size and one tensor."""
-    network = source.experiment.network if source.experiment else None
+    network = own_network(source)
     with torch.device("meta"):
         model = network(source.spec.model) if network else build_model(source.spec.model, "meta")
     assign(model, source.tensors(ema), str(source.path), device, dtype)
@@ -304,11 +309,11 @@ def open_requested(request: ModelRequest) -> Source:
 
 def open_guide(request: ModelRequest) -> Source | None:
     """Open the weaker model of a request; None where it has none. `heads` and `process` are for `.pt` files, so a guide
-    gets them only if it is one."""
+    gets them only if it is one. A guide with objects of the user's was trained with the experiment of the request."""
     if request.guide is None:
         return None
     heads, process = (request.heads, request.process) if is_pt(request.guide) else (None, None)
-    return open_model(request.guide, heads, request.ema, process)
+    return open_model(request.guide, heads, request.ema, process, request.experiment)
 
 
 def inference_options(machine: Machine) -> InferenceOptions:

@@ -265,7 +265,7 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
     if isinstance(guide.model, TextModelConfig) or isinstance(spec.model, TextModelConfig):
         raise RequestError("guide: text-to-image sampling is not built yet")
     facts = (
-        ("process", spec.process.convention, guide.process.convention),
+        ("process", _process(spec), _process(guide)),
         ("codec", _latents(spec), _latents(guide)),
         ("latent shape", _trained_shape(spec), _trained_shape(guide)),
         ("number of classes", spec.model.num_classes, guide.model.num_classes),
@@ -283,6 +283,11 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
     patch = guide.model.patch_size
     if shape[1] % patch or shape[2] % patch:
         raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {patch}")
+
+
+def _process(spec: ModelSpec) -> str:
+    """The process that a model was trained with: the name of a user's, or the convention of a package's."""
+    return str((spec.training or {}).get("process") or spec.process.convention)
 
 
 def _latents(spec: ModelSpec) -> str:

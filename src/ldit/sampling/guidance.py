@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.diffusion.process import Level
+from ldit.diffusion.process import Level, Prediction, output_of
 from ldit.errors import RequestError
 from ldit.nn.conditioning import TextCondition
 
-Network = Callable[[Tensor, Tensor, Any], Tensor]
+Network = Callable[[Tensor, Tensor, Any], Tensor | Prediction]
 _ROUNDING = 1e-9  # tolerance of noise times, so that an interval includes the step at its end
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -73,17 +73,17 @@ class Guided:
         # Without guidance one conditional call is all.
         scale = self.scale_at(level.noise_time)
         if scale == 1.0 or (self.null is None and self.weak is None):
-            return self.network(x, time, self.cond).float()
+            return output_of(self.network(x, time, self.cond))
         # c and u: from two networks, or from both halves of one batch.
         self.guided_rows += rows
         if self.weak is not None:
-            strong, other = self.network(x, time, self.cond), self.weak(x, time, self.cond)
+            c, u = output_of(self.network(x, time, self.cond)), output_of(self.weak(x, time, self.cond))
         else:
             assert self.null is not None
             both = _cat(self.cond, self.null)
-            strong, other = self.network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
+            c, u = output_of(self.network(torch.cat([x, x]), torch.cat([time, time]), both)).chunk(2)
         # Combined in fp32, on the guided channels alone.
-        c, u, n = strong.float(), other.float(), self.channels
+        n = self.channels
         return torch.cat([u[:, :n] + scale * (c[:, :n] - u[:, :n]), c[:, n:]], dim=1)
 
     def network_calls(self, levels: Iterable[Level], of_weak: bool = False) -> list[tuple[float, int]]:

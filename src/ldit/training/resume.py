@@ -34,6 +34,8 @@ RESUMABLE = {
     "data.bad",
     "heldout.every",
 }
+OBJECTS = ("objective", "network")
+"""Keys of the record that name the user's objects; None = the package's own."""
 RESUMABLE_SECTIONS = ("sampling", "parallel", "guard", "track", "eval")
 
 
@@ -87,10 +89,11 @@ def _data_record(folder: Path) -> dict[str, Any]:
 
 
 def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """ConfigError or DataError when two records are not of the same training."""
-    for what in ("objective", "network"):
-        if old.get(what) != new.get(what):
-            there, now = (f"{record[what]}" if what in record else "the package's own" for record in (old, new))
+    """ConfigError or DataError when two records are not of the same training. Records of older versions do not name
+    the user's objects: those are not compared."""
+    for what in OBJECTS:
+        if what in old and old[what] != new.get(what):
+            there, now = (record.get(what) or "the package's own" for record in (old, new))
             raise ConfigError(
                 f"{what}: {folder} was trained with {there}, this start has {now}; resume with the recipe that began "
                 "the run (ldit train FILE.py:FUNCTION)"
@@ -102,11 +105,15 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old.get("codec") != new.get("codec"):
         before, now = (str(record["codec"])[:12] for record in (old, new))
         raise DataError(f"the autoencoder differs from that of {folder}: fingerprint {before} there, {now} now")
-    if old != new:
+    if _without_objects(old) != _without_objects(new):
         raise DataError(
             f"the training images differ from those of {folder}: {old.get('pictures')} there, "
             f"{new['pictures']} now, or other names"
         )
+
+
+def _without_objects(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in OBJECTS}
 
 
 def _kind(config: BaseRun) -> str:

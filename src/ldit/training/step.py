@@ -26,8 +26,14 @@ from ldit.training.weights import Weights
 
 TIME_BUCKETS = 4
 _LOSS, _COUNT = ([f"{name}_q{q + 1}" for q in range(TIME_BUCKETS)] for name in ("loss", "count"))
-RESERVED = frozenset({"count", "time", "lr", "grad_norm", "step", "best", "left_out", "memory", *_LOSS, *_COUNT})
-"""Names in metrics.jsonl that a task's losses must not have."""
+RESERVED = frozenset(
+    {
+        *("count", "time", "lr", "grad_norm", "step", "best", "left_out", "memory", "images_per_second", "data_wait"),
+        *("mfu", "loss_scale", "attention_logit", "fid", *_LOSS, *_COUNT),
+    }
+)
+RESERVED_PREFIXES = ("eps_mse", "fd_")
+"""Names in metrics.jsonl, and beginnings of names, that a task's losses must not have."""
 
 
 def new_state(config: BaseRun, task: Task, world: World) -> TrainState:

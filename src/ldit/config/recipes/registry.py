@@ -90,7 +90,8 @@ def _from_file(path: Path, function: str) -> Experiment:
         raise ConfigError(f"no file {path}")
     # The module gets the file's name, so that other processes can find its classes. It must not hide another module.
     existing = importlib.util.find_spec(path.stem) if path.stem.isidentifier() and path.stem not in _LOADED else None
-    if existing is not None and Path(existing.origin or "").resolve() != path.resolve():
+    hidden = existing.origin if existing is not None else None  # None for a mere folder of that name
+    if hidden is not None and Path(hidden).resolve() != path.resolve():
         raise ConfigError(f"{path}: there is a module {path.stem!r} already; give the file another name")
     # Execute the file and find the function.
     _LOADED[path.stem] = path.resolve()
@@ -135,7 +136,7 @@ def place_of(error: BaseException) -> str:
     exception from elsewhere."""
     folders = {file.parent for file in _LOADED.values()}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if Path(frame.filename).parent in folders:
+        if Path(frame.filename).resolve().parent in folders:
             return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
     return ""
 

@@ -60,9 +60,14 @@ class SlurmRequest:
         """Directory of the run."""
         if self.out is None and is_run_directory(self.recipe):
             return Path(self.recipe)
-        return self.out or Path("runs") / self.name
+        return self.out or Path("runs") / self._word
 
     @property
     def name(self) -> str:
-        """Name of the job. By default that of the recipe, of FILE.py:FUNCTION without folders and punctuation."""
-        return self.job_name or re.sub(r"[^\w.+-]+", "-", Path(self.recipe).name)
+        """Name of the job, by default that of the recipe."""
+        return self.job_name or self._word
+
+    @property
+    def _word(self) -> str:
+        """The recipe as one word; of FILE.py:FUNCTION without punctuation."""
+        return re.sub(r"[^\w.+-]+", "-", self.recipe).strip("-.")

@@ -134,9 +134,10 @@ class CacheDescription:
         for key, cached in made.items():
             configured = to_dict(getattr(config, key, cached))
             if cached != configured:
+                words = " ".join(map(str, cached)) if isinstance(cached, list) else str(cached)
                 raise DataError(
                     f"data.{key}: {show(configured)}, but {where} was made with {show(cached)} "
-                    f"(--data.{key.replace('_', '-')} {show(cached)})"
+                    f"(--data.{key.replace('_', '-')} {words})"
                 )
 
 

@@ -16,10 +16,12 @@ from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.kl_weights import fingerprint
 from ldit.codecs.open import codec_folder
+from ldit.config.experiment import identity_of, is_of_package, name_of
 from ldit.config.requests.sampling import ModelRequest, Rule
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.errors import RequestError, brief
+from ldit.pipeline.load import own_network
 from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest
 from ldit.rng import uniform
@@ -103,10 +105,22 @@ def describe(
         "guide": None,
         "complete": False,
     }
+    if own := _own_objects(source, resolved):
+        description["experiment"] = own
     if guide is not None:
         weights = weights_fingerprint(guide, request.ema)
         description["guide"] = {"source": _name(request.guide), "weights": weights}
     return description
+
+
+def _own_objects(source: Source, resolved: ResolvedRequest) -> dict[str, str]:
+    """Names of the user's process and network; empty where both are the package's."""
+    own = {}
+    if not is_of_package(type(resolved.process)):
+        own["process"] = identity_of(resolved.process)
+    if network := own_network(source):
+        own["network"] = name_of(network)
+    return own
 
 
 def ended(description: dict[str, Any], labels: Labels) -> dict[str, Any]:

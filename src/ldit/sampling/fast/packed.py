@@ -31,8 +31,9 @@ def packed_block(block: Block, product: Product = lambda linear: linear) -> Bloc
 
 
 def is_packable(block: Block) -> bool:
-    """Whether attention and FFN are the package's own, made of plain products: others may compute something else."""
-    if type(block.attention) is not Attention or type(block.feed_forward) is not SwiGLU:
+    """Whether block, attention and FFN are the package's own, made of plain products: others may compute something
+    else."""
+    if type(block) is not Block or type(block.attention) is not Attention or type(block.feed_forward) is not SwiGLU:
         return False
     a, f = block.attention, block.feed_forward
     return all(type(product) is nn.Linear for product in (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3))

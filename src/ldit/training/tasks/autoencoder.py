@@ -41,7 +41,7 @@ class AutoencoderTask:
         parameters = sum(p.numel() for p in self.network().parameters())
         return f"{parameters:,} parameters, latents {model.latent_channels} x {side} x {side}"
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | None]:
         """Nothing besides data and configuration."""
         return {}
 

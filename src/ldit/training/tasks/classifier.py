@@ -36,7 +36,7 @@ class ClassifierTask:
         parameters = sum(p.numel() for p in self.network().parameters())
         return f"{parameters:,} parameters, {self.config.model.widths[-1]} features"
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | None]:
         """Nothing besides data and configuration."""
         return {}
 

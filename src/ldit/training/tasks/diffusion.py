@@ -1,6 +1,6 @@
 """Diffusion as a Task: a class-conditional network, a process, and latents of the images."""
 
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import build_conditioner
-from ldit.config.experiment import Experiment
+from ldit.config.experiment import Experiment, identity_of, is_of_package, name_of
 from ldit.config.kinds import AnySpec
 from ldit.config.run import RunConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.samples import Samples
 from ldit.diffusion.build import build_process
-from ldit.diffusion.process import Process, samples_alike
+from ldit.diffusion.process import Prediction, Process, samples_alike
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops
 from ldit.nn.dit import init_parameter
@@ -30,8 +30,6 @@ from ldit.training.tasks.own_objects import (
     check_network,
     check_output,
     check_process,
-    is_of_package,
-    name_of,
 )
 from ldit.training.tasks.task import Hook, HookContext
 
@@ -66,16 +64,14 @@ class DiffusionTask:
     def describe(self) -> str:
         return f"{sum(p.numel() for p in self.network().parameters()):,} parameters"
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | None]:
         """Names of the user's objects, and the fingerprint of the autoencoder that images go through; that of cached
         latents is in their manifest."""
-        record = {}
-        if not is_of_package(type(self.process)):
-            record["objective"] = name_of(type(self.process))
-            if is_dataclass(self.process):  # with its settings
-                record["objective"] += str(self.process).removeprefix(type(self.process).__qualname__)
-        if self._network is not None:
-            record["network"] = name_of(self._network)
+        own = not is_of_package(type(self.process))
+        record = {
+            "objective": identity_of(self.process) if own else None,
+            "network": None if self._network is None else name_of(self._network),
+        }
         if isinstance(self.inputs, EncodedInputs):
             record["codec"] = self.inputs.codec.fingerprint()
         return record
@@ -143,10 +139,10 @@ class DiffusionTask:
         noise = torch.stack([normal(shape, self.seed, stream, 0, position) for position in batch.positions])
         labels = to_device(labels, device)
 
-        def predict(x_t: Tensor, time: Tensor) -> Tensor:
-            out: Tensor = model(x_t.to(dtype), time, labels)
-            check_output(out, x_t)
-            return out
+        def predict(x_t: Tensor, time: Tensor) -> Tensor | Prediction:
+            prediction: Tensor | Prediction = model(x_t.to(dtype), time, labels)
+            check_output(prediction, x_t)
+            return prediction
 
         losses = self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
         check_losses(losses, len(x0), self.process)

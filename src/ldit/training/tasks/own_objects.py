@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldit.config.experiment import name_of
 from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import place_of
-from ldit.diffusion.process import Process
+from ldit.diffusion.process import Prediction, Process
 from ldit.errors import ConfigError
-from ldit.training.step import RESERVED
+from ldit.training.step import RESERVED, RESERVED_PREFIXES
 
 NetworkBuilder = Callable[[ClassModelConfig], nn.Module]
 """Builds a network from `model`, called as network(x, t, y): x (B, C, H, W), t (B,), y (B,) -> (B, C or 2C, H, W)."""
@@ -49,7 +50,7 @@ def check_losses(losses: Any, count: int, objective: Process) -> None:
         got = sorted(losses) if isinstance(losses, dict) else type(losses).__name__
         raise ConfigError(f"{where} must return a dict with 'loss', got {got}")
     for name, value in losses.items():
-        if name in RESERVED:
+        if name in RESERVED or name.startswith(RESERVED_PREFIXES):
             raise ConfigError(f"{where}: the name {name!r} is taken by metrics.jsonl; choose another")
         if not isinstance(value, Tensor) or tuple(value.shape) != (count,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -58,20 +59,12 @@ def check_losses(losses: Any, count: int, objective: Process) -> None:
         raise ConfigError(f"{where}: 'loss' does not depend on the network's output")
 
 
-def check_output(out: Tensor, x: Tensor) -> None:
-    """ConfigError for an output that is not (B, C or 2C, H, W) for x (B, C, H, W)."""
-    channels = x.shape[1]
-    if out.shape[1] not in (channels, 2 * channels) or out.shape[::2] != x.shape[::2] or out.shape[3:] != x.shape[3:]:
+def check_output(prediction: Tensor | Prediction, x: Tensor) -> None:
+    """ConfigError for an output, alone or in a Prediction, that is not (B, C or 2C, H, W) for x (B, C, H, W)."""
+    out = prediction.out if isinstance(prediction, Prediction) else prediction
+    batch, channels, *sides = x.shape
+    if not isinstance(out, Tensor) or tuple(out.shape) not in [(batch, n * channels, *sides) for n in (1, 2)]:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(
-            f"network: its output must be (B, C, H, W) or (B, 2C, H, W) for x {tuple(x.shape)}, got {tuple(out.shape)}"
+            f"network: its output must be (B, C, H, W) or (B, 2C, H, W) for x {tuple(x.shape)}, got {got}"
         )
-
-
-def is_of_package(item: Any) -> bool:
-    """Whether a class or function is defined in ldit."""
-    return str(item.__module__).split(".")[0] == "ldit"
-
-
-def name_of(item: Any) -> str:
-    """The name of a class or function with its module's."""
-    return f"{item.__module__}.{item.__qualname__}"

@@ -57,7 +57,7 @@ class Task(Protocol):
         """A few words for the log: parameters and the like."""
         ...
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | None]:
         """Further values that must be the same on resume, besides data and configuration."""
         ...
 
