@@ -262,7 +262,8 @@ def test_an_identity_is_the_same_in_every_process() -> None:
     assert identity_of(Flow(shift=2.0)) == "ldit.diffusion.flow.Flow(shift=2.0)"
     assert name_of(partial(network, None)) == "functools.partial"
     script = type("Mine", (), {"__module__": "__main__"})
-    assert name_of(script) == f"{Path(sys.modules['__main__'].__file__ or '__main__').stem}.Mine"
+    script_file = getattr(sys.modules["__main__"], "__file__", None)  # a worker of the tests has none
+    assert name_of(script) == f"{Path(script_file or '__main__').stem}.Mine"
 
 
 def test_a_network_may_return_more_than_its_output(tmp_path: Path) -> None:
