@@ -67,9 +67,9 @@ MUTANTS = [
     Mutant("training/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
     Mutant("training/optim.py", "self._layouts[name], moments[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
     Mutant("training/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
-    Mutant("training/muon.py", "buffer.lerp_(grad, 1 - self.momentum)", "buffer.lerp_(grad, self.momentum)", TRAIN),
-    Mutant("training/muon.py", "return grad.lerp(buffer, self.momentum)", "return buffer.clone()", TRAIN),
-    Mutant("training/muon.py", "math.sqrt(max(size))", "math.sqrt(min(size))", TRAIN),
+    Mutant("training/muon.py", "buffer.lerp_(grad, 1 - self.settings.momentum)", "buffer.lerp_(grad, self.settings.momentum)", TRAIN),
+    Mutant("training/muon.py", "return grad.lerp(buffer, self.settings.momentum)", "return buffer.clone()", TRAIN),
+    Mutant("training/muon.py", "math.sqrt(max(rows // self._pieces(i), columns))", "math.sqrt(min(rows // self._pieces(i), columns))", TRAIN),
     Mutant("training/muon.py", "torch.where(sound, moved, matrix, out=matrix)", "matrix.copy_(moved)", TRAIN),
     # averages
     Mutant("training/ema.py", "min(decay, n / (9 + n))", "decay", TRAIN),

@@ -34,13 +34,14 @@ HALF = {"bf16": (1e-3, 8e-3), "fp16": (2e-4, 1e-3)}
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 COMPILED = ("compiled",) if COMPILER else ()
-COMPILED_TWO = ("compiled-selective", "compiled-tp2") if COMPILER else ()
+COMPILED_TWO = ("compiled-selective", "compiled-tp2", "route-compiled") if COMPILER else ()
 KINDS = ("plain", "muon-tp2", "replicate")
 
-ALONE = ["plain", "accumulate2", "recompute", "selective", *COMPILED, "muon", "head", "gqa", "bf16", "fp16"]
+ALONE = ["plain", "accumulate2", "recompute", "selective", *COMPILED, "muon", "head", "gqa", "bf16", "fp16",
+         "chunked", "switches", "route"]  # fmt: skip
 TWO = ["plain", "accumulate", "looked-at", "looked-at-keep", "tp2", *COMPILED_TWO, "muon",
-       "head-tp2", "gqa-tp2", "bf16", "bf16-tp2", "fp16-tp2"]  # fmt: skip
-FOUR = ["plain", "tp4", "tp2-recompute", "replicate", "muon-tp2"]
+       "head-tp2", "gqa-tp2", "bf16", "bf16-tp2", "fp16-tp2", "chunked", "switches-tp2", "route"]  # fmt: skip
+FOUR = ["plain", "tp4", "tp2-recompute", "replicate", "muon-tp2", "chunked-tp2", "switches"]
 PAIRS = [(1, n) for n in ALONE if n in ("accumulate2", "recompute", "selective", "compiled")]
 PAIRS += [(2, n) for n in TWO] + [(4, n) for n in FOUR]
 
@@ -86,7 +87,7 @@ def results(alone: dict[str, Any], two: dict[str, Any], four: dict[str, Any]) ->
 def kin(name: str) -> str:
     """The variant that a single process trains in the plain way with the same network, optimiser and precision."""
     first = name.split("-")[0]
-    return first if first in ("muon", "head", "gqa", "bf16", "fp16") else "plain"
+    return first if first in ("muon", "head", "gqa", "bf16", "fp16", "chunked", "switches", "route") else "plain"
 
 
 def far(found: list[float], expected: list[float]) -> float:
@@ -97,7 +98,7 @@ def far(found: list[float], expected: list[float]) -> float:
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler: torch.compile needs one on the CPU")
 def test_there_is_a_compiler() -> None:
     """Compiled variants run in the jobs; without a compiler this is skipped, and says so."""
-    assert "compiled" in ALONE and {"compiled-selective", "compiled-tp2"} <= set(TWO)
+    assert "compiled" in ALONE and set(COMPILED_TWO) <= set(TWO)
 
 
 @pytest.mark.parametrize(("processes", "name"), PAIRS, ids=[f"{n}-{name}" for n, name in PAIRS])

@@ -19,10 +19,14 @@ from runs import ALONE, after
 
 from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
-from ldit.config.sections import ParallelConfig
+from ldit.config.sections import ObjectiveConfig, ParallelConfig
 from ldit.config.spec import FlowConfig
 from ldit.parallel.world import world_of
 
+SWITCHES: dict[str, Any] = {
+    "class_tokens": 2, "shared_adaln": True, "mid_layer": 1, "value_residual": True, "fine_layers": 1,
+    "augment_labels": True,
+}  # fmt: skip
 # name: (changes of parallel, of train, of optim, of model)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}, {}, {}),
@@ -51,7 +55,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "bf16-tp2": ({"tp": 2}, {"precision": "bf16"}, {}, {}),
     "fp16": ({}, {"precision": "fp16"}, {}, {}),
     "fp16-tp2": ({"tp": 2}, {"precision": "fp16"}, {}, {}),
+    "chunked": ({}, {}, {"kind": "muon", "chunked": True, "every": 2, "base_width": 32}, {}),
+    "chunked-tp2": ({"tp": 2}, {}, {"kind": "muon", "chunked": True, "every": 2, "base_width": 32}, {}),
+    "switches": ({"recompute": "full"}, {}, {}, SWITCHES),
+    "switches-tp2": ({"tp": 2}, {"micro_batch_size": 2}, {}, SWITCHES),
+    "route": ({}, {}, {}, {}),
+    "route-compiled": ({"compile": True}, {}, {}, {}),
 }
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "switches": {"augment": 0.3, "dropout": 0.2, "nearest_of": 2, "min_snr": 5.0, "direction": 0.2},
+    "route": {"route": 0.5, "route_blocks": (2, 2)},
+}
+"""By the first word of the name."""
 
 
 def config_of(name: str) -> RunConfig:
@@ -63,6 +78,7 @@ def config_of(name: str) -> RunConfig:
         process=FlowConfig(),
         train=replace(config.train, batch_size=8, **train),
         optim=replace(config.optim, **optim),
+        objective=ObjectiveConfig(**OBJECTIVES.get(name.split("-")[0], {})),
         parallel=ParallelConfig(**parallel),
     )
 

@@ -77,28 +77,78 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return out
 
 
-def forward(
-    config: Any, w: dict[str, Tensor], x: Tensor, t: float, y: int | None = None, text: Tensor | None = None
-) -> Tensor:
-    """One image x (C, H, W); y a class, or text (L, F) the features of a caption without padding."""
-    w = {name: value.double() for name, value in w.items()}
-    x = x.double()
-    p, rows, columns = config.patch_size, x.shape[1] // config.patch_size, x.shape[2] // config.patch_size
+def patches(w: dict[str, Tensor], name: str, x: Tensor, p: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Embedded patches of side p in rows, and the row and column of each."""
     tokens, places = [], []
+    for row in range(x.shape[1] // p):
+        for column in range(x.shape[2] // p):
+            patch = x[:, row * p : (row + 1) * p, column * p : (column + 1) * p]
+            tokens.append(linear(w, name, patch.reshape(-1)))
+            places.append((row, column))
+    return tokens, places
+
+
+def split_in_four(w: dict[str, Tensor], h: Tensor, x: Tensor, p: int) -> Tensor:
+    """Tokens of patches of side 2p -> of side p: a quarter of `split` each, GELU, plus the embedded small patch."""
+    parts = linear(w, "split", h).chunk(4, dim=-1)
+    small, places = patches(w, "fine_embedder", x, p)
+    columns = x.shape[2] // (2 * p)
+    out = []
+    for token, (row, column) in zip(small, places, strict=True):
+        part = parts[2 * (row % 2) + column % 2][(row // 2) * columns + column // 2]
+        out.append(part * 0.5 * (1 + torch.erf(part / math.sqrt(2))) + token)
+    return torch.stack(out)
+
+
+def image_of(config: Any, w: dict[str, Tensor], head: str, h: Tensor, c: Tensor, x: Tensor, p: int, gap: int) -> Tensor:
+    """The image of a head's output tokens; `gap` tokens at the end of each row are no patches."""
+    shift, scale = linear(w, f"{head}.adaLN_modulation.1", silu(c)).chunk(2)
+    out = linear(w, f"{head}.linear", layer_norm(h, 1e-6) * (1 + scale) + shift)
+    channels = config.in_channels * (2 if config.learn_sigma else 1)
+    rows, columns = x.shape[1] // p, x.shape[2] // p
+    image = torch.empty(channels, rows * p, columns * p, dtype=torch.float64)
     for row in range(rows):
         for column in range(columns):
-            patch = x[:, row * p : (row + 1) * p, column * p : (column + 1) * p]
-            tokens.append(linear(w, "x_embedder", patch.reshape(-1)))
-            places.append((row, column))
-        if text is not None:
-            tokens.append(w["eol_token"])
-            places.append((row, columns))
+            token = out[row * (columns + gap) + column]
+            for a in range(p):
+                for b in range(p):
+                    at = (a * p + b) * channels
+                    image[:, row * p + a, column * p + b] = token[at : at + channels]
+    return image
+
+
+def forward(
+    config: Any,
+    w: dict[str, Tensor],
+    x: Tensor,
+    t: float,
+    y: int | None = None,
+    text: Tensor | None = None,
+    augmentation: Tensor | None = None,
+    kept: list[int] | None = None,
+    routed: tuple[int, int] = (0, 0),
+    mid: bool = False,
+) -> Tensor:
+    """One image x (C, H, W); y a class, or text (L, F) the features of a caption without padding. `kept`: the image
+    tokens that pass through the blocks `routed` = (first, last + 1). With `mid` the second head's image."""
+    w = {name: value.double() for name, value in w.items()}
+    x = x.double()
+    fine, count = getattr(config, "fine_layers", 0), getattr(config, "class_tokens", 0)
+    p = config.patch_size * (2 if fine else 1)
+    tokens, places = patches(w, "x_embedder", x, p)
     if text is not None:
+        columns = x.shape[2] // p
+        for row in reversed(range(x.shape[1] // p)):
+            tokens.insert((row + 1) * columns, w["eol_token"])
+            places.insert((row + 1) * columns, (row, columns))
         while len(tokens) < config.max_seq_len:
             places.append(divmod(len(tokens), columns + 1))
             tokens.append(w["pad_token"])
     h = torch.stack(tokens)
-    turn = [angles(config, i, *place) for i, place in enumerate(places)]
+    still = [[0.0] * (config.head_dim // 2)] * count  # class tokens are not turned
+    turn = still + [angles(config, i, *place) for i, place in enumerate(places)]
+    if count:
+        h = torch.cat([w["y_tokens.embedding_table.weight"][y].view(count, -1), h])
 
     c = time_vector(w, t)
     if text is not None:
@@ -107,15 +157,35 @@ def forward(
         c = c + linear(w, "cap_embedder.1", mean)
     else:
         c = c + w["y_embedder.embedding_table.weight"][y]
+    if augmentation is not None:
+        c = c + linear(w, "augment_embedder", augmentation.double())
 
     heads, kv = config.n_heads, config.n_kv_heads or config.n_heads
+    first = aside = second = None
     for i in range(config.n_layers):
         n = f"layers.{i}"
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = linear(w, f"{n}.adaLN_modulation.1", silu(c)).chunk(6)
+        if fine and i == config.n_layers - fine:
+            p, first = config.patch_size, None
+            h = torch.cat([h[:count], split_in_four(w, h[count:], x, p)])
+            fine_places = [(row, column) for row in range(x.shape[1] // p) for column in range(x.shape[2] // p)]
+            turn = still + [angles(config, j, *place) for j, place in enumerate(fine_places)]
+        if kept is not None and i == routed[0]:
+            way = [*range(count), *(count + j for j in kept)]
+            aside, every = h, turn
+            h, turn = h[way], [turn[j] for j in way]
+        if config.shared_adaln:
+            six = linear(w, "adaLN_modulation.1", silu(c)) + w["adaLN_table"][i]
+        else:
+            six = linear(w, f"{n}.adaLN_modulation.1", silu(c))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6)
         a = rms(h, w[f"{n}.attention_norm.weight"], config.norm_eps) * (1 + scale_a) + shift_a
         q = normed(config, w, f"{n}.attention.q_norm", linear(w, f"{n}.attention.wq", a), heads)
         k = normed(config, w, f"{n}.attention.k_norm", linear(w, f"{n}.attention.wk", a), kv)
         v = linear(w, f"{n}.attention.wv", a).view(len(a), kv, -1)
+        if config.value_residual:
+            first = v if first is None else first
+            mix = w[f"{n}.attention.value_mix"]
+            v = torch.stack([mix[0, m] * v[:, m] + mix[1, m] * first[:, m] for m in range(kv)], dim=1)
         q = torch.stack([torch.stack([rotate(q[j, m], turn[j]) for m in range(heads)]) for j in range(len(q))])
         k = torch.stack([torch.stack([rotate(k[j, m], turn[j]) for m in range(kv)]) for j in range(len(k))])
         mixed = attend(q, k, v)
@@ -128,16 +198,13 @@ def forward(
         f = rms(h, w[f"{n}.ffn_norm.weight"], config.norm_eps) * (1 + scale_m) + shift_m
         inner = silu(linear(w, f"{n}.feed_forward.w1", f)) * linear(w, f"{n}.feed_forward.w3", f)
         h = h + gate_m * linear(w, f"{n}.feed_forward.w2", inner)
-
-    shift, scale = linear(w, "final_layer.adaLN_modulation.1", silu(c)).chunk(2)
-    out = linear(w, "final_layer.linear", layer_norm(h, 1e-6) * (1 + scale) + shift)
-    channels = config.in_channels * (2 if config.learn_sigma else 1)
-    image = torch.empty(channels, rows * p, columns * p, dtype=torch.float64)
-    for row in range(rows):
-        for column in range(columns):
-            token = out[row * (columns + (text is not None)) + column]
-            for a in range(p):
-                for b in range(p):
-                    at = (a * p + b) * channels
-                    image[:, row * p + a, column * p + b] = token[at : at + channels]
-    return image
+        if kept is not None and i + 1 == routed[1]:
+            aside = aside.clone()
+            for j, token in zip(way, h, strict=True):
+                aside[j] = token
+            h, turn = aside, every
+        if i + 1 == config.mid_layer:
+            second = image_of(config, w, "mid_head", h[count:], c, x, p, 0)
+    if mid:
+        return second
+    return image_of(config, w, "final_layer", h[count:], c, x, p, int(text is not None))

@@ -8,8 +8,9 @@ import torch
 
 from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.nn.build import build_model
-from ldit.nn.conditioning import TextCondition
+from ldit.nn.conditioning import TextCondition, TrainingInputs
 from ldit.nn.dit import DiT
+from ldit.nn.layers import dropped
 from ldit.nn.rope import raster_table, rotate_complex, rotate_real
 from ldit.nn.tokens import rope_table
 
@@ -48,6 +49,11 @@ def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
         {"patch_size": 1, "input_size": 4},
         {"in_channels": 3},
         {"dim": 1152, "n_heads": 2, "n_layers": 1, "multiple_of": 256, "patch_size": 4},
+        {"shared_adaln": True},
+        {"value_residual": True, "n_kv_heads": 2, "n_layers": 3},
+        {"class_tokens": 3, "rope": "2d"},
+        {"fine_layers": 1, "rope": "2d"},
+        {"fine_layers": 1, "n_layers": 3, "class_tokens": 2, "shared_adaln": True, "value_residual": True},
     ],
     ids=str,
 )
@@ -59,6 +65,82 @@ def test_class_model(changes: dict[str, Any]) -> None:
     out = model(x, t, y)
     for i in range(2):
         check(out[i], reference.forward(config, model.state_dict(), x[i], t[i].item(), y=int(y[i])))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mid_layer": 1}, {"mid_layer": 1, "fine_layers": 1}, {"mid_layer": 2, "fine_layers": 2, "class_tokens": 2}],
+    ids=str,
+)
+def test_the_second_head(changes: dict[str, Any]) -> None:
+    """In the trunk and among the small patches; the first output is the one without it."""
+    config = ClassModelConfig(**{**TINY, "n_layers": 3, "input_size": 8, "num_classes": 5, **changes})
+    model = filled(config)
+    x, t, y = torch.randn(1, 4, 8, 8), torch.tensor([3.0]), torch.tensor([1])
+    out, mid = model(x, t, y, mid=True)
+    assert torch.equal(out, model(x, t, y))
+    check(mid[0], reference.forward(config, model.state_dict(), x[0], 3.0, y=1, mid=True))
+    assert (mid - out).abs().max() > 0.1
+
+
+def test_some_tokens_skip_some_blocks() -> None:
+    """Each sample has tokens of its own; those of the class never skip."""
+    config = ClassModelConfig(**{**TINY, "n_layers": 4}, input_size=8, num_classes=5, class_tokens=2, rope="2d")
+    model = filled(config)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 4.0]), torch.tensor([1, 0])
+    kept = torch.tensor([[3, 0, 9, 15], [1, 2, 14, 8]])
+    out = model(x, t, y, training=TrainingInputs(kept=kept, routed=(1, 3)))
+    for i in range(2):
+        way = {"kept": kept[i].tolist(), "routed": (1, 3)}
+        check(out[i], reference.forward(config, model.state_dict(), x[i], t[i].item(), y=int(y[i]), **way))
+    assert (out - model(x, t, y)).abs().max() > 0.1
+    every = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(
+        model(x, t, y, training=TrainingInputs(kept=every, routed=(1, 3))), model(x, t, y), atol=1e-5, rtol=0
+    )
+
+
+def test_the_network_is_told_how_an_image_was_augmented() -> None:
+    config = ClassModelConfig(**TINY, input_size=8, num_classes=5, augment_labels=True)
+    model = filled(config)
+    x, t, y, labels = torch.randn(1, 4, 8, 8), torch.tensor([3.0]), torch.tensor([1]), torch.randn(1, 9)
+    out = model(x, t, y, training=TrainingInputs(augmentation=labels))
+    check(out[0], reference.forward(config, model.state_dict(), x[0], 3.0, y=1, augmentation=labels[0]))
+    assert torch.equal(model(x, t, y, training=TrainingInputs(augmentation=torch.zeros(1, 9))), model(x, t, y))
+
+
+def test_dropped_updates() -> None:
+    """A hash of (seed, place): the share asked for, the mean kept, the same in any batch; and by hand."""
+    x, seeds = torch.ones(3, 40, 64), torch.tensor([5, 6, 1 << 30])
+    out = dropped(x, seeds, 0.25)
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    shares = (out == 0).float().mean((1, 2))
+    assert ((shares - 0.25).abs() < 4 * (0.25 * 0.75 / 2560) ** 0.5).all()
+    assert torch.equal(dropped(x[1:], seeds[1:], 0.25), out[1:])
+    assert len({tuple(row.flatten().tolist()) for row in out}) == 3
+
+    def hashed(seed: int, place: int) -> int:
+        h = (seed ^ (place * 0x9E3779B1)) & 0xFFFFFFFF
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
+        return h ^ (h >> 16)
+
+    for place in range(200):
+        assert (out[2].flatten()[place] == 0) == (hashed(1 << 30, place) < 2**30)
+
+
+def test_dropout_changes_only_updates() -> None:
+    """With every update dropped but the first, and none: between the two."""
+    config = ClassModelConfig(**TINY, input_size=8, num_classes=5)
+    model = filled(config)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 4.0]), torch.tensor([1, 0])
+    seeds = torch.tensor([11, 12])
+    some = model(x, t, y, training=TrainingInputs(seeds=seeds, dropout=0.3))
+    assert torch.equal(some, model(x, t, y, training=TrainingInputs(seeds=seeds, dropout=0.3)))
+    alone = model(x[1:], t[1:], y[1:], training=TrainingInputs(seeds=seeds[1:], dropout=0.3))
+    torch.testing.assert_close(some[1:], alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model(x, t, y, training=TrainingInputs(seeds=seeds, dropout=0.0)), model(x, t, y))
+    assert (some - model(x, t, y)).abs().max() > 0.1
 
 
 def test_other_sizes_and_null_class() -> None:
@@ -152,8 +234,8 @@ def test_precomputed_modulations_are_the_same() -> None:
     """What the sampler may compute ahead gives the same image as forward."""
     model = filled(ClassModelConfig(**TINY, input_size=8, num_classes=5))
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 6.0]), torch.tensor([0, 1])
-    blocks, final = model.modulations(model.condition(t, y))
-    out = model.compute(x, model.positions(x), model.layers, blocks, final)
+    modulations = model.modulations(model.condition(t, y))
+    out = model.compute(x, model.positions(x), model.layers, modulations, y)
     assert torch.equal(out, model(x, t, y))
 
 

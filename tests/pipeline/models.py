@@ -43,7 +43,7 @@ def tiny(model: ClassModelConfig = MODEL, weights: int = 0, **changes: Any) -> P
 
 
 def tiny_flow(weights: int = 0, **changes: Any) -> Pipeline:
-    """The same as a flow."""
-    model = replace(MODEL, learn_sigma=False)
+    """The same as a flow, of `model` if given."""
+    model = changes.pop("model", replace(MODEL, learn_sigma=False))
     parts: dict[str, Any] = {"process": FlowConfig(), "sampling": SamplingConfig("heun", 4, 2.0)}
     return tiny(model, weights, **{**parts, **changes})

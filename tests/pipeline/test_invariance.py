@@ -12,7 +12,7 @@ from pipeline.models import close, tiny, tiny_flow
 from torch import Tensor
 
 from ldit.pipeline.load import Pipeline
-from ldit.sampling.fast.conditioning_cache import Modulations, Pair
+from ldit.sampling.fast.conditioning_cache import ModulationCache, Pair
 from ldit.sampling.solvers import SOLVERS
 
 LABELS = [0, 1, 2, 3, 1]
@@ -71,13 +71,13 @@ def _one(options: dict[str, Any]) -> dict[str, Any]:
 def test_conditioning_is_made_once_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all steps together, for batches with the same labels; the null class where it guides alone."""
     made: list[int] = []
-    real = Modulations.rows
+    real = ModulationCache.rows
 
-    def rows(self: Modulations, pairs: Sequence[Pair]) -> Tensor:
+    def rows(self: ModulationCache, pairs: Sequence[Pair]) -> Tensor:
         made.append(len(pairs))
         return real(self, pairs)
 
-    monkeypatch.setattr(Modulations, "rows", rows)
+    monkeypatch.setattr(ModulationCache, "rows", rows)
     pipe = tiny_flow()
     options = {"steps": 4, "solver": "euler", "batch_size": 2}
     pipe.sample_latents([1, 2, 1, 2], guidance_interval=(0.4, 0.8), **options)

@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ldit.storage.shards import ShardWriter, shard_name, write_index
 from ldit.storage.tensors import assign
 
 CLASS = ClassModelConfig(dim=64, n_layers=3, n_heads=4, num_classes=5, input_size=8, qk_norm=True, multiple_of=32)
+SWITCHED = replace(CLASS, shared_adaln=True, class_tokens=2, value_residual=True, fine_layers=1, mid_layer=1)
 TEXT = TextModelConfig(dim=64, n_layers=2, n_heads=4, cap_feat_dim=24, max_seq_len=24, multiple_of=32)
 BASELINE = OriginalDiTConfig(hidden_size=64, depth=3, num_heads=4, num_classes=5, input_size=8)
 DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16),
@@ -86,7 +88,7 @@ def in_two_slots(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     monkeypatch.setattr(module, "_streamer", streamer)
 
 
-@pytest.mark.parametrize("config", [CLASS, TEXT, BASELINE], ids=["class", "text", "baseline"])
+@pytest.mark.parametrize("config", [CLASS, SWITCHED, TEXT, BASELINE], ids=["class", "switched", "text", "baseline"])
 @pytest.mark.parametrize(("stored", "computed"), DTYPES)
 @pytest.mark.parametrize("slots", [1, 2])
 def test_the_numbers_are_those_of_the_model_moved_whole(

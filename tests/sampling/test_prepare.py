@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,8 @@ from ldit.nn.build import build_model
 from ldit.nn.dit import DiT
 from ldit.nn.layers import Attention
 from ldit.nn.rope import GridScale
-from ldit.sampling.fast.conditioning_cache import Modulations
+from ldit.nn.tokens import rope_table
+from ldit.sampling.fast.conditioning_cache import ModulationCache
 from ldit.sampling.fast.options import InferenceOptions
 from ldit.sampling.fast.packed import is_packable, joined
 from ldit.sampling.fast.prepare import Prepared, prepare
@@ -33,6 +35,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"class_dropout_prob": 0.0},
     {"num_classes": 0},
     {"learn_sigma": False, "patch_size": 4, "in_channels": 3},
+    {"shared_adaln": True, "class_tokens": 3},
+    {"value_residual": True, "n_kv_heads": 2},
+    {"fine_layers": 1, "rope": "2d", "class_tokens": 2, "mid_layer": 1},
 ]
 
 
@@ -82,6 +87,33 @@ def test_same_outputs(changes: dict[str, Any], packed: bool, planned: bool) -> N
     assert torch.equal(model(x, t, y), expected) and torch.equal(x, given), "the model itself stays as it was"
 
 
+@pytest.mark.parametrize("changes", [{}, {"fine_layers": 1}, {"shared_adaln": True, "class_tokens": 2}], ids=str)
+def test_both_heads(changes: dict[str, Any]) -> None:
+    model = tiny(mid_layer=1, **changes)
+    x, t, y = batch(model)
+    expected, found = model(x, t, y, mid=True), prepared(model, packed=True)(x, t, y, mid=True)
+    assert len(found) == 2 and all(error(a, b) <= TOLERANCE for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"fine_layers": 1}, {"fine_layers": 1, "class_tokens": 2}], ids=str)
+@pytest.mark.parametrize("rope", ["raster", "2d"])
+def test_positions_of_larger_images(changes: dict[str, Any], rope: str) -> None:
+    """Both levels are scaled alike: a row of the trunk has half as many columns, and stays as far from the next."""
+    model = tiny(rope=rope, **changes)
+    network, t, y = prepared(model), torch.tensor([3.0]), torch.tensor([5])
+    x, grid = torch.randn(1, 4, 12, 16), GridScale(ntk_rows=1.5, columns=2.0, stride=4 if rope == "raster" else None)
+    assert error(network(x, t, y, grid=grid), model(x, t, y, grid=grid)) <= TOLERANCE
+    table = model.positions(x, grid)
+    count = model.class_tokens
+    levels = [(3, 4), (6, 8)] if changes.get("fine_layers") else [(6, 8)]
+    assert len(table) == sum(count + rows * columns for rows, columns in levels)
+    assert torch.equal(table[:count], torch.tensor([1.0, 0.0]).expand(count, 4, 2))
+    rows, columns = levels[0]
+    stride = None if grid.stride is None else grid.stride // (2 if len(levels) == 2 else 1)
+    expected = rope_table(rope, rows, columns, 8, torch.device("cpu"), replace(grid, stride=stride))
+    assert torch.equal(table[count : count + rows * columns], expected)
+
+
 def test_other_sizes_and_scaled_positions() -> None:
     model = tiny(rope="2d")
     network = prepared(model)
@@ -126,13 +158,13 @@ def test_planned_and_unplanned_are_the_same_bits() -> None:
 def test_planned_rows_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made together, of more than the weights are large as many as those at a time."""
     made: list[int] = []
-    real = Modulations.rows
+    real = ModulationCache.rows
 
-    def rows(self: Modulations, pairs: Any) -> Tensor:
+    def rows(self: ModulationCache, pairs: Any) -> Tensor:
         made.append(len(pairs))
         return real(self, pairs)
 
-    monkeypatch.setattr(Modulations, "rows", rows)
+    monkeypatch.setattr(ModulationCache, "rows", rows)
     model = tiny()
     x, t, y = batch(model)
     network = prepared(model)
@@ -153,12 +185,12 @@ def test_planned_rows_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
         network(x, torch.full((3,), float(time)), y)
     assert made == [9, 2, 32, 6]  # times 0 to 9 and two rows of 10; then 10 and 11
 
-    def short(self: Modulations, pairs: Any) -> Tensor:
+    def short(self: ModulationCache, pairs: Any) -> Tensor:
         if len(pairs) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows(self, pairs)
 
-    monkeypatch.setattr(Modulations, "rows", short)
+    monkeypatch.setattr(ModulationCache, "rows", short)
     network.plan(product(range(3), LABELS))
     expected = model(x, torch.full((3,), 1.0), y)
     assert error(network(x, torch.full((3,), 1.0), y), expected) <= TOLERANCE and made[4:] == [3]
@@ -192,6 +224,18 @@ def test_joined_weights_that_adjoin_already_are_not_copied() -> None:
     assert torch.equal(whole.weight, torch.cat([first, second]))
     assert joined([a, b]).weight.data_ptr() == whole.weight.data_ptr() == a.weight.data_ptr()
     assert torch.equal(joined([b, a]).weight, torch.cat([second, first]))
+
+
+def test_int8_with_every_switch() -> None:
+    """Off by no more than without them."""
+    wide = {"dim": 64, "multiple_of": 64, "n_layers": 3}
+    switches = {"shared_adaln": True, "class_tokens": 2, "value_residual": True, "fine_layers": 1}
+    offs = []
+    for changes in ({}, switches):
+        model = tiny(**wide, **changes)
+        x, t, y = batch(model)
+        offs.append(error(prepared(model, int8=True)(x, t, y), model(x, t, y)))
+    assert 0 < offs[1] < max(2 * offs[0], 0.1)
 
 
 def test_int8_error() -> None:

@@ -1,14 +1,18 @@
 """Muon on one process against torch.optim.Muon, and by hand."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from runs import started, tiny
 from torch import Tensor, nn
 
 from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
-from ldit.training.muon import RMS, Muon, orthogonalised
+from ldit.training.muon import RMS, Muon, MuonSettings, orthogonalised
+from ldit.training.optim import _is_matrix
 
 SHAPES = [(24, 24), (16, 40), (40, 16), (8, 64), (96, 12)]
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -20,7 +24,8 @@ def matrices(seed: int = 0) -> list[nn.Parameter]:
 
 
 def ours(given: list[nn.Parameter], decay: float = 0.0, dtype: torch.dtype = torch.float32) -> Muon:
-    return Muon(given, [Layout(tuple(m.shape)) for m in given], ModelGroup(), 0.95, decay, dtype)
+    settings = MuonSettings(0.95, decay, dtype)
+    return Muon(given, [Layout(tuple(m.shape)) for m in given], ModelGroup(), settings)
 
 
 def gradients(step: int) -> list[Tensor]:
@@ -106,3 +111,84 @@ def test_unsound_steps_change_no_bit(value: float) -> None:
         m.grad = torch.full_like(m, value)
     optimizer.step(0.1, NO)
     assert all(torch.equal(a, b) for a, b in zip(before, (*mine, *optimizer.buffers), strict=True))
+
+
+def stacked(shapes: list[tuple[int, int]], pieces: list[int], settings: dict[str, Any]) -> tuple[Any, Muon]:
+    drawn = torch.Generator().manual_seed(4)
+    given = [nn.Parameter(torch.randn(shape, generator=drawn) * 0.1, requires_grad=False) for shape in shapes]
+    layouts = [Layout(shape) for shape in shapes]
+    return given, Muon(
+        given, layouts, ModelGroup(), MuonSettings(pieces=tuple(pieces), dtype=torch.float32, **settings)
+    )
+
+
+def test_pieces_are_orthogonalised_apart() -> None:
+    """As if every piece were a parameter of its own; in batches of equal shape, which changes rounding alone."""
+    shapes, pieces = [(24, 24), (48, 8), (24, 24), (48, 8), (40, 16)], [1, 6, 1, 6, 1]
+    given, chunked = stacked(shapes, pieces, {"weight_decay": 0.1})
+    parts = [nn.Parameter(p.detach().clone(), requires_grad=False)
+             for m, n in zip(given, pieces, strict=True) for p in m.chunk(n)]  # fmt: skip
+    apart = ours(parts, 0.1)
+    for step in range(3):
+        drawn = torch.Generator().manual_seed(step)
+        for m in given:
+            m.grad = torch.randn(m.shape, generator=drawn)
+        grads = [p for m, n in zip(given, pieces, strict=True) for p in m.grad.chunk(n)]  # type: ignore[union-attr]
+        for p, grad in zip(parts, grads, strict=True):
+            p.grad = grad.clone()
+        chunked.step(0.05, YES, step)
+        apart.step(0.05, YES)
+    found = [p for m, n in zip(given, pieces, strict=True) for p in m.chunk(n)]
+    for a, b in zip(found, parts, strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-4, atol=1e-6)
+    # The whole stack at once would be another direction.
+    whole = orthogonalised(torch.cat([torch.eye(8), 3 * torch.eye(8)]), torch.float32)
+    assert (whole[:8] - whole[8:]).abs().max() > 0.3
+
+
+def test_between_the_steps_rows_are_normalised() -> None:
+    """With `every` 2, steps 0, 2, … are full; in the others all rows are as long, and the update as large."""
+    given, muon = stacked([(12, 32), (32, 12)], [1, 1], {"every": 2, "momentum": 0.0})
+    for number in range(4):
+        before = [m.detach().clone() for m in given]
+        for m in given:
+            m.grad = torch.randn(m.shape, generator=torch.Generator().manual_seed(number))
+        muon.step(1.0, YES, number)
+        for m, old in zip(given, before, strict=True):
+            grad, update = m.grad, (old - m.detach()) / (RMS * math.sqrt(32))
+            assert grad is not None
+            if number % 2 == 0:
+                torch.testing.assert_close(update, orthogonalised(grad, torch.float32), rtol=1e-3, atol=1e-5)
+            else:
+                rows = grad / grad.norm(dim=1, keepdim=True) * math.sqrt(min(m.shape) / m.shape[0])
+                torch.testing.assert_close(update, rows, rtol=1e-4, atol=1e-6)
+                assert update.norm().item() == pytest.approx(math.sqrt(12), rel=1e-4)
+
+
+def test_which_parameters_are_muons() -> None:
+    """In pieces also the adaLN of blocks, alone or shared; never that of the heads, nor tables."""
+    for name in ("layers.0.adaLN_modulation.1.weight", "adaLN_modulation.1.weight"):
+        assert _is_matrix(name, chunked=True) and not _is_matrix(name)
+    for name in ("final_layer.adaLN_modulation.1.weight", "layers.0.adaLN_modulation.1.bias", "adaLN_table",
+                 "mid_head.adaLN_modulation.1.weight", "layers.0.attention.value_mix"):  # fmt: skip
+        assert not _is_matrix(name, chunked=True)
+
+
+def test_rates_by_width() -> None:
+    """muP: hidden matrices at base / width of the rate; embedders, biases, norms and labels at the whole."""
+    state, _, _ = started(tiny())
+    assert len(state.optimizer.adamw.param_groups) == 1
+    config = tiny()
+    config = replace(config, optim=replace(config.optim, base_width=16))
+    state, _, _ = started(config)
+    shares = {id(p): group["share"] for group in state.optimizer.adamw.param_groups for p in group["params"]}
+    names = {name: shares[id(p)] for name, p in zip(state.weights.names, state.weights.masters, strict=True)}
+    hidden = ("layers.0.attention.wq", "layers.1.feed_forward.w2", "layers.0.adaLN_modulation.1",
+              "final_layer.linear", "final_layer.adaLN_modulation.1", "t_embedder.mlp.2")  # fmt: skip
+    assert {names[f"{name}.weight"] for name in hidden} == {16 / 64}
+    whole = ("x_embedder.weight", "t_embedder.mlp.0.weight", "y_embedder.embedding_table.weight",
+             "final_layer.linear.bias",
+             "layers.0.attention_norm.weight", "layers.0.adaLN_modulation.1.bias")  # fmt: skip
+    assert {names[name] for name in whole} == {1.0}
+    state.optimizer.step(0.5, YES)
+    assert sorted(group["lr"] for group in state.optimizer.adamw.param_groups) == [0.125, 0.5]

@@ -43,12 +43,21 @@ REFUSED: dict[str, Any] = {
     "train.batch_size": 8, "train.lr": 0.5, "train.warmup": 1, "train.schedule": "cosine", "train.seed": 1,
     "train.precision": "bf16", "train.reduce_precision": "bf16", "train.grad_clip": 1.0, "train.init_from": "x",
     "train.init_ema": False, "optim.kind": "muon", "optim.momentum": 0.9, "optim.beta1": 0.8, "optim.beta2": 0.99,
-    "optim.weight_decay": 0.1, "ema.decay": 0.9, "ema.more": (0.5,), "ema.power": (0.2,), "data.flip": True,
+    "optim.weight_decay": 0.1, "ema.decay": 0.9, "ema.warmup": False, "ema.more": (0.5,), "ema.power": (0.2,),
+    "data.flip": True,
     "data.heldout": "", "data.max_per_class": 9, "data.exif": True, "data.background": (0, 0, 0),
     "data.max_pixels": 4096, "data.codec_precision": "bf16", "heldout.num": 3, "objective.time_mean": 1.0,
     "objective.time_std": 2.0, "model.dim": 32, "model.qk_norm": "head", "model.class_dropout_prob": 0.2,
-    "model.learn_sigma": False, "process.": FlowConfig(),
+    "model.learn_sigma": False, "process.": FlowConfig(), "optim.chunked": True, "optim.every": 2,
+    "optim.precision": "fp32", "optim.base_width": 8, "objective.min_snr": 5.0, "objective.direction": 0.5,
+    "objective.nearest_of": 2, "objective.mid_weight": 1.0, "objective.augment": 0.1, "objective.dropout": 0.1,
+    "objective.route": 0.5, "objective.route_blocks": (1, 1), "model.class_tokens": 2, "model.shared_adaln": True,
 }  # fmt: skip
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "optim.every": {"optim.chunked": True}, "objective.augment": {"model.augment_labels": True},
+    "objective.route": {"objective.route_blocks": (1, 1)},
+}  # fmt: skip
+"""What a key needs beside it, to be a sound configuration."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +101,7 @@ def test_r3_allowed_with_a_notice(key: str, place: Path) -> None:
 def test_r3_refused_with_the_difference(key: str, place: Path) -> None:
     """Through the whole flow: one line with key, old and new value; nothing in the run is written."""
     before = {p: p.read_bytes() for p in (place / "run").rglob("*.json*")}
-    changes = {key: REFUSED[key]}
+    changes = {key: REFUSED[key], **COMPANIONS.get(key, {})}
     if key.startswith("objective."):  # DDPM has none of it, and says so before it looks at the run
         changes |= {"process.": FlowConfig(), "model.learn_sigma": False}
     with pytest.raises(ConfigError) as error:
@@ -231,7 +240,7 @@ NEW_SECTIONS = ("guard", "parallel", "track")
 NEW_KEYS = {
     "train": ("cooldown", "keep_every", "async_save", "attention_every", "init_from", "init_ema", "reduce_precision"),
     "optim": ("kind", "momentum"),
-    "ema": ("more", "power", "snapshot_every"),
+    "ema": ("more", "power", "snapshot_every", "warmup"),
 }
 OLD_BASE = {"ema.power": (), "train.micro_batch_size": 4}
 

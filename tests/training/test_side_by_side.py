@@ -18,7 +18,7 @@ from ldit.pipeline import loaded as pipeline
 from ldit.pipeline.generate import Sample
 from ldit.pipeline.load import Pipeline
 from ldit.sampling.fast import prepare as preparing
-from ldit.sampling.fast.conditioning_cache import Modulations
+from ldit.sampling.fast.conditioning_cache import ModulationCache
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.prepare import Prepared
 
@@ -57,8 +57,8 @@ def latents(events: Any) -> Tensor:
 def made(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of conditioning, at each time some were made."""
     rows: list[int] = []
-    real = Modulations.rows
-    monkeypatch.setattr(Modulations, "rows", lambda self, pairs: rows.append(len(pairs)) or real(self, pairs))
+    real = ModulationCache.rows
+    monkeypatch.setattr(ModulationCache, "rows", lambda self, pairs: rows.append(len(pairs)) or real(self, pairs))
     return rows
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -112,6 +113,16 @@ def test_ema_by_hand() -> None:
     assert p.item() == 1.0
 
 
+def test_ema_without_warm_up_by_hand() -> None:
+    """As the original: the decay from the first update, so most of the initial weights stay."""
+    averages = Averages(EMAConfig(0.9, more=(0.5,), warmup=False), [torch.tensor([1.0])])
+    averages.start([torch.tensor([1.0])])
+    for n in range(3):
+        averages.update([torch.tensor([0.0])], n + 1)
+    assert averages.main[0].item() == pytest.approx(0.9**3, rel=1e-6)
+    assert averages.tracks["ema-0.5"].values[0].item() == pytest.approx(0.5**3, rel=1e-6)
+
+
 def test_the_first_update_of_the_average() -> None:
     """n = 0 at the first step: a tenth of the initial weights stays."""
     state, task, loader = started(tiny())
@@ -133,6 +144,17 @@ def test_learning_rates() -> None:
     assert learning_rate(TrainConfig(lr=0.5), 1) == 0.5
     root = TrainConfig(steps=1000, lr=1.0, warmup=100, schedule="inverse-sqrt")
     assert [learning_rate(root, step) for step in (50, 100, 400)] == pytest.approx([0.5, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse-sqrt"])
+def test_a_cooldown_multiplies_any_schedule(schedule: Literal["constant", "cosine", "inverse-sqrt"]) -> None:
+    """Linear to zero, which it would reach one step after the last."""
+    plain = TrainConfig(steps=100, lr=1.0, warmup=10, schedule=schedule)
+    cooled = replace(plain, cooldown=20)
+    for step in (1, 10, 11, 80):
+        assert learning_rate(cooled, step) == learning_rate(plain, step)
+    for step in (81, 90, 100):
+        assert learning_rate(cooled, step) == pytest.approx(learning_rate(plain, step) * (101 - step) / 21)
 
 
 def test_noise_depends_on_the_sample_alone() -> None:

@@ -39,8 +39,15 @@ class Experiment:
         for name in ("objective", "network"):
             if getattr(self, name) is not None and not isinstance(self.config, RunConfig):
                 raise ConfigError(f"Experiment: {name} is for runs of diffusion models")
-        if self.network is not None and self.config.parallel.tp > 1:
+        if self.network is None or not isinstance(self.config, RunConfig):
+            return
+        if self.config.parallel.tp > 1:
             raise ConfigError("parallel.tp: a network of one's own is not cut; use parallel.shard")
+        objective = self.config.objective
+        own = {"model.mid_layer": self.config.model.mid_layer, "objective.augment": objective.augment,
+               "objective.dropout": objective.dropout, "objective.route": objective.route}  # fmt: skip
+        if unknown := next((name for name, value in own.items() if value), None):
+            raise ConfigError(f"{unknown}: a network of one's own does not have it")
 
 
 def is_of_package(item: Any) -> bool:

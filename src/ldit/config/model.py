@@ -37,11 +37,19 @@ class BackboneConfig:
     """Rotary positions: raster = index in the sequence, 2d = row and column."""
     cond_channels: int = 0
     """Additional input channels, which have no output."""
+    shared_adaln: bool = False
+    """One adaLN for all blocks, plus a learned vector for each block, in place of an adaLN in each block."""
+    value_residual: bool = False
+    """Mix the values of each block's attention with those of the first block, by learned weights a head."""
+    mid_layer: int = 0
+    """Number of blocks before a second output head, which internal guidance uses; 0 = there is none."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "dim", "n_layers", "n_heads", "multiple_of"):
             _within(self, name, 1)
         _within(self, "cond_channels", 0)
+        if not 0 <= self.mid_layer < self.n_layers:
+            raise ConfigError(f"model.mid_layer: must be 0 to {self.n_layers - 1}, got {self.mid_layer}")
         if self.n_kv_heads is not None:
             _within(self, "n_kv_heads", 1)
         if self.ffn_dim_multiplier is not None and not 0 < self.ffn_dim_multiplier <= 64:
@@ -95,10 +103,32 @@ class ClassModelConfig(BackboneConfig):
     """Share of labels that training replaces by the null class; 0 = no null class, so no guidance."""
     num_classes: int = 1000
     """Number of classes, 0 = unconditional."""
+    class_tokens: int = 0
+    """Number of learned tokens of the class in front of the image tokens."""
+    fine_layers: int = 0
+    """Number of last blocks that work on patches of patch_size; the others then work on patches of twice that side.
+    0 = all blocks work on patches of patch_size."""
+    augment_labels: bool = False
+    """Tell the network how a training image was augmented (objective.augment); nothing is augmented in sampling."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_class_fields(self, 0)
+        _within(self, "class_tokens", 0)
+        if not 0 <= self.fine_layers < self.n_layers:
+            raise ConfigError(f"model.fine_layers: must be 0 to {self.n_layers - 1}, got {self.fine_layers}")
+        if self.input_size % self.side_unit:
+            raise ConfigError(f"model.fine_layers: input_size {self.input_size} is no multiple of {self.side_unit}")
+
+    @property
+    def side_unit(self) -> int:
+        """Height and width must be multiples of this: the side of the largest patches."""
+        return self.patch_size * (2 if self.fine_layers else 1)
+
+    @property
+    def trunk_layers(self) -> int:
+        """Number of blocks before those of `fine_layers`."""
+        return self.n_layers - self.fine_layers
 
     @property
     def null_class(self) -> int | None:
@@ -156,6 +186,11 @@ class OriginalDiTConfig:
         return 0
 
     @property
+    def side_unit(self) -> int:
+        """See `ClassModelConfig`."""
+        return self.patch_size
+
+    @property
     def null_class(self) -> int | None:
         return self.num_classes if self.class_dropout_prob > 0 else None
 
@@ -173,7 +208,17 @@ _MOST = {
     "num_heads": 4096,
     "num_classes": 1 << 24,
     "max_seq_len": 1 << 20,
+    "class_tokens": 4096,
 }
+
+
+SWITCHES = ("shared_adaln", "value_residual", "mid_layer", "class_tokens", "fine_layers", "augment_labels")
+"""Fields that the original does not have, and that are off unless they are set."""
+
+
+def without_idle_switches(model: dict[str, Any]) -> dict[str, Any]:
+    """A model section without switches that are off, as it was written before there were any."""
+    return {name: value for name, value in model.items() if value or name not in SWITCHES}
 
 
 def model_from_dict(data: Any, where: str = "model") -> ModelConfig:

@@ -15,6 +15,7 @@ from ldit.config.sections import (
     ObjectiveConfig,
     OptimConfig,
     ParallelConfig,
+    StageConfig,
     TrackConfig,
     TrainConfig,
 )
@@ -29,6 +30,10 @@ from ldit.config.spec import (
 from ldit.errors import ConfigError
 
 RUN_FORMAT = "run-1"
+MOST_NOISES = 64
+"""Largest number of noises that are drawn for an image."""
+FLOW_ONLY = ("time_mean", "time_std", "direction")
+"""Settings of the objective that DDPM does not have."""
 MOST_SECONDS = 7 * 86_400  # an upper bound that timers and torch's store accept
 
 # Smallest allowed value of numbers that have one.
@@ -48,6 +53,8 @@ _LEAST = {
     "train.keep": 0,
     "train.keep_every": 0,
     "optim.weight_decay": 0,
+    "optim.every": 1,
+    "optim.base_width": 0,
     "ema.snapshot_every": 0,
     "heldout.every": 0,
     "heldout.num": 0,
@@ -110,6 +117,8 @@ class BaseRun:
         for key, value in decays:
             if not 0 <= value < 1:
                 raise ConfigError(f"{key}: must be in [0, 1), got {value}")
+        if self.optim.every > 1 and not self.optim.chunked:
+            raise ConfigError("optim.every: goes with optim.chunked")
         # Power averages. Their width is part of a file's name, to four decimals.
         for width in self.ema.power:
             if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
@@ -122,8 +131,6 @@ class BaseRun:
         if self.ema.snapshot_every and not self.ema.power:
             raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
         # The learning rate's schedule.
-        if t.cooldown and t.schedule != "constant":
-            raise ConfigError("train.cooldown: goes with the constant schedule only")
         if t.cooldown and t.warmup + t.cooldown > t.steps:
             raise ConfigError(
                 f"train.steps: {t.steps} are fewer than train.warmup {t.warmup} + train.cooldown {t.cooldown}; "
@@ -169,6 +176,8 @@ class RunConfig(BaseRun):
     codec: CodecConfig = field(default_factory=PixelCodecConfig)
     sampling: SamplingConfig | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """The first stages of the run, at smaller sizes; the rest is at data.image_size."""
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def check(self) -> None:
@@ -185,8 +194,8 @@ class RunConfig(BaseRun):
         for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
             if heads is not None and heads % self.parallel.tp:
                 raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
-        if not self.process.has_time_distribution and self.objective != ObjectiveConfig():
-            raise ConfigError("objective: DDPM draws its times evenly; time_mean and time_std are flow's")
+        self._check_objective()
+        self._check_stages()
         # Images must become latents of the size that the network takes.
         side, factor = self.data.image_size, self.codec.factor
         if side % factor or side // factor != self.model.input_size:
@@ -194,6 +203,45 @@ class RunConfig(BaseRun):
                 f"data.image_size: {side} pixels give latents of {side / factor:g}, the model takes "
                 f"{self.model.input_size} (--model.input-size {side // factor})"
             )
+
+    def _check_objective(self) -> None:
+        objective, off = self.objective, ObjectiveConfig()
+        if not self.process.has_time_distribution:
+            own = [f"objective.{name}" for name in FLOW_ONLY if getattr(objective, name) != getattr(off, name)]
+            if own:
+                raise ConfigError(f"{own[0]}: DDPM draws its times evenly and predicts eps; this setting is flow's")
+        for name in ("min_snr", "direction"):
+            if getattr(objective, name) < 0:
+                raise ConfigError(f"objective.{name}: must not be negative, got {getattr(objective, name)}")
+        if not 1 <= objective.nearest_of <= MOST_NOISES:
+            raise ConfigError(f"objective.nearest_of: must be 1 to {MOST_NOISES}, got {objective.nearest_of}")
+        # What needs something of the model.
+        for name in ("augment", "dropout", "route"):
+            if not 0 <= getattr(objective, name) < 1:
+                raise ConfigError(f"objective.{name}: must be in [0, 1), got {getattr(objective, name)}")
+        if objective.augment and not (self.model.augment_labels and isinstance(self.codec, PixelCodecConfig)):
+            raise ConfigError("objective.augment: needs a pixel model with model.augment_labels")
+        first, last = objective.route_blocks
+        if objective.route and not 1 <= first <= last <= self.model.trunk_layers:
+            most = self.model.trunk_layers
+            raise ConfigError(f"objective.route_blocks: two numbers from 1 to {most} are needed, got {first} {last}")
+        if objective.route and (self.model.value_residual or first <= self.model.mid_layer < last):
+            raise ConfigError("objective.route: goes with neither model.value_residual nor a head between its blocks")
+
+    def _check_stages(self) -> None:
+        side, factor = self.data.image_size, self.codec.factor
+        for stage in self.stages:
+            unit = factor * self.model.side_unit
+            if not 1 <= stage.size < side or side % stage.size or stage.size % unit:
+                raise ConfigError(
+                    f"stages: size must be a multiple of {unit} that divides data.image_size {side}, got {stage.size}"
+                )
+            if stage.steps < 1:
+                raise ConfigError(f"stages: steps must be at least 1, got {stage.steps}")
+            if stage.shift is not None and not (stage.shift > 0 and self.process.has_time_distribution):
+                raise ConfigError(f"stages: shift must be positive and is flow's, got {stage.shift}")
+        if sum(stage.steps for stage in self.stages) >= self.train.steps > 0 and self.stages:
+            raise ConfigError(f"stages: they take all of train.steps {self.train.steps}; the last part is at full size")
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":

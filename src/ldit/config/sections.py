@@ -61,11 +61,11 @@ class TrainConfig:
     """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"
     """Learning rate after the warm-up: constant; cosine, down to a hundredth at the last step; inverse-sqrt,
-    proportional to sqrt(warmup / step)."""
+    proportional to sqrt(warmup / step). A cool-down multiplies any of them."""
     seed: int = 0
     """Seed of initial weights, order of images, noise and times."""
     cooldown: int = 0
-    """Steps at the end over which the learning rate falls linearly to zero."""
+    """Steps at the end over which the learning rate falls linearly to zero; 0 = none."""
     precision: Precision = "fp32"
     """Dtype of computation; master weights are fp32. fp16 scales the loss."""
     reduce_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -106,11 +106,22 @@ class OptimConfig:
     """AdamW's decay of the second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    chunked: bool = False
+    """Muon: orthogonalise the six parts of an adaLN layer apart, which AdamW trains otherwise, and matrices of one
+    shape in batches."""
+    every: int = 1
+    """Muon, chunked: orthogonalise at one of so many steps; the others normalise rows, which is cheaper."""
+    precision: Literal["run", "fp32", "bf16"] = "run"
+    """Muon: dtype of the iterations; run = fp32 in runs in fp32, else bf16. bf16 is faster on GPUs, and on CPUs with
+    AVX-512 bf16."""
+    base_width: int = 0
+    """AdamW: multiply the rate of hidden matrices by this over the network's width (muP), so that a rate tuned at this
+    width serves others; 0 = off."""
 
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Moving averages of the weights (EMA). The decay warms up: min(decay, (1+n)/(10+n)) at update n = 0, 1, …"""
+    """Moving averages of the weights (EMA)."""
 
     decay: float = 0.9999
     """Final decay of the average that is sampled and exported."""
@@ -121,6 +132,9 @@ class EMAConfig:
     reconstructs any width afterwards."""
     snapshot_every: int = 0
     """Steps between snapshots of the power averages."""
+    warmup: bool = True
+    """Let decays warm up: min(decay, (1+n)/(10+n)) at update n = 0, 1, … Without it short runs keep much of their
+    initial weights: 61 % of them after 5,000 steps of decay 0.9999."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +186,44 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Noise times of training. Flow: t = sigmoid(time_mean + time_std·normal). DDPM draws its indices uniformly."""
+    """Noise times and loss of training. Flow: t = sigmoid(time_mean + time_std·normal). DDPM draws its indices
+    uniformly."""
 
     time_mean: float = 0.0
     """Mean before the sigmoid; above 0 = more noise."""
     time_std: float = 1.0
     """Standard deviation before the sigmoid."""
+    min_snr: float = 0.0
+    """Weigh times so that the squared error of the data counts min(signal-to-noise ratio, this); 5 is usual, 0 = off
+    (Hang et al. 2023)."""
+    direction: float = 0.0
+    """Weight of 1 - cos of predicted and true velocity, over the channels of each place; flow only, 0 = off (Yao et al.
+    2025)."""
+    nearest_of: int = 1
+    """Draw this many noises for each image, and train on the one nearest to it."""
+    mid_weight: float = 0.5
+    """Weight of the second head's loss, where the model has one (model.mid_layer)."""
+    augment: float = 0.0
+    """Probability of each kind of augmentation of an image: mirrored, upside down, scaled, rotated, squeezed, shifted.
+    The network is told (model.augment_labels); for pixel models."""
+    dropout: float = 0.0
+    """Share of the updates of attention and FFN that is dropped."""
+    route: float = 0.0
+    """Share of the image tokens that skip the blocks of route_blocks: cheaper steps for long sequences."""
+    route_blocks: tuple[int, int] = (0, 0)
+    """First and last of those blocks, counted from 1."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """The first steps of a run, at a smaller image size."""
+
+    size: int
+    """Side of the images in pixels; divides data.image_size."""
+    steps: int
+    """Number of steps."""
+    shift: float | None = None
+    """Shift of the noise times in this stage, flow only; below 1 = less noise. Default: that of the process."""
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,13 @@ class Posterior(NamedTuple):
 class DDPM:
     """The discrete process with `steps` training steps, of which `kept` are used (all by default).
 
-    Times t are indices into the kept steps. The network gets the original index `kept[t]`.
+    Times t are indices into the kept steps. The network gets the original index `kept[t]`. `min_snr` weighs the loss,
+    see `losses`.
     """
 
     steps: int = TRAIN_STEPS
     kept: tuple[int, ...] | None = None
+    min_snr: float = 0.0
     tables: Tables = field(init=False, repr=False, compare=False)
     _ready: dict[tuple[str, torch.device], Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -123,6 +125,8 @@ class DDPM:
     def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Per-sample losses {"loss", "mse", "vb"}, each (B,), with loss = mse + vb.
 
+        With `min_snr` gamma, mse counts min(SNR, gamma)/SNR in the loss (Hang et al. 2023).
+
         x0, noise (B, C, H, W) fp32; t (B,) kept indices; `predict` is given x_t and the original indices.
         """
         # The network predicts the noise of x_t.
@@ -130,11 +134,17 @@ class DDPM:
         out = output_of(predict(x_t, self.network_time(t)))
         eps, v = _split(out, x0.shape[1])
         mse = per_sample((eps - noise).square())
+        weighted = mse * self._min_snr_weight(t.to(mse.device)) if self.min_snr else mse
         if v is None:
-            return {"loss": mse, "mse": mse, "vb": torch.zeros_like(mse)}
+            return {"loss": weighted, "mse": mse, "vb": torch.zeros_like(mse)}
         # The variational bound trains the variance only, so its eps is detached (Nichol & Dhariwal 2021).
         vb = self._variational_bound(torch.cat([eps.detach(), v], dim=1), x0, x_t, t)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
+        return {"loss": weighted + vb, "mse": mse, "vb": vb}
+
+    def _min_snr_weight(self, t: Tensor) -> Tensor:
+        """min(SNR, gamma)/SNR at t (B,)."""
+        snr = (self._table("signal", t.device)[t] / self._table("noise", t.device)[t]).square()
+        return snr.clamp(max=self.min_snr) / snr
 
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
         """Squared error of eps (B,), comparable across processes."""

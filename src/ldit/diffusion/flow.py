@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldit.config.sections import ObjectiveConfig
@@ -20,12 +21,15 @@ class Flow:
 
     `data_at`: native time of the data, 0 here and 1 in SiT. The network is given native time x `time_scale`, and
     predicts the native velocity ("v") or the data ("x0"). `shift`: resolution shift of times (Esser et al. 2024).
+    `min_snr` and `direction` change the loss, see `losses`.
     """
 
     prediction: Literal["v", "x0"] = "v"
     time_scale: float = 1000.0
     data_at: Literal[0, 1] = 0
     shift: float = 1.0
+    min_snr: float = 0.0
+    direction: float = 0.0
 
     @property
     def least_noise_time(self) -> float:
@@ -70,14 +74,26 @@ class Flow:
     def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Squared error of the velocity, per sample: {"loss", "mse"}, each (B,).
 
+        With `min_snr` gamma the error counts min(SNR, gamma)·t² in the loss, so that of the data counts min(SNR, gamma)
+        (Hang et al. 2023). With `direction` w the loss has w·(1 - cos) besides, of predicted and true velocity over
+        the channels of each place, logged as "direction" (Yao et al. 2025).
+
         x0, noise (B, C, H, W) fp32; t (B,) in [0, 1]; `predict` is given x_t and `network_time(t)`.
         """
         x_t = self.q_sample(x0, t, noise)
         out = output_of(predict(x_t, self.network_time(t)))
         # For t below LEAST_TIME the target is scaled as the estimate is, so that a perfect x0 still has zero loss.
         target = self.velocity(x0, x_t, t) if self.prediction == "x0" else noise - x0
-        mse = per_sample((self.velocity(out, x_t, t) - target).square())
-        return {"loss": mse, "mse": mse}
+        velocity = self.velocity(out, x_t, t)
+        mse = per_sample((velocity - target).square())
+        losses = {"loss": mse, "mse": mse}
+        if self.min_snr:
+            # SNR·t² = (1-t)², which has no division by a time near 0.
+            losses["loss"] = mse * torch.minimum((1.0 - t).square(), self.min_snr * t.square())
+        if self.direction:
+            losses["direction"] = per_sample(1.0 - F.cosine_similarity(velocity, target, dim=1))
+            losses["loss"] = losses["loss"] + self.direction * losses["direction"]
+        return losses
 
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
         """Squared error (B,) of eps = x_t + (1-t)·v, comparable across processes."""

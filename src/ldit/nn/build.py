@@ -36,7 +36,8 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def forward_flops(config: ModelConfig, height: int, width: int, text_tokens: int = 128) -> int:
-    """FLOPs of one forward pass of one image of latent size height x width: matrix products only, 1 MAC = 2 FLOPs.
+    """FLOPs of one forward pass of one image of latent size height x width: matrix products only, 1 MAC = 2 FLOPs; of
+    two output heads only the last is counted.
 
     Attention counts 2·T²·D MACs (scores and values). A training step without recomputation costs three times this.
     """
@@ -52,15 +53,27 @@ def forward_flops(config: ModelConfig, height: int, width: int, text_tokens: int
     # Large-DiT. Once an image: the embedders of time and text.
     dim, cond, kv = config.dim, config.cond_dim, config.kv_heads * config.head_dim
     conditioning = cond * (FEATURES + cond)
+    front = fine = 0
     if isinstance(config, TextModelConfig):
         tokens = config.max_seq_len  # the sequence is padded to its full length
         conditioning += cond * config.cap_feat_dim
-    # A block: projections and SwiGLU of every token, then attention, then adaLN.
-    block = tokens * (2 * dim * dim + 2 * dim * kv + 3 * dim * config.ffn_hidden)
-    block += 2 * tokens * tokens * dim + 6 * dim * cond
-    # Text models add keys and values of the text, and attention to them.
-    if isinstance(config, TextModelConfig):
-        block += text_tokens * 2 * config.cap_feat_dim * kv + 2 * tokens * text_tokens * dim
-    # Patch embedding and final layer.
-    ends = tokens * p * p * dim * (config.in_channels + config.cond_channels + config.out_channels) + 2 * dim * cond
-    return 2 * (config.n_layers * block + ends + conditioning)
+    else:
+        front, fine = config.class_tokens, config.fine_layers
+    # Tokens and blocks of each patch level. A trunk of larger patches has a quarter of the tokens.
+    levels = [(tokens // 4, config.n_layers - fine), (tokens, fine)] if fine else [(tokens, config.n_layers)]
+    blocks = 0
+    for length, count in levels:
+        # Projections and SwiGLU of every token, then attention.
+        length += front
+        block = length * (2 * dim * dim + 2 * dim * kv + 3 * dim * config.ffn_hidden) + 2 * length * length * dim
+        # Text models add keys and values of the text, and attention to them.
+        if isinstance(config, TextModelConfig):
+            block += text_tokens * 2 * config.cap_feat_dim * kv + 2 * length * text_tokens * dim
+        blocks += count * block
+    # adaLN of every block, or once; and of the final layer.
+    modulation = 6 * dim * cond * (1 if config.shared_adaln else config.n_layers) + 2 * dim * cond
+    # Patch embedding (of both levels, and the split between them) and final layer.
+    channels = config.in_channels + config.cond_channels
+    ends = tokens * p * p * dim * ((2 if fine else 1) * channels + config.out_channels)
+    ends += tokens // 4 * 4 * dim * dim if fine else 0
+    return 2 * (blocks + modulation + ends + conditioning)

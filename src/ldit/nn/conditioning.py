@@ -28,6 +28,23 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(timestep_features(t, FEATURES, last=self.last).to(weight.dtype))
 
 
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a network is given in training alone, a row for each sample.
+
+    `augmentation` (B, 9): how the image was augmented (`model.augment_labels`).
+    `kept` (B, K): indices of the image tokens that pass through the blocks `routed` = (first, last + 1); the others
+    skip them (TREAD, Krause et al. 2025).
+    `seeds` (B,) int64, `dropout`: random seeds, and the share of each block's updates that is dropped.
+    """
+
+    augmentation: Tensor | None = None
+    kept: Tensor | None = None
+    routed: tuple[int, int] = (0, 0)
+    seeds: Tensor | None = None
+    dropout: float = 0.0
+
+
 class LabelEmbedder(nn.Module):
     """A table of class vectors. `null` adds a row for "no class", which classifier-free guidance needs.
 

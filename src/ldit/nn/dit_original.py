@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldit.config.model import OriginalDiTConfig
 from ldit.nn.conditioning import LabelEmbedder, TimestepEmbedder
 from ldit.nn.dit import FinalLayer
-from ldit.nn.layers import gated_add, modulate
+from ldit.nn.layers import attend, gated_add, modulate
 from ldit.nn.rope import AS_TRAINED, GridScale, ntk_factors
 from ldit.nn.tables import TableCache
 from ldit.nn.tokens import unpatchify
@@ -44,7 +44,7 @@ class _Attention(nn.Module):
         """x (B, T, D) -> (B, T, D); the logits are multiplied by `softmax`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
         scale = None if softmax == 1.0 else softmax * q.shape[-1] ** -0.5
-        return self.proj(F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, scale=scale).transpose(1, 2).flatten(2))
 
 
 class _MLP(nn.Module):
@@ -131,16 +131,13 @@ class OriginalDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, grid: GridScale | None = None) -> Tensor:
         """See the class. ValueError when the patch size does not divide the sides."""
-        p, size = self.config.patch_size, self.config.input_size
+        p = self.config.patch_size
         height, width = x.shape[-2:]
         if height % p or width % p:
             raise ValueError(f"size {height}x{width} is not divisible by the patch size {p}")
         rows, columns = height // p, width // p
-        # Patches to tokens (B, T, D), plus a position: the stored table at the training size.
-        position: Tensor = self.pos_embed
-        if grid is not None or (height, width) != (size, size):
-            position = self._position(rows, columns, grid or AS_TRAINED)
-        tokens = self.x_embedder(x) + position
+        # Patches to tokens (B, T, D), plus a position.
+        tokens = self.x_embedder(x) + self.position(rows, columns, grid)
         vector = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for block in self.blocks:
             modulation = cast(_Block, block).adaLN_modulation(vector).unflatten(-1, (6, -1))
@@ -149,10 +146,14 @@ class OriginalDiT(nn.Module):
         out = self.final_layer(tokens, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1)))
         return unpatchify(out.unflatten(1, (rows, columns)), p)
 
-    def _position(self, rows: int, columns: int, grid: GridScale) -> Tensor:
-        """The position table of another grid, on the device and in the dtype of the stored one."""
-        stored: Tensor = self.pos_embed
+    def position(self, rows: int, columns: int, grid: GridScale | None = None) -> Tensor:
+        """The position of every token, (1, T, D): the stored table at the training size, else one computed for this
+        grid, on the device and in the dtype of the stored one."""
+        stored, side = self.pos_embed, self.config.input_size // self.config.patch_size
+        if grid is None and (rows, columns) == (side, side):
+            return stored
+        scale = grid or AS_TRAINED
         return self._tables.get(
-            (rows, columns, grid, stored.device, stored.dtype),
-            lambda: position_table(rows, columns, self.config.hidden_size, grid).to(stored),
+            (rows, columns, scale, stored.device, stored.dtype),
+            lambda: position_table(rows, columns, self.config.hidden_size, scale).to(stored),
         )

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, D width, H heads, d head width, F text feature width,
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,21 @@ def gated_add(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return torch.addcmul(x, gate.unsqueeze(1), update, out=_reused(update))
 
 
+def dropped(x: Tensor, seeds: Tensor, rate: float) -> Tensor:
+    """x (B, T, D) with a share `rate` of its values set to 0 and the others divided by 1 - rate.
+
+    Which ones follows from seeds (B,) int64 and the place of the value in its sample, by an integer hash: so they are
+    the same on every device, in every batch and in a second forward pass.
+    """
+    place = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])  # (T, D)
+    h = (seeds[:, None, None] ^ (place * 0x9E3779B1)) & 0xFFFFFFFF
+    # The finaliser of MurmurHash3, in 64-bit integers.
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
+    h = h ^ (h >> 16)
+    return torch.where(h >= int(rate * 2**32), x / (1 - rate), 0.0)
+
+
 def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0, last: bool = False) -> Tensor:
     """Sinusoids [cos(t·f) | sin(t·f)] in fp32 with f_i = max_period^(-i/(dim/2)); t (B,) -> (B, dim).
 
@@ -69,6 +85,16 @@ def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0, la
     index = torch.arange(half, dtype=torch.float32, device=t.device)
     angles = t.float()[:, None] * torch.exp(-math.log(max_period) * index / (half - last))[None]  # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """torch's attention of q, k, v (B, H, T, d) with its options; in fp32 where training in bf16 on a CPU.
+
+    There the backward pass in bf16 takes four times as long as that in fp32 (LOG.md, 2026-11-30).
+    """
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 class Attention(nn.Module):
@@ -92,6 +118,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
         self.q_norm = self._norm(config, dim)
         self.k_norm = self._norm(config, kv_width)
+        self.value_mix = nn.Parameter(torch.ones(2, self.kv_heads)) if config.value_residual else None
         # Attention to the text; its gate starts at zero, one number a head.
         if context_dim is not None:
             self.wk_y = nn.Linear(context_dim, kv_width, bias=False)
@@ -115,17 +142,30 @@ class Attention(nn.Module):
         return norm(x.view(shape)) if self.norm_heads else norm(x).view(shape)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.scaled_dot_product_attention(
-            q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=self.heads != self.kv_heads
-        )
+        return attend(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
 
-    def forward(self, x: Tensor, rope: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x (B, T, D), rope (T, d/2, 2), context (B, L, F) and mask (B, L), True = attend -> (B, T, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x (B, T, D), rope (T, d/2, 2), context (B, L, F) and mask (B, L), True = attend -> (B, T, D).
+
+        With value residuals (Zhou et al. 2024) `values` (B, T, kv_heads, d) are those of the first block, None in that
+        block itself; they are mixed with this block's, and returned besides.
+        """
         # Attention among the image tokens.
         q, k, v = self._project(x)
         q = rotate(self._heads(q, self.heads, self.q_norm), rope).transpose(1, 2)  # (B, H, T, d)
         k = rotate(self._heads(k, self.kv_heads, self.k_norm), rope)  # (B, T, kv_heads, d)
         v = v.unflatten(-1, (self.kv_heads, self.head_dim))  # (B, T, kv_heads, d)
+        if self.value_mix is not None:
+            values = v if values is None else values
+            own, first = self.value_mix.unsqueeze(-1).unbind()  # (kv_heads, 1) each
+            v = own * v + first * values
         out = self._attend(q, k, v)  # (B, H, T, d)
         # The same queries attend to the text, whose keys have no positions; a gate a head adds the result.
         if context is not None:
@@ -133,4 +173,5 @@ class Attention(nn.Module):
             v_y = self.wv_y(context).unflatten(-1, (self.kv_heads, self.head_dim))
             text = self._attend(q, k_y, v_y, None if mask is None else mask[:, None, None, :])
             out = out + text * self.gate.tanh()[None, :, None, None]
-        return self.wo(out.transpose(1, 2).flatten(2))
+        out = self.wo(out.transpose(1, 2).flatten(2))
+        return out if values is None else (out, values)

@@ -83,6 +83,11 @@ def grid_table(
     return _table(torch.cat([row.repeat_interleave(columns, 0), column.repeat(rows, 1)], dim=-1))
 
 
+def unrotated(count: int, head_dim: int, device: torch.device | str = "cpu") -> Tensor:
+    """The table of `count` tokens without a position: the angle 0."""
+    return _table(torch.zeros(count, head_dim // 2, device=device))
+
+
 def attention_scaled(table: Tensor, softmax: float) -> Tensor:
     """The table multiplied by sqrt(softmax), so that rotated queries and keys give logits `softmax` times as large.
 

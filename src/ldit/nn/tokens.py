@@ -27,6 +27,13 @@ def unpatchify(tokens: Tensor, p: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * p, columns * p)
 
 
+def split_patches(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens of 4·D values over a grid, (B, rows·columns, 4·D) -> tokens of D over one twice as fine,
+    (B, 2·rows·2·columns, D). The values of a token are ordered (row, column, D) of its four parts."""
+    x = x.unflatten(-1, (2, 2, -1)).unflatten(1, (rows, columns))  # (B, rows, columns, 2, 2, D)
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
+
+
 def rope_table(
     kind: str, rows: int, columns: int, head_dim: int, device: torch.device, grid: GridScale | None = None
 ) -> Tensor:

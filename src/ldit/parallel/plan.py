@@ -73,7 +73,8 @@ def _shard(
     compute: torch.dtype,
     reduce: torch.dtype,
 ) -> None:
-    """FSDP2: a unit for each block, one for all modulations (computed before the first block), and one for the rest.
+    """FSDP2: a unit for each block, one for the blocks' modulations (computed before the first block), and one for the
+    rest.
 
     Inputs are not cast, because times and rotary tables must stay fp32.
     """
@@ -83,9 +84,9 @@ def _shard(
     )
     mesh = world.mesh[REPLICATE, SHARD] if world.replicate > 1 else world.mesh[SHARD]
     blocks = model.blocks if isinstance(model, DiT) else []
-    if blocks:
-        modulations: list[nn.Module] = [block.adaLN_modulation for block in blocks]
-        fully_shard(modulations, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
+    modulations = [block.adaLN_modulation for block in blocks if block.adaLN_modulation is not None]
+    if modulations:
+        fully_shard([*modulations], mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
     for block in blocks:
         # The backward pass starts with the last block: if it were freed, it would be gathered twice in a row.
         reshard = config.reshard and block is not blocks[-1]
@@ -105,8 +106,8 @@ def _recomputed(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
 
-    def run(*args: Any) -> Any:
-        return checkpoint(forward, *args, **options) if torch.is_grad_enabled() else forward(*args)
+    def run(*args: Any, **more: Any) -> Any:
+        return checkpoint(forward, *args, **more, **options) if torch.is_grad_enabled() else forward(*args, **more)
 
     return run
 

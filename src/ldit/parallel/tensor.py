@@ -5,6 +5,7 @@
 | wq wk wv w1 w3 (wk_y wv_y)                            | output rows                 |                | sum of dx    |
 | wo w2                                                 | input columns               | sum            |              |
 | q_norm k_norm (ky_norm), full width; gate of the text | their width                 | sum of moments | sum          |
+| value_mix                                             | its heads                   |                | as above     |
 | q_norm k_norm per head                                | not cut                     |                | sum          |
 | adaLN                                                 | output rows, gathered after | gather         | sum of dcond |
 | everything else                                       | not cut, same on each       |                |              |
@@ -156,6 +157,8 @@ def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
             axes.update({f"{name}.weight": 0, f"{name}.bias": 0})
     if hasattr(attention, "gate"):
         axes["attention.gate"] = 0
+    if attention.value_mix is not None:
+        axes["attention.value_mix"] = 1
     for name, axis in axes.items():
         _shrink(block, name, axis, parts)
     _swap_norms(attention, group)
@@ -164,9 +167,9 @@ def _cut_block(block: Block, group: Group, parts: int) -> dict[str, int]:
     block.feed_forward.register_forward_pre_hook(_entering(group))
     for linear in (attention.wo, block.feed_forward.w2):
         linear.register_forward_hook(lambda module, args, out: _Leave.apply(out, group))
-    adaln = block.adaLN_modulation
-    adaln.register_forward_pre_hook(_entering(group))
-    adaln.register_forward_hook(lambda module, args, out: _Gather.apply(out, group))
+    if block.adaLN_modulation is not None:
+        block.adaLN_modulation.register_forward_pre_hook(_entering(group))
+        block.adaLN_modulation.register_forward_hook(lambda module, args, out: _Gather.apply(out, group))
     return axes
 
 

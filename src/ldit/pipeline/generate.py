@@ -221,6 +221,7 @@ class ImageSampler:
             self.pipe.dtype,
             settings.guidance_schedule,
             None if self.guide is None else self._networks[1],
+            request.internal,
         )
 
     def _initial(self, rows: range) -> Tensor:

@@ -16,7 +16,7 @@ from ldit.codecs.conditioners import Labels
 from ldit.config.experiment import Experiment
 from ldit.config.recipes.registry import find_experiment
 from ldit.config.requests.fields import from_keywords
-from ldit.config.requests.sampling import Machine, ModelRequest, SamplingRequest
+from ldit.config.requests.sampling import INTERNAL, Machine, ModelRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.diffusion.process import Process
 from ldit.errors import RequestError, SourceError
@@ -93,7 +93,7 @@ class Pipeline(LoadedModel):
         guidance (or guidance_scale; 1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise
         time), guidance_schedule ("constant", "linear", "cosine").
         guide: a weaker model of the same kind, a Pipeline or anything that `load` takes; its output takes the place of
-        the unconditional one (autoguidance).
+        the unconditional one (autoguidance). "internal": that of the model's own second head (model.mid_layer).
         height, width (pixels); for images larger than in training rope_scaling ("none", "linear", "ntk" or
         "time-aware") and proportional_attention.
         init_image: a PIL image or file to start from, or one for each image; strength: the noise time to which it is
@@ -149,6 +149,8 @@ class Pipeline(LoadedModel):
         """A guide that is loaded already, or its checkpoint, opened."""
         if guide is None or isinstance(guide, LoadedModel):
             return guide
+        if guide == INTERNAL:
+            return None
         if not isinstance(guide, (str, Path)):
             raise RequestError(f"guide: expected a Pipeline, a path or a name, got {type(guide).__name__}")
         loaded = self._guide
@@ -310,7 +312,7 @@ def open_requested(request: ModelRequest) -> Source:
 def open_guide(request: ModelRequest) -> Source | None:
     """Open the weaker model of a request; None where it has none. `heads` and `process` are for `.pt` files, so a guide
     gets them only if it is one. A guide with objects of the user's was trained with the experiment of the request."""
-    if request.guide is None:
+    if request.guide in (None, INTERNAL):
         return None
     heads, process = (request.heads, request.process) if is_pt(request.guide) else (None, None)
     return open_model(request.guide, heads, request.ema, process, request.experiment)

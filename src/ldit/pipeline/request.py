@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldit.codecs.conditioners import Conditioner, build_conditioner
-from ldit.config.model import TextModelConfig
-from ldit.config.requests.sampling import SamplingRequest
+from ldit.config.model import OriginalDiTConfig, TextModelConfig
+from ldit.config.requests.sampling import INTERNAL, SamplingRequest
 from ldit.config.spec import ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level, Process
@@ -38,6 +38,8 @@ MOST_PIXELS = 1 << 16
 @dataclass(frozen=True)
 class ResolvedRequest:
     """A checked request with every default filled in: a label and a seed for each image, latents of `shape` (C, h, w).
+    `internal`: whether the model's own second head guides.
+
     `init` are the start images, one for all or one each, cropped to the requested size; then `levels` begin at
     `strength`."""
 
@@ -53,6 +55,7 @@ class ResolvedRequest:
     conditioner: Conditioner
     initial_noise: Tensor | None
     step_noise: StepNoise | None
+    internal: bool = False
     init: tuple[Image.Image, ...] | None = None
     strength: float | None = None
 
@@ -105,12 +108,16 @@ def check_request(
     labels = _labels(request, seeds, images, conditioner)
     # Everything that the spec's sampling section has a default for.
     steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
-    guidance = _guidance(spec, request.guidance, conditioner.is_unconditional and guide is None)
+    internal = request.guide == INTERNAL
+    if internal and not isinstance(spec.model, OriginalDiTConfig) and not spec.model.mid_layer:
+        raise RequestError(f"guide {INTERNAL}: the model has no second head (model.mid_layer)")
+    has_guide = internal or guide is not None
+    guidance = _guidance(spec, request.guidance, conditioner.is_unconditional and not has_guide)
     settings = _settings(spec, request, steps, guidance)
     process = process or build_process(spec.process)
     # The latents: their shape, and whether they start from noise or from images at a strength.
     shape = _latent_shape(spec, request.height, request.width)
-    _check_guidance(conditioner, settings, guide)
+    _check_guidance(conditioner, settings, has_guide)
     if guide is not None:
         _check_guide(spec, guide, shape)
     _check_noise(initial_noise, (len(labels), *shape), step_noise)
@@ -128,6 +135,7 @@ def check_request(
         conditioner=conditioner,
         initial_noise=initial_noise,
         step_noise=step_noise,
+        internal=internal,
         init=_init(spec, images, shape, len(labels)),
         strength=strength,
     )
@@ -199,13 +207,13 @@ def _channels(spec: ModelSpec, settings: SamplingConfig) -> int:
     return guided
 
 
-def _check_guidance(conditioner: Conditioner, settings: SamplingConfig, guide: ModelSpec | None) -> None:
+def _check_guidance(conditioner: Conditioner, settings: SamplingConfig, has_guide: bool) -> None:
     low, high = settings.guidance_interval
     if not 0 <= low <= high <= 1:
         raise RequestError(f"guidance_interval: must be 0 <= lo <= hi <= 1, got {low}, {high}")
     if not abs(settings.guidance) < float("inf"):
         raise RequestError(f"guidance: must be finite, got {settings.guidance}")
-    if conditioner.null is None and settings.guidance != 1.0 and guide is None:
+    if conditioner.null is None and settings.guidance != 1.0 and not has_guide:
         raise RequestError(
             f"guidance {settings.guidance:g}: this model has no null class (class_dropout_prob 0); use guidance 1"
         )
@@ -216,13 +224,13 @@ def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tup
     model, factor = spec.model, spec.codec.factor
     assert not isinstance(model, TextModelConfig)
     trained = model.input_size  # the side of the latents of training
-    unit = model.patch_size * factor
+    unit = model.side_unit * factor
     sides = []
     for name, side in (("height", height), ("width", width)):
         pixels = trained * factor if side is None else as_int(name, side)
         if pixels < 1 or pixels % unit:
             raise RequestError(
-                f"{name}: {pixels} pixels are not a positive multiple of {unit} (patch size x codec factor)"
+                f"{name}: {pixels} pixels are not a positive multiple of {unit} (side of a patch x codec factor)"
             )
         if pixels > MOST_PIXELS:
             raise RequestError(f"{name}: must be at most {MOST_PIXELS} pixels, got {pixels}")
@@ -280,9 +288,9 @@ def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int])
     # The guide must be able to compute on latents of the requested size.
     if guide.model.cond_channels:
         raise RequestError("guide: model.cond_channels: sampling with extra input channels is not built yet")
-    patch = guide.model.patch_size
-    if shape[1] % patch or shape[2] % patch:
-        raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {patch}")
+    unit = guide.model.side_unit
+    if shape[1] % unit or shape[2] % unit:
+        raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {unit}")
 
 
 def _process(spec: ModelSpec) -> str:

@@ -1,6 +1,7 @@
-"""Guidance of any network: classifier-free, or by a weaker model.
+"""Guidance of any network: classifier-free, by a weaker model, or by the network's own second head.
 
-Classifier-free guidance is Ho & Salimans 2022; a weaker model instead is autoguidance (Karras et al. 2024). Both apply
+Classifier-free guidance is Ho & Salimans 2022; a weaker model instead is autoguidance (Karras et al. 2024), and the
+network's own output after a part of its blocks is internal guidance, which costs no second evaluation. All apply
 within an interval of noise time (Kynkäänniemi et al. 2024), with a scale w(t) that may depend on noise time (Wang et
 al. 2024). The scale s of a request is the mean of w(t) over t uniform in (0, 1), whatever the interval. s = 1 means no
 guidance, so a schedule distributes s - 1. Wang et al. write w = 1 + omega and scale omega to the same mean.
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.diffusion.process import Level, Prediction, output_of
+from ldit.diffusion.process import Level, output_of
 from ldit.errors import RequestError
 from ldit.nn.conditioning import TextCondition
 
-Network = Callable[[Tensor, Tensor, Any], Tensor | Prediction]
+Network = Callable[..., Any]
+"""network(x, time, cond) -> its output, a Tensor or a Prediction; with mid=True its two outputs."""
 _ROUNDING = 1e-9  # tolerance of noise times, so that an interval includes the step at its end
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -47,7 +49,8 @@ class Guided:
     """out = u + w·(c - u) on the first `channels` channels of the network's output; the other channels are c's.
 
     c is the network's output for `cond`. u is its output for `null`, run as one batch [conditional; null]; with
-    `weak`, u is that network's output for `cond`, and `null` is not used. Outside `interval` of noise time, and where
+    `weak`, u is that network's output for `cond`, and `null` is not used. With `internal`, u is the output of the
+    network's own second head. Outside `interval` of noise time, and where
     w is 1, u is not computed. `evaluations` counts conditional calls, `guided_rows` the rows of u.
     """
 
@@ -60,6 +63,7 @@ class Guided:
     dtype: torch.dtype = torch.float32
     schedule: str = "constant"
     weak: Network | None = None
+    internal: bool = False
     evaluations: int = 0
     guided_rows: int = 0
 
@@ -72,11 +76,13 @@ class Guided:
         time = torch.full((rows,), level.time, dtype=torch.float32, device=device)
         # Without guidance one conditional call is all.
         scale = self.scale_at(level.noise_time)
-        if scale == 1.0 or (self.null is None and self.weak is None):
+        if scale == 1.0 or (self.null is None and self.weak is None and not self.internal):
             return output_of(self.network(x, time, self.cond))
-        # c and u: from two networks, or from both halves of one batch.
-        self.guided_rows += rows
-        if self.weak is not None:
+        # c and u: from the two heads of one network, from two networks, or from both halves of one batch.
+        self.guided_rows += 0 if self.internal else rows
+        if self.internal:
+            c, u = (out.float() for out in self.network(x, time, self.cond, mid=True))
+        elif self.weak is not None:
             c, u = output_of(self.network(x, time, self.cond)), output_of(self.weak(x, time, self.cond))
         else:
             assert self.null is not None
@@ -96,7 +102,7 @@ class Guided:
         for level in levels:
             guided = self.scale_at(level.noise_time) != 1.0
             pairs += [(level.time, label) for label in labels if guided or not of_weak]
-            if guided and self.weak is None and isinstance(self.null, Tensor):
+            if guided and self.weak is None and not self.internal and isinstance(self.null, Tensor):
                 pairs += [(level.time, label) for label in dict.fromkeys(self.null.tolist())]
         return pairs
 

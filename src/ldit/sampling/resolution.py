@@ -46,11 +46,11 @@ class Positioned:
     scaling: Scaling
     proportional: bool
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Any) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor, cond: Any, **more: Any) -> Any:
         """x (B, C, H, W), time (B,) the same in all rows -> the network's output."""
         # Reading the time may wait for the GPU, so only time-aware scaling does.
         noise = self.process.noise_time_of(float(time[0])) if self.scaling == "time-aware" else 1.0
-        return self.network(x, time, cond, grid=self.scale(noise))
+        return self.network(x, time, cond, grid=self.scale(noise), **more)
 
     def scale(self, noise: float) -> GridScale:
         """How positions are computed at noise time `noise`, 0 = data, 1 = noise."""

@@ -19,6 +19,11 @@ def warmed_decay(decay: float, n: int) -> float:
     return min(decay, n / (9 + n))
 
 
+def constant_decay(decay: float, n: int) -> float:
+    """The decay at every update, as the original has it."""
+    return decay
+
+
 def power_name(sigma_rel: float) -> str:
     """The name of a power-function average in files."""
     return f"{POWER}{sigma_rel:.4f}"
@@ -37,8 +42,9 @@ class Averages:
     relative width S."""
 
     def __init__(self, config: EMAConfig, masters: Sequence[Tensor]) -> None:
-        decays: dict[str, Callable[[int], float]] = {MAIN: partial(warmed_decay, config.decay)}
-        decays.update({f"{MAIN}-{decay}": partial(warmed_decay, decay) for decay in config.more})
+        form = warmed_decay if config.warmup else constant_decay
+        decays: dict[str, Callable[[int], float]] = {MAIN: partial(form, config.decay)}
+        decays.update({f"{MAIN}-{decay}": partial(form, decay) for decay in config.more})
         if config.power:
             from ldit.training.posthoc import gamma_of, power_decay
 

@@ -77,7 +77,7 @@ def _null(spec: ModelSpec) -> int | None:
 
 def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:
     """Warn of settings that shapes do not show, under which the network would use the same weights differently."""
-    model = ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind", "input_size")
+    model = ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind", "input_size", "mid_layer", "fine_layers")
     codec = ("kind", "scale", "shift", "factor")
     keys = [*(("model", key) for key in model), ("process", None), *(("codec", key) for key in codec)]
     for section, key in keys:

@@ -3,19 +3,25 @@
 import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldit.config.sections import OptimConfig, TrainConfig
 from ldit.errors import ConfigError
 from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
-from ldit.training.muon import Muon
+from ldit.precision import DTYPES
+from ldit.training.muon import Muon, MuonSettings
 from ldit.training.weights import Weights
 
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
 _MATRIX = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w\w*\.weight")
+_ADALN = re.compile(r"(layers\.\d+\.)?adaLN_modulation\.1\.weight")
+_ADALN_PIECES = 6
+# Matrices whose inputs become more with the width: all but the embedders of patches, classes and texts.
+_HIDDEN = re.compile(r"(layers\.\d+\.|adaLN_modulation|final_layer|mid_head|split|t_embedder\.mlp\.2)\S*weight")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALAR = Layout(())
 
@@ -30,7 +36,7 @@ class Optimizer:
     def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
         self.weights = weights
         # Split the parameters between the two optimisers.
-        chosen = [config.kind == "muon" and _is_matrix(name) for name in weights.names]
+        chosen = [config.kind == "muon" and _is_matrix(name, config.chunked) for name in weights.names]
         if config.kind == "muon" and not any(chosen):
             raise ConfigError(
                 "optim.kind: muon is for attention and FFN matrices named as DiT's; this network has none"
@@ -40,38 +46,59 @@ class Optimizer:
         self.others = {name: master for name, master, _, muon in rows if not muon}
         self._layouts = {name: layout for name, _, layout, _ in rows}
         self.adamw = torch.optim.AdamW(
-            [p for p in self.others.values() if p.numel()],  # a rank may hold no row of a small tensor
+            self._groups(config.base_width),
             lr=1.0,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
             fused=True,
         )
         # Created here rather than by the first step, because a checkpoint's host memory is sized before it.
-        for p in self.adamw.param_groups[0]["params"]:
+        for p in (p for group in self.adamw.param_groups for p in group["params"]):
             moments = {moment: torch.zeros_like(p, requires_grad=False) for moment in _MOMENTS}
             self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        # bf16 is usual. Runs in fp32 use fp32, so that different world sizes agree more closely.
+        own = torch.float32 if weights.compute == torch.float32 else torch.bfloat16
+        pieces = tuple(_ADALN_PIECES if _ADALN.fullmatch(name) else 1 for name in self.matrices)
         self.muon = Muon(
             list(self.matrices.values()),
             [self._layouts[name] for name in self.matrices],
             model_group,
-            config.momentum,
-            config.weight_decay,
-            # bf16 is usual. Runs in fp32 use fp32, so that different world sizes agree more closely.
-            torch.float32 if weights.compute == torch.float32 else torch.bfloat16,
+            MuonSettings(
+                config.momentum,
+                config.weight_decay,
+                own if config.precision == "run" else DTYPES[config.precision],
+                pieces if config.chunked else None,
+                config.every,
+            ),
         )
 
+    def _groups(self, base_width: int) -> list[dict[str, Any]]:
+        """AdamW's parameters in groups of one `share` of the learning rate: base_width / width for hidden matrices
+        (muP, Yang et al. 2022), else 1. A rank may hold no row of a small tensor; those are left out."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        width = next((layout.shape[0] for name, layout in self._layouts.items() if name == "x_embedder.weight"), None)
+        if base_width and width is None:
+            raise ConfigError("optim.base_width: is for networks whose parameters are named as DiT's")
+        for name, p in self.others.items():
+            is_hidden = len(self._layouts[name].shape) == 2 and _HIDDEN.fullmatch(name) is not None
+            share = base_width / width if base_width and width and is_hidden else 1.0
+            if p.numel():
+                groups.setdefault(share, []).append(p)
+        return [{"params": parameters, "share": share} for share, parameters in groups.items()]
+
     @torch.no_grad()
-    def step(self, lr: float, sound: Tensor) -> None:
-        """Apply the masters' gradients if `sound`, a bool on their device, is true; otherwise change nothing.
+    def step(self, lr: float, sound: Tensor, number: int = 0) -> None:
+        """Apply the masters' gradients if `sound`, a bool on their device, is true; otherwise change nothing. `number`
+        is the number of steps before this one.
 
         The host does not wait for `sound`: AdamW's fused kernel skips the step itself, as it does for GradScaler.
         """
         for group in self.adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self.adamw.found_inf = (~sound).to(torch.float32)  # type: ignore[attr-defined]
         self.adamw.grad_scale = None  # type: ignore[attr-defined]
         self.adamw.step()
-        self.muon.step(lr, sound)
+        self.muon.step(lr, sound, number)
 
     def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
         """(name, layout, this rank's part) of every tensor that a checkpoint must hold. All ranks yield the same names:
@@ -94,21 +121,28 @@ class Optimizer:
                 value.copy_(read(name, layout))
 
 
-def _is_matrix(name: str) -> bool:
-    """Whether this is a 2-D weight of attention or FFN in a block, including text keys and values."""
-    return _MATRIX.fullmatch(name) is not None
+def _is_matrix(name: str, chunked: bool = False) -> bool:
+    """Whether Muon takes this parameter: a 2-D weight of attention or FFN in a block, including text keys and values;
+    in pieces also that of the blocks' adaLN."""
+    return _MATRIX.fullmatch(name) is not None or (chunked and _ADALN.fullmatch(name) is not None)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step 1 … config.steps: linear warm-up, then constant (with a linear cooldown at the end), cosine
-    down to `FINAL_SHARE`, or inverse square root."""
+    """Learning rate of step 1 … config.steps: linear warm-up, then constant, cosine down to `FINAL_SHARE`, or inverse
+    square root; each times a linear cool-down at the end."""
     if step <= config.warmup:
         return config.lr * step / config.warmup
+    rate = config.lr * _schedule(config, step)
     if config.cooldown and step > config.steps - config.cooldown:
-        return config.lr * (config.steps - step + 1) / (config.cooldown + 1)
+        return rate * (config.steps - step + 1) / (config.cooldown + 1)
+    return rate
+
+
+def _schedule(config: TrainConfig, step: int) -> float:
+    """Share of the peak learning rate at a step after the warm-up, before any cool-down."""
     if config.schedule == "constant":
-        return config.lr
+        return 1.0
     if config.schedule == "inverse-sqrt":
-        return config.lr * math.sqrt(config.warmup / step)
+        return math.sqrt(config.warmup / step)
     share = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

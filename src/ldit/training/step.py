@@ -93,7 +93,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     host = _HostCopy(report)
     _scale(grads, norm, config.grad_clip, state.scaler.scale)
     lr = learning_rate(config, state.step + 1)
-    state.optimizer.step(lr, sound)
+    state.optimizer.step(lr, sound, state.step)
     # The host now learns the result, and updates what it keeps itself: counters, averages, guard, loss scale.
     numbers = host.wait()
     totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))

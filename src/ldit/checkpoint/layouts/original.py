@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ldit.config.assets import imagenet_names
-from ldit.config.model import ClassModelConfig, ModelConfig, TextModelConfig, model_from_dict
+from ldit.config.model import SWITCHES, ClassModelConfig, ModelConfig, TextModelConfig, model_from_dict
 from ldit.config.presets import PRESETS
 from ldit.config.serial import convert, show
 from ldit.config.spec import (
@@ -261,6 +261,7 @@ def check_original(spec: ModelSpec) -> None:
         problems.append("2-D RoPE")
     if model.cond_channels:
         problems.append("cond_channels")
+    problems += [f"model.{name}" for name, value in asdict(model).items() if name in SWITCHES and value]
     if isinstance(model, ClassModelConfig) and not model.num_classes:
         problems.append("no classes")
     # Of process, codec and conditioner.

@@ -40,6 +40,10 @@ class Sampler:
     """Noise that ddim adds at each step: 0 = none, 1 = as much as ddpm."""
 
 
+INTERNAL = "internal"
+"""The guide that is the model's own second head."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """Guidance (defaults come from the checkpoint): scale, where it acts, and what guides."""
@@ -54,7 +58,8 @@ class Guidance:
     """How the guidance scale changes over noise time: constant, linear or cosine (larger towards data; the mean is the
     scale)."""
     guide: Any = field(default=None, metadata=flag(command_line=str | None))
-    """Autoguidance: a weaker checkpoint of the same kind, whose output takes the place of the unconditional one."""
+    """Autoguidance: a weaker checkpoint of the same kind, whose output takes the place of the unconditional one;
+    internal = the model's own second head does (model.mid_layer)."""
 
 
 @dataclass(frozen=True, kw_only=True)

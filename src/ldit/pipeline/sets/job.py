@@ -17,7 +17,8 @@ from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.kl_weights import fingerprint
 from ldit.codecs.open import codec_folder
 from ldit.config.experiment import identity_of, is_of_package, name_of
-from ldit.config.requests.sampling import ModelRequest, Rule
+from ldit.config.model import without_idle_switches
+from ldit.config.requests.sampling import INTERNAL, ModelRequest, Rule
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.errors import RequestError, brief
@@ -99,7 +100,7 @@ def describe(
         "source": _name(request.source),
         "weights": weights_fingerprint(source, request.ema),
         "training": to_dict(spec.training),
-        "network": to_dict(spec.model),
+        "network": without_idle_switches(to_dict(spec.model)),
         "process": to_dict(spec.process),
         "codec": _codec(request, source),
         "guide": None,
@@ -107,6 +108,8 @@ def describe(
     }
     if own := _own_objects(source, resolved):
         description["experiment"] = own
+    if resolved.internal:
+        description["guide"] = {"source": INTERNAL}
     if guide is not None:
         weights = weights_fingerprint(guide, request.ema)
         description["guide"] = {"source": _name(request.guide), "weights": weights}
@@ -141,8 +144,9 @@ def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, in
     pixel with a function that returns zeros for a network. `weak`: whether guidance uses a second model."""
     channels = spec.model.out_channels
 
-    def zeros(x: Tensor, time: Tensor, cond: Any) -> Tensor:
-        return torch.zeros(len(x), channels, *x.shape[2:])
+    def zeros(x: Tensor, time: Tensor, cond: Any, mid: bool = False) -> Any:
+        out = torch.zeros(len(x), channels, *x.shape[2:])
+        return (out, out) if mid else out
 
     settings, label, null = request.settings, request.conditioner.encode([0]), request.conditioner.encode_null(1)
     predict = Guided(
@@ -154,6 +158,7 @@ def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, in
         settings.guidance_interval,
         schedule=settings.guidance_schedule,
         weak=zeros if weak else None,
+        internal=request.internal,
     )
     zero = torch.zeros(1, request.shape[0], 1, 1)
     for _ in request.solve(build_denoiser(request.process, predict), zero, request.levels, lambda i: zero):

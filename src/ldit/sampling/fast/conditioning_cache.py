@@ -18,8 +18,8 @@ Pair = tuple[float, int]
 """(time, label)."""
 
 
-class Modulations:
-    """A row for each (time, label): the modulations of all blocks in order, 6·D each, then the final layer's 2·D.
+class ModulationCache:
+    """A row for each (time, label): the outputs of the network's `adaln_layers`, side by side.
 
     `plan` names the pairs that will be asked for, in order. A call looks up its rows. If one is missing, the planned
     rows from there on are computed in one pass over the adaLN weights, as many as take the memory of those weights
@@ -30,8 +30,7 @@ class Modulations:
 
     def __init__(self, model: DiT, host: bool = False) -> None:
         self.model = model
-        modulations = [*(block.adaLN_modulation for block in model.blocks), model.final_layer.adaLN_modulation]
-        self.linears = [cast(nn.Linear, modulation[1]) for modulation in modulations]
+        self.linears = [cast(nn.Linear, modulation[1]) for modulation in model.adaln_layers()]
         self.widths = [linear.out_features for linear in self.linears]
         self.device, self.dtype = model.x_embedder.weight.device, model.x_embedder.weight.dtype
         self._planned: dict[Pair, int] = {}

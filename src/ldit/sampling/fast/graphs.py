@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ldit.sampling.fast.oom import out_of_memory
 
-Body = Callable[[Tensor, Tensor, Tensor], Tensor]
-Shapes = tuple[torch.Size, ...]
+Body = Callable[..., Tensor]
+Key = tuple[str | torch.Size, ...]
 MOST = 8  # graphs that are kept; each holds the memory of its activations
 
 
@@ -47,7 +47,7 @@ def on_cuda(body: Body, inputs: tuple[Tensor, ...]) -> Captured:
 class Graphs:
     """Evaluations of a network, captured at the first call of each combination of shapes and replayed afterwards.
 
-    Shapes differ by batch, image size, and with or without guidance. If a capture fails, one warning says so and the
+    Key differ by batch, image size, and with or without guidance. If a capture fails, one warning says so and the
     network runs without graphs; out-of-memory errors are raised.
 
     Threads may share it, on one CUDA stream. A lock keeps a graph's tensors for one call until its result is copied,
@@ -56,13 +56,13 @@ class Graphs:
 
     def __init__(self, capture: Callable[[Body, tuple[Tensor, ...]], Captured] = on_cuda) -> None:
         self._record = capture
-        self._captured: dict[Shapes, Captured] = {}
+        self._captured: dict[Key, Captured] = {}
         self._fails = False
         self._one_call = threading.Lock()
 
     def __call__(self, body: Body, *inputs: Tensor) -> Tensor:
-        """body(*inputs). `body` must be the same at every call."""
-        key = tuple(value.shape for value in inputs)
+        """body(*inputs). A body of one name must be the same at every call."""
+        key: Key = (body.__name__, *(value.shape for value in inputs))
         with self._one_call:
             if key in self._captured or (not self._fails and self._capture(body, key, inputs)):
                 captured = self._captured[key]
@@ -80,13 +80,13 @@ class Graphs:
         with self._one_call:
             self._drop(list(self._captured))
 
-    def _drop(self, keys: Iterable[Shapes]) -> None:
+    def _drop(self, keys: Iterable[Key]) -> None:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # replays that are queued still use their memory
         for key in keys:
             del self._captured[key]
 
-    def _capture(self, body: Body, key: Shapes, inputs: tuple[Tensor, ...]) -> bool:
+    def _capture(self, body: Body, key: Key, inputs: tuple[Tensor, ...]) -> bool:
         """Capture the graph of these shapes; whether it worked."""
         if len(self._captured) >= MOST:
             self._drop([next(iter(self._captured))])

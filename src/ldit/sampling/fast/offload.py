@@ -54,9 +54,10 @@ def _groups_of(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]
     """Modules, and the parameters that each one's forward needs, in the order of the blocks."""
     blocks: Any = model.layers if hasattr(model, "layers") else model.blocks
     for block in blocks:
-        modulation = list(block.adaLN_modulation.parameters())
+        modulation = [] if block.adaLN_modulation is None else list(block.adaLN_modulation.parameters())
         excluded = {id(p) for p in modulation}
-        yield block.adaLN_modulation, modulation
+        if modulation:
+            yield block.adaLN_modulation, modulation
         yield block, [p for p in block.parameters() if id(p) not in excluded]
 
 

@@ -35,8 +35,10 @@ class InferenceCopy(ABC):
     """
 
     @abstractmethod
-    def __call__(self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None) -> Tensor:
-        """The output of the network."""
+    def __call__(
+        self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None, mid: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The output of the network; with `mid` that of its second head besides."""
 
     @abstractmethod
     def is_current(self) -> bool:

@@ -78,7 +78,7 @@ class PackedAttention(Attention):
         nn.Module.__init__(self)
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         self.norm_heads = attention.norm_heads
-        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.q_norm, self.k_norm, self.value_mix = attention.q_norm, attention.k_norm, attention.value_mix
         self.wqkv = product(joined([attention.wq, attention.wk, attention.wv]))
         self.wo = product(attention.wo)  # type: ignore[assignment]
 

@@ -16,7 +16,7 @@ from ldit.nn.dit import Block, DiT
 from ldit.nn.kernels import attention_kernels
 from ldit.nn.rope import GridScale
 from ldit.nn.tables import TableCache
-from ldit.sampling.fast.conditioning_cache import Modulations, Pair
+from ldit.sampling.fast.conditioning_cache import ModulationCache, Pair
 from ldit.sampling.fast.graphs import Graphs
 from ldit.sampling.fast.options import InferenceCopy, InferenceOptions
 from ldit.sampling.fast.packed import is_packable, packed_block, shell
@@ -49,12 +49,10 @@ def prepare(model: nn.Module, inference: InferenceOptions | None = None) -> "Pre
 
 def _is_plain(model: DiT) -> bool:
     """Whether the copy computes what the network does: DiT's own forward pass, and modulations that are one product."""
-    own = all(getattr(type(model), name) is getattr(DiT, name) for name in ("forward", "modulations"))
-    modulated = (*model.blocks, model.final_layer)
-    return own and all(
-        type(part.adaLN_modulation) is nn.Sequential
-        and [type(one) for one in part.adaLN_modulation] == [nn.SiLU, nn.Linear]
-        for part in modulated
+    names = ("forward", "modulations", "arranged", "adaln_layers", "condition")
+    return all(getattr(type(model), name) is getattr(DiT, name) for name in names) and all(
+        type(layer) is nn.Sequential and [type(one) for one in layer] == [nn.SiLU, nn.Linear]
+        for layer in model.adaln_layers()
     )
 
 
@@ -77,7 +75,7 @@ class Prepared(InferenceCopy):
         self.model, self.inference = model, inference
         self.device, self.dtype = weight.device, weight.dtype
         self.blocks = [_prepared_block(block, inference) for block in model.blocks]
-        self.modulations = Modulations(model, inference.host_modulation)
+        self.modulations = ModulationCache(model, inference.host_modulation)
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
         self._choosing = _CHOOSING if self.device.type == "cuda" else nullcontext()
         self._tables = TableCache(_MOST_TABLES)
@@ -103,7 +101,7 @@ class Prepared(InferenceCopy):
         steps; each request has its own state instead.
         """
         own = copy.copy(self)
-        own.modulations = Modulations(self.model, self.inference.host_modulation)
+        own.modulations = ModulationCache(self.model, self.inference.host_modulation)
         return own
 
     def release(self) -> bool:
@@ -123,25 +121,38 @@ class Prepared(InferenceCopy):
         self.modulations.plan(pairs)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None) -> Tensor:
-        """x (B, C, H, W) in the network's dtype, time (B,) fp32, cond (B,) labels -> (B, out_channels, H, W).
+    def __call__(
+        self, x: Tensor, time: Tensor, cond: Tensor, *, grid: GridScale | None = None, mid: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x (B, C, H, W) in the network's dtype, time (B,) fp32, cond (B,) labels -> (B, out_channels, H, W); with
+        `mid` that of the second head besides.
 
         time and cond may be on the host whatever the device; then a call does not wait for the device.
         """
-        rows, rope = self.modulations(time, cond), self._table(x, grid)
+        inputs = [x, self.modulations(time, cond), self._table(x, grid)]
+        if self.model.class_tokens:  # else the labels are in the modulations alone
+            inputs.append(cond.to(self.device, non_blocking=True))
+        body = self._both if mid else self._body
         with self._choosing, self._kernels():
-            return self._body(x, rows, rope) if self.graphs is None else self.graphs(self._body, x, rows, rope)
+            out = body(*inputs) if self.graphs is None else self.graphs(body, *inputs)
+        return tuple(out.chunk(2, dim=1)) if mid else out  # type: ignore[return-value]
 
     def _table(self, x: Tensor, grid: GridScale | None) -> Tensor:
         return self._tables.get((*x.shape[-2:], grid), lambda: self.model.positions(x, grid))
 
-    def _body(self, x: Tensor, rows: Tensor, rope: Tensor) -> Tensor:
+    def _body(self, x: Tensor, rows: Tensor, rope: Tensor, labels: Tensor | None = None) -> Tensor:
         """The forward pass over the blocks of this copy: the part that a CUDA graph captures."""
-        *blocks, final = rows.split(self.modulations.widths, dim=1)
-        modulations = [block.unflatten(-1, (6, -1)) for block in blocks]
-        out = self.model.compute(x, rope, self.blocks, modulations, final.unflatten(-1, (2, -1)))
+        modulations = self.model.arranged(rows.split(self.modulations.widths, dim=1))
+        out = self.model.compute(x, rope, self.blocks, modulations, labels)
         assert isinstance(out, Tensor)
         return out
+
+    def _both(self, x: Tensor, rows: Tensor, rope: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The same with the second head, whose output follows in the channels."""
+        modulations = self.model.arranged(rows.split(self.modulations.widths, dim=1))
+        out = self.model.compute(x, rope, self.blocks, modulations, labels, mid=True)
+        assert isinstance(out, tuple)
+        return torch.cat(out, dim=1)
 
 
 def _prepared_block(block: Block, inference: InferenceOptions) -> Block:
@@ -159,7 +170,7 @@ def _prepared_block(block: Block, inference: InferenceOptions) -> Block:
     return twin
 
 
-def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for the size of the first images, and for any size once another comes, always for any number of rows.
 
     The number of rows changes within a request: with and without guidance, in the last batch, in halves.
@@ -167,11 +178,11 @@ def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, _MOST_COMPILED)
     run = torch.compile(forward)
 
-    def call(x: Tensor, rope: Tensor, modulation: Tensor) -> Tensor:
+    def call(x: Tensor, rope: Tensor, modulation: Tensor, **more: Any) -> Any:
         if x._is_view():  # only in the first block, where torch would compile again for it
             x = x.clone()
         for value in (x, modulation):
             torch._dynamo.maybe_mark_dynamic(value, 0)
-        return run(x, rope, modulation)
+        return run(x, rope, modulation, **more)
 
     return call

@@ -11,19 +11,22 @@ from ldit.codecs.conditioners import build_conditioner
 from ldit.config.experiment import Experiment, identity_of, is_of_package, name_of
 from ldit.config.kinds import AnySpec
 from ldit.config.run import RunConfig
+from ldit.config.sections import StageConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
 from ldit.data.batch import Batch
 from ldit.data.samples import Samples
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Prediction, Process, samples_alike
+from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops
+from ldit.nn.conditioning import TrainingInputs
 from ldit.nn.dit import init_parameter
-from ldit.rng import generator, normal, uniform
+from ldit.rng import generator, uniform
 from ldit.training.hooks import attention_hook, heldout_hook
 from ldit.training.state import TrainState
 from ldit.training.step import fill_fresh
-from ldit.training.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device
+from ldit.training.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device, training_noise
 from ldit.training.tasks.own_objects import (
     NetworkBuilder,
     check_losses,
@@ -55,11 +58,13 @@ class DiffusionTask:
     ) -> None:
         self.config, self.spec, self.inputs, self.codec = config, spec, inputs or PlainInputs(), codec
         self.seed = config.train.seed
-        self.process = process or build_process(spec.process)
+        self.process = process or build_process(spec.process, config.objective)
         self.conditioner = build_conditioner(spec)
         self._network = network
         side = config.model.input_size
-        self.flops_per_image = 0.0 if network else 3.0 * forward_flops(config.model, side, side)
+        # Stages have another number of FLOPs, and a network of the user's an unknown one: no MFU is logged.
+        unknown = network is not None or bool(config.stages)
+        self.flops_per_image = 0.0 if unknown else 3.0 * forward_flops(config.model, side, side)
 
     def describe(self) -> str:
         return f"{sum(p.numel() for p in self.network().parameters()):,} parameters"
@@ -100,14 +105,51 @@ class DiffusionTask:
         """The configuration holds everything."""
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        stage, process = self.stage_of(batch)
         t = self.draw_times(batch)
-        losses = self._losses(model, batch, self.draw_labels(batch), t, "noise", device, dtype)
-        return {**losses, "time": to_device(self.process.noise_times(t), device)}
+        x0 = self.inputs(batch, device, None if stage is None else stage.size)
+        x0, given = self._training_inputs(x0, batch)
+        losses = self._losses(model, batch, x0, self.draw_labels(batch), t, "noise", dtype, process, given)
+        return {**losses, "time": to_device(process.noise_times(t), device)}
+
+    def stage_of(self, batch: Batch) -> tuple[StageConfig | None, Process]:
+        """The stage of a batch, None for the full size, and its process. The position in the stream decides, so that a
+        resumed run is in the stage that it was in."""
+        end = 0
+        for stage in self.config.stages:
+            end += stage.steps * self.config.train.batch_size
+            if batch.positions[0] < end:
+                own: Any = self.process
+                return stage, own if stage.shift is None else replace(own, shift=stage.shift)
+        return None, self.process
 
     def draw_times(self, batch: Batch) -> Tensor:
         """Training times (B,) on the CPU."""
         generators = [generator(self.seed, "time", 0, position) for position in batch.positions]
-        return self.process.draw_times(generators, self.config.objective)
+        return self.stage_of(batch)[1].draw_times(generators, self.config.objective)
+
+    def _training_inputs(self, x0: Tensor, batch: Batch) -> tuple[Tensor, TrainingInputs | None]:
+        """The images after augmentation, and what the network is given in training alone; None where it is nothing.
+        Everything is drawn by (seed, position)."""
+        objective, model = self.config.objective, self.config.model
+        if not (objective.augment or objective.route or objective.dropout):
+            return x0, None
+        augmentation = kept = seeds = None
+        if objective.augment:
+            from ldit.training.tasks.augment import augmented_with_labels
+
+            x0, augmentation = augmented_with_labels(x0, batch.positions, self.seed, objective.augment)
+        if objective.route:
+            count = (x0.shape[-1] // model.side_unit) ** 2
+            passing = max(1, round(count * (1 - objective.route)))
+            orders = [torch.randperm(count, generator=generator(self.seed, "route", 0, p)) for p in batch.positions]
+            kept = to_device(torch.stack([order[:passing] for order in orders]), x0.device)
+        if objective.dropout:
+            drawn = [torch.randint(1 << 31, (), generator=generator(self.seed, "drop-updates", 0, p)).item()
+                     for p in batch.positions]  # fmt: skip
+            seeds = to_device(torch.tensor(drawn, dtype=torch.int64), x0.device)
+        first, last = objective.route_blocks
+        return x0, TrainingInputs(augmentation, kept, (first - 1, last), seeds, objective.dropout)
 
     def draw_labels(self, batch: Batch) -> Tensor:
         """Labels (B,) with the null label in place of a share of them."""
@@ -118,7 +160,8 @@ class DiffusionTask:
         """Squared error of eps at evenly spread times with fixed noise: overall and by quarter of the time range."""
         share = torch.tensor([(position + 0.5) * _GOLDEN % 1.0 for position in batch.positions])
         t = self.process.times_at(share)
-        losses = self._losses(model, batch, batch.labels, t, "heldout", device, dtype)
+        x0 = self.inputs(batch, device)
+        losses = self._losses(model, batch, x0, batch.labels, t, "heldout", dtype, self.process)
         error = self.process.heldout_error(losses, to_device(t, device)).cpu()
         quarter = (share * HELDOUT_BUCKETS).long()
         buckets = {f"eps_mse_q{q + 1}": error[quarter == q] for q in range(HELDOUT_BUCKETS)}
@@ -128,24 +171,40 @@ class DiffusionTask:
         self,
         model: nn.Module,
         batch: Batch,
+        x0: Tensor,
         labels: Tensor,
         t: Tensor,
         stream: str,
-        device: torch.device,
         dtype: torch.dtype,
+        process: Process,
+        given: TrainingInputs | None = None,
     ) -> dict[str, Tensor]:
-        x0 = self.inputs(batch, device)
-        shape = tuple(x0.shape[1:])
-        noise = torch.stack([normal(shape, self.seed, stream, 0, position) for position in batch.positions])
-        labels = to_device(labels, device)
+        # Held-out losses are measured with plain noise and the last head, whatever training draws.
+        in_training, device = stream == "noise", x0.device
+        draws = self.config.objective.nearest_of if in_training else 1
+        noise = training_noise(x0, batch.positions, self.seed, stream, draws)
+        labels, t = to_device(labels, device), to_device(t, device)
+        options: dict[str, Any] = {} if given is None else {"training": given}
+        has_mid = in_training and self.config.model.mid_layer > 0
+        second: list[Tensor] = []
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor | Prediction:
-            prediction: Tensor | Prediction = model(x_t.to(dtype), time, labels)
+            x_t = x_t.to(dtype)
+            if has_mid:
+                prediction, mid = model(x_t, time, labels, mid=True, **options)
+                second.append(mid)
+            else:
+                prediction = model(x_t, time, labels, **options)
             check_output(prediction, x_t)
             return prediction
 
-        losses = self.process.losses(predict, x0, to_device(t, device), to_device(noise, device))
-        check_losses(losses, len(x0), self.process)
+        losses = process.losses(predict, x0, t, noise)
+        check_losses(losses, len(x0), process)
+        if has_mid:
+            # The same loss of the second head's output, from the same forward pass.
+            mid = process.losses(lambda x_t, time: second[0], x0, t, noise)
+            losses = {**losses, "loss": losses["loss"] + self.config.objective.mid_weight * mid["loss"],
+                      "mid_loss": mid["loss"]}  # fmt: skip
         return losses
 
     def hooks(self, context: HookContext) -> list[Hook]:
@@ -168,6 +227,8 @@ def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) 
     training: dict[str, Any] = {}
     if objective is not None:
         check_process(objective)
+        if any(stage.shift is not None for stage in config.stages) and "shift" not in vars(objective):
+            raise ConfigError(f"stages: shift: {name_of(type(objective))} has no field `shift`")
     if network is not None:
         check_network(network, config.model)
         training["network"] = name_of(network)

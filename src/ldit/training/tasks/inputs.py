@@ -1,9 +1,11 @@
-"""Turns what the loader reads into the network's inputs: pixels, cached latents, or images encoded on the fly."""
+"""Turns what the loader reads into latents: pixels, cached latents, or images encoded on the fly; and their noise."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldit.codecs.codec import Autoencoder, Codec, open_autoencoder, open_codec
@@ -16,22 +18,23 @@ from ldit.data.samples import Samples
 from ldit.errors import CodecError, ConfigError
 from ldit.log import logger
 from ldit.precision import DTYPES
-from ldit.rng import normal
+from ldit.rng import generator, normal
 
 
 class Inputs(Protocol):
     """Latents of a batch."""
 
-    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
-        """(B, C, h, w) fp32 on `device`, scaled as the network takes them; no gradients."""
+    def __call__(self, batch: Batch, device: torch.device, size: int | None = None) -> Tensor:
+        """(B, C, h, w) fp32 on `device`, scaled as the network takes them; no gradients. With `size` those of images
+        that were averaged down to this side."""
         ...
 
 
 class PlainInputs:
     """The batch holds the network's inputs already: pixels."""
 
-    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
-        return to_device(batch.inputs, device)
+    def __call__(self, batch: Batch, device: torch.device, size: int | None = None) -> Tensor:
+        return reduced(to_device(batch.inputs, device), size)
 
 
 class CachedInputs:
@@ -41,7 +44,8 @@ class CachedInputs:
     def __init__(self, config: AutoencoderConfig, seed: int) -> None:
         self.config, self.seed = config, seed
 
-    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+    def __call__(self, batch: Batch, device: torch.device, size: int | None = None) -> Tensor:
+        assert size is None, "latents have one size"
         mean, logvar = to_device(batch.inputs, device).chunk(2, dim=1)  # (B, 2C, h, w) -> (B, C, h, w) each
         return self.drawn(batch, mean, logvar)
 
@@ -59,8 +63,13 @@ class EncodedInputs(CachedInputs):
         super().__init__(codec.config, seed)
         self.codec = codec
 
-    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
-        return self.drawn(batch, *self.codec.moments(to_device(batch.inputs, device)))
+    def __call__(self, batch: Batch, device: torch.device, size: int | None = None) -> Tensor:
+        return self.drawn(batch, *self.codec.moments(reduced(to_device(batch.inputs, device), size)))
+
+
+def reduced(images: Tensor, size: int | None) -> Tensor:
+    """Images (B, C, S, S) averaged over squares to a side of `size`, which divides S; None: as they are."""
+    return images if size is None else F.avg_pool2d(images, images.shape[-1] // size)
 
 
 def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple[Inputs, Codec | None]:
@@ -75,6 +84,8 @@ def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple
     # Latent models: from a cache, or from images.
     codec = _autoencoder(config, config.codec, data, device)
     if data.cache is not None:
+        if config.stages:
+            raise ConfigError(f"stages: the latents of {data.root} have one size; train on the images")
         _check_cache(config, config.codec, data.root, data.cache, codec)
         return CachedInputs(config.codec, config.train.seed), codec
     assert codec is not None
@@ -117,6 +128,21 @@ def _check_cache(
             if used != own:
                 logger.warning("codec.%s: %s, that of the autoencoder of %s was %s", name, used, root, own)
     cache.check(root, fingerprint, config.data.image_size, CROP)
+
+
+def training_noise(x0: Tensor, positions: Sequence[int], seed: int, stream: str, draws: int = 1) -> Tensor:
+    """Noise (B, C, H, W) on the device of x0 (B, C, H, W), by (seed, stream, position) alone.
+
+    Of several draws each sample gets the one with the smallest Euclidean distance to it, so that paths from noise to
+    data cross less.
+    """
+    shape = tuple(x0.shape[1:])
+    if draws == 1:
+        return to_device(torch.stack([normal(shape, seed, stream, 0, position) for position in positions]), x0.device)
+    drawn = [torch.randn((draws, *shape), generator=generator(seed, stream, 0, position)) for position in positions]
+    noises = to_device(torch.stack(drawn), x0.device)  # (B, draws, C, H, W)
+    nearest = (noises - x0[:, None]).square().flatten(2).sum(2).argmin(1)  # (B,), on the device
+    return noises[torch.arange(len(x0), device=x0.device), nearest]
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
