@@ -181,16 +181,34 @@ def experiment(arm: Arm, config: RunConfig, training: bool = True) -> Experiment
     return Experiment(config=config, network=CompiledDiT if training and config.parallel.compile else DiT)
 
 
-def training_flops(arm: Arm, config: RunConfig) -> float:
-    """FLOPs of training on one image, three times a forward pass."""
-    side = config.model.input_size
-    model = original(config.model) if arm.original else config.model
-    full = 3.0 * forward_flops(model, side, side)
-    # Stages train on smaller images for a share of the steps.
+def training_flops(arm: Arm, config: RunConfig, images: float) -> float:
+    """FLOPs of training on the first `images` images of a run: three times the forward passes, stage by stage."""
+    total, left = 0.0, images
     for stage in config.stages:
-        small = 3.0 * forward_flops(model, stage.size, stage.size)
-        full -= (full - small) * stage.steps / config.train.steps
-    return full
+        count = min(left, stage.steps * config.train.batch_size)
+        total, left = total + count * _image_flops(arm, config, stage.size), left - count
+    return total + left * _image_flops(arm, config, config.model.input_size)
+
+
+def _image_flops(arm: Arm, config: RunConfig, side: int) -> float:
+    """FLOPs of training on an image of this size: three forward passes, with routed tokens and the second head."""
+    model = original(config.model) if arm.original else config.model
+    forward = float(forward_flops(model, side, side))
+    tokens = (side // config.model.side_unit) ** 2
+    if config.objective.route:
+        first, last = config.objective.route_blocks
+        kept = round(tokens * (1 - config.objective.route))
+        forward -= (last - first + 1) * (_block_flops(config.model, tokens) - _block_flops(config.model, kept))
+    if config.model.mid_layer:
+        patch, dim = config.model.side_unit, config.model.dim
+        forward += 2 * (tokens * patch**2 * dim * config.model.out_channels + 2 * dim * config.model.cond_dim)
+    return 3.0 * forward
+
+
+def _block_flops(model: ClassModelConfig, tokens: int) -> float:
+    """FLOPs of one block over so many tokens, without its adaLN."""
+    dim, kv = model.dim, model.kv_heads * model.head_dim
+    return 2 * (tokens * (2 * dim * dim + 2 * dim * kv + 3 * dim * model.ffn_hidden) + 2 * tokens**2 * dim)
 
 
 def _published(task: Task, path: str, rate: float, seed: int, steps: int) -> RunConfig:

@@ -1,6 +1,7 @@
 """What the ladder measures of a checkpoint, against features of real images that are computed once.
 
-1,000 images with balanced labels and seeds 0 … 999, without guidance. Distances are Fréchet distances in 64 principal
+1,000 images with balanced labels and seeds 0 … 999, without guidance; an arm with guidance of its own is measured with
+it besides. Distances are Fréchet distances in 64 principal
 components fixed on the reference, and kernel distances, in the features of two networks that no arm has seen:
 EfficientNet-Lite0 (ImageNet) and a classifier of the set itself (`ladder.py classifier`). The neighbour ratio is the
 mean distance of samples to their nearest training image over that of held-out images, in the classifier's features;
@@ -123,12 +124,10 @@ def _moments(rows: Tensor) -> Moments:
     return moments
 
 
-def sampled(arm: Arm, config: RunConfig, step: Path, task: Task) -> tuple[Tensor, float]:
+def sampled(arm: Arm, config: RunConfig, step: Path, task: Task, keywords: dict[str, Any]) -> tuple[Tensor, float]:
     """1,000 images of a step's EMA weights, uint8 (N, 3, S, S), and the seconds they took."""
     pipe = ldit.load(step, experiment=experiment(arm, config, training=False))
     labels = [k % task.classes for k in range(SAMPLES)]
     began = time.perf_counter()
-    images = to_uint8(
-        pipe.sample(labels, seed=0, output_type="tensor", batch_size=BATCH, **{**SAMPLER, **arm.sampling})
-    )
+    images = to_uint8(pipe.sample(labels, seed=0, output_type="tensor", batch_size=BATCH, **keywords))
     return images, time.perf_counter() - began

@@ -153,8 +153,10 @@ def run(args: argparse.Namespace) -> None:
         if one in done:
             continue
         row = trained(one) | {"versions": versions, "date": datetime.now(UTC).date().isoformat()}
-        with open(args.results, "ab", buffering=0) as file:
-            file.write(json.dumps(row).encode() + b"\n")
+        path = args.results
+        is_cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        with open(path, "ab", buffering=0) as file:
+            file.write(b"\n" * is_cut + json.dumps(row).encode() + b"\n")
             os.fsync(file.fileno())
         print(one, "diverged" if row["diverged"] else f"{row['last']:.4f}", flush=True)
 

@@ -1,5 +1,7 @@
 """Weights and further terms of the losses, against their definitions in float64; off, they change no bit."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,19 +17,20 @@ def drawn() -> tuple[Tensor, Tensor, Tensor]:
     return x0, noise, out
 
 
-def test_min_snr_of_a_flow() -> None:
-    """The weight of the velocity's error is that of the data's, min(SNR, gamma), times t²."""
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_min_snr_of_a_flow(prediction: Literal["v", "x0"]) -> None:
+    """The loss is the squared error of the data times min(SNR, gamma), whatever is predicted, at every time."""
     x0, noise, out = drawn()
-    t = torch.tensor([0.001, 0.2, 0.31, 0.5, 1.0])
-    losses = Flow(min_snr=5.0).losses(lambda x, time: out, x0, t, noise)
+    t = torch.tensor([0.01, 0.03, 0.31, 0.5, 1.0])
+    losses = Flow(prediction, min_snr=5.0).losses(lambda x, time: out, x0, t, noise)
     for i in range(5):
         time = t[i].double()
         snr = ((1 - time) / time) ** 2
-        # x0 = x_t - t·v, so that the error of the data is t² times that of the velocity.
         x_t = (1 - time) * x0[i].double() + time * noise[i].double()
-        error = ((x_t - time * out[i].double()) - x0[i].double()).square().mean()
+        data = out[i].double() if prediction == "x0" else x_t - time * out[i].double()
+        error = (data - x0[i].double()).square().mean()
         assert losses["loss"][i].item() == pytest.approx((min(snr.item(), 5.0) * error).item(), rel=1e-4)
-    assert torch.equal(losses["mse"], Flow().losses(lambda x, time: out, x0, t, noise)["mse"])
+    assert torch.equal(losses["mse"], Flow(prediction).losses(lambda x, time: out, x0, t, noise)["mse"])
 
 
 def test_min_snr_of_ddpm() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline.models import MODEL, close, tiny_flow
+from pipeline.models import MODEL, close, tiny, tiny_flow
 
+from ldit.config.model import OriginalDiTConfig
 from ldit.errors import RequestError
 from ldit.rng import normal
 from ldit.sampling.fast.options import InferenceOptions
@@ -53,5 +54,7 @@ def test_with_every_copy_of_the_network() -> None:
 
 
 def test_a_model_without_a_second_head() -> None:
-    with pytest.raises(RequestError, match=r"guide internal: the model has no second head \(model\.mid_layer\)"):
-        tiny_flow().sample_latents([0], guide="internal", guidance=2.0)
+    original = OriginalDiTConfig(input_size=8, in_channels=3, hidden_size=32, depth=1, num_heads=2, num_classes=4)
+    for pipe in (tiny_flow(), tiny(original)):  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=r"guide internal: the model has no second head \(model\.mid_layer\)"):
+            pipe.sample_latents([0], guide="internal", guidance=2.0)

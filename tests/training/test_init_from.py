@@ -16,11 +16,12 @@ from ldit.commands.train import run as train
 from ldit.config.run import RunConfig
 from ldit.errors import SourceError
 from ldit.rng import generator
-from ldit.training.init_from import LABEL_TABLE
+from ldit.training.init_from import LABEL_TABLES, starting_weights
 from ldit.training.state import TrainState
 from ldit.training.tasks.diffusion import DiffusionTask
 
 NAMES = ("a", "b", "c")
+LABEL_TABLE = LABEL_TABLES[0]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,20 @@ def test_classes_are_carried_by_name(place: Path, tmp_path: Path, monkeypatch: p
     assert all(torch.equal(masters[name], source(place)[name]) for name in others)
     told = next(line for line in lines if line.startswith("starts from"))
     assert "3 of 5 classes" in told and "2 from the null class" in told
+
+
+def test_tokens_of_a_class_are_carried_as_its_vector(place: Path) -> None:
+    """Both tables have a row a class, and the null class last."""
+    tables = {name: torch.randn(4, width) for name, width in zip(LABEL_TABLES, (16, 48), strict=True)}
+    block = {"layers.0.attention.wq.weight": torch.zeros(2, 2)}
+    shapes = {name: (3, value.shape[1]) for name, value in tables.items()} | {next(iter(block)): (2, 2)}
+    found = {
+        start.name: start
+        for start in starting_weights([*tables.items(), *block.items()], shapes, ("c", "x"), NAMES, 2, 3)
+    }
+    for name, table in tables.items():
+        assert found[name].rows == (0, 1, 2)  # "c", a new class from the null class, the null class
+        assert torch.equal(found[name].value, table[[2, 3, 3]])
 
 
 def test_rows_without_counterpart_stay_fresh(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

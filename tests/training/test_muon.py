@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from runs import started, tiny
+from runs import ALONE, started, tiny
 from torch import Tensor, nn
 
+from ldit.config.spec import ModelSpec
 from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
 from ldit.training.muon import RMS, Muon, MuonSettings, orthogonalised
 from ldit.training.optim import _is_matrix
+from ldit.training.step import new_state
+from ldit.training.tasks.diffusion import DiffusionTask
 
 SHAPES = [(24, 24), (16, 40), (40, 16), (8, 64), (96, 12)]
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -190,5 +193,25 @@ def test_rates_by_width() -> None:
              "final_layer.linear.bias",
              "layers.0.attention_norm.weight", "layers.0.adaLN_modulation.1.bias")  # fmt: skip
     assert {names[name] for name in whole} == {1.0}
+    # At width 2048 the conditioning vector has 1024 values, so that what reads it has as many inputs as at width 1024.
+    wide = replace(config.model, dim=2048, n_layers=1, n_heads=2)
+    state = new_state(
+        replace(config, model=wide, optim=replace(config.optim, base_width=512)),
+        DiffusionTask(replace(config, model=wide), ModelSpec(wide, config.process, config.codec)),
+        ALONE,
+    )
+    shares = {id(p): group["share"] for group in state.optimizer.adamw.param_groups for p in group["params"]}
+    names = {name: shares[id(p)] for name, p in zip(state.weights.names, state.weights.masters, strict=True)}
+    assert names["layers.0.attention.wq.weight"] == names["final_layer.linear.weight"] == 512 / 2048
+    for name in ("layers.0.adaLN_modulation.1.weight", "t_embedder.mlp.2.weight"):
+        assert names[name] == 512 / 1024
+
+
+def test_rates_are_shares_of_the_schedules() -> None:
+    config = tiny()
+    config = replace(config, optim=replace(config.optim, base_width=16))
+    state, _, _ = started(config)
+    for p in state.weights.masters:
+        p.grad = torch.zeros_like(p)
     state.optimizer.step(0.5, YES)
     assert sorted(group["lr"] for group in state.optimizer.adamw.param_groups) == [0.125, 0.5]

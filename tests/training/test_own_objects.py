@@ -21,6 +21,7 @@ from ldit.config.classifier import ClassifierRun
 from ldit.config.experiment import identity_of, name_of
 from ldit.config.recipes.registry import diffusion_recipe, find_experiment
 from ldit.config.run import RunConfig
+from ldit.config.sections import ObjectiveConfig
 from ldit.config.spec import FlowConfig
 from ldit.diffusion import DDPM, Flow, Prediction
 from ldit.diffusion.process import samples_alike
@@ -129,6 +130,28 @@ def test_an_objective_that_is_no_process(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"objective: .*Loss has no .*denoised.*; subclass"):
         ldit.train(ldit.Experiment(config=short(), objective=Loss()), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("own", "changes", "message"),
+    [
+        (
+            {"objective": Flow()},
+            {"objective": ObjectiveConfig(min_snr=5.0)},
+            r"objective\.min_snr: an objective of one's",
+        ),
+        ({"objective": Flow()}, {"objective": ObjectiveConfig(direction=1.0)}, r"objective\.direction: an objective"),
+        ({"objective": Flow()}, {"mid_layer": 1}, r"model\.mid_layer: an objective of one's own does not have it"),
+        ({"network": network}, {"class_tokens": 2}, r"model\.class_tokens: a network of one's own does not have it"),
+        ({"network": network}, {"objective": ObjectiveConfig(dropout=0.1)}, r"objective\.dropout: a network of one's"),
+    ],
+)
+def test_settings_without_effect(own: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    config = short()
+    model = {name: value for name, value in changes.items() if name != "objective"}
+    config = replace(config, model=replace(config.model, **model), objective=changes.get("objective", config.objective))
+    with pytest.raises(ConfigError, match=message):
+        ldit.Experiment(config=config, **own)
 
 
 def test_muon_needs_matrices(tmp_path: Path) -> None:

@@ -54,8 +54,10 @@ REFUSED: dict[str, Any] = {
     "objective.route": 0.5, "objective.route_blocks": (1, 1), "model.class_tokens": 2, "model.shared_adaln": True,
 }  # fmt: skip
 COMPANIONS: dict[str, dict[str, Any]] = {
-    "optim.every": {"optim.chunked": True}, "objective.augment": {"model.augment_labels": True},
-    "objective.route": {"objective.route_blocks": (1, 1)},
+    "optim.chunked": {"optim.kind": "muon"}, "optim.precision": {"optim.kind": "muon"},
+    "optim.every": {"optim.kind": "muon", "optim.chunked": True},
+    "objective.augment": {"model.augment_labels": True},
+    "objective.route": {"objective.route_blocks": (1, 1)}, "objective.route_blocks": {"objective.route": 0.5},
 }  # fmt: skip
 """What a key needs beside it, to be a sound configuration."""
 

@@ -1,15 +1,21 @@
 """Switches of training: each against a short form of its own, and drawn by (seed, position) alone."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import after, flat, started, tiny
+from runs import after, started, tiny
+from safetensors.torch import load_file
 from torch import Tensor
 
+import ldit
+from ldit.checkpoint.run import step_folder
 from ldit.config.run import RunConfig
-from ldit.config.sections import ObjectiveConfig, StageConfig
+from ldit.config.sections import ObjectiveConfig, OptimConfig, StageConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
 from ldit.errors import ConfigError
@@ -19,6 +25,7 @@ from ldit.training.tasks.diffusion import DiffusionTask
 from ldit.training.tasks.inputs import training_noise
 
 CPU = torch.device("cpu")
+TURNED = {"rope": "2d"}
 
 
 def flow(model: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **run: Any) -> RunConfig:
@@ -57,7 +64,7 @@ SWITCHES: dict[str, RunConfig] = {
     "nearest": flow({}, {"nearest_of": 3}),
     "min-SNR": flow({}, {"min_snr": 5.0}),
     "direction": flow({}, {"direction": 0.5}),
-    "stages": flow(stages=(StageConfig(8, 2, 0.5),)),
+    "stages": flow({"rope": "2d"}, stages=(StageConfig(8, 2, 0.5),)),
 }
 
 
@@ -173,22 +180,47 @@ def test_stages_are_small_images_first() -> None:
     torch.testing.assert_close(small[1, 2, 3, 5], batch.inputs[1, 2, 6:8, 10:12].mean())
 
 
-def test_a_stage_is_the_same_after_a_resume() -> None:
-    """A run's step is in the stage of its position, whoever takes it."""
+def test_a_rollback_does_not_shorten_a_stage() -> None:
+    """It skips data, and so positions; the step decides."""
+    _, task, loader = started(SWITCHES["stages"])
+    batches = loader.from_step(0, 3, offset=400)
+    assert [task.stage_of(batch)[0] is not None for batch in batches] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["stages", "muon", "everything"])
+def test_a_run_that_was_stopped_goes_on_with_the_same_losses(name: str, tmp_path: Path) -> None:
+    """In the middle of a stage, between two full steps of Muon, and with every per-sample draw: bit for bit."""
     config = SWITCHES["stages"]
-    whole, outcomes = after(config, 4)
-    losses = [o.values["loss"] for o in outcomes]
-    assert len(set(losses)) == 4
-    again, others = after(config, 4)
-    assert [o.values["loss"] for o in others] == losses and torch.equal(
-        flat(whole.weights.masters), flat(again.weights.masters)
-    )
+    if name == "muon":
+        config = replace(flow(), optim=OptimConfig("muon", chunked=True, every=2))
+    if name == "everything":
+        objective = {"augment": 0.3, "dropout": 0.2, "nearest_of": 2, "direction": 0.2, "min_snr": 5.0}
+        config = flow({"augment_labels": True, "class_tokens": 2, "mid_layer": 1, "shared_adaln": True}, objective)
+    train = replace(config.train, steps=5, log_every=1, sample_every=0, checkpoint_every=5)
+    config = replace(config, train=train, heldout=replace(config.heldout, every=0))
+    stopped = replace(config, train=replace(train, steps=3, checkpoint_every=1))
+    ldit.train(config, tmp_path / "whole")
+    ldit.train(stopped, tmp_path / "run")
+    for step in (3, 2):  # what was saved after step 1 is what it goes on from
+        shutil.rmtree(step_folder(tmp_path / "run", step))
+    ldit.train(config, tmp_path / "run")
+    read = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+            for run in ("whole", "run")]  # fmt: skip
+    assert [row["loss"] for row in read[0]] == [row["loss"] for row in read[1]] and len(read[0]) == 5
+    ends = [load_file(step_folder(tmp_path / run, 5) / "model.safetensors") for run in ("whole", "run")]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
 @pytest.mark.parametrize(
     ("model", "objective", "run", "named"),
     [
-        ({}, {"augment": 0.1}, {}, r"objective\.augment: needs a pixel model with model\.augment_labels"),
+        ({}, {"augment": 0.1}, {}, r"objective\.augment: goes with model\.augment_labels"),
+        ({"augment_labels": True}, {}, {}, r"objective\.augment: goes with model\.augment_labels"),
+        ({}, {"route_blocks": (1, 2)}, {}, r"objective\.route_blocks: has no effect without objective\.route"),
+        ({}, {"mid_weight": -1.0}, {}, r"objective\.mid_weight: must not be negative"),
+        ({}, {}, {"stages": (StageConfig(8, 2),)}, r"stages: need model\.rope 2d"),
+        ({}, {}, {"optim": OptimConfig(chunked=True)}, r"optim\.chunked and optim\.precision: go with .* muon"),
+        ({}, {}, {"optim": OptimConfig("muon", every=2)}, r"optim\.every: goes with optim\.chunked"),
         ({}, {"dropout": 1.0}, {}, r"objective\.dropout"),
         ({}, {"route": 0.5}, {}, r"objective\.route_blocks: two numbers from 1 to 2"),
         ({}, {"route": 0.5, "route_blocks": (2, 3)}, {}, r"objective\.route_blocks"),
@@ -198,9 +230,14 @@ def test_a_stage_is_the_same_after_a_resume() -> None:
         ({"fine_layers": 1, "patch_size": 16}, {}, {}, r"model\.fine_layers: input_size 16 is no multiple of 32"),
         ({}, {"nearest_of": 0}, {}, r"objective\.nearest_of"),
         ({}, {"min_snr": -1.0}, {}, r"objective\.min_snr"),
-        ({}, {}, {"stages": (StageConfig(6, 2),)}, r"stages: size must be a multiple of 4 that divides .* 16, got 6"),
-        ({}, {}, {"stages": (StageConfig(8, 50),)}, r"stages: they take all of train\.steps 50"),
-        ({}, {}, {"stages": (StageConfig(8, 0),)}, r"stages: steps"),
+        (
+            TURNED,
+            {},
+            {"stages": (StageConfig(6, 2),)},
+            r"stages: size must be a multiple of 4 that divides .* 16, got 6",
+        ),
+        (TURNED, {}, {"stages": (StageConfig(8, 50),)}, r"stages: they take all of train\.steps 50"),
+        (TURNED, {}, {"stages": (StageConfig(8, 0),)}, r"stages: steps"),
     ],
 )
 def test_refused(model: dict[str, Any], objective: dict[str, Any], run: dict[str, Any], named: str) -> None:

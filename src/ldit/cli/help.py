@@ -62,10 +62,11 @@ def _rows(cls: type[Any], default: Any, prefix: str, section: str) -> Iterator[R
 
 
 def _has_no_flag(hint: Any, value: Any) -> bool:
-    """Whether a field cannot be set by a flag: the kind of a section, which has one value, or an absent section."""
+    """Whether a field cannot be set by a flag: the kind of a section, which has one value, an absent section, or a
+    list of sections, which a recipe sets."""
     if typing.get_origin(hint) is Literal:
         return len(typing.get_args(hint)) == 1
-    return value is None and any(map(is_dataclass, typing.get_args(hint)))
+    return (value is None or isinstance(value, tuple)) and any(map(is_dataclass, typing.get_args(hint)))
 
 
 def _row(entry: "Field[Any]", hint: Any, value: Any, prefix: str, group: str, doc: str) -> Row:

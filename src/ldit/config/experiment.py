@@ -2,14 +2,17 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ldit.config.model import SWITCHES
 from ldit.config.run import BaseRun, RunConfig
 from ldit.errors import ConfigError
 
+_OF_OUR_LOSS = ("objective.min_snr", "objective.direction", "model.mid_layer")
+_OF_OUR_NETWORK = ("objective.augment", "objective.dropout", "objective.route", *(f"model.{name}" for name in SWITCHES))
 _LONGEST = 80  # characters of a setting in an identity
 
 
@@ -39,15 +42,23 @@ class Experiment:
         for name in ("objective", "network"):
             if getattr(self, name) is not None and not isinstance(self.config, RunConfig):
                 raise ConfigError(f"Experiment: {name} is for runs of diffusion models")
-        if self.network is None or not isinstance(self.config, RunConfig):
+        if not isinstance(self.config, RunConfig):
             return
-        if self.config.parallel.tp > 1:
-            raise ConfigError("parallel.tp: a network of one's own is not cut; use parallel.shard")
-        objective = self.config.objective
-        own = {"model.mid_layer": self.config.model.mid_layer, "objective.augment": objective.augment,
-               "objective.dropout": objective.dropout, "objective.route": objective.route}  # fmt: skip
-        if unknown := next((name for name, value in own.items() if value), None):
-            raise ConfigError(f"{unknown}: a network of one's own does not have it")
+        # Settings that would have no effect.
+        settings = {f"model.{name}": value for name, value in asdict(self.config.model).items()}
+        settings |= {f"objective.{name}": value for name, value in asdict(self.config.objective).items()}
+        if self.objective is not None:
+            _check_off(settings, _OF_OUR_LOSS, "an objective of one's own does not have it")
+        if self.network is not None:
+            _check_off(settings, _OF_OUR_NETWORK, "a network of one's own does not have it")
+            if self.config.parallel.tp > 1:
+                raise ConfigError("parallel.tp: a network of one's own is not cut; use parallel.shard")
+
+
+def _check_off(settings: dict[str, Any], names: Iterable[str], why: str) -> None:
+    """ConfigError for the first of these settings that is on."""
+    if name := next((name for name in names if settings[name]), None):
+        raise ConfigError(f"{name}: {why}")
 
 
 def is_of_package(item: Any) -> bool:

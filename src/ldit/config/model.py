@@ -6,6 +6,9 @@ from typing import Any, Literal
 from ldit.config.serial import convert, show
 from ldit.errors import ConfigError
 
+COND_MOST = 1024
+"""Largest width of the conditioning vector."""
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -82,7 +85,7 @@ class BackboneConfig:
     @property
     def cond_dim(self) -> int:
         """Width of the conditioning vector."""
-        return min(self.dim, 1024)
+        return min(self.dim, COND_MOST)
 
     @property
     def out_channels(self) -> int:

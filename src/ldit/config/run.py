@@ -119,6 +119,8 @@ class BaseRun:
                 raise ConfigError(f"{key}: must be in [0, 1), got {value}")
         if self.optim.every > 1 and not self.optim.chunked:
             raise ConfigError("optim.every: goes with optim.chunked")
+        if self.optim.kind != "muon" and (self.optim.chunked or self.optim.precision != "run"):
+            raise ConfigError("optim.chunked and optim.precision: go with optim.kind muon")
         # Power averages. Their width is part of a file's name, to four decimals.
         for width in self.ema.power:
             if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
@@ -210,7 +212,7 @@ class RunConfig(BaseRun):
             own = [f"objective.{name}" for name in FLOW_ONLY if getattr(objective, name) != getattr(off, name)]
             if own:
                 raise ConfigError(f"{own[0]}: DDPM draws its times evenly and predicts eps; this setting is flow's")
-        for name in ("min_snr", "direction"):
+        for name in ("min_snr", "direction", "mid_weight"):
             if getattr(objective, name) < 0:
                 raise ConfigError(f"objective.{name}: must not be negative, got {getattr(objective, name)}")
         if not 1 <= objective.nearest_of <= MOST_NOISES:
@@ -219,9 +221,13 @@ class RunConfig(BaseRun):
         for name in ("augment", "dropout", "route"):
             if not 0 <= getattr(objective, name) < 1:
                 raise ConfigError(f"objective.{name}: must be in [0, 1), got {getattr(objective, name)}")
-        if objective.augment and not (self.model.augment_labels and isinstance(self.codec, PixelCodecConfig)):
-            raise ConfigError("objective.augment: needs a pixel model with model.augment_labels")
+        if bool(objective.augment) != self.model.augment_labels:
+            raise ConfigError("objective.augment: goes with model.augment_labels, and neither without the other")
+        if objective.augment and not isinstance(self.codec, PixelCodecConfig):
+            raise ConfigError("objective.augment: is for pixel models")
         first, last = objective.route_blocks
+        if not objective.route and (first, last) != (0, 0):
+            raise ConfigError(f"objective.route_blocks: has no effect without objective.route, got {first} {last}")
         if objective.route and not 1 <= first <= last <= self.model.trunk_layers:
             most = self.model.trunk_layers
             raise ConfigError(f"objective.route_blocks: two numbers from 1 to {most} are needed, got {first} {last}")
@@ -230,6 +236,8 @@ class RunConfig(BaseRun):
 
     def _check_stages(self) -> None:
         side, factor = self.data.image_size, self.codec.factor
+        if self.stages and self.model.rope != "2d":
+            raise ConfigError("stages: need model.rope 2d: with raster positions a row would move at each size")
         for stage in self.stages:
             unit = factor * self.model.side_unit
             if not 1 <= stage.size < side or side % stage.size or stage.size % unit:

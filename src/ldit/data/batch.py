@@ -24,6 +24,8 @@ class Batch:
     labels: Tensor
     positions: tuple[int, ...]
     faults: tuple[Fault, ...] = ()
+    step: int = 0
+    """The number of the step that takes it, counted from 0; a rollback repeats numbers with other positions."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -37,7 +39,7 @@ class Batch:
     def readable(self) -> "Batch":
         """The batch without the samples that could not be read."""
         rows = [row for row, sound in enumerate(self.sound) if sound]
-        return Batch(self.inputs[rows], self.labels[rows], tuple(self.positions[row] for row in rows))
+        return Batch(self.inputs[rows], self.labels[rows], tuple(self.positions[row] for row in rows), step=self.step)
 
     def micro(self, size: int) -> Iterator["Batch"]:
         """Consecutive slices of `size` samples."""
@@ -45,4 +47,4 @@ class Batch:
             part = slice(i, i + size)
             positions = self.positions[part]
             faults = tuple(fault for fault in self.faults if fault.position in positions)
-            yield Batch(self.inputs[part], self.labels[part], positions, faults)
+            yield Batch(self.inputs[part], self.labels[part], positions, faults, self.step)

@@ -41,9 +41,15 @@ class _Reading:
     """A batch while it is read: several threads fill its rows, each its own range of rows."""
 
     def __init__(
-        self, data: Samples, positions: Sequence[int], indices: Sequence[int], flip_seed: int | None, bad: BadImages
+        self,
+        data: Samples,
+        positions: Sequence[int],
+        indices: Sequence[int],
+        flip_seed: int | None,
+        bad: BadImages,
+        step: int = 0,
     ) -> None:
-        self.data, self.positions, self.indices = data, positions, indices
+        self.data, self.positions, self.indices, self.step = data, positions, indices, step
         self.flip_seed, self.bad = flip_seed, bad
         self.inputs = torch.empty(len(indices), *data.shape)
         self.labels = torch.empty(len(indices), dtype=torch.int64)
@@ -78,7 +84,7 @@ class _Reading:
             Fault(self.positions[row], self.data.where(self.indices[row]), self.faults[row])
             for row in sorted(self.faults)
         )
-        return Batch(self.inputs, self.labels, tuple(self.positions), faults)
+        return Batch(self.inputs, self.labels, tuple(self.positions), faults, self.step)
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ class Loader:
         start = offset + step * self.batch_size + self.part * self.share
         positions = range(start, start + self.share)
         indices = self.order.between(positions.start, positions.stop)
-        reading = _Reading(self.data, positions, indices, self.flip_seed, self.bad)
+        reading = _Reading(self.data, positions, indices, self.flip_seed, self.bad, step)
         if fill:
             reading.fill(0, self.share)
         return reading

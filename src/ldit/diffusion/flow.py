@@ -74,9 +74,9 @@ class Flow:
     def losses(self, predict: Predict, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Squared error of the velocity, per sample: {"loss", "mse"}, each (B,).
 
-        With `min_snr` gamma the error counts min(SNR, gamma)·t² in the loss, so that of the data counts min(SNR, gamma)
-        (Hang et al. 2023). With `direction` w the loss has w·(1 - cos) besides, of predicted and true velocity over
-        the channels of each place, logged as "direction" (Yao et al. 2025).
+        With `min_snr` gamma the error counts min(SNR, gamma)·t² in the loss, so that the squared error of the data
+        counts min(SNR, gamma) (Hang et al. 2023). With `direction` w the loss has w·(1 - cos) besides, of predicted and
+        true velocity over the channels of each place, logged as "direction" (Yao et al. 2025).
 
         x0, noise (B, C, H, W) fp32; t (B,) in [0, 1]; `predict` is given x_t and `network_time(t)`.
         """
@@ -88,8 +88,10 @@ class Flow:
         mse = per_sample((velocity - target).square())
         losses = {"loss": mse, "mse": mse}
         if self.min_snr:
-            # SNR·t² = (1-t)², which has no division by a time near 0.
-            losses["loss"] = mse * torch.minimum((1.0 - t).square(), self.min_snr * t.square())
+            # SNR = ((1-t)/t)². The velocity of a data prediction is its error over a time that is clamped.
+            snr = ((1.0 - t) / t.clamp(min=1e-6)).square().clamp(max=self.min_snr)
+            over = t.clamp(min=LEAST_TIME) if self.prediction == "x0" else t
+            losses["loss"] = mse * snr * over.square()
         if self.direction:
             losses["direction"] = per_sample(1.0 - F.cosine_similarity(velocity, target, dim=1))
             losses["loss"] = losses["loss"] + self.direction * losses["direction"]

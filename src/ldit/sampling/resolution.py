@@ -104,6 +104,8 @@ def check_scaling(config: ModelConfig, scaling: str, proportional: bool = False)
         raise RequestError(f"rope_scaling: expected {', '.join(SCALINGS[:-1])} or {SCALINGS[-1]}, got {scaling!r}")
     if (scaling != "none" or proportional) and not isinstance(config, (ClassModelConfig, OriginalDiTConfig)):
         raise RequestError(f"rope_scaling {scaling}: positions of text models are not scaled yet")
+    if proportional and isinstance(config, ClassModelConfig) and (config.fine_layers or config.class_tokens):
+        raise RequestError("proportional_attention: not for models with class tokens or two patch levels")
 
 
 def proportion(tokens: int, trained: int) -> float:

@@ -13,7 +13,8 @@ from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.training.state import TrainState
 
-LABEL_TABLE = "y_embedder.embedding_table.weight"
+LABEL_TABLES = ("y_embedder.embedding_table.weight", "y_tokens.embedding_table.weight")
+"""Tables with a row a class: of its vector, and of its tokens."""
 
 _TRUNK = ("layers.", "blocks.")  # blocks of our networks and of the original DiT
 _OF_WIDTH = ("x_embedder.weight", "x_embedder.bias", "x_embedder.proj.bias")  # entries whose first size is the width
@@ -114,11 +115,11 @@ def starting_weights(
         if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
             raise SourceError(f"starting weights: {name} is a {tensor.dtype} tensor, expected floating-point numbers")
         seen[name] = tuple(tensor.shape)
-        # The label table goes by classes, everything else by name and shape.
+        # Label tables go by classes, everything else by name and shape.
         start: Start | None = None
-        if name == LABEL_TABLE and name in shapes and seen[name][1:] == tuple(shapes[name])[1:]:
+        if name in LABEL_TABLES and name in shapes and seen[name][1:] == tuple(shapes[name])[1:]:
             mapping = _row_sources(shapes[name][0], len(tensor), names, source_names, null, source_null)
-            start = _label_rows(tensor, shapes[name][0], mapping)
+            start = _label_rows(name, tensor, shapes[name][0], mapping)
             if start is not None and start.rows is not None:
                 report.resized[name] = _in_words(mapping, shapes[name][0], null, source_null)
         elif seen[name] == tuple(shapes.get(name, ())) and name in shapes:
@@ -195,15 +196,15 @@ def _classes(rows: int, names: Sequence[str] | None, null: int | None, whose: st
     return classes
 
 
-def _label_rows(tensor: Tensor, rows: int, mapping: dict[int, int]) -> Start | None:
-    """The start of a label table of `rows` rows: the full tensor where every row keeps its place, else the mapped rows;
+def _label_rows(name: str, tensor: Tensor, rows: int, mapping: dict[int, int]) -> Start | None:
+    """The start of label table `name` of `rows` rows: all of it where every row keeps its place, else the mapped rows;
     None when there are none."""
     if len(tensor) == rows and mapping == {row: row for row in range(rows)}:
-        return Start(LABEL_TABLE, tensor.float())
+        return Start(name, tensor.float())
     if not mapping:
         return None
     targets = tuple(sorted(mapping))
-    return Start(LABEL_TABLE, tensor[[mapping[row] for row in targets]].float(), targets)
+    return Start(name, tensor[[mapping[row] for row in targets]].float(), targets)
 
 
 def _in_words(mapping: dict[int, int], rows: int, null: int | None, source_null: int | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldit.config.model import COND_MOST
 from ldit.config.sections import OptimConfig, TrainConfig
 from ldit.errors import ConfigError
 from ldit.parallel.exchange import ModelGroup
@@ -20,6 +21,7 @@ FINAL_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
 _MATRIX = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w\w*\.weight")
 _ADALN = re.compile(r"(layers\.\d+\.)?adaLN_modulation\.1\.weight")
 _ADALN_PIECES = 6
+_CONDITIONED = re.compile(r"adaLN_modulation|t_embedder")  # their input is the conditioning vector
 # Matrices whose inputs become more with the width: all but the embedders of patches, classes and texts.
 _HIDDEN = re.compile(r"(layers\.\d+\.|adaLN_modulation|final_layer|mid_head|split|t_embedder\.mlp\.2)\S*weight")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -73,15 +75,20 @@ class Optimizer:
         )
 
     def _groups(self, base_width: int) -> list[dict[str, Any]]:
-        """AdamW's parameters in groups of one `share` of the learning rate: base_width / width for hidden matrices
-        (muP, Yang et al. 2022), else 1. A rank may hold no row of a small tensor; those are left out."""
+        """AdamW's parameters in groups of one `share` of the learning rate: for hidden matrices the number of their
+        inputs at the base width over the one here (muP, Yang et al. 2022), else 1. A rank may hold no row of a small
+        tensor; those are left out."""
         groups: dict[float, list[nn.Parameter]] = {}
         width = next((layout.shape[0] for name, layout in self._layouts.items() if name == "x_embedder.weight"), None)
         if base_width and width is None:
             raise ConfigError("optim.base_width: is for networks whose parameters are named as DiT's")
         for name, p in self.others.items():
             is_hidden = len(self._layouts[name].shape) == 2 and _HIDDEN.fullmatch(name) is not None
-            share = base_width / width if base_width and width and is_hidden else 1.0
+            share = 1.0
+            if base_width and width and is_hidden:
+                # The conditioning vector is as wide as the network only up to a bound.
+                most = COND_MOST if _CONDITIONED.search(name) else width + base_width
+                share = min(base_width, most) / min(width, most)
             if p.numel():
                 groups.setdefault(share, []).append(p)
         return [{"params": parameters, "share": share} for share, parameters in groups.items()]

@@ -1,6 +1,6 @@
 """Diffusion as a Task: a class-conditional network, a process, and latents of the images."""
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -62,8 +62,8 @@ class DiffusionTask:
         self.conditioner = build_conditioner(spec)
         self._network = network
         side = config.model.input_size
-        # Stages have another number of FLOPs, and a network of the user's an unknown one: no MFU is logged.
-        unknown = network is not None or bool(config.stages)
+        # Stages and routing have another number of FLOPs, and a network of the user's an unknown one: no MFU is logged.
+        unknown = network is not None or bool(config.stages) or config.objective.route > 0
         self.flops_per_image = 0.0 if unknown else 3.0 * forward_flops(config.model, side, side)
 
     def describe(self) -> str:
@@ -113,12 +113,11 @@ class DiffusionTask:
         return {**losses, "time": to_device(process.noise_times(t), device)}
 
     def stage_of(self, batch: Batch) -> tuple[StageConfig | None, Process]:
-        """The stage of a batch, None for the full size, and its process. The position in the stream decides, so that a
-        resumed run is in the stage that it was in."""
+        """The stage of a batch, None for the full size, and its process."""
         end = 0
         for stage in self.config.stages:
-            end += stage.steps * self.config.train.batch_size
-            if batch.positions[0] < end:
+            end += stage.steps
+            if batch.step < end:
                 own: Any = self.process
                 return stage, own if stage.shift is None else replace(own, shift=stage.shift)
         return None, self.process
@@ -227,8 +226,9 @@ def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) 
     training: dict[str, Any] = {}
     if objective is not None:
         check_process(objective)
-        if any(stage.shift is not None for stage in config.stages) and "shift" not in vars(objective):
-            raise ConfigError(f"stages: shift: {name_of(type(objective))} has no field `shift`")
+        names = [field.name for field in fields(objective)] if is_dataclass(objective) else []
+        if any(stage.shift is not None for stage in config.stages) and "shift" not in names:
+            raise ConfigError(f"stages: shift: {name_of(type(objective))} is no dataclass with a field `shift`")
     if network is not None:
         check_network(network, config.model)
         training["network"] = name_of(network)
