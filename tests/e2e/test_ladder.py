@@ -12,12 +12,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))  # last: some scripts have the names of folders of tests
+sys.path.append(str(ROOT / "benchmarks"))
 
 import ladder  # noqa: E402
 import ladder_arms  # noqa: E402
 import ladder_measure  # noqa: E402
 from ladder_arms import ARMS, ORDER, TASKS, configured, experiment, training_flops  # noqa: E402
+
+sys.path.remove(str(ROOT / "benchmarks"))  # some scripts have the names of folders of tests
 
 from ldit.config.run import RunConfig  # noqa: E402
 from ldit.config.sections import ParallelConfig  # noqa: E402

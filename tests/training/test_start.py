@@ -15,9 +15,10 @@ from ldit.errors import SourceError
 from ldit.nn.build import build_model, parameter_shapes
 from ldit.nn.dit import init_weights
 from ldit.rng import generator
-from ldit.training.init_from import LABEL_TABLE, Start, StartReport, starting_weights
+from ldit.training.init_from import LABEL_TABLES, Start, StartReport, starting_weights
 
 NAMES = tuple("abcdefghi")
+LABEL_TABLE = LABEL_TABLES[0]
 
 
 def config(**changes: Any) -> ClassModelConfig:
