@@ -115,8 +115,8 @@ class OptimConfig:
     """Muon: dtype of the iterations; run = fp32 in runs in fp32, else bf16. bf16 is faster on GPUs, and on CPUs with
     AVX-512 bf16."""
     base_width: int = 0
-    """AdamW: multiply the rate of hidden matrices by this over the network's width (muP), so that a rate tuned at this
-    width serves others; 0 = off."""
+    """AdamW: multiply the rate of each hidden matrix by the number of its inputs at this width over that here (muP), so
+    that a rate tuned at this width serves others; 0 = off."""
 
 
 @dataclass(frozen=True)
