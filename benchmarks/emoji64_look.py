@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from emoji64_quality import real_images
+from json_lines import append_line, read_lines
 
 import ldit
 from ldit.codecs.pixels import labelled_grid
@@ -85,8 +86,7 @@ ARMS: dict[str, Callable[[], RunConfig]] = {
 
 
 def known() -> dict[str, dict[str, Any]]:
-    lines = LINES.read_text(encoding="utf-8").splitlines() if LINES.exists() else []
-    return {row["arm"]: row for row in map(json.loads, lines)}
+    return {row["arm"]: row for row in read_lines(LINES)}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -121,8 +121,7 @@ def run(args: argparse.Namespace) -> None:
         chosen = [label for label in range(9) for _ in range(ROWS)]
         images = pipe.sample(chosen, seed=0, **{**SAMPLER, "steps": 20})
         labelled_grid(images, [names[label] for label in chosen]).save(RESULTS / f"emoji64-look-{name}.png")
-        with open(LINES, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(LINES, row)
         print(f"{name}: FD {row['fd']:.1f}", flush=True)
 
 

@@ -15,20 +15,19 @@ that file. DIR of fashion: the folder of Debian's package dataset-fashion-mnist,
 import argparse
 import json
 import math
-import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import torch
 from ladder_arms import ARMS, ORDER, TASKS, Arm, Task, configured, experiment, training_flops
+from ladder_points import RESULTS, SEEDS, Job, append, next_job, read_points
+from ladder_table import VARIANT, rates_file, table_of, training_seconds
 
 import ldit
 from ldit.checkpoint.run import committed_steps, step_folder
@@ -40,116 +39,8 @@ from ldit.storage import manifest
 from ldit.storage.atomic import write_json
 from ldit.storage.signals import Stopped
 
-RESULTS = Path(__file__).parent / "results"
-SEEDS = (0, 1, 2)
-TUNING_SEED = 100
-LADDER_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-MOST_FURTHER = 2
-AGAINST = ("published", "ema")
-"""Arms whose final distance is the target: the recipe as published, whose average still holds most of the initial
-weights in so short a run, and the same with a warm-up of the average."""
 CPU = torch.device("cpu")
-VARIANT = "bf16-compiled"
-"""How the ladder trains, among the variants that `rate` measures."""
 PER_EVALUATION = 45.0  # seconds of sampling and features of a point, for the plan
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: an arm at a learning rate. `phase` is "tune" (a third of the budget, measured at its end) or "full"."""
-
-    task: Task
-    arm: Arm
-    phase: str
-    rate: float
-    seed: int
-
-    @property
-    def steps(self) -> int:
-        return self.task.tuning_steps if self.phase == "tune" else self.task.steps
-
-    @property
-    def points(self) -> tuple[int, ...]:
-        return (self.steps,) if self.phase == "tune" else self.task.points
-
-    @property
-    def name(self) -> str:
-        return f"{self.task.name}-{self.arm.name}-{self.phase}-{self.rate:g}-{self.seed}"
-
-    def config(self, path: str) -> RunConfig:
-        return configured(self.arm, self.task, path, self.rate, self.seed, self.steps)
-
-    def key(self, step: int) -> tuple[Any, ...]:
-        return (self.arm.name, self.phase, self.rate, self.seed, self.steps, step)
-
-
-def results_file(task: Task) -> Path:
-    return RESULTS / f"ladder-{task.name}.jsonl"
-
-
-def read_points(task: Task) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The measured points by their key; a line that was cut short by a kill is passed over."""
-    points = {}
-    file = results_file(task)
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        points[tuple(row[name] for name in ("arm", "phase", "rate", "seed", "steps", "step"))] = row
-    return points
-
-
-def tuned_rate(arm: Arm, task: Task, points: dict[tuple[Any, ...], dict[str, Any]]) -> float | None:
-    """The rate with the lowest Fréchet distance in Lite0's features at the end of tuning; None until all are in."""
-    if len(arm.rates) == 1:
-        return arm.rates[0]
-    jobs = tuning(arm, task, points)
-    rows = [points.get(job.key(job.steps)) for job in jobs]
-    return None if None in rows else min((row for row in rows if row), key=lambda row: row["fd_lite0"])["rate"]
-
-
-def tuning(arm: Arm, task: Task, points: dict[tuple[Any, ...], dict[str, Any]]) -> list[Job]:
-    """The tuning runs of an arm. While the best rate is at an end of the grid, the grid grows there, twice at most."""
-    rates = list(arm.rates)
-    for _ in range(MOST_FURTHER):
-        jobs = [Job(task, arm, "tune", rate, TUNING_SEED) for rate in rates]
-        rows = [points.get(job.key(job.steps)) for job in jobs]
-        if None in rows:
-            return jobs
-        best = min((row for row in rows if row), key=lambda row: row["fd_lite0"])["rate"]
-        if best not in (min(rates), max(rates)):
-            return jobs
-        place = LADDER_RATES.index(best) + (1 if best == max(rates) else -1)
-        if not 0 <= place < len(LADDER_RATES):
-            return jobs
-        rates.append(LADDER_RATES[place])
-    return [Job(task, arm, "tune", rate, TUNING_SEED) for rate in rates]
-
-
-def next_job(task: Task, arms: list[str]) -> Job | None:
-    """The first run that is not complete: by groups, and in those one seed of every arm before the next seed."""
-    points = read_points(task)
-    for group in ORDER:
-        for seed, name in product(SEEDS, (name for name in group if name in arms)):
-            arm = ARMS[name]
-            source = ARMS[arm.rates_of] if arm.rates_of else arm
-            tunes = tuning(source, task, points) if len(source.rates) > 1 else []
-            rate = tuned_rate(source, task, points)
-            full = [] if rate is None else [Job(task, arm, "full", rate, seed)]
-            for job in (*tunes, *full):
-                if any(job.key(step) not in points for step in job.points):
-                    return job
-    return None
-
-
-def append(task: Task, row: dict[str, Any]) -> None:
-    """Add a line, in one write that is on the disk before it returns."""
-    path = results_file(task)
-    is_cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with open(path, "ab", buffering=0) as file:
-        file.write(b"\n" * is_cut + json.dumps(row).encode() + b"\n")
-        os.fsync(file.fileno())
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -252,10 +143,6 @@ def classifier(args: argparse.Namespace, task: Task) -> None:
 # --- plan and rate ----------------------------------------------------------------------------------------------------
 
 
-def rates_file(task: Task) -> Path | None:
-    return max(RESULTS.glob(f"*_ladder-rates-{task.name}.json"), default=None)
-
-
 def rate(args: argparse.Namespace, task: Task) -> None:
     """Images/s of training steps on images in memory, every arm in turn, by precision, and with compiled blocks."""
     from ldit.bench.ceiling import matrix_ceiling
@@ -307,15 +194,6 @@ def speeds_of(arm: Arm, config: RunConfig, rounds: int) -> list[float]:
     return found
 
 
-def training_seconds(config: RunConfig, speeds: list[float], images: float) -> float:
-    """Seconds of training on the first images of a run, by the speeds of its stages and of the full size."""
-    total, left = 0.0, images
-    for stage, speed in zip(config.stages, speeds, strict=False):
-        count = min(left, stage.steps * config.train.batch_size)
-        total, left = total + count / speed, left - count
-    return total + left / speeds[-1]
-
-
 def plan(args: argparse.Namespace, task: Task) -> None:
     """The arms in order, with parameters, FLOPs, and hours by the measured rate."""
     file = rates_file(task)
@@ -345,109 +223,12 @@ def parameters_of(arm: Arm, config: RunConfig) -> int:
         return sum(p.numel() for p in network(config.model).parameters()) if network else parameter_count(config.model)
 
 
-# --- table ------------------------------------------------------------------------------------------------------------
-
-
-def needed(curve: list[tuple[float, float]], target: float) -> tuple[float, bool] | None:
-    """Images at which a falling curve of (images, distance) first reaches `target`, by log-linear interpolation between
-    its points; None where it does not. The flag says that it was reached before the first point, so that the number is
-    only an upper bound."""
-    before: tuple[float, float] | None = None
-    for x, y in curve:
-        if y <= target:
-            if before is None:
-                return x, True
-            share = (before[1] - target) / (before[1] - y)
-            return float(before[0] * (x / before[0]) ** share), False
-        before = (x, y)
-    return None
-
-
-def curves(task: Task, name: str, measure: str) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (images, measure) of the complete runs of an arm."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for row in read_points(task).values():
-        if row["arm"] == name and row["phase"] == "full":
-            found.setdefault(row["seed"], []).append((row["images"], row[measure]))
-    return {seed: sorted(points) for seed, points in sorted(found.items()) if len(points) == len(task.points)}
-
-
-COLUMNS = (("fd_lite0", 1), ("fd_classifier", 2), ("neighbours", 2), ("heldout", 4))
-
-
 def table(args: argparse.Namespace, task: Task) -> None:
     """The ladder, in Markdown: final distances, and how much less an arm needs for the final distance of another."""
-    points = list(read_points(task).values())
-    lines = [
-        "Final distances after the whole budget; mean ± standard deviation over seeds.",
-        "",
-        "| arm | rate | seeds | FD Lite0 | FD classifier | neighbours | held-out |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in args.arms:
-        last = [row for row in points if (row["arm"], row["phase"], row["step"]) == (name, "full", task.steps)]
-        for prefix, words in (("", name), ("guided_", f"{name}, guided")):
-            if last and f"{prefix}fd_lite0" in last[0]:
-                cells = [spread_of([row.get(f"{prefix}{key}") for row in last], digits) for key, digits in COLUMNS]
-                lines.append("| " + " | ".join([words, f"{last[0]['rate']:g}", str(len(last)), *cells]) + " |")
-    for against in AGAINST:
-        lines += savings(args.arms, against, task)
-    lines += ["", "Rates tried at a third of the budget (FD Lite0 there):", ""]
-    for name in args.arms:
-        rows = sorted((row for row in points if (row["arm"], row["phase"]) == (name, "tune")), key=lambda r: r["rate"])
-        if rows:
-            ends = {rows[0]["rate"], rows[-1]["rate"]}
-            best = min(rows, key=lambda row: row["fd_lite0"])["rate"]
-            tried = ", ".join(f"{row['rate']:g}: {row['fd_lite0']:.1f}" for row in rows)
-            lines.append(f"- {name}: {tried}{' (the best is at an end of the grid)' if best in ends else ''}")
-    text = "\n".join(lines) + "\n"
+    text = table_of(args.arms, task)
     print(text)
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
-
-
-def savings(arms: list[str], against: str, task: Task) -> list[str]:
-    """A table of ratios: images, FLOPs and seconds that the arm `against` took for its final distance over those that
-    another arm takes to it, by seed. "≥": reached before the first point that was measured."""
-    reference = curves(task, against, "fd_lite0")
-    if not reference:
-        return []
-    file = rates_file(task)
-    speeds = json.loads(file.read_text())["images_per_second"] if file else {}
-    lines = ["", f"How many times less than `{against}` took for its final FD Lite0:", "",
-             "| arm | images | FLOPs | seconds |", "|---|---|---|---|"]  # fmt: skip
-    for name in arms:
-        own, is_bound = curves(task, name, "fd_lite0"), False
-        ratios: list[list[float]] = []
-        for seed in sorted(own.keys() & reference.keys()):
-            images, target = reference[seed][-1]
-            found = needed(own[seed], target)
-            if found is None:
-                ratios.append([math.nan] * 3)
-                continue
-            is_bound |= found[1]
-            ours, theirs = cost(name, task, found[0], speeds), cost(against, task, images, speeds)
-            ratios.append([b / a if a and b else math.nan for a, b in zip(ours, theirs, strict=True)])
-        if ratios:
-            cells = [spread_of(list(column), 1, "x") for column in zip(*ratios, strict=True)]
-            lines.append(f"| {name} | " + " | ".join("≥ " * (is_bound and cell != "-") + cell for cell in cells) + " |")
-    return lines
-
-
-def cost(name: str, task: Task, images: float, speeds: dict[str, Any]) -> tuple[float, float, float]:
-    """Images, FLOPs and seconds of an arm up to a number of images; 0 seconds where its speed was not measured."""
-    config = configured(ARMS[name], task, "x", ARMS[name].rates[0], 0, task.steps)
-    own = speeds.get(name, {}).get(VARIANT)
-    return images, training_flops(ARMS[name], config, images), training_seconds(config, own, images) if own else 0.0
-
-
-def spread_of(values: Sequence[float | None], digits: int, unit: str = "") -> str:
-    """Mean and standard deviation over seeds; "-" where a seed has none."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known or len(known) < len(values):
-        return "-"
-    deviation = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{mean(known):.{digits}f}{deviation}{unit}"
 
 
 def main() -> int:

@@ -14,9 +14,7 @@ all layers is recorded, on two images.
 """
 
 import argparse
-import json
 import math
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 import torch
+from json_lines import append_line, read_lines
 from torch import Tensor, nn
 
 import ldit
@@ -135,14 +134,7 @@ def trained(run: Run) -> dict[str, Any]:
 
 
 def known(file: Path) -> dict[Run, dict[str, Any]]:
-    rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-        rows[Run(row["precision"], row["norm"], row["rate"], row["seed"])] = row
-    return rows
+    return {Run(row["precision"], row["norm"], row["rate"], row["seed"]): row for row in read_lines(file)}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -153,11 +145,7 @@ def run(args: argparse.Namespace) -> None:
         if one in done or one.seed not in args.seeds:
             continue
         row = trained(one) | {"versions": versions, "date": datetime.now(UTC).date().isoformat()}
-        path = args.results
-        is_cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        with open(path, "ab", buffering=0) as file:
-            file.write(b"\n" * is_cut + json.dumps(row).encode() + b"\n")
-            os.fsync(file.fileno())
+        append_line(args.results, row)
         print(one, "failed" if failed(row) else f"{row['last']:.4f}", flush=True)
 
 

@@ -185,6 +185,10 @@ MUTANTS = [
     Mutant("pipeline/load.py", "if own and given is None:", "if False:", "tests/e2e/test_extend.py"),
     Mutant("training/resume.py", "if what in old and old[what] != new.get(what):", "if False:", "tests/e2e/test_extend.py"),
     Mutant("training/resume.py", 'if old.get("codec") != new.get("codec"):', "if False:", "tests/e2e/test_latents.py"),
+    # switches
+    Mutant("diffusion/flow.py", 'over = t.clamp(min=LEAST_TIME) if self.prediction == "x0" else t', "over = t", "tests/diffusion"),
+    Mutant("training/tasks/diffusion.py", "if batch.step < end:", "if batch.positions[0] < end * 4:", "tests/training/test_switches.py"),
+    Mutant("sampling/guidance.py", "c, u = (out.float() for out", "u, c = (out.float() for out", "tests/pipeline/test_internal_guidance.py"),
 ]  # fmt: skip
 
 

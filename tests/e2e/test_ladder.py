@@ -17,6 +17,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 import ladder  # noqa: E402
 import ladder_arms  # noqa: E402
 import ladder_measure  # noqa: E402
+import ladder_points  # noqa: E402
+import ladder_table  # noqa: E402
 from ladder_arms import ARMS, ORDER, TASKS, configured, experiment, training_flops  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))  # some scripts have the names of folders of tests
@@ -33,7 +35,7 @@ TINY = replace(
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(ladder, "RESULTS", tmp_path)
+    monkeypatch.setattr(ladder_points, "RESULTS", tmp_path)
     return tmp_path / "ladder-tiny.jsonl"
 
 
@@ -68,7 +70,7 @@ def test_what_comes_next(results: Path) -> None:
             ladder.append(TINY, row(job.arm.name, job.phase, job.rate, job.seed, job.steps, step, fd))
     assert seen == [
         ("published", "full", 1e-4, 0),
-        *(("cooldown", "tune", rate, ladder.TUNING_SEED) for rate in ARMS["cooldown"].rates),
+        *(("cooldown", "tune", rate, ladder_points.TUNING_SEED) for rate in ARMS["cooldown"].rates),
         ("cooldown", "full", 1e-3, 0),
         *((name, "full", rate, seed) for seed in (1, 2) for name, rate in (("published", 1e-4), ("cooldown", 1e-3))),
     ]
@@ -105,7 +107,7 @@ def test_costs_of_stages_and_routes() -> None:
     assert 0.7 < flops("route", 1) / flops("muon", 1) < 0.8  # half of the tokens skip three of six blocks
     assert 1.0 < flops("internal", 1) / flops("tokens", 1) < 1.02
     config = configured(ARMS["stages"], task, "x", 1e-3, 0, task.steps)
-    assert ladder.training_seconds(config, [1000.0, 250.0], stage + 500) == pytest.approx(stage / 1000 + 2)
+    assert ladder_table.training_seconds(config, [1000.0, 250.0], stage + 500) == pytest.approx(stage / 1000 + 2)
 
 
 def test_a_kill_between_two_points(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +132,7 @@ def test_a_kill_between_two_points(results: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ladder_measure, "Judge", Judge)
     monkeypatch.setattr(ladder_measure, "SAMPLES", 4)
     monkeypatch.setattr(ladder_measure, "SAMPLER", {"solver": "euler", "steps": 2, "guidance": 1.0})
-    monkeypatch.setattr(ladder, "SEEDS", (0,))
+    monkeypatch.setattr(ladder_points, "SEEDS", (0,))
 
     def quick(config: RunConfig) -> RunConfig:
         """Eager, in fp32, with an average that moves within six steps."""
@@ -156,10 +158,10 @@ def test_a_kill_between_two_points(results: Path, tmp_path: Path, monkeypatch: p
 def test_images_that_are_needed() -> None:
     """Between two points by log-linear interpolation; the first point may be good enough; others never are."""
     curve = [(100.0, 50.0), (400.0, 30.0), (1600.0, 10.0)]
-    assert ladder.needed(curve, 40.0) == (pytest.approx(200.0), False)
-    assert ladder.needed(curve, 20.0) == (pytest.approx(800.0), False)
-    assert ladder.needed(curve, 60.0) == (100.0, True)
-    assert ladder.needed(curve, 9.0) is None
+    assert ladder_table.needed(curve, 40.0) == (pytest.approx(200.0), False)
+    assert ladder_table.needed(curve, 20.0) == (pytest.approx(800.0), False)
+    assert ladder_table.needed(curve, 60.0) == (100.0, True)
+    assert ladder_table.needed(curve, 9.0) is None
 
 
 def test_the_table_is_made_of_the_file_alone(results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
