@@ -21,6 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = "shortest_first"
 _FAULT = re.compile(r"^(FAILED|ERROR) \S+::", re.MULTILINE)
+VARIANTS = "tests/nn/test_variants.py"
 TRAIN, DATA, SHARED = "tests/training", "tests/data", "tests/distributed"
 CHECKPOINT = "tests/checkpoint tests/storage"
 EVAL = "tests/eval"
@@ -189,6 +190,20 @@ MUTANTS = [
     Mutant("diffusion/flow.py", 'over = t.clamp(min=LEAST_TIME) if self.prediction == "x0" else t', "over = t", "tests/diffusion"),
     Mutant("training/tasks/diffusion.py", "if batch.step < end:", "if batch.positions[0] < end * 4:", "tests/training/test_switches.py"),
     Mutant("sampling/guidance.py", "c, u = (out.float() for out", "u, c = (out.float() for out", "tests/pipeline/test_internal_guidance.py"),
+    Mutant("nn/dit.py", "blocks = [rows[0] + own for", "blocks = [rows[0] + 0 * own for", VARIANTS),
+    Mutant("nn/dit.py", "stride=grid.stride // 2", "stride=grid.stride", VARIANTS),
+    Mutant("nn/dit.py", "training.kept + self.class_tokens, self.class_tokens)", "training.kept, 0)", VARIANTS),
+    Mutant("nn/dit.py", "fine_rope, None", "fine_rope, values", VARIANTS),
+    Mutant("nn/dit.py", "tokens = tokens + self.fine_embedder", "tokens = tokens + 0 * self.fine_embedder", VARIANTS),
+    Mutant("nn/dit.py", "training.seeds + 2 * index", "training.seeds", VARIANTS),
+    Mutant("nn/dit.py", "dropped(update, seeds + 1, dropout)", "dropped(update, seeds, dropout)", VARIANTS),
+    Mutant("nn/dit.py", "[unrotated(self.class_tokens, config.head_dim, device)]", "[rope_table(config.rope, 1, self.class_tokens, config.head_dim, device)]", VARIANTS),
+    Mutant("nn/dit.py", "return rope[self.places]", "return rope[: self.places.shape[1]][None]", VARIANTS),
+    Mutant("nn/dit.py", 'or owner[0] in ("final_layer", "mid_head") or', 'or owner[0] == "final_layer" or', VARIANTS),
+    Mutant("nn/layers.py", "x / (1 - rate)", "x", VARIANTS),
+    Mutant("training/tasks/inputs.py", "(noises - x0[:, None])", "noises", "tests/training/test_switches.py"),
+    Mutant("training/tasks/augment.py", "_rotation(-turn),", "_rotation(turn),", "tests/training"),
+    Mutant("training/muon.py", "unflatten(1, (self._pieces(first), -1))", "unflatten(1, (1, -1))", "tests/training/test_muon.py"),
 ]  # fmt: skip
 
 

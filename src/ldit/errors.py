@@ -1,6 +1,7 @@
 """Errors the user can fix: each message is one line that names the file, key or number at fault."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _LIMIT = 1000  # characters: file names and values from outside may be long
@@ -12,6 +13,12 @@ def brief(value: Any) -> str:
         return value[:12]
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f", … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class LditError(Exception):

@@ -90,7 +90,8 @@ def test_places_that_are_no_place(
         (cache / "heldout/inside", "sealed"),
         (cache / "heldout", "sealed"),
         (source / "cache", "is inside"),
-        (source, "is inside"),
+        (source, "is"),
+        (source.parent, "contains"),
         (tmp_path / "run/cache", "is inside the run"),
         (tmp_path / "run", "is inside the run"),
     ):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from folders import make_folder, over
 
+import ldit
 from ldit.checkpoint.run import check_run_dir, step_folder
-from ldit.cli.main import main
+from ldit.cli.main import dispatch, main
 from ldit.commands.train import run as train
 from ldit.errors import LditError, RequestError, SourceError
 
@@ -34,6 +35,88 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {"ema.power": (0.05, 0.1), "ema.snapshot_every": 1}
     assert train(over(make_folder(base / "data"), values), base / "run") == 0
     return base / "run"
+
+
+LITE = ("--extractor", "efficientnet-lite0")
+OUTSIDE = {
+    "train": ("train", "tiny-cpu", "--data.path", "DATA", "--train.steps", "1", "--model.num_classes", "3", "--out"),
+    "encode": ("encode", "DATA", "--image-size", "16", "--codec", "emoji64-vae", "--out"),
+    "set": ("sample", "--ckpt", "RUN", "--num", "2", "--steps", "1", "--out"),
+    "array": ("sample", "--ckpt", "RUN", "--num", "2", "--steps", "1", "--out", "NPZ"),
+    "singles": (*SAMPLE, "--image-save-path", "FREE/x.png", "--out"),
+    "grid": (*SAMPLE, "--image-save-path", "PNG"),
+    "latents": (*SAMPLE, "--latents-out", "PT"),
+    "report": ("evaluate", "RUN", "--reference", "FREE", "--num", "2", *LITE, "--json", "JSON"),
+    "figure": ("evaluate", "FREE", "--reference", "DATA", *LITE, "--figure", "PNG"),
+}
+
+
+@pytest.mark.parametrize("command", OUTSIDE)
+def test_nothing_is_written_among_the_images_that_are_read(run: Path, tmp_path: Path, command: str) -> None:
+    """The folder itself, one in it, its parent, a class of it, the same by a link: each would be trained on next time,
+    or hold a run that holds its own data."""
+    data = run.parent / "data"
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    name = next(path.name for path in data.iterdir() if path.is_dir())
+    places = [data / "new", data / name, data / name / "new" / "deep", link, link / "new"]
+    if command in ("train", "encode"):
+        places += [data, data.parent]
+    before = tree(run.parent)
+    for place in places:
+        words = {
+            "RUN": str(run), "DATA": str(data), "FREE": str(tmp_path), "NPZ": f"{place}.npz", "PNG": f"{place}.png",
+            "PT": f"{place}.pt", "JSON": f"{place}.json",
+        }  # fmt: skip
+        arguments = [words.get(word, word.replace("FREE", str(tmp_path))) for word in OUTSIDE[command]]
+        if arguments[-1] == "--out":
+            arguments.append(str(place))
+        elif place == link or not Path(arguments[-1]).parent.is_dir():  # a file beside the link is outside
+            continue
+        said = refusal(arguments)
+        assert f"{data}, whose images are read" in said or f"{link}, whose images are read" in said, (place, said)
+        assert tree(run.parent) == before
+
+
+def test_the_home_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` in every path that is given, also where the shell leaves it: --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(run)
+    (tmp_path / "data").symlink_to(run.parent / "data")
+    work = tmp_path / "made"
+    work.mkdir()
+    for line in (
+        "sample --ckpt=~/run --class-labels 0 --steps 1 --image-save-path=~/made/x.png --out=~/made/singles",
+        "sample --ckpt ~/run --class-labels 0 --steps 1 --latents-out=~/made/x.safetensors",
+        "sample --ckpt ~/run --num 2 --steps 1 --out=~/made/set.npz",
+        "sample --ckpt ~/run --class-labels 0 --steps 2 --init-image ~/made/x.png --image-save-path ~/made/y.png",
+        "convert ~/run ~/made/export",
+        "ema ~/run ~/made/ema --sigma-rel 0.07",
+        "plot ~/run --out=~/made/curves.png",
+        "info ~/run",
+        "launch slurm tiny-cpu --file=~/made/x.sbatch --out=~/made/run",
+        "train tiny-cpu --data.path=~/data --train.steps=1 --model.num_classes=3 --train.init_from=~/made/export "
+        "--out=~/made/run",
+        "train ~/made/run --train.steps 2",
+    ):
+        main(line.split())
+        assert not (tmp_path / "~").exists(), line
+    names = {path.name for path in work.iterdir()}
+    assert names == {
+        "x.png", "singles", "x.safetensors", "set.npz", "set.npz.json", "y.png", "export", "ema", "curves.png",
+        "x.sbatch", "run",
+    }  # fmt: skip
+    assert train(over(make_folder(tmp_path / "more"), {"data.path": "~/more"}), "~/made/again") == 0
+    assert (work / "again" / "checkpoints").is_dir() and not (tmp_path / "~").exists()
+    ldit.load("~/made/export")
+
+
+def refusal(arguments: list[str]) -> str:
+    """What a command says that must not be carried out."""
+    with pytest.raises(LditError) as caught:
+        dispatch(arguments[0], arguments[1:])
+    return str(caught.value)
 
 
 def tree(folder: Path) -> dict[Path, bytes | None]:

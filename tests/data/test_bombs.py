@@ -104,13 +104,15 @@ def measured(folder: Path) -> dict[str, tuple[str, float, float]]:
 
 
 def test_bombs_are_refused_at_little_cost(tmp_path: Path) -> None:
-    """Row D4, files: each refused with a reason, in less than 1 GB and quickly."""
+    """Row D4, files: each refused with a reason, in less than 1 GB and quickly. What unpacks in a chunk that a PNG's
+    pixels do not need is left packed."""
     files = bombs()
     assert len(files) >= 30
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     said = measured(tmp_path)
-    assert {name for name, (reason, _, _) in said.items() if reason} == set(files), said
+    harmless = {"iccp.png", "itxt.png", "many.png", "ztxt.png"}
+    assert {name for name, (reason, _, _) in said.items() if reason} == set(files) - harmless, said
     assert max(peak for _, _, peak in said.values()) < 0.5, said
     assert max(seconds for _, seconds, _ in said.values()) < 10, said  # each well below a second on an idle machine
     for name, part in {

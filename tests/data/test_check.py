@@ -25,7 +25,7 @@ def image(path: Path, size: tuple[int, int], grey: int, **options: Any) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes and one image beside them; a pair of equal files within a class and one across."""
+    """Two classes; a pair of equal files within a class and one across."""
     root = tmp_path / "set"
     for i in range(3):
         image(root / "cat" / f"{i}.png", (40, 20 + i), i)
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     image(root / "dog" / "t.jpg", (100, 50), 8, exif=turned)
     frames = [Image.new("L", (8, 8), grey) for grey in (1, 200)]
     frames[0].save(root / "dog" / "m.gif", save_all=True, append_images=frames[1:])
-    image(root / "beside.png", (16, 16), 9)
+    image(root / "dog" / "y.png", (16, 16), 9)
     (root / "notes.txt").write_text("no image")
     return root
 
@@ -59,7 +59,7 @@ def lines(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0)
 def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = report(capsys, folder, "--image-size", 21)
     assert (said["kind"], said["total"], said["bad"], said["problems"]) == ("class folders", 9, [], [])
-    assert said["classes"] == {"cat": 4, "dog": 4} and said["beside_classes"] == 1
+    assert said["classes"] == {"cat": 4, "dog": 5}
     assert said["formats"] == {"PNG": 6, "JPEG": 2, "GIF": 1} and sum(said["modes"].values()) == 9
     assert said["short_sides"] == {"8": 1, "16": 6, "32": 1, "64": 1}
     assert said["smallest"] == {"width": 8, "height": 8, "name": "dog/m.gif"}
@@ -72,7 +72,7 @@ def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -
     text = lines(capsys, folder, "--image-size", 21)
     assert "duplicates  2 in 2 groups of equal files, 1 of them across classes" in text
     assert text[text.index("  cat/2.png, dog/z.png") + 1] == "  cat/1.png, cat/copy.png"  # those across stand first
-    assert text[-1] == "verdict     sound" and "classes     2, 4 to 4 images: cat 4, dog 4" in text
+    assert text[-1] == "verdict     sound" and "classes     2, 4 to 5 images: dog 5, cat 4" in text
 
 
 def test_bad_images_and_problems(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_bad_images_and_problems(folder: Path, capsys: pytest.CaptureFixture[str
     said = report(capsys, folder, code=1)
     assert said["bad"][0] == {"file": "cat/0.png", "reason": "the file is empty"} and len(said["bad"]) == 31
     assert said["problems"] == [
-        f"class folders {folder / 'Cat'} and {folder / 'cat'} differ in case alone",
+        f"{folder}: the classes 'Cat' and 'cat' differ in case alone",
         *(f"class folder {folder / name} holds no images" for name in ("Cat", "empty")),
     ]
     (folder / "Cat").rmdir()
@@ -121,7 +121,7 @@ def test_linked_class_folders_are_checked(folder: Path, capsys: pytest.CaptureFi
     (folder / ".cache" / "1.png").write_text("no image")
     (tmp_path / "elsewhere" / "bad.png").write_text("no image")
     said = report(capsys, folder, code=1)
-    assert said["classes"] == {"cat": 4, "dog": 5} and [bad["file"] for bad in said["bad"]] == ["dog/bad.png"]
+    assert said["classes"] == {"cat": 4, "dog": 6} and [bad["file"] for bad in said["bad"]] == ["dog/bad.png"]
     assert said["total"] == 10
 
 
@@ -129,11 +129,9 @@ def test_files_that_no_run_reads_are_counted(folder: Path, capsys: pytest.Captur
     for name in ("cat/1.avif", "cat/2.HEIC", "cat/3.avif", "cat/4", "dog/.hidden.avif"):
         (folder / name).write_bytes(b"x")
     said = report(capsys, folder)
-    assert said["other_files"] == {".avif": 2, ".heic": 1, "": 1, ".txt": 1} and said["beside_classes"] == 1
+    assert said["other_files"] == {".avif": 2, ".heic": 1, "": 1, ".txt": 1}
     (row,) = (line for line in lines(capsys, folder) if line.startswith("beside"))
-    assert row.startswith(
-        "beside      no run reads 1 images beside the class folders and 5 files that are not named as images: .avif 2, "
-    )
+    assert row.startswith("beside      no run reads 5 files that are not named as images: .avif 2, ")
     assert "no suffix 1" in row
 
 

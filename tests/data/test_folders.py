@@ -1,6 +1,7 @@
 """Image folders: what is refused at the start, names, order and fingerprint."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldit.data.formats.image_folder import ImageFolder, LooseImages, images_in
+from ldit.data.formats.image_folder import ImageFolder, LooseImages
 from ldit.data.images.decoding import Decoding
+from ldit.data.source import open_data
 from ldit.errors import DataError
 
 
@@ -27,7 +29,7 @@ def test_classes_that_differ_in_case_alone_are_refused(tmp_path: Path, first: st
         pytest.skip("this disk does not tell them apart")
     with pytest.raises(DataError) as caught:
         ImageFolder(tmp_path, 4)
-    assert str(caught.value) == f"class folders {tmp_path / first} and {tmp_path / second} differ in case alone"
+    assert str(caught.value) == f"{tmp_path}: the classes {first!r} and {second!r} differ in case alone"
 
 
 @pytest.mark.parametrize(("first", "second"), [("e\u0301", "\u00e9"), ("E\u0301", "\u00e9")])
@@ -74,13 +76,66 @@ def test_names_led_by_a_dot_are_passed_over(tmp_path: Path) -> None:
     make(tmp_path, ".cache/1.png", "a/.thumbnails/1.png", "a/._1.png", "a/1.png", ".2.png")
     data = ImageFolder(tmp_path, 4)
     assert data.names == ("a",) and [data.where(i) for i in range(len(data))] == ["a/1.png"]
-    assert images_in(tmp_path / "a") == ["1.png"]
 
 
-def test_jfif_is_a_jpeg(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPE"])
+def test_other_names_of_a_jpeg(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, "a/1.jpg")
-    (tmp_path / "a" / "1.jpg").rename(tmp_path / "a" / "1.jfif")
+    (tmp_path / "a" / "1.jpg").rename(tmp_path / "a" / f"1.{suffix}")
     assert ImageFolder(tmp_path, 4)[0][0].shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".thumbnails", "$RECYCLE.BIN", "#recycle", "lost+found"])
+def test_folders_that_machines_make_are_passed_over(tmp_path: Path, name: str) -> None:
+    """Beside the classes, below them, and beside loose images."""
+    make(tmp_path, f"{name}/1.png", f"a/{name}/1.png", "a/1.png")
+    data = ImageFolder(tmp_path, 4)
+    assert data.names == ("a",) and [data.where(i) for i in range(len(data))] == ["a/1.png"]
+    loose, _ = open_data(str(make(tmp_path / "loose", "1.png", f"{name}/1.png")), 4)
+    assert isinstance(loose, LooseImages) and len(loose) == 1
+
+
+@pytest.mark.parametrize("name", ["x\ny", "x\ty", "x\u2028y", "x\x1b[31my"])
+def test_class_folders_whose_name_is_no_line_of_text(tmp_path: Path, name: str) -> None:
+    make(tmp_path, f"{name}/1.png", "z/1.png")
+    with pytest.raises(DataError, match="is not one line of text") as caught:
+        ImageFolder(tmp_path, 4)
+    assert ascii(name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (("train/a/1.png", "train/b/1.png", "val/a/1.png"), "train, val"),
+        (("train/1.png", "Test/1.png"), "Test, train"),
+        (("validation/a/1.png",), "validation"),
+    ],
+)
+def test_the_root_of_a_set_in_parts(tmp_path: Path, files: tuple[str, ...], named: str) -> None:
+    make(tmp_path, *files)
+    part = next((name for name in ("train",) if (tmp_path / name).exists()), "validation")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(tmp_path, 4)
+    assert str(caught.value) == (
+        f"{tmp_path} holds {named}: parts of a set, not classes; train on one of them (data.path {tmp_path / part})"
+    )
+
+
+def test_folders_named_as_parts_that_are_classes(tmp_path: Path) -> None:
+    assert ImageFolder(make(tmp_path / "vehicles", "train/1.png", "tram/1.png"), 4).names == ("train", "tram")
+    assert ImageFolder(make(tmp_path / "one", "train/1.png"), 4).names == ("train",)
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once for the set and its held-out part; text beside images, hidden files and machines' own are not meant."""
+    logging.getLogger("ldit").propagate = True
+    make(tmp_path, "a/1.png", "a/2.png", "a/@eaDir/1.png")
+    for name in ("a/1.avif", "a/2.HEIC", "a/b/3.avif", "a/4", "a/1.txt", "a/.5.avif", "a/Thumbs.db", "a/@eaDir/x.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "heldout.txt").write_text("a/1.png")
+    open_data(str(tmp_path), 4)
+    assert caplog.messages == [f"{tmp_path}: 4 files are not read as images: .avif 2, .heic 1, no suffix 1"]
 
 
 def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +170,3 @@ def test_small_sets_are_kept_in_memory(tmp_path: Path) -> None:
     first = data[0][0]
     (tmp_path / "a" / "1.png").unlink()
     assert data[0][0] is first
-
-
-def test_images_in_an_empty_folder(tmp_path: Path) -> None:
-    assert images_in(tmp_path) == []

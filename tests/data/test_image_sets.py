@@ -160,10 +160,23 @@ def test_labels_can_be_taken_away(classes: Path) -> None:
     assert plain.fingerprint() == whole.fingerprint()
 
 
-def test_class_folders_stand_before_loose_images(classes: Path) -> None:
-    Image.new("RGB", (8, 8)).save(classes / "overview.png")
-    data, _ = open_data(str(classes), 8)
-    assert data.names == ("x", "y") and len(data) == 3
+def test_names_in_other_spellings(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Accents as macOS takes them apart, Windows' backslashes, "./" in front: in folders, and in lists either way."""
+    logging.getLogger("ldit").propagate = True
+    apart, composed = "cafe\u0301", "caf\u00e9"
+    (classes / "x").rename(classes / apart)
+    Image.new("RGB", (8, 8)).save(classes / apart / f"{composed}.png")
+    for entry in (f"{composed}/1.png", f"{apart}\\1.png", f".\\{composed}\\1.png", f"./{apart}/1.png"):
+        (classes / "heldout.txt").write_text(f"{entry}\ny\\1.png\n", encoding="utf-8")
+        train, heldout = open_data(str(classes), 8)
+        assert heldout is not None and [heldout.where(i) for i in range(2)] == [f"{apart}/1.png", "y/1.png"], entry
+        assert [train.where(i) for i in range(2)] == [f"{apart}/{composed}.png", "y/2.png"] and not caplog.messages
+
+
+def test_a_list_of_other_images_says_so(classes: Path) -> None:
+    (classes / "heldout.txt").write_text("z/1.png\nz/2.png\n")
+    with pytest.raises(DataError, match=r"none of the 2 images of the held-out list is there, the first is 'z/1.png'"):
+        open_data(str(classes), 8)
 
 
 def test_a_set_meets_the_models_classes(classes: Path) -> None:
@@ -174,7 +187,7 @@ def test_a_set_meets_the_models_classes(classes: Path) -> None:
     train, heldout = open_run_data(config, 0)
     assert heldout is not None and train.names == heldout.names == () and label(heldout, 0) == 0
     for count in (1, 3):
-        with pytest.raises(DataError, match=f"has 2 classes, the model has num_classes {count}"):
+        with pytest.raises(DataError, match=f"has 2 classes \\(x, y\\), the model has num_classes {count}"):
             open_run_data(config, count)
 
 

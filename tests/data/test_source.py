@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,8 +18,8 @@ from ldit.config.sections import DataConfig
 from ldit.data.formats import table
 from ldit.data.formats.image_folder import ImageFolder, LooseImages
 from ldit.data.formats.tars import TarImages
-from ldit.data.source import data_root, kind_of, open_data, open_run_data
-from ldit.errors import DataError
+from ldit.data.source import data_root, open_data, open_run_data
+from ldit.errors import DataError, EvaluationError
 
 
 @pytest.fixture(autouse=True)
@@ -110,12 +111,58 @@ def test_the_same_alone_or_beside_loose_images(root: Path, tmp_path: Path, caplo
     refused(make(root, "1.png", "metadata.csv"), "of metadata.csv nothing is read")
     refused(make(tmp_path / "packed", "backup.tar.gz"), "backup.tar.gz is packed")
     data, _ = open_data(str(make(tmp_path / "loose", "1.png", "backup.tar.gz")), 8)
-    assert isinstance(data, LooseImages) and len(caplog.messages) == 1
+    assert isinstance(data, LooseImages) and [message.split()[-1] for message in caplog.messages] == ["images", "1"]
 
 
-def test_a_list_stands_before_archives(root: Path) -> None:
-    (make(root, "1.png", "old.tar") / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png"}))
-    assert kind_of(root) == "list" and len(open_data(str(root), 8)[0]) == 1
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("0.png", "old/1.png"), "the image old/1.png and the image 0.png"),
+        (("0.png", "old/1.png", "new/1.png", "empty/note.txt"), "the image new/1.png and the image 0.png"),
+        (("0.png", "old/deep/1.png"), "the image old/deep/1.png and the image 0.png"),
+        (("train-images-idx3-ubyte", "0.png"), "a set of IDX files and the image 0.png"),
+        (("train-images-idx3-ubyte", "a/0.png"), "a set of IDX files and the image a/0.png"),
+        (("train-images-idx3-ubyte", "old.tar"), "a set of IDX files and the archive old.tar"),
+        (("encode.json", "a/0.png"), "a latent cache and the image a/0.png"),
+    ],
+)  # fmt: skip
+def test_images_of_two_kinds_are_refused(root: Path, names: tuple[str, ...], said: str) -> None:
+    """Either half would be missing without a word, whatever reads the folder."""
+    make(root, *names)
+    refused(root, re.escape(f"{root} holds {said}: which are the training images? Move the others elsewhere"))
+    for command in (
+        ["data", "check", str(root)],
+        ["stats", str(root), "--out", f"{root}.npz", "--extractor", "efficientnet-lite0"],
+    ):
+        with pytest.raises((DataError, EvaluationError), match=re.escape(said)):
+            dispatch(command[0], command[1:])
+
+
+def test_folders_without_images_beside_loose_ones(root: Path) -> None:
+    data, _ = open_data(str(make(root, "0.png", "captions/0.txt", "deep/er/note.md")), 8)
+    assert isinstance(data, LooseImages) and len(data) == 1
+
+
+def test_images_that_a_list_leaves_out_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(root, "1.png", "a/2.png", "b/3.png", "b/c/4.png", "all.tar")
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": "a/2.png"}))
+    assert len(open_data(str(root), 8)[0]) == 1
+    (message,) = caplog.messages
+    head = f"{root / 'metadata.jsonl'} lists 1 images and leaves out 4 other files of the folder: "
+    assert message.startswith(head) and message.endswith(", … and 1 more")
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_lists_that_spell_names_in_another_way(root: Path, apart: bool) -> None:
+    """The disk composes accents and the list does not, or the other way; Windows' separators."""
+    there, typed = ("cafe\u0301", "caf\u00e9") if apart else ("caf\u00e9", "cafe\u0301")
+    make(root, f"{there}/{there}.png", "a/1.png")
+    rows = [{"file_name": f"{typed}\\{typed}.png"}, {"file_name": ".\\a\\1.png"}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data, _ = open_data(str(root), 8)
+    assert [data.where(i) for i in range(2)] == [f"{there}/{there}.png", "a/1.png"]
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": "a\\..\\..\\1.png"}))
+    refused(root, "is not a path below the folder")
 
 
 def test_names_led_by_a_dot_make_no_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,9 +9,9 @@ import torch
 from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.nn.build import build_model
 from ldit.nn.conditioning import TextCondition, TrainingInputs
-from ldit.nn.dit import DiT
+from ldit.nn.dit import DiT, init_weights
 from ldit.nn.layers import dropped
-from ldit.nn.rope import raster_table, rotate_complex, rotate_real
+from ldit.nn.rope import GridScale, raster_table, rotate_complex, rotate_real
 from ldit.nn.tokens import rope_table
 
 TINY: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "multiple_of": 16}
@@ -141,6 +141,34 @@ def test_dropout_changes_only_updates() -> None:
     torch.testing.assert_close(some[1:], alone, atol=1e-5, rtol=1e-5)
     assert torch.equal(model(x, t, y, training=TrainingInputs(seeds=seeds, dropout=0.0)), model(x, t, y))
     assert (some - model(x, t, y)).abs().max() > 0.1
+
+
+def test_every_update_drops_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed for each of the two updates of each block."""
+    config = ClassModelConfig(**{**TINY, "n_layers": 3}, input_size=8, num_classes=5)
+    used: list[int] = []
+    monkeypatch.setattr("ldit.nn.dit.dropped", lambda x, seeds, rate: (used.append(int(seeds[0])), x)[1])
+    training = TrainingInputs(seeds=torch.tensor([70]), dropout=0.5)
+    filled(config)(torch.randn(1, 4, 8, 8), torch.tensor([3.0]), torch.tensor([1]), training=training)
+    assert used == [70, 71, 72, 73, 74, 75]
+
+
+def test_both_levels_keep_the_distance_of_rows() -> None:
+    """A row of the trunk has half as many columns, so it moves the position by half the stride."""
+    config = ClassModelConfig(**TINY, input_size=8, num_classes=5, fine_layers=1)
+    grid = GridScale(rows=1.5, stride=4)
+    table = filled(config).positions(torch.zeros(1, 4, 12, 16), grid)
+    coarse = rope_table("raster", 3, 4, config.head_dim, "cpu", GridScale(rows=1.5, stride=2))
+    fine = rope_table("raster", 6, 8, config.head_dim, "cpu", grid)
+    assert torch.equal(table, torch.cat([coarse, fine]))
+
+
+def test_both_heads_begin_at_zero() -> None:
+    config = ClassModelConfig(**TINY, input_size=8, num_classes=5, mid_layer=1)
+    model = build_model(config)
+    init_weights(model, lambda name: torch.Generator().manual_seed(0))
+    out, mid = model(torch.randn(1, 4, 8, 8), torch.tensor([3.0]), torch.tensor([1]), mid=True)
+    assert not out.any() and not mid.any() and all(p.any() for name, p in model.named_parameters() if "wq" in name)
 
 
 def test_other_sizes_and_null_class() -> None:

@@ -48,6 +48,16 @@ def run_kind(run: Path) -> str | None:
     return model_kind(read_json(run / RUN_CONFIG)) if (run / RUN_CONFIG).is_file() else None
 
 
+def trained_on(path: Path) -> Path | None:
+    """What the run that `path` is or lies in was trained on, by its config.json; None where that is not a path."""
+    for folder in (path, *path.absolute().parents[:2]):  # a run, or RUN/checkpoints/STEP
+        if is_run(folder) and (folder / RUN_CONFIG).is_file():
+            data = read_json(folder / RUN_CONFIG).get("data")
+            named = data.get("path") if isinstance(data, dict) else None
+            return Path(named) if isinstance(named, str) and named else None
+    return None
+
+
 def holds(path: Path, kind: str) -> bool:
     """Whether `path` is a run that trains a model of this kind, or a step of one."""
     if is_run(path):

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
+from ldit.config.paths import expanded
 from ldit.config.requests.fields import ALIASES, METAVAR, POSITIONAL, TYPE, nearest, spelled
 from ldit.errors import ConfigError
 
@@ -43,7 +44,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
             raise
         message = _unknown_flag(cls, argv, default) or _first_paragraph(printed.getvalue())
         raise ConfigError(f"{message} (see {prog} --help)") from None
-    return values if isinstance(values, cls) else cls(**vars(values))
+    return expanded(values if isinstance(values, cls) else cls(**vars(values)))
 
 
 def for_tyro(cls: type[Any]) -> type[Any]:

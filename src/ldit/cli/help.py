@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ldit.config.requests.fields import ALIASES, GROUP, HEADINGS, METAVAR, POSITIONAL, TYPE, spelled
 
 INDENT = 22
+NARROWEST = 60  # columns below which help is not folded further
 _WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -166,7 +167,7 @@ def docstrings(cls: type[Any]) -> dict[str, str]:
 def help_text(cls: type[Any], prog: str, description: str | None = None, default: Any = None) -> str:
     """The help of a command: usage, what it does, and its arguments under their headings."""
     # Usage and description.
-    width, bold = min(shutil.get_terminal_size((100, 24)).columns, 120), _bold()
+    width, bold = min(max(shutil.get_terminal_size((100, 24)).columns, NARROWEST), 120), _bold()
     listed = rows(cls, default)
     first = [row.metavar for row in listed if row.is_first]
     needed = [f"{row.flags[0]} {row.metavar}" for row in listed if row.required and not row.is_first]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ldit.cli.arguments import parse
 from ldit.cli.commands import GROUPS, NAMES, PLANNED, TABLE, Command, rows_of
+from ldit.cli.streams import reliable_streams
 from ldit.config.requests.fields import nearest
 from ldit.errors import LditError
 
@@ -84,24 +85,25 @@ def _imported(place: str) -> Any:
 
 
 def guard(command: Callable[[], int], debug: bool = False) -> int:
-    """Run `command()`; a LditError becomes one line on stderr and its exit code.
+    """Run `command()` with streams that can be relied on; a LditError becomes one line on stderr and its exit code.
 
     If one of several processes fails, it exits at once. A normal exit would wait for threads, which may wait for other
     processes.
     """
-    try:
-        code = _guarded(command, debug)
-    except Exception:
-        if not _one_of_several():
-            raise
-        traceback.print_exc()
-        code = 1
-    finally:
-        _drop_unwritable_output()
-    if code and _one_of_several():
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    with reliable_streams():
+        try:
+            code = _guarded(command, debug)
+        except Exception:
+            if not _one_of_several():
+                raise
+            traceback.print_exc()
+            code = 1
+        finally:
+            _drop_unwritable_output()
+        if code and _one_of_several():
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
 
 def _one_of_several() -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ldit.config.requests.data import CheckRequest
+from ldit.data.formats.heldout import default_list
 from ldit.data.formats.table import Format, format_of
 from ldit.data.images.decoding import Decoding
 from ldit.data.scan import Reading, Report, Size, scan_folder, scan_set
 from ldit.data.source import data_root, open_data, open_whole_cache
-from ldit.errors import DataError, RequestError, SourceError
+from ldit.errors import DataError, RequestError, SourceError, some
 
 _SIZE = 64  # default size to which images are cropped, of sets that are not folders
 _FEW, _NAMES = 8, 4  # lines of a list, names in one line
@@ -54,7 +55,8 @@ def check_data(job: CheckRequest) -> Result:
     if form.kind not in ("folders", "loose"):
         return Result(job, _check_other(job, root, form))
     with tqdm(unit="image", disable=None, leave=False) as bar:
-        return Result(job, scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar)))
+        heldout = default_list(root) if job.heldout is None else job.heldout
+        return Result(job, scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar), heldout))
 
 
 def _decoding(job: CheckRequest) -> Decoding:
@@ -83,12 +85,14 @@ def _check_other(job: CheckRequest, root: Path, form: Format) -> Report:
         if form.kind == "cache":
             train, heldout = open_whole_cache(root)
             return Report(kind, len(train) + (0 if heldout is None else len(heldout)))
-        opened = open_data(str(root), job.image_size or _SIZE, decoding=_decoding(job))
+        opened = open_data(str(root), job.image_size or _SIZE, job.heldout, decoding=_decoding(job))
     except (SourceError, DataError) as error:
         return Report(kind, problems=[str(error)])
     sets = [images for images in opened if images is not None]
     with tqdm(unit="image", total=sum(map(len, sets)), disable=None, leave=False) as bar:
-        return scan_set(kind, sets, _decoding(job), job.image_size or 0, _reading(job, bar))
+        report = scan_set(kind, sets, _decoding(job), job.image_size or 0, _reading(job, bar))
+        report.heldout = len(sets[1]) if len(sets) > 1 else None
+        return report
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -104,7 +108,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "problems": report.problems,
         # What there is.
         "classes": dict(report.classes),
-        "beside_classes": report.beside,
+        "heldout": report.heldout,
+        "heldout_unmatched": report.unmatched,
         "other_files": dict(report.others),
         "formats": dict(report.formats),
         "modes": dict(report.modes),
@@ -131,8 +136,12 @@ def as_text(result: Result) -> list[str]:
         lines.append(
             _row("classes", f"{len(counts)}, {min(counts)} to {max(counts)} images: {_counts(report.classes)}")
         )
-    if report.beside or report.others:
-        lines.append(_row("beside", f"no run reads {' and '.join(_beside(report))}"))
+    if report.heldout is not None:
+        lines.append(_row("held out", _heldout(report)))
+    if report.others:
+        kinds = Counter({suffix or "no suffix": count for suffix, count in report.others.items()})
+        files = f"{report.others.total()} files that are not named as images"
+        lines.append(_row("beside", f"no run reads {files}: {_counts(kinds)}"))
     if report.smallest is not None and report.largest is not None:
         lines += _images(result, report.smallest, report.largest)
     if report.digests:
@@ -140,13 +149,9 @@ def as_text(result: Result) -> list[str]:
     return [*lines, _row("verdict", "sound" if result.sound else "not sound")]
 
 
-def _beside(report: Report) -> Iterator[str]:
-    """Descriptions of files that no run reads, by their names."""
-    if report.beside:
-        yield f"{report.beside} images beside the class folders"
-    if report.others:
-        kinds = Counter({suffix or "no suffix": count for suffix, count in report.others.items()})
-        yield f"{report.others.total()} files that are not named as images: {_counts(kinds)}"
+def _heldout(report: Report) -> str:
+    missed = report.unmatched
+    return f"{report.heldout} images" + (f"; {len(missed)} entries match no image: {some(missed, 3)}" if missed else "")
 
 
 def _images(result: Result, smallest: Size, largest: Size) -> list[str]:
@@ -173,7 +178,7 @@ def _duplicates(report: Report) -> list[str]:
     head += f", {across} of them across classes" if across else ""
     # Duplicates in different classes come first: they give one image two labels.
     groups.sort(key=lambda group: not report.across_classes(group))
-    lines = _list("", len(groups), map(_some, groups), _NAMES)[1:]
+    lines = _list("", len(groups), (some(group, _NAMES) for group in groups), _NAMES)[1:]
     return [_row("duplicates", head if groups else "0"), *lines]
 
 
@@ -186,11 +191,6 @@ def _list(name: str, count: int, lines: Iterable[str], most: int = _FEW) -> list
     shown = [f"  {line}" for _, line in zip(range(most), lines, strict=False)]
     more = [f"  … and {count - most} more"] if count > most else []
     return [_row(name, count), *shown, *more]
-
-
-def _some(names: list[str]) -> str:
-    more = f", … and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return ", ".join(names[:_NAMES]) + more
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldit.checkpoint.run import trained_on
 from ldit.codecs.codec import check_codec
 from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.codecs.pixels import labelled_grid, published_grid
@@ -36,7 +37,7 @@ from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.make import make_set
 from ldit.storage.manifest import check_not_in_checkpoint
-from ldit.storage.outputs import check_target
+from ldit.storage.outputs import check_target, refuse_inside
 from ldit.storage.signals import Stopped
 from ldit.storage.tensors import write_safetensors
 
@@ -86,6 +87,7 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     _check_targets(request)
     # Check the request against the spec, without weights.
     opened = open_requested(request)
+    _check_outside(request, opened.path)
     weaker = open_guide(request)
     conditioner = build_conditioner(opened.spec)
     resolved = check_request(
@@ -144,6 +146,15 @@ def _check_targets(request: SampleRequest) -> None:
         raise RequestError(f"{singles} is a file, expected a folder")
     if request.per_class < 1:
         raise RequestError(f"per_class: must be at least 1, got {request.per_class}")
+
+
+def _check_outside(request: SampleRequest, source: Path) -> None:
+    """RequestError when an image would be written among those that the model was trained on."""
+    data = trained_on(source)
+    if data is not None:
+        for target in (request.latents_out or request.image_save_path, request.out):
+            if target is not None:
+                refuse_inside(target, [data])
 
 
 def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner, published: bool) -> SamplingRequest:

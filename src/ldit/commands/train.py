@@ -24,6 +24,7 @@ from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.experiment import Experiment
+from ldit.config.paths import expanded
 from ldit.config.recipes.registry import find_experiment, is_run_directory
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.loader import Loader
@@ -36,6 +37,7 @@ from ldit.parallel.world import World, joined, report_once
 from ldit.precision import products
 from ldit.storage.atomic import write_json_atomic
 from ldit.storage.names import RUN_CONFIG, SKIPPED
+from ldit.storage.outputs import refuse_inside
 from ldit.storage.signals import Stopped
 from ldit.track import Trackers, check_packages, trackers
 from ldit.training import checkpointing
@@ -69,6 +71,8 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
     `logging.basicConfig(level=logging.INFO)` shows it.
     """
     # Make an experiment of whatever was given.
+    if isinstance(config, str):
+        config = expanded(config)
     if out is None:
         if not isinstance(config, str) or not is_run_directory(config):
             raise ConfigError("out: name the run directory")
@@ -79,7 +83,7 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
     if data is not None:
         experiment = replace(experiment, data=data)
     # Check what needs no other process, then start them together.
-    out = Path(out)
+    out, experiment = expanded(Path(out)), replace(experiment, config=expanded(experiment.config))
     with report_once():
         experiment = _named(experiment)
         experiment.config.check()
@@ -153,6 +157,7 @@ def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
     """Phase 2, on the main process: check and lock the run directory, and list its steps. Nothing in it is changed: it
     may turn out to be another run's."""
     check_run_dir(out)
+    refuse_inside(out, [prepared.data.root])
     stack.enter_context(run_lock(out))
     # What identifies the training set; it is committed with every step and compared at a resume.
     data = prepared.data

@@ -3,14 +3,15 @@
 import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
+from unicodedata import normalize
 
-from ldit.errors import RequestError
+from ldit.errors import RequestError, some
 
 
 def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[str] | None) -> int:
     """The class index of a label: an index, or a string.
 
-    A string is tried as an exact name, as a number, as a name in any case, and as a unique beginning of a name.
+    A string is tried as an exact name, as a number, as a name in any case or Unicode form, and as a unique beginning.
     RequestError when none fits, and for every label when there are no classes.
     """
     if num_classes == 0:
@@ -23,18 +24,21 @@ def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[
         return _checked(int(label), num_classes)
     if names is None:
         raise RequestError(f"class {label!r}: this model has no class names; use numbers 0 to {num_classes - 1}")
-    # A name in another case, else a unique beginning of one.
-    folded = label.casefold()
+    # A name in another case or Unicode form (macOS takes accents apart), else a unique beginning of one.
+    folded = _folded(label)
     for matches in (
-        [i for i, name in enumerate(names) if name.casefold() == folded],
-        [i for i, name in enumerate(names) if name.casefold().startswith(folded)],
+        [i for i, name in enumerate(names) if _folded(name) == folded],
+        [i for i, name in enumerate(names) if _folded(name).startswith(folded)],
     ):
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise RequestError(f"class {label!r} is ambiguous: {', '.join(names[i] for i in matches[:6])}")
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    raise RequestError(f"unknown class {label!r} (classes: {shown})")
+            raise RequestError(f"class {label!r} is ambiguous: {some([names[i] for i in matches])}")
+    raise RequestError(f"unknown class {label!r} (classes: {some(names, 12)})")
+
+
+def _folded(name: str) -> str:
+    return normalize("NFC", name).casefold()
 
 
 def _checked(label: SupportsIndex, num_classes: int) -> int:

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from ldit.data.latent_cache.description import CacheDescription
-from ldit.errors import DataError
+from ldit.errors import DataError, some
 
 
 class Samples(Protocol):
@@ -89,7 +89,7 @@ def fit_classes(data: Samples, num_classes: int) -> Samples:
         )
     if num_classes != len(data.names):
         raise DataError(
-            f"{data.root} has {len(data.names)} classes, the model has num_classes {num_classes} "
+            f"{data.root} has {len(data.names)} classes ({some(data.names)}), the model has num_classes {num_classes} "
             f"(--model.num_classes {len(data.names)})"
         )
     return data

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from ldit.config.sections import DataConfig
-from ldit.data.formats.image_folder import class_folders, files_in, folders_in, is_image
+from ldit.data.formats.heldout import read_list, unmatched_entries
+from ldit.data.formats.image_folder import class_folders, files_in, folders_in, is_image, suffix_of
 from ldit.data.formats.listed import ListedImages
+from ldit.data.formats.names import path_key
 from ldit.data.images.decoding import BadImage, Decoding, Facts, examine, opened
 from ldit.data.images.image_set import ImageSet
 from ldit.data.workers import Job, Stuck, Workers
@@ -43,8 +45,10 @@ class Report:
     """Faults of the set itself, such as an empty class folder: each would stop a run at its start."""
     classes: Counter[str] = field(default_factory=Counter)
     """Images of each class, in a folder with the bad ones; empty for a set without classes."""
-    beside: int = 0
-    """Images beside the class folders, which no run reads."""
+    heldout: int | None = None
+    """Images that the held-out list keeps from training; None = there is no list."""
+    unmatched: list[str] = field(default_factory=list)
+    """Entries of the list that match no image."""
     others: Counter[str] = field(default_factory=Counter)
     """Suffix in small letters ("" = none) -> number of files of a folder that are not read as images."""
     formats: Counter[str] = field(default_factory=Counter)
@@ -125,22 +129,26 @@ class Reading:
 _PLAIN = Reading()
 
 
-def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading = _PLAIN) -> Report:
+def scan_folder(root: Path, decoding: Decoding, size: int = 0, reading: Reading = _PLAIN, heldout: str = "") -> Report:
     """The report of a folder of class folders or of loose images; the same for any number of threads.
 
-    `size`: the side of training images, 0 = not known. DataError when the folder holds no images or cannot be listed.
+    `size`: the side of training images, 0 = not known. `heldout`: the held-out list in the folder, "" = none. DataError
+    when the folder holds no images or cannot be listed.
     """
     # List all files: the images are decoded, the others counted.
-    folders = folders_in(root)
+    is_loose = any(map(is_image, files_in(root, deep=False)))
+    folders = () if is_loose else folders_in(root)
     files = [*files_in(root, deep=False), *(f"{folder}/{f}" for folder in folders for f in files_in(root / folder))]
     names = sorted(filter(is_image, files), key=os.fsencode)
     if not names:
         raise DataError(f"no images in {root}")
     report = Report("class folders" if folders else "loose images", len(names))
-    report.others.update(os.path.splitext(file)[1].lower() for file in files if not is_image(file))
-    # The classes, then each image.
+    report.others.update(suffix_of(file) for file in files if not is_image(file))
+    # The classes and the held-out list, then each image.
     if folders:
         _count_classes(report, root, folders, names)
+    if heldout:
+        _match_list(report, root / heldout, names)
     for name, look in zip(names, _in_order(lambda name: _look(root / name, decoding), names, reading), strict=True):
         report.add(name, look, size)
     return report
@@ -154,8 +162,21 @@ def _count_classes(report: Report, root: Path, folders: tuple[str, ...], names: 
         report.problems.append(str(error))
     report.class_of = {name: name.partition("/")[0] for name in names if "/" in name}
     report.classes.update(report.class_of.values())
-    report.beside = len(names) - len(report.class_of)
     report.problems += [f"class folder {root / name} holds no images" for name in folders if not report.classes[name]]
+
+
+def _match_list(report: Report, path: Path, names: list[str]) -> None:
+    """Add what a held-out list matches, and its faults."""
+    try:
+        listed = read_list(path)
+    except DataError as error:
+        report.problems.append(str(error))
+        return
+    keys = set(map(path_key, listed))
+    report.heldout = sum(path_key(name) in keys for name in names)
+    report.unmatched = unmatched_entries(listed, names)
+    if not report.heldout:
+        report.problems.append(f"none of the {len(set(listed))} entries of {path} matches an image")
 
 
 def scan_set(

@@ -7,12 +7,14 @@ The first row of this table that fits the folder counts (`ldit.data.formats.tabl
 | manifest.json, shards, encode.json | cache   | a latent cache, intact or not                                  |
 | train-images-idx3-ubyte and such   | idx     | IDX files (MNIST kind)                                         |
 | metadata.jsonl                     | list    | the images it lists                                            |
-| *.tar                              | tars    | their images; refused beside class folders or loose images     |
-| folders                            | folders | class folders; loose images beside them are not read           |
-| images                             | loose   | loose images, without classes                                  |
+| *.tar                              | tars    | their images                                                   |
+| images, and none in folders        | loose   | loose images, without classes                                  |
+| folders                            | folders | class folders                                                  |
 
-Hidden files are ignored. metadata.csv, metadata.parquet and packed tars (.tar.gz) are not read: they are an error where
-nothing else is there, else a warning names them. A path may also be one tar, or the name of a bundled set.
+A folder that also holds images of another kind is refused, because those would be left out silently. Hidden files and
+folders that machines make are ignored; other files that are not read are counted in a warning. metadata.csv,
+metadata.parquet and packed tars (.tar.gz) are not read: they are an error where nothing else is there, else a warning
+names them. A path may also be one tar, or the name of a bundled set.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ldit.data.formats.labels import refuse_twins
+from ldit.data.formats.names import check_class_names
 from ldit.data.images.decoding import Decoding, to_rgb
 from ldit.data.images.image_set import ImageSet
 from ldit.data.images.limits import BadImage, check_size
@@ -137,7 +137,7 @@ class UserSet(ImageSet):
             raise DataError(f"data: {self._title}.names is {self._data.names!r:.80}, not a tuple of class names")
         if len(set(names)) < len(names):
             raise DataError(f"data: {self._title}.names has the same name twice")
-        refuse_twins(Path(f"{self._title}.names"), names)
+        check_class_names(Path(f"{self._title}.names"), names)
         return names
 
     def _checked_fingerprint(self) -> str:

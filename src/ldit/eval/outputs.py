@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ldit.checkpoint.run import trained_on
 from ldit.data.source import BUNDLED
 from ldit.errors import EvaluationError, RequestError
 from ldit.eval.metrics.collect import Collected
@@ -18,7 +19,7 @@ from ldit.figure import write_figure
 from ldit.pipeline.sets.stream import is_images, path_of
 from ldit.storage.atomic import replaced, write_json_atomic
 from ldit.storage.npz import members
-from ldit.storage.outputs import check_target, written
+from ldit.storage.outputs import check_target, refuse_inside, written
 
 _LARGEST = 1 << 26  # bytes of a report
 _TEXT = "ldit evaluate"  # key in the metadata of a figure
@@ -39,10 +40,10 @@ def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str,
         if file.exists() and not (_is_figure if file is figure else _is_report)(file):
             raise RequestError(f"{file} exists and was not made by ldit evaluate; choose another name")
     # A figure in a folder of images would become one of them.
-    for source, folder in inputs.items():
+    for source, path in inputs.items():
+        folder = path if is_images(source) else trained_on(path)
         for file in targets:
-            if is_images(source) and _real(folder) in _real(file).parents:
-                raise RequestError(f"{file}: would become part of the images of {source}")
+            refuse_inside(file, [] if folder is None else [folder])
 
 
 def check_statistics_file(out: Path, source: str) -> None:

@@ -27,6 +27,24 @@ def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
     check_not_in_checkpoint(file)
 
 
+def refuse_inside(out: Path, sources: Iterable[Path]) -> None:
+    """RequestError when `out`, a file or folder to write, is one of `sources`, contains one, or lies inside one: its
+    files would be read as images, or lie among them. Sources that do not exist, such as the name of an object, are
+    passed over."""
+    target = Path(os.path.realpath(out))
+    for source in sources:
+        if not source.exists():
+            continue
+        images = Path(os.path.realpath(source))
+        for how, is_so in (
+            ("is", target == images),
+            ("is inside", images in target.parents),
+            ("contains", target in images.parents),
+        ):
+            if is_so:
+                raise RequestError(f"{out} {how} {source}, whose images are read; choose a place outside of it")
+
+
 @contextmanager
 def written(file: Path) -> Iterator[None]:
     """Turn errors of the file system into a RequestError that names the file."""

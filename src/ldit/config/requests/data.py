@@ -13,6 +13,9 @@ class CheckRequest:
     path: str = field(metadata=flag(positional=True))
     """Images to check: anything that data.path takes (class folders, loose images, tars, metadata.jsonl, IDX files, a
     latent cache, emoji64)."""
+    heldout: str | None = None
+    """File, in the folder of the images, that lists the held-out ones. Default: heldout.txt where there is one; "" =
+    none."""
     image_size: int | None = None
     """Training size in pixels: images with a shorter side are counted."""
     exif: bool = False

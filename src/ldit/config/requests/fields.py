@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from ldit.config.paths import expanded
+
 T = TypeVar("T")
 
 ALIASES, POSITIONAL, TYPE, GROUP, METAVAR = "aliases", "positional", "type", "group", "metavar"
@@ -43,7 +45,7 @@ def from_keywords(cls: type[T], keywords: Mapping[str, Any], function: str) -> T
         if names[keyword] in values:
             raise TypeError(f"{function}() got {names[keyword]!r} twice, by two of its names")
         values[names[keyword]] = value
-    return cls(**values)
+    return expanded(cls(**values))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
-"""Held-out lists: which images of a set are kept from training, one path a line."""
+"""Held-out lists: which images of a set are kept from training, one path a line, in any spelling of `path_key`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from ldit.data.formats.names import path_key
 from ldit.data.images.image_set import ImageSet
 from ldit.errors import DataError
 from ldit.log import logger
@@ -25,8 +26,25 @@ def with_heldout(make: Make, folder: Path, name: str, max_per_class: int) -> Pai
         raise DataError(f'{path} lists no images (data.heldout "" = none)')
     train, kept = make(listed, None, max_per_class), make((), listed, 0)
     _refuse_emptied(path, train)
-    _warn_of_unmatched(path, listed, kept)
+    unmatched = unmatched_entries(listed, (alias for index in range(len(kept)) for alias in kept.aliases(index)))
+    if unmatched:
+        logger.warning(
+            "%s: %d of %d entries match no image, the first is %r",
+            path, len(unmatched), len(set(listed)), unmatched[0],
+        )  # fmt: skip
     return train, kept
+
+
+def unmatched_entries(listed: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The entries of a held-out list that match none of the images' names, each once: the images that they mean are in
+    the training set."""
+    present = set(map(path_key, names))
+    return [entry for entry in dict.fromkeys(listed) if path_key(entry) not in present]
+
+
+def default_list(folder: Path) -> str:
+    """The name of the list that is used where none is given; "" where there is none."""
+    return HELDOUT if (folder / HELDOUT).is_file() else ""
 
 
 def read_list(path: Path) -> list[str]:
@@ -52,14 +70,3 @@ def _refuse_emptied(path: Path, train: ImageSet) -> None:
     if train.names and len(present) < len(train.names):
         absent = next(name for label, name in enumerate(train.names) if label not in present)
         raise DataError(f"{path} lists every image of class {absent!r}: none is left for training")
-
-
-def _warn_of_unmatched(path: Path, listed: list[str], kept: ImageSet) -> None:
-    """Warn of entries of a held-out list that match no image: the images they mean are in the training set."""
-    matched = {alias for index in range(len(kept)) for alias in kept.aliases(index)}
-    unmatched = [entry for entry in dict.fromkeys(listed) if entry not in matched]
-    if unmatched:
-        total = len(set(listed))
-        logger.warning(
-            "%s: %d of %d entries match no image, the first is %r", path, len(unmatched), total, unmatched[0]
-        )

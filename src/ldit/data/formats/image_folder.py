@@ -1,73 +1,116 @@
 """Folders of image files: class folders (class index = place of the folder's name in byte order), or loose files.
 
-A class folder may be a link; folders below it that are links are ignored, and so are hidden files (.cache, .thumbnails,
-._1.png).
+A class folder may be a link; folders below it that are links are ignored. So are hidden files and folders (.cache,
+._1.png) and those that machines make (`MACHINE_FOLDERS`).
 """
 
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ldit.data.formats.labels import twins
+from ldit.data.formats.names import check_class_names, path_key
 from ldit.data.images.decoding import BadImage, Decoding, read_square
 from ldit.data.images.image_set import ImageSet
 from ldit.errors import DataError
 from ldit.rng import generator
 
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
+MACHINE_FOLDERS = {
+    "@eadir", "#recycle", "@recycle", "@recently-snapshot", "__macosx", "$recycle.bin", "system volume information",
+    "network trash folder", "temporary items", "lost+found", "__pycache__",
+}  # fmt: skip
+"""Folders that network disks and programs make beside the user's own: thumbnails, deleted files. In small letters."""
+COMPANIONS = {
+    ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xml", ".yaml", ".yml", ".md", ".html", ".log",
+    ".py", ".sh", ".ini", ".db", ".lock", ".url", ".sha256", ".md5",
+}  # fmt: skip
+"""Suffixes of files that lie beside images and are none."""
+PARTS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing", "heldout", "held-out"}
+"""Names of folders that are parts of a set rather than its classes."""
 MEMORY_LIMIT = 1 << 28  # bytes of decoded images kept; larger sets are decoded at every visit
 _DEFAULT = Decoding()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder, listed once."""
+
+    names: tuple[str, ...]
+    """Of the class folders; () for a set without classes."""
+    images: dict[str, list[str]]
+    """Class folder, or "" without classes -> its images' paths below it, in byte order."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Suffix in small letters ("" = none) -> number of files that are neither read as images nor companions of some."""
+
+
+def list_images(root: Path, with_classes: bool) -> Listing:
+    """List the images of a folder of class folders, or of one without classes. DataError names a folder that is missing
+    or holds none, or that cannot be listed: its images would be missing silently."""
+    if not root.is_dir():
+        raise DataError(f"no folder {root}")
+    names = class_folders(root) if with_classes else ()
+    images: dict[str, list[str]] = {}
+    unread: Counter[str] = Counter()
+    for name in names or ("",):
+        files = list(files_in(root / name))
+        images[name] = sorted(filter(is_image, files), key=os.fsencode)
+        if not images[name]:
+            raise DataError(f"class folder {root / name} holds no images" if name else f"no images in {root}")
+        unread.update(suffix for file in files if not is_image(file) and (suffix := suffix_of(file)) not in COMPANIONS)
+    return Listing(names, images, unread)
 
 
 class _ImageFiles(ImageSet):
     """Image files cut to `size` x `size` uint8 RGB, with a label each.
 
-    `exclude` / `only`: relative paths ("class/file.png") left out / alone used. `max_per_class` keeps a fixed random
-    subset of each larger class.
+    `exclude` / `only`: relative paths ("class/file.png") left out / alone used, in any spelling of `path_key`.
+    `max_per_class` keeps a fixed random subset of each larger class. `listing`: that of `root`, where it is known.
     """
 
     def __init__(
         self,
         root: Path,
         size: int,
-        exclude: Sequence[str] = (),
-        only: Sequence[str] | None = None,
+        exclude: Collection[str] = (),
+        only: Collection[str] | None = None,
         max_per_class: int = 0,
         decoding: Decoding = _DEFAULT,
+        listing: Listing | None = None,
     ) -> None:
-        if not root.is_dir():
-            raise DataError(f"no folder {root}")
+        listing = self.listed(root) if listing is None else listing
         self.root, self.size, self.decoding = root, size, decoding
         self.files: list[str] = []
         """Paths below `root`, with slashes. Strings: a million Path objects would be half a gigabyte."""
         self.labels: list[int] = []
-        self.names, self.num_before_cap = self._class_names(), 0
-        left_out, kept = set(exclude), None if only is None else set(only)
-        # Take the images of each class; without classes those of the folder itself.
-        for label, folder in enumerate(self.names or ("",)):
-            below = images_in(root / folder)
-            if not below:
-                raise DataError(f"class folder {root / folder} holds no images" if folder else f"no images in {root}")
+        self.names, self.num_before_cap = listing.names, 0
+        left_out, kept = set(map(path_key, exclude)), None if only is None else set(map(path_key, only))
+        # Take the images of each class: held-out lists first, then the cap, which counts the images that are left.
+        for label, (folder, chosen) in enumerate(listing.images.items()):
             prefix = f"{folder}/" if folder else ""
-            # Held-out lists first, then the cap: it counts the images that are left.
-            chosen = [f for f in below if prefix + f not in left_out and (kept is None or prefix + f in kept)]
+            if left_out:
+                chosen = [file for file in chosen if path_key(prefix + file) not in left_out]
+            if kept is not None:
+                chosen = [file for file in chosen if path_key(prefix + file) in kept]
             self.num_before_cap += len(chosen)
             if max_per_class and len(chosen) > max_per_class:
                 chosen = subset(chosen, max_per_class, folder)
-            self.files.extend(prefix + f for f in chosen)
+            self.files.extend(prefix + file for file in chosen)
             self.labels.extend([label] * len(chosen))
         if not self.files:
-            raise DataError(f"no images left in {root} after the held-out list")
+            raise DataError(none_left(root, only))
         # Small sets keep their decoded images in memory.
         self._memory: dict[int, np.ndarray] | None = {} if len(self.files) * size**2 * 3 <= MEMORY_LIMIT else None
 
+    @classmethod
     @abstractmethod
-    def _class_names(self) -> tuple[str, ...]:
-        """Names of the class folders in `root`; () for a set without classes."""
+    def listed(cls, root: Path) -> Listing:
+        """The images of a folder of this kind. DataError as from `list_images`."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,28 +147,45 @@ class _ImageFiles(ImageSet):
 
 class ImageFolder(_ImageFiles):
     """The images of a folder of class folders, with their class index. DataError names a folder that is missing or has
-    no class folders, a class without images, and two classes whose names `class_folders` refuses."""
+    no class folders, a class without images, and classes that `class_folders` refuses."""
 
-    def _class_names(self) -> tuple[str, ...]:
-        return class_folders(self.root)
+    @classmethod
+    def listed(cls, root: Path) -> Listing:
+        return list_images(root, with_classes=True)
 
 
 class LooseImages(_ImageFiles):
     """The images of a folder without classes: no names, every label 0, and `max_per_class` counts all images as one
     class. DataError names a folder that is missing or holds no images."""
 
-    def _class_names(self) -> tuple[str, ...]:
-        return ()
+    @classmethod
+    def listed(cls, root: Path) -> Listing:
+        return list_images(root, with_classes=False)
+
+
+def none_left(root: Path, only: Collection[str] | None) -> str:
+    """Why a held-out list leaves a set empty: it lists all images, or, of the images that it lists, there is none."""
+    if only is None:
+        return f"no images left in {root} after the held-out list"
+    first = next(iter(only), "")
+    return f"{root}: none of the {len(only)} images of the held-out list is there, the first is {first!r}"
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the class folders in byte order. DataError when there are none, or when two differ in case or Unicode
-    form alone: some disks take them for one folder."""
+    """Names of the class folders in byte order. DataError when there are none, when two differ in case or Unicode form
+    alone (some disks take them for one folder), when one cannot be the name of a class, and when the folders are the
+    parts of a set, such as train and val."""
     names = folders_in(root)
     if not names:
         raise DataError(f"no class folders in {root}")
-    if (pair := twins(names)) is not None:
-        raise DataError(f"class folders {root / pair[0]} and {root / pair[1]} differ {pair[2]}")
+    check_class_names(root, names)
+    parts = [name for name in names if name.lower() in PARTS]
+    if parts == list(names) and (len(parts) > 1 or folders_in(root / parts[0])):
+        training = next((name for name in parts if name.lower().startswith("train")), parts[0])
+        raise DataError(
+            f"{root} holds {', '.join(names)}: parts of a set, not classes; train on one of them "
+            f"(data.path {root / training})"
+        )
     return names
 
 
@@ -134,15 +194,14 @@ def folders_in(root: Path) -> tuple[str, ...]:
     return tuple(sorted((entry.name for entry in entries(root) if is_folder(entry)), key=os.fsencode))
 
 
-def images_in(folder: Path) -> list[str]:
-    """Relative names of the images below `folder`, in byte order; folders that are links are ignored. DataError
-    names a folder that cannot be listed: its images would be missing silently."""
-    return sorted(filter(is_image, files_in(folder)), key=os.fsencode)
-
-
 def is_image(name: str) -> bool:
     """Whether a file of this name is read as an image. Its content decides on the format."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    return suffix_of(name) in SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """The suffix in small letters, with its dot; "" where there is none."""
+    return os.path.splitext(name)[1].lower()
 
 
 def files_in(folder: Path, deep: bool = True) -> Iterator[str]:
@@ -160,10 +219,10 @@ def _below(folder: str, prefix: str, deep: bool) -> Iterator[str]:
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """The entries of a folder except hidden ones; DataError when it cannot be listed."""
+    """The entries of a folder except hidden ones and MACHINE_FOLDERS; DataError when it cannot be listed."""
     try:
         with os.scandir(str(folder)) as listing:
-            return [entry for entry in listing if not entry.name.startswith(".")]
+            return [entry for entry in listing if entry.name[:1] != "." and entry.name.lower() not in MACHINE_FOLDERS]
     except OSError as error:
         raise DataError(f"cannot list folder {folder}: {error.strerror}") from None
 

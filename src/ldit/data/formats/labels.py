@@ -11,13 +11,13 @@ A set that mixes two of the three is refused.
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 
+from ldit.data.formats.names import check_class_name, check_class_names
 from ldit.errors import DataError
 
 Label = int | str
@@ -25,7 +25,6 @@ Label = int | str
 NAME_FILES = ("classes.txt", "labels.txt")
 LABEL_KEYS = ("label", "class", "cls")  # of a JSON object; the first one that is set counts
 MOST_LABEL = (1 << 31) - 1
-MOST_NAME = 1000  # characters of a class name
 _NONE, _NUMBER, _NAME = range(3)
 
 
@@ -55,12 +54,10 @@ def checked_label(label: object) -> Label:
         return label
     if not isinstance(label, str):
         raise ValueError(f"its label is a {type(label).__name__}, neither an integer nor a name")
-    if not label or label.isspace():
-        raise ValueError("its label is empty")
-    if len(label) > MOST_NAME:
-        raise ValueError(f"its label has {len(label)} characters; names go to {MOST_NAME}")
-    if any(c < " " or "\ud800" <= c <= "\udfff" or c == "\x7f" for c in label):
-        raise ValueError("its label is not one line of text")
+    try:
+        check_class_name(label)
+    except ValueError as error:
+        raise ValueError(f"its label {error}") from None
     return label
 
 
@@ -90,29 +87,8 @@ def class_names(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
     if len(set(names)) != len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
         raise DataError(f"{path}: class name {twice!r} occurs twice")
-    refuse_twins(path, names)
+    check_class_names(path, names)
     return path, names
-
-
-def refuse_twins(where: Path, names: Sequence[str]) -> None:
-    """DataError when two names are `twins`: a class chosen by name could be either."""
-    if (pair := twins(names)) is not None:
-        raise DataError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} differ {pair[2]}")
-
-
-def twins(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """The first two names that some disks take for the same, and how they differ; None = there are no such names.
-
-    They differ in case alone, or in whether an accent is a character of its own, which looks the same.
-    """
-    seen: dict[str, str] = {}
-    for name in names:
-        twin = seen.setdefault(normalize("NFC", name).casefold(), name)
-        if twin != name:
-            if twin.casefold() == name.casefold():
-                return twin, name, "in case alone"
-            return twin, name, f"in case or the Unicode form of accents alone: {twin!a}, {name!a}"
-    return None
 
 
 class LabelTable:
@@ -161,7 +137,7 @@ class LabelTable:
     def _named(self, root: Path, codes: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Labels and names of classes in byte order; `codes` number the names in the order in which they came."""
         names = sorted(self._texts, key=str.encode)
-        refuse_twins(root, names)
+        check_class_names(root, names)
         places = np.empty(len(names), np.int32)
         for place, name in enumerate(names):
             places[self._texts[name]] = place

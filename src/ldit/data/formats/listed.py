@@ -9,7 +9,8 @@ from typing import BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from ldit.data.formats.image_folder import subset
+from ldit.data.formats.image_folder import none_left, subset
+from ldit.data.formats.names import path_key
 from ldit.data.images.decoding import BadImage, Decoding, read_square
 from ldit.data.images.image_set import ImageSet
 from ldit.errors import DataError
@@ -66,9 +67,9 @@ IndexT = TypeVar("IndexT", bound=Index)
 class ListedImages(ImageSet, Generic[IndexT]):
     """Images of an index, cut to `size` x `size` uint8 RGB, with a label each.
 
-    `exclude` / `only` list names left out / alone used; `max_per_class` keeps a fixed random subset of each larger
-    class. `index`: the set's index where it was read before. Memory: the index, and 4 bytes for each image that is
-    used.
+    `exclude` / `only` list names left out / alone used, in any spelling of `path_key`; `max_per_class` keeps a fixed
+    random subset of each larger class. `index`: the set's index where it was read before. Memory: the index, and 4
+    bytes for each image that is used.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class ListedImages(ImageSet, Generic[IndexT]):
         self.root, self.size, self._decoding = root, size, decoding
         self.index = self._open(index)
         self.names, self._labels = self.index.names, self.index.labels
-        chosen = self._listed(frozenset(exclude), None if only is None else frozenset(only))
+        left_out, kept = frozenset(map(path_key, exclude)), None if only is None else frozenset(map(path_key, only))
+        chosen = self._listed(left_out, kept)
         self.num_before_cap = len(chosen)
         if not self.num_before_cap:
-            raise DataError(f"no images left in {root} after the held-out list")
+            raise DataError(none_left(root, only))
         self._chosen = self._capped(chosen, max_per_class) if max_per_class else chosen
 
     @abstractmethod
@@ -157,7 +159,7 @@ class ListedImages(ImageSet, Generic[IndexT]):
         return places[np.fromiter((self._fits(at, left_out, kept) for at in range(len(places))), bool, len(places))]
 
     def _fits(self, at: int, left_out: frozenset[str], kept: frozenset[str] | None) -> bool:
-        aliases = self._aliases(at)
+        aliases = tuple(map(path_key, self._aliases(at)))
         return left_out.isdisjoint(aliases) and (kept is None or not kept.isdisjoint(aliases))
 
     def _capped(self, chosen: np.ndarray, most: int) -> np.ndarray:

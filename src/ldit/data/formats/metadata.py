@@ -2,7 +2,7 @@
 
 | key                              | meaning                                                                          |
 |----------------------------------|----------------------------------------------------------------------------------|
-| "file_name"                      | the image's path below the folder; required                                      |
+| "file_name"                      | the image's path below the folder, in any spelling of `path_key`; required        |
 | "label", "class" or "cls"        | its class, an integer or a name (`formats.labels` has the rules)                 |
 | "text" or "caption"              | kept in `captions`                                                               |
 | others                           | ignored                                                                          |
@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from ldit.data.formats.image_folder import files_in, is_image
 from ldit.data.formats.labels import LabelTable, json_object, label_of_object
 from ldit.data.formats.listed import ByteStrings, ListedImages
-from ldit.data.formats.recognise import METADATA, other_metadata
-from ldit.errors import DataError
+from ldit.data.formats.names import path_key
+from ldit.data.formats.recognise import METADATA, is_tar, other_metadata
+from ldit.errors import DataError, some
+from ldit.log import logger
 
 CAPTION_KEYS = ("text", "caption")
 
@@ -77,8 +80,7 @@ def read_metadata(root: Path) -> MetadataIndex:
     for number, line in _lines(path):
         try:
             data = json_object(line)
-            name = _inside(data.get("file_name"))
-            folders.check(name)
+            name = folders.find(_inside(data.get("file_name")))
             encoded = name.encode()
             if encoded in seen:
                 raise ValueError(f"{name!r} is listed twice")
@@ -90,7 +92,19 @@ def read_metadata(root: Path) -> MetadataIndex:
         file_names.append(encoded)
     # The labels of all images together make the classes.
     labels, names = table.finish(path, root, lambda at: file_names[at].decode())
+    _warn_of_unlisted(path, seen)
     return MetadataIndex(file_names, labels, names, captions if any(captions) else None)
+
+
+def _warn_of_unlisted(path: Path, listed: set[bytes]) -> None:
+    """Say how many images and archives of the folder the list leaves out."""
+    files = (name for name in files_in(path.parent) if is_image(name) or is_tar(name))
+    others = [name for name in files if name.encode(errors="surrogateescape") not in listed]
+    if others:
+        logger.warning(
+            "%s lists %d images and leaves out %d other files of the folder: %s",
+            path, len(listed), len(others), some(others, 3),
+        )  # fmt: skip
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -111,7 +125,7 @@ def _inside(name: object) -> str:
     if not isinstance(name, str):
         raise ValueError('no "file_name"' if name is None else f'"file_name" is a {type(name).__name__}, not a text')
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or not parts:
+    if name.startswith(("/", "\\")) or ".." in path_key(name).split("/") or not parts:
         raise ValueError(f"{name!r} is not a path below the folder")
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(f"{name!r} cannot be the name of a file")
@@ -128,20 +142,40 @@ def _caption(data: dict[str, Any]) -> str:
 
 
 class _Folders:
-    """The files below a folder. Each folder is scanned once, which is faster than a check of each file."""
+    """The files below a folder, by any spelling of `path_key`. Each folder is scanned once, which is faster than a
+    check of each file."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._real = os.path.realpath(root)
         self._files: dict[str, frozenset[str]] = {}
 
-    def check(self, name: str) -> None:
-        """ValueError for a file that is missing or outside of the folder."""
+    def find(self, name: str) -> str:
+        """The file's name as the disk has it; ValueError for one that is missing or outside of the folder."""
         folder, _, base = name.rpartition("/")
+        if base in self._below(folder):
+            return name
+        spelled = self._spelled(path_key(name))
+        folder, _, base = spelled.rpartition("/")
+        if base not in self._below(folder):
+            self._explain(name)
+        return spelled
+
+    def _below(self, folder: str) -> frozenset[str]:
         if folder not in self._files:
             self._files[folder] = self._scan(folder)
-        if base not in self._files[folder]:
-            self._explain(name)
+        return self._files[folder]
+
+    def _spelled(self, key: str) -> str:
+        """The path with this key, a part after the other as the disk spells it; `key` where there is none."""
+        folder = ""
+        for part in key.split("/"):
+            try:
+                there = {path_key(name): name for name in os.listdir(os.path.join(self._root, folder))}
+            except OSError:
+                return key
+            folder = os.path.join(folder, there.get(part, part))
+        return folder
 
     def _scan(self, folder: str) -> frozenset[str]:
         """The files of a folder; of links, those that stay below the root."""

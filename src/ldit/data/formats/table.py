@@ -5,13 +5,12 @@ a row here. Hidden files are ignored.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 
-from ldit.data.formats.heldout import HELDOUT, Make, Pair, with_heldout
+from ldit.data.formats.heldout import Make, Pair, default_list, with_heldout
 from ldit.data.formats.image_folder import ImageFolder, LooseImages, entries, files_in, is_folder, is_image
 from ldit.data.formats.recognise import IDX_HELDOUT, PACKED, has_idx, has_metadata, other_metadata
 from ldit.data.images.decoding import Decoding
@@ -51,10 +50,20 @@ class Contents:
         return tuple(sorted(self.names.difference(self.folders), key=os.fsencode))
 
     @cached_property
-    def image(self) -> str | None:
-        """An image, loose or in a class folder; None where there is none."""
+    def loose(self) -> str | None:
+        """The first image that is in no folder; None where there is none."""
+        return next(filter(is_image, self.files), None)
+
+    @cached_property
+    def in_folder(self) -> str | None:
+        """An image in one of the folders; None where there is none."""
         below = (f"{folder}/{name}" for folder in self.folders for name in files_in(self.root / folder))
-        return next(filter(is_image, chain(self.files, below)), None)
+        return next(filter(is_image, below), None)
+
+    @cached_property
+    def archive(self) -> str | None:
+        """The first plain tar archive; None where there is none."""
+        return next((name for name in self.files if name.lower().endswith(".tar")), None)
 
 
 @dataclass(frozen=True)
@@ -65,23 +74,50 @@ class Format:
     title: str
     """The name of the kind in messages."""
     is_here: Callable[[Contents], bool]
-    """Whether a folder is of this kind, intact or not. DataError when it could be of several."""
+    """Whether a folder is of this kind, intact or not."""
     open: Callable[[Opening], Pair]
     """(training, held-out or None); DataError names what is missing or damaged."""
+    reads: frozenset[str] = frozenset()
+    """Which images of a folder the kind reads: "loose" ones, those "in folders", those in "archives"."""
 
 
 def format_of(root: Path) -> Format:
     """The kind of a data path. A file is a tar archive; for a folder the first row that recognises it counts. A warning
-    names other files that could be meant as images. DataError for a folder that cannot be listed."""
+    names other files that could be meant as images. DataError for a folder that cannot be listed, and for one that also
+    holds images of another kind: those would be left out silently."""
     if not root.is_dir():
         return TARS
     listing = entries(root)
     folders = sorted((entry.name for entry in listing if is_folder(entry)), key=os.fsencode)
     contents = Contents(root, frozenset(entry.name for entry in listing), tuple(folders))
     try:
-        return next(row for row in FORMATS if row.is_here(contents))
+        form = next(row for row in FORMATS if row.is_here(contents))
     except OSError as error:
         raise DataError(f"cannot look into folder {root}: {error.strerror}") from None
+    if (other := next(_left_out(form, contents), None)) is not None:
+        raise DataError(
+            f"{root} holds {_example(form, contents)} and {other}: which are the training images? Move the others "
+            "elsewhere"
+        )
+    return form
+
+
+def _left_out(form: Format, contents: Contents) -> Iterator[str]:
+    """Images that a set of this kind would leave out, an example of each kind."""
+    if "archives" not in form.reads and contents.archive is not None:
+        yield f"the archive {contents.archive}"
+    if "loose" not in form.reads and contents.loose is not None:
+        yield f"the image {contents.loose}"
+    if "in folders" not in form.reads and contents.in_folder is not None:
+        yield f"the image {contents.in_folder}"
+
+
+def _example(form: Format, contents: Contents) -> str:
+    """A file of this kind that is in the folder."""
+    if form.kind == "tars":
+        return f"the archive {contents.archive}"
+    image = contents.in_folder if form.kind == "folders" else contents.loose if form.kind == "loose" else None
+    return form.title if image is None else f"the image {image}"
 
 
 def _has_cache(contents: Contents) -> bool:
@@ -89,33 +125,28 @@ def _has_cache(contents: Contents) -> bool:
     return is_cache(contents.root) or JOB in contents.names or any(map(is_shard, contents.names))
 
 
-def _has_tars_alone(contents: Contents) -> bool:
-    """DataError for archives beside other images: half of the images would be ignored."""
-    tars = [name for name in contents.files if name.lower().endswith(".tar")]
-    packed = [name for name in contents.files if name.lower().endswith(PACKED)]
-    if not (tars or packed):
-        return False
-    if contents.image is None:
+def _has_tars(contents: Contents) -> bool:
+    """Plain archives; packed ones only where there is nothing else, because the images beside them may be theirs."""
+    if contents.archive is not None:
         return True
-    if tars:
-        raise DataError(
-            f"{contents.root} holds the archive {tars[0]} and the image {contents.image}: which are the training "
-            "images? Move the others elsewhere"
-        )
-    logger.warning("%s is not read: %s and others are the training images", contents.root / packed[0], contents.image)
-    return False
+    packed = next((name for name in contents.files if name.lower().endswith(PACKED)), None)
+    image = contents.loose or contents.in_folder
+    if packed is not None and image is not None:
+        logger.warning("%s is not read: %s and others are the training images", contents.root / packed, image)
+    return packed is not None and image is None
 
 
 def _has_unread_list(contents: Contents) -> bool:
     """A list in a format that is not read, which opening refuses: the images would be read without their labels."""
     other = other_metadata(contents.root)
-    if other is not None and contents.folders:
+    if other is not None and contents.in_folder is not None:
         logger.warning("%s is not read: the folders beside it are the classes", contents.root / other)
-    return other is not None and not contents.folders
+    return other is not None and contents.in_folder is None
 
 
-def _has_loose_images_alone(contents: Contents) -> bool:
-    return not contents.folders and any(map(is_image, contents.files))
+def _has_loose_images(contents: Contents) -> bool:
+    """Loose images, and none in the folders beside them, which may hold captions."""
+    return contents.loose is not None and contents.in_folder is None
 
 
 def _open_cache(opening: Opening) -> Pair:
@@ -143,7 +174,7 @@ def _open_files(maker: Callable[[Opening], Make], opening: Opening) -> Pair:
     folder = opening.root if opening.root.is_dir() else opening.root.parent
     heldout = opening.heldout
     if heldout is None:
-        heldout = HELDOUT if (folder / HELDOUT).is_file() else ""
+        heldout = default_list(folder)
     return with_heldout(maker(replace(opening, heldout=heldout)), folder, heldout, opening.max_per_class)
 
 
@@ -167,17 +198,29 @@ def _listed(opening: Opening) -> Make:
 
 
 def _files(kind: type[ImageFolder] | type[LooseImages], opening: Opening) -> Make:
-    return lambda exclude, only, most: kind(opening.root, opening.size, exclude, only, most, opening.decoding)
+    root = opening.root
+    listing = kind.listed(root)
+    if listing.unread:
+        kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in listing.unread.most_common())
+        logger.warning("%s: %d files are not read as images: %s", root, listing.unread.total(), kinds)
+    return lambda exclude, only, most: kind(root, opening.size, exclude, only, most, opening.decoding, listing)
 
 
-TARS = Format("tars", "tar shards", _has_tars_alone, partial(_open_files, _tars))
-LIST = Format("list", "a folder with metadata.jsonl", lambda c: has_metadata(c.root), partial(_open_files, _listed))
+LOOSE, IN_FOLDERS, ARCHIVES = frozenset({"loose"}), frozenset({"in folders"}), frozenset({"archives"})
+TARS = Format("tars", "tar shards", _has_tars, partial(_open_files, _tars), ARCHIVES)
+LIST = Format(
+    "list",
+    "a folder with metadata.jsonl",
+    lambda c: has_metadata(c.root),
+    partial(_open_files, _listed),
+    LOOSE | IN_FOLDERS | ARCHIVES,  # it says itself which images it leaves out
+)
 FORMATS = (
     Format("cache", "a latent cache", _has_cache, _open_cache),
     Format("idx", "a set of IDX files", lambda c: has_idx(c.root), _open_idx),
     LIST,
     TARS,
     replace(LIST, is_here=_has_unread_list),
-    Format("loose", "loose images", _has_loose_images_alone, partial(_open_files, partial(_files, LooseImages))),
-    Format("folders", "class folders", lambda c: True, partial(_open_files, partial(_files, ImageFolder))),
+    Format("loose", "loose images", _has_loose_images, partial(_open_files, partial(_files, LooseImages)), LOOSE),
+    Format("folders", "class folders", lambda c: True, partial(_open_files, partial(_files, ImageFolder)), IN_FOLDERS),
 )

@@ -16,7 +16,9 @@ animation, or a file with several pages, the first frame is used.
 | F                        | taken as 0..255: clipped, to the nearest (halves to even), NaN -> 0: no range is stated   |
 
 Pillow itself clips 16-bit grey at 255, which makes nearly every such image white. Of 16-bit colour the high byte is
-used, also of the colour that such a PNG names as transparent. Colour profiles are not applied, as in ADM's ImageNet.
+used, also of the colour that such a PNG names as transparent. Colour profiles are not applied, as in ADM's ImageNet;
+of a PNG's ancillary chunks only transparency and EXIF orientation are read, and faults of the others are no faults of
+its pixels.
 
 The EXIF orientation (1-8; from the EXIF block or the TIFF tag, else from XMP, as Pillow reads it) is applied only with
 `Decoding.exif`.
@@ -57,7 +59,9 @@ from PIL import (
 
 from ldit.data.images.limits import MOST_BYTES, MOST_EXIF, HeaderLimit, check_size, no_file, unread
 from ldit.data.images.limits import BadImage as BadImage
+from ldit.data.images.png import SIGNATURE, pixels_only
 from ldit.data.images.transforms import center_crop
+from ldit.data.images.warned import warnings_named
 
 _STRIP = 1 << 20  # pixels converted at once where the conversion needs copies
 _ORIENTATION = 0x0112
@@ -73,11 +77,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ANIMATED = "ldit animated"  # key of an image's info: a PNG whose animation was taken out
 _BACK = {6: 8, 8: 6}  # the orientation whose turn undoes another's; all others undo themselves
 # The first bytes of each format's files, and Pillow's class that reads it.
 _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
-    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((SIGNATURE,), PngImagePlugin.PngImageFile),
     ((b"RIFF",), WebPImagePlugin.WebPImageFile),
     ((b"BM",), BmpImagePlugin.BmpImageFile),
     (tuple(b"P%c" % kind for kind in b"123456f"), PpmImagePlugin.PpmImageFile),
@@ -158,7 +163,8 @@ def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[Imag
     block, except a lack of memory."""
     data = _read(source)
     try:
-        yield _decode(data, decoding)
+        with warnings_named(getattr(source, "name", "") if not isinstance(source, os.PathLike) else str(source)):
+            yield _decode(data, decoding)
     except BadImage:
         raise
     except Exception as error:
@@ -193,6 +199,8 @@ def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
     reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
     if reader is None:
         raise BadImage("not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image")
+    # Pillow refuses a PNG for faults in chunks that its pixels do not depend on: it is given those that they do.
+    data, animated = pixels_only(data) if reader is PngImagePlugin.PngImageFile else (data, False)
     # The header alone is read here. Nameless: by a name Pillow would map the file into memory.
     file = HeaderLimit(data)
     image = reader(file, "")
@@ -204,6 +212,7 @@ def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
     file.lift()
     image.load()
     _scale_transparency(image, layout)
+    image.info[_ANIMATED] = animated
     return image, turned
 
 
@@ -291,7 +300,7 @@ def _animated(image: ImageFile.ImageFile) -> bool:
     """Whether there is a second frame. Called last, because a GIF drops its image to look for it. What follows the
     first frame may be damaged."""
     try:
-        return bool(getattr(image, "is_animated", False))
+        return bool(image.info.get(_ANIMATED) or getattr(image, "is_animated", False))
     except Exception:
         return False
 

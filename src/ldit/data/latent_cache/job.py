@@ -22,6 +22,7 @@ from ldit.data.latent_cache.description import (
 from ldit.errors import RequestError, SourceError
 from ldit.storage import manifest
 from ldit.storage.names import RUN_CONFIG, is_run
+from ldit.storage.outputs import refuse_inside
 from ldit.storage.shared_job import cut
 
 _HEADER = 512  # bytes of a shard's header, approximately
@@ -74,8 +75,7 @@ def check_cache_dir(out: Path, source: Path) -> None:
     for above in (out.absolute(), *out.absolute().parents):
         if is_run(above) and (above / RUN_CONFIG).exists():
             raise RequestError(f"--out {out}: is inside the run {above}; choose another folder")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise RequestError(f"--out {out}: is inside {source}, whose images it would encode")
+    refuse_inside(out, [source])
     # Not among files of other kinds. Names are listed first: another process may complete the cache at this moment.
     names = sorted(os.listdir(out)) if out.is_dir() else []
     if is_cache(out):  # another process may have finished it meanwhile

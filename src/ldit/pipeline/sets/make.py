@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldit.checkpoint.run import trained_on
 from ldit.codecs.codec import check_codec
 from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.pixels import to_uint8
@@ -42,6 +43,7 @@ from ldit.pipeline.sets.folder import Block, FolderWriter
 from ldit.pipeline.sets.job import Labels, assign_labels, describe
 from ldit.sampling.fast.options import is_offloaded
 from ldit.storage.manifest import check_not_in_checkpoint
+from ldit.storage.outputs import refuse_inside
 from ldit.storage.progress import Progress
 from ldit.storage.shared_job import cut
 from ldit.storage.signals import stopped_by_signals
@@ -192,6 +194,8 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
         with report_once(RequestError):
             check_set_dir(out)
             sample_set = SampleSet(request, num)
+            if (data := trained_on(sample_set.source.path)) is not None:
+                refuse_inside(out, [data])
             writer = ArrayWriter if out.suffix == ".npz" else FolderWriter
             files = writer(out, sample_set.description, sample_set.labels)
             has_work = files.begin()
