@@ -36,7 +36,7 @@ from ldit.config.requests.evaluate import EvaluateRequest
 from ldit.eval.evaluate import evaluate_with
 from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.features import Extractor, Features
-from ldit.figure import COLOURS, new_figure, style, write_figure
+from ldit.figure import COLOURS, figure_bytes, new_figure, style
 from ldit.parallel.world import World
 from ldit.training.telemetry import peak_memory
 
@@ -66,7 +66,7 @@ def order(args: argparse.Namespace, extractor: Extractor, place: Path) -> dict[s
     apart = all(a["fd_interval"][1] < b["fd_interval"][0] for a, b in pairwise(rows))
     kid = all(a["kid"] < b["kid"] for a, b in pairwise(rows))
     if args.figure:
-        write_figure(draw(rows, args.components), args.figure, args.figure.suffix[1:])
+        args.figure.write_bytes(figure_bytes(draw(rows, args.components), args.figure.suffix[1:]))
     return {"components": args.components, "resamples": args.resamples, "rows": rows,
             "intervals_apart_and_rising": apart, "kid_rising": kid}  # fmt: skip
 

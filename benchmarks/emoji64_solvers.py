@@ -42,7 +42,7 @@ from ldit.eval.extractors.extractor import LITE0, open_extractor
 from ldit.eval.metrics.components import bootstrap, interval, principal_components
 from ldit.eval.metrics.frechet import frechet_distance
 from ldit.eval.metrics.moments import Moments
-from ldit.figure import write_figure
+from ldit.figure import figure_bytes
 from ldit.pipeline.generate import Done, Sample
 
 MODEL = "emoji64-class-xs"
@@ -222,7 +222,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 x, y = (np.array(values, dtype=np.float64) for values in zip(*sorted(points), strict=True))
                 curves.append(Curve(place, x, y, y))
         panels.append(Panel(caption, tuple(curves)))
-    write_figure(curves_of(panels, names, "evaluations", log_y=True), path, path.suffix[1:])
+    path.write_bytes(figure_bytes(curves_of(panels, names, "evaluations", log_y=True), path.suffix[1:]))
 
 
 def is_line(row: dict[str, Any], solver: str) -> bool:

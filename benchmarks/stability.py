@@ -36,7 +36,7 @@ from ldit.config.run import RunConfig
 from ldit.config.spec import ClassConditionerConfig, DDPMConfig, ModelSpec
 from ldit.data.loader import Loader, load_batch
 from ldit.data.source import open_data
-from ldit.figure import COLOURS, new_figure, style, write_figure
+from ldit.figure import COLOURS, figure_bytes, new_figure, style
 from ldit.nn.layers import RMSNorm
 from ldit.parallel.world import World
 from ldit.precision import COMPUTE
@@ -200,7 +200,7 @@ def draw(rows: dict[Run, dict[str, Any]], file: Path) -> None:
     axes[0, 0].set_ylabel("share of runs that failed")
     axes[1, 0].set_ylabel("largest attention logit")
     axes[0, 0].legend()
-    write_figure(figure, file, file.suffix[1:])
+    file.write_bytes(figure_bytes(figure, file.suffix[1:]))
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,14 +80,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 @style()
-def write_figure(figure: Figure, file: Path, kind: str, about: dict[str, str] | None = None) -> None:
-    """Write a figure to `file` as `kind`, "png" or "svg"; `about` goes into the file's metadata."""
+def figure_bytes(figure: Figure, kind: str, about: dict[str, str] | None = None) -> bytes:
+    """The file of a figure as `kind`, "png" or "svg"; `about` goes into its metadata."""
     metadata: dict[str, str | None] = {key: printable(value) for key, value in (about or {}).items()}
     if kind == "svg":  # its keys are fixed; no date, so that equal data give equal files
         metadata = {"Date": None, "Description": "; ".join(f"{key}: {value}" for key, value in metadata.items())}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn in its place
-        figure.savefig(file, format=kind, metadata=metadata)
+        data = BytesIO()
+        figure.savefig(data, format=kind, metadata=metadata)
+    return data.getvalue()
 
 
 def printable(text: str) -> str:

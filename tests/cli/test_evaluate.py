@@ -55,7 +55,7 @@ def test_a_model_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert all(name in said for name in report["figures"])
     assert main(["stats", str(reference), "--extractor", "stub", "--out", str(tmp_path / "s.npz")]) == 0
-    assert f"9 images: {tmp_path / 's.npz'}" in capsys.readouterr().out
+    assert f"9 images of 8 x 8: {tmp_path / 's.npz'}" in capsys.readouterr().out
     assert main(["evaluate", str(reference), "--reference", str(tmp_path / "s.npz"), "--extractor", "stub"]) == 0
     # The same images: what is left is the rounding of roots, some 1e-8 of the traces.
     value = float(capsys.readouterr().out.splitlines()[2].split()[1])

@@ -180,7 +180,7 @@ def names_among_numbers(root: Path) -> None:
 
 
 # Twins ---------------------------------------------------------------------------------------------------------------
-@case("class folders {root}/Cat and {root}/cat differ in case alone")
+@case("{root}: the classes 'Cat' and 'cat' differ in case alone")
 def twin_folders(root: Path) -> None:
     make_folder(root, ("Cat", "cat", "dog"))
 

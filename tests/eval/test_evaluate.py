@@ -1,15 +1,18 @@
 """Images from anywhere against a reference: the figures are those of the images, with what they depend on."""
 
 import json
+import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from eval.evaluation import WIDTH, Inceptive, Stub, folder, found, job, noise, rows_of
+from eval.evaluation import SIDE, WIDTH, Inceptive, Stub, folder, found, job, noise, rows_of
 from folders import said
+from PIL import Image
 from pipeline.sets import exported, made
 from pipeline.sets import job as set_job
 
@@ -59,9 +62,36 @@ def test_inception_has_its_own(place: Path) -> None:
     assert report["inception_score"] > 1 and report["inception_score_splits"] == 1
 
 
+def test_statistics_of_another_size_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`ldit stats` crops to the side of its first image; the samples have another. With one side for both, the file is
+    worth its images."""
+    logging.getLogger("ldit").propagate = True
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Stub())
+    (tmp_path / "b").mkdir()
+    for i, side in enumerate((24, 16, 40, 32, 16, 28)):
+        Image.fromarray(noise(1, i, side=side)[0]).save(tmp_path / "b" / f"{i}.png")
+    samples = folder(tmp_path / "a", noise(9, 9, side=16))
+    stats = StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", extractor="stub")
+    assert save_statistics(stats) == (6, (24, 24))
+    found(job(samples, tmp_path / "b.npz"))
+    head = "images of 16 x 16 are compared with a reference of 24 x 24: resizing affects metrics"
+    assert [message for message in caplog.messages if message.startswith(head)]
+    caplog.clear()
+    assert save_statistics(replace(stats, image_size=16)) == (6, (16, 16))
+    ours, whole = found(job(samples, tmp_path / "b.npz")), found(job(samples, tmp_path / "b"))
+    assert not any("resizing affects" in message for message in caplog.messages)
+    for name in ours["figures"]:
+        assert ours[name] == pytest.approx(whole[name], rel=1e-9)
+
+
 def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
-    assert save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4)) == 31
+    assert save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4)) == (
+        31,
+        (SIDE, SIDE),
+    )
     kept = read_statistics(tmp_path / "b.npz")
     assert (kept.count, kept.extractor, kept.fingerprint) == (31, "inception", "0" * 64)
     report = found(job(place / "a", tmp_path / "b.npz"), Inceptive())
@@ -73,7 +103,13 @@ def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, mo
         found(job(place / "a", tmp_path / "b.npz", metrics=("kid",)), Inceptive())
     with pytest.raises(EvaluationError, match=r"statistics of inception, the extractor is stub"):
         found(job(place / "a", tmp_path / "b.npz"))
-    assert report["reference"] == {"statistics": "b.npz", "crc32": kept.crc32, "count": 31, "resize": "none"}
+    assert report["reference"] == {
+        "statistics": "b.npz",
+        "crc32": kept.crc32,
+        "count": 31,
+        "resize": "none",
+        "size": [SIDE, SIDE],
+    }
     assert len(kept.crc32.split()) == 2 and len(kept.crc32) == 17
     other = Inceptive()
     other.resize = "otherwise"

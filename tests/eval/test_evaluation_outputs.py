@@ -45,10 +45,10 @@ def test_nothing_is_written_into_what_a_manifest_seals(what: str, place: Path, t
         ({"figure": "photo.png"}, r"photo\.png exists and was not made by ldit evaluate"),
         ({"json": "x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
         ({"json": "folder/../x.png", "figure": "x.png"}, r"x\.png: the report and the figure need a file each"),
-        ({"figure": "folder/x.png"}, r"x\.png: would become part of the images of .*folder"),
-        ({"figure": "linked/x.png"}, r"x\.png: would become part of the images of .*folder"),
-        ({"json": "folder/metadata.jsonl"}, r"metadata\.jsonl: would become part of the images of .*folder"),
-        ({"json": "folder/encode.json"}, r"encode\.json: would become part of the images of .*folder"),
+        ({"figure": "folder/x.png"}, r"x\.png is inside .*folder, whose images are read"),
+        ({"figure": "linked/x.png"}, r"x\.png is inside .*folder, whose images are read"),
+        ({"json": "folder/metadata.jsonl"}, r"metadata\.jsonl is inside .*folder, whose images are read"),
+        ({"json": "folder/encode.json"}, r"encode\.json is inside .*folder, whose images are read"),
     ],
 )
 def test_nothing_is_replaced_that_is_no_report(tmp_path: Path, names: dict[str, str], words: str) -> None:

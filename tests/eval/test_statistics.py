@@ -81,11 +81,11 @@ def test_ours_come_back(tmp_path: Path, spatial: bool) -> None:
     given = Statistics(
         12, torch.from_numpy(MOMENTS["mu"]).double(), torch.from_numpy(MOMENTS["sigma"]),
         *((torch.from_numpy(SPATIAL["mu_s"]).double(), torch.from_numpy(SPATIAL["sigma_s"])) if spatial else ()),
-        extractor="efficientnet-lite0", fingerprint="0123", resize="224x224, bilinear é",
+        extractor="efficientnet-lite0", fingerprint="0123", resize="224x224, bilinear é", size=(48, 64),
     )  # fmt: skip
     write_statistics(first, given)
     found = read_statistics(first)
-    for name in ("count", "extractor", "fingerprint", "resize"):
+    for name in ("count", "extractor", "fingerprint", "resize", "size"):
         assert getattr(found, name) == getattr(given, name)
     for name in ("mean", "covariance", "spatial_mean", "spatial_covariance"):
         value, expected = getattr(found, name), getattr(given, name)
@@ -129,6 +129,8 @@ def test_ours_come_back(tmp_path: Path, spatial: bool) -> None:
     ({"about": about(count=None)}, "about has count None; expected int"),
     ({"about": about(count=True)}, "about has count True; expected int"),
     ({"about": about(count=1)}, "about has count 1; a covariance needs at least 2"),
+    ({"about": about(size=[8])}, r"about has size \[8\]; expected height and width"),
+    ({"about": about(size=[8, -8])}, r"about has size \[8, -8\]; expected height and width"),
     ({"about": about(extractor=7)}, "about has extractor 7; expected str"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], pattern: str) -> None:

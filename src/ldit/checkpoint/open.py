@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldit.checkpoint import export
 from ldit.checkpoint.layouts import diffusers_dit, dit_pt, original
-from ldit.checkpoint.run import committed_steps, open_step, run_kind
+from ldit.checkpoint.run import committed_steps, open_step, run_is_begun, run_kind
 from ldit.config.assets import ASSETS
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.classifier import CLASSIFIER
@@ -22,6 +22,7 @@ from ldit.storage import manifest
 from ldit.storage.hub import MODEL_FILES, from_hub, is_hub_id
 from ldit.storage.names import is_run
 from ldit.storage.pickled import open_state
+from ldit.storage.strange import what_is_it
 
 Kind = Literal["ldit", "original", "dit-pt", "diffusers"]
 
@@ -92,7 +93,7 @@ def open_source(
     path = _locate(source)
     # A file can only be a DiT or SiT checkpoint.
     if path.is_file():
-        return _open_pt(path, heads, process)
+        return _open_pt(path, heads, process, ema)
     if process is not None:
         raise SourceError(f"{path} states its process itself; process {process!r} is for DiT and SiT .pt files")
     # A folder is recognised by the files in it.
@@ -103,23 +104,26 @@ def open_source(
     if export.is_export(path):
         if (path / "state").is_dir():
             manifest.verify(path, [export.CONFIG])
-        return Source("ldit", path, export.read_spec(path), export.kept(path))
+        return open_step(path, lambda folder: Source("ldit", folder, export.read_spec(folder), export.kept(folder)))
     if diffusers_dit.is_pipeline(path):
         return Source("diffusers", path, diffusers_dit.read_spec(path), ("raw",))
+    if run_is_begun(path):
+        raise SourceError(f"{path} is a run that has no committed step yet (train.checkpoint_every)")
     raise SourceError(
         f"{path} is not a model: found neither config.json with weights, nor model_args.pth, nor checkpoints/, nor "
         "model_index.json"
     )
 
 
-def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None) -> Source:
+def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None, ema: bool) -> Source:
     """A DiT or SiT file: shapes give the network, `args` or the file's name the process."""
     if not dit_pt.is_pt(path):
-        raise SourceError(f"{path}: expected a folder or a DiT .pt file")
-    states, settings = dit_pt.read_file(path, check=False)
-    shapes = {name: tuple(t.shape) for name, t in next(iter(states.values())).items()}
-    kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in states)
-    stated = dit_pt.process_of(path, settings, process), dit_pt.codec_of(settings)
+        why = what_is_it(path)
+        raise SourceError(f"{path} {why}" if why else f"{path}: expected a folder or a DiT .pt file")
+    file = dit_pt.PtFile(path, check=False)
+    shapes = {name: tuple(t.shape) for name, t in file.state(ema or "model" not in file.kept).items()}
+    kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in file.kept)
+    stated = dit_pt.process_of(path, file.settings, process), dit_pt.codec_of(file.settings)
     spec = dit_pt.spec_from_shapes(path, shapes, heads, *stated)
     return Source("dit-pt", path, spec, kept)
 

@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 
@@ -48,6 +49,15 @@ def run_kind(run: Path) -> str | None:
     return model_kind(read_json(run / RUN_CONFIG)) if (run / RUN_CONFIG).is_file() else None
 
 
+def run_is_begun(folder: Path) -> bool:
+    """Whether a folder is a run directory, also one that has committed nothing yet."""
+    if is_run(folder):
+        return True
+    path = folder / RUN_CONFIG
+    config = read_json(path) if path.is_file() else None
+    return isinstance(config, dict) and config.get("format") == RUN_FORMAT
+
+
 def trained_on(path: Path) -> Path | None:
     """What the run that `path` is or lies in was trained on, by its config.json; None where that is not a path."""
     for folder in (path, *path.absolute().parents[:2]):  # a run, or RUN/checkpoints/STEP
@@ -67,16 +77,64 @@ def holds(path: Path, kind: str) -> bool:
 
 def open_step(path: Path, opened: Callable[[Path], _T]) -> _T:
     """`opened(folder)` for the given step; for a run, of its latest step for which that raises no SourceError. Steps
-    that fail are skipped with a warning."""
+    that fail are skipped with a warning. As long as the result lives, a run that goes on training leaves the step."""
     if not is_run(path):
-        return opened(path)
-    for step, folder in committed_steps(path):
-        try:
-            manifest.read(folder)  # in a run, a step without a manifest is not committed
-            return opened(folder)
-        except SourceError as error:
-            logger.warning("step %d is skipped: %s", step, error)
+        held = _hold(path) if path.parent.name == CHECKPOINTS else None
+        return _holding(opened(path), held)
+    # A step may be removed while it is opened: newer ones are there then.
+    tried: set[Path] = set()
+    while steps := [(step, folder) for step, folder in committed_steps(path) if folder not in tried]:
+        for step, folder in steps:
+            tried.add(folder)
+            held = _hold(folder)
+            try:
+                manifest.read(folder)  # in a run, a step without a manifest is not committed
+                return _holding(opened(folder), held)
+            except SourceError as error:
+                if held is not None:
+                    held.close()
+                if folder.exists():
+                    logger.warning("step %d is skipped: %s", step, error)
     raise SourceError(f"{path} has no valid step")
+
+
+def _hold(folder: Path) -> BinaryIO | None:
+    """The step's manifest, open with a shared lock, for which `retire` leaves the step. None for a step that is gone or
+    going, and where there are no locks."""
+    try:
+        file = (folder / manifest.NAME).open("rb")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _holding(result: _T, held: BinaryIO | None) -> _T:
+    """`result`, which releases its step when it is freed."""
+    if held is not None:
+        weakref.finalize(result, held.close)
+    return result
+
+
+@contextmanager
+def _locked_for_removal(folder: Path) -> Iterator[bool]:
+    """Whether nobody reads the step, and nobody begins to within the block. Without locks: yes."""
+    try:
+        file = (folder / manifest.NAME).open("rb")
+    except OSError:
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            yield error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        else:
+            yield True
 
 
 def quarantine_newer(run: Path, step: int) -> None:
@@ -192,8 +250,9 @@ def write_best(run: Path, best: Best) -> None:
 
 
 def retire(run: Path, keep: int, keep_every: int) -> None:
-    """Remove committed steps beyond the latest `keep` (0 = remove none), except those that `keep_every` divides and the
-    best one. If the best step is not committed yet, the best before it is kept."""
+    """Remove committed steps beyond the latest `keep` (0 = remove none), except those that `keep_every` divides, the
+    best one, and those that another process reads: they go at the next commit. If the best step is not committed yet,
+    the best before it is kept."""
     committed, best = committed_steps(run), best_step(run)
     # The last of the successive best steps that is committed.
     chain = [] if best is None else [*(step for step, _ in best.before), best.step]
@@ -205,7 +264,9 @@ def retire(run: Path, keep: int, keep_every: int) -> None:
     ]
     for number, old in steps[keep:] if keep else ():
         try:
-            _remove(old)
+            with _locked_for_removal(old) as is_free:
+                if is_free:
+                    _remove(old)
         except OSError as error:  # perhaps open on another machine; no reason to end the run
             logger.warning("step %d could not be removed (%s): %s", number, error.strerror or error, old)
 

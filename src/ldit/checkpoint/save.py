@@ -22,7 +22,7 @@ from ldit.parallel.layout import Layout
 from ldit.parallel.world import World
 from ldit.storage.atomic import Commit, make_folder, write_json
 from ldit.storage.manifest import Record
-from ldit.storage.names import TRAINER
+from ldit.storage.names import CHECKPOINTS, TRAINER
 from ldit.storage.outputs import disk_error
 from ldit.storage.shards import ShardWriter, shard_name, write_index
 
@@ -190,6 +190,11 @@ def _write_index(folder: Path, stem: str, entries: Sequence[Entry], processes: i
     if len(set(owners)) > 1:
         files = {e.name: _file_of(stem, owner, owners) for e, owner in zip(entries, owners, strict=True)}
         write_index(folder, stem, files, sum(entry.bytes for entry in entries))
+
+
+def check_space(run: Path, needed: int) -> None:
+    """RunError when a checkpoint of `needed` bytes does not fit on the disk of a run directory, which exists."""
+    _explained(lambda: _check_space(run / CHECKPOINTS, needed), run / CHECKPOINTS, needed)
 
 
 def _check_space(final: Path, needed: int) -> None:

@@ -1,10 +1,13 @@
 """The `ldit` command: finds the sub-command, runs it, turns errors into one line and an exit code. No torch."""
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ldit.cli.arguments import parse
@@ -30,7 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    return guard(lambda: dispatch(arguments[0] if arguments else "", arguments[1:]), debug)
+    code = guard(lambda: dispatch(arguments[0] if arguments else "", arguments[1:]), debug)
+    return leave(code) if argv is None else code
+
+
+def leave(code: int) -> int:
+    """The exit code, for the interpreter to end with. One of several processes ends here, at once: an interpreter that
+    ends while threads of a process group live may abort, and a run that succeeded would count as failed."""
+    world = sys.modules.get("ldit.parallel.world")
+    if world is not None and world.has_met_others:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def dispatch(name: str, arguments: list[str]) -> int:
@@ -143,6 +159,12 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
         if debug:
             raise
         named = error.filename is not None
+        if named and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            from ldit.storage.outputs import disk_error
+
+            path = Path(error.filename)
+            print(f"ldit: {disk_error(error, path, path.parent)}", file=sys.stderr)
+            return 1
         print(f"ldit: {error.filename}: {error.strerror}" if named else f"ldit: failed: {error}", file=sys.stderr)
         return 2 if named else 1
     except KeyboardInterrupt:

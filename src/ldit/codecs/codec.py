@@ -64,12 +64,13 @@ def open_autoencoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     channels: int | None = None,
+    training: bool = False,
 ) -> Autoencoder:
-    """As `open_codec`, for an autoencoder."""
+    """As `open_codec`, for an autoencoder. `training`: whether a run asks, which has other flags to name it."""
     from ldit.codecs.autoencoder import AutoencoderCodec, check_folder
-    from ldit.codecs.open import codec_folder
+    from ldit.codecs.open import SAMPLING_HELP, TRAINING_HELP, codec_folder
 
-    folder = codec_folder(config.name, roots)
+    folder = codec_folder(config.name, roots, TRAINING_HELP if training else SAMPLING_HELP)
     check_folder(config, folder, channels)
     return AutoencoderCodec(config, folder, device, dtype)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldit.config.labels import resolve_label
+from ldit.config.labels import resolve_labels
 from ldit.config.model import TextModelConfig
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
@@ -43,7 +43,7 @@ class ClassConditioner:
             raise RequestError(f"class_labels: expected numbers or names, got {given!r:.80}") from None
         if not isinstance(listed, list):  # an array without dimensions gives a number
             listed = [listed]
-        return tuple(resolve_label(label, self.count, self.names) for label in listed)
+        return tuple(index for label in listed for index in resolve_labels(label, self.count, self.names))
 
     def encode(self, labels: Sequence[int], device: torch.device | None = None) -> Tensor:
         """What the network is given: (B,) int64."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ldit.config.serial import from_dict, show
 from ldit.errors import CodecError, ConfigError
+from ldit.storage.strange import damaged
 
 CLASS_NAME = "AutoencoderKL"
 CONFIG = "config.json"
@@ -101,7 +102,7 @@ def read_kl_config(folder: Path) -> KLConfig:
     except FileNotFoundError:
         raise CodecError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CodecError(f"{path} is damaged: {error}") from None
+        raise CodecError(damaged(path, error)) from None
     return kl_config(data, str(path))
 
 

@@ -16,7 +16,8 @@ from ldit.storage.tensors import write_safetensors
 
 _SUB = "vae"  # the sub-folder of a diffusers pipeline's codec
 _FILES = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}-*-of-*.safetensors")
-_HELP = "give the folder that holds it: --codec-root ROOT (--local-diffusers-model-root), in training --codec.name DIR"
+SAMPLING_HELP = "give the folder that holds it: --codec-root ROOT (--local-diffusers-model-root)"
+TRAINING_HELP = "give its folder: --codec.name DIR"
 
 
 def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
@@ -31,12 +32,13 @@ def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
     return next((folder for folder in folders if _has_config(folder)), folders[0] if folders else None)
 
 
-def codec_folder(name: str, roots: Sequence[Path] = ()) -> Path:
+def codec_folder(name: str, roots: Sequence[Path] = (), advice: str = SAMPLING_HELP) -> Path:
     """The folder with config.json and weights of autoencoder `name`: local, or downloaded from the Hub to its cache.
 
-    HF_HUB_OFFLINE is honoured. CodecError if there is none, or if the folder holds something else.
+    HF_HUB_OFFLINE is honoured. CodecError if there is none, which ends in `advice`, or if the folder holds something
+    else.
     """
-    folder = find_codec(name, roots) or _downloaded(name, roots)
+    folder = find_codec(name, roots) or _downloaded(name, roots, advice)
     if (folder / _SUB / CONFIG).is_file() and not any(folder.glob(f"{STEM}*")):
         return folder / _SUB
     _refuse_own(folder)
@@ -121,7 +123,7 @@ def _refuse_own(folder: Path) -> None:
         raise CodecError(f"{folder} is a diffusion model, not an autoencoder")
 
 
-def _downloaded(name: str, roots: Sequence[Path]) -> Path:
+def _downloaded(name: str, roots: Sequence[Path], advice: str) -> Path:
     """The codec's folder in the Hub's cache. The pickled file is downloaded only if there are no safetensors."""
     looked = ", ".join(dict.fromkeys(str(folder.absolute()) for folder in _places(name, roots))) or "no folder"
     try:
@@ -131,7 +133,9 @@ def _downloaded(name: str, roots: Sequence[Path]) -> Path:
         if not any(any(place.glob(f"{STEM}*.safetensors")) for place in (folder, folder / _SUB)):
             folder = from_hub(name, _with_sub((CONFIG, PICKLED)))
     except SourceError as error:
-        raise CodecError(f"the autoencoder {name!r:.200} was not found: {error}; looked in {looked}; {_HELP}") from None
+        raise CodecError(
+            f"the autoencoder {name!r:.200} was not found: {error}; looked in {looked}; {advice}"
+        ) from None
     return folder
 
 

@@ -74,6 +74,7 @@ def labelled_grid(
         )
         enlarged = image if scale == 1 else image.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(enlarged, (left, top))
+        caption = " ".join(caption.split())  # Pillow measures one line of text only
         while caption and draw.textlength(caption, font=font) > width:
             caption = caption[:-1]
         draw.text((left + width // 2, top + height + 2), caption, fill="black", font=font, anchor="ma")

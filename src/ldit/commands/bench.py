@@ -9,6 +9,7 @@ from ldit.bench.train_step import bench_train, check_report
 from ldit.config.requests.bench import BenchSampleRequest, BenchTrainRequest
 from ldit.errors import ConfigError
 from ldit.log import setup
+from ldit.storage.outputs import put
 
 R = TypeVar("R", BenchTrainRequest, BenchSampleRequest)
 
@@ -37,5 +38,5 @@ def _run(request: R, measure: Callable[[R], dict[str, Any]]) -> int:
     report = json.dumps(measure(request))
     print(report, flush=True)  # first, because writing the file may fail
     if request.json is not None:
-        request.json.write_text(report + "\n", encoding="utf-8")
+        put(request.json, report + "\n")
     return 0

@@ -17,8 +17,8 @@ from ldit.config.spec import AutoencoderConfig, ModelSpec
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.precision import DTYPES
-from ldit.storage.atomic import committed, replaced
 from ldit.storage.manifest import check_not_in_checkpoint
+from ldit.storage.outputs import whole, whole_folder
 
 CODEC = "codec"  # folder of the codec in an export, and its name in config.json
 
@@ -67,7 +67,7 @@ def convert(
         check_original(opened.spec)
     # Write into a temporary folder that is renamed at the end, so that `out` is complete or missing.
     codec = _codec_to_copy(opened, out) if to == "ldit" else None
-    with committed(out) as folder:
+    with whole_folder(out) as folder:
         weights = opened.tensors(ema=not raw)
         average = opened.tensors(ema=True) if raw and ema else None
         if to == "ldit":
@@ -116,7 +116,7 @@ def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None)
     _check_out(out)
     if to != "diffusers":
         raise SourceError(f"{opened.path} is an autoencoder: it is written as --to diffusers, not {to}")
-    with committed(out) as folder:
+    with whole_folder(out) as folder:
         write_diffusers(folder, opened.spec, opened.tensors(), DTYPES.get(dtype or ""))
     if opened.spec.latents is None:
         logger.warning(
@@ -132,6 +132,7 @@ def _write_pt(opened: Source, out: Path, raw: bool, ema: bool) -> Path:
     check_dit_pt(opened.spec)
     kept = [("model", False)] * raw + [("ema", True)] * ema
     states = {key: {name: t.clone() for name, t in opened.tensors(ema=average)} for key, average in kept}
-    with replaced(out) as temporary:
+    needs = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
+    with whole(out, needs) as temporary:
         torch.save(content(opened.spec, states), temporary)
     return out

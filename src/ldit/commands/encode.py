@@ -13,7 +13,7 @@ import torch
 
 from ldit.codecs import codec as codecs
 from ldit.codecs.kl_config import read_kl_config
-from ldit.codecs.open import codec_folder
+from ldit.codecs.open import SAMPLING_HELP, codec_folder
 from ldit.config.requests.encode import EncodeRequest
 from ldit.config.requests.fields import from_keywords
 from ldit.config.serial import to_dict
@@ -142,7 +142,7 @@ def make_cache(request: EncodeRequest) -> bool:
 def open_autoencoder(request: EncodeRequest, device: torch.device) -> codecs.Autoencoder:
     """The codec of a request, with its own scale and shift. Those are recorded; cached latents are not scaled."""
     roots = () if request.local_diffusers_model_root is None else (request.local_diffusers_model_root,)
-    own = read_kl_config(codec_folder(request.codec, roots))
+    own = read_kl_config(codec_folder(request.codec, roots, f"{SAMPLING_HELP}, or --codec DIR"))
     scale, shift = own.scaling
     config = AutoencoderConfig(name=request.codec, scale=scale, shift=shift, factor=own.factor)
     return codecs.open_autoencoder(config, roots, device, DTYPES[request.precision])

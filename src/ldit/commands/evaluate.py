@@ -79,5 +79,6 @@ def run(request: EvaluateRequest) -> int:
 def run_stats(request: StatsRequest) -> int:
     """`ldit stats`."""
     setup()
-    print(f"{save_statistics(request):,} images: {request.out}")
+    count, (height, width) = save_statistics(request)
+    print(f"{count:,} images of {height} x {width}: {request.out}")
     return 0

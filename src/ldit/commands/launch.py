@@ -8,6 +8,7 @@ from ldit.config.requests.launch import SlurmRequest
 from ldit.config.run import BaseRun
 from ldit.errors import ConfigError, RequestError
 from ldit.storage.manifest import check_not_in_checkpoint
+from ldit.storage.outputs import put
 
 STOPPED_BY_USR1 = 138  # exit code of a run that saved a checkpoint after SIGUSR1
 
@@ -40,11 +41,9 @@ def _check_processes(request: SlurmRequest, config: BaseRun) -> None:
 def write_slurm(request: SlurmRequest, flags: Sequence[str], file: Path) -> Path:
     """Write the script of a request to `file`, which must not exist. `flags`: further flags of `ldit train`."""
     check_not_in_checkpoint(file)
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(slurm_script(request, flags))
-    except FileExistsError:
-        raise RequestError(f"{file} exists; remove it or choose another --file") from None
+    if file.exists():
+        raise RequestError(f"{file} exists; remove it or choose another --file")
+    put(file, slurm_script(request, flags))
     return file
 
 

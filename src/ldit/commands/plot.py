@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from ldit.config.requests.plot import PlotRequest, XAxis
 from ldit.errors import RequestError, SourceError
-from ldit.figure import COLOURS, FAINT, check_plotting, new_figure, shortened, style, write_figure
+from ldit.figure import COLOURS, FAINT, check_plotting, figure_bytes, new_figure, shortened, style
 from ldit.log import logger
-from ldit.storage.atomic import replaced
 from ldit.storage.names import METRICS
-from ldit.storage.outputs import check_target, written
+from ldit.storage.outputs import check_target, put
 from ldit.track import numbers
 
 if TYPE_CHECKING:
@@ -89,10 +88,9 @@ def plot(job: PlotRequest) -> Path:
         Panel(key, tuple(_curve(i, axes[i], run, key, job) for i, run in enumerate(runs) if key in run.names()))
         for key in keys
     ]
-    # Draw, and replace the file atomically.
+    # Draw.
     figure = draw(panels, names, job.x, job.log_y)
-    with written(job.out), replaced(job.out) as temporary:
-        write_figure(figure, temporary, job.out.suffix[1:].lower())
+    put(job.out, figure_bytes(figure, job.out.suffix[1:].lower()))
     return job.out
 
 

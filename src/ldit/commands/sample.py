@@ -1,11 +1,11 @@
 """`ldit sample`: writes a labelled grid, single PNGs with their settings inside, latents, or a set of images."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from ldit.pipeline.loaded import codec_roots
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.make import make_set
 from ldit.storage.manifest import check_not_in_checkpoint
-from ldit.storage.outputs import check_target, refuse_inside
+from ldit.storage.outputs import check_target, put, refuse_inside, whole
 from ldit.storage.signals import Stopped
 from ldit.storage.tensors import write_safetensors
 
@@ -178,7 +178,7 @@ def _labels(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner) -
         )
     if request.per_class > 1 and conditioner.is_unconditional:
         raise RequestError(f"per_class {request.per_class}: this model has no classes; num is the number of images")
-    labels: list[int | str] = list(request.class_labels)
+    labels: list[int | str] = list(conditioner.resolve(request.class_labels)) if request.class_labels else []
     if not labels:
         imagenet = conditioner.count == len(imagenet_names()) and spec.class_names in (None, imagenet_names())
         labels = list(DEFAULT_CLASSES if imagenet else range(min(conditioner.count, FEW_CLASSES)))
@@ -225,25 +225,22 @@ def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec
 
 
 def _save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """Write an image. The file is written under another name, then renamed. A PNG stores `settings` in its text chunk
-    "ldit"."""
+    """Write an image; a PNG stores `settings` in its text chunk "ldit"."""
     info = PngInfo()
     info.add_text("ldit", json.dumps(settings))
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        if path.suffix.lower() == ".png":
-            image.save(temporary, pnginfo=info)
-        else:
-            image.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = BytesIO()
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    image.save(data, kind, **({"pnginfo": info} if kind == "PNG" else {}))
+    put(path, data.getvalue())
 
 
 def _write_latents(path: Path, latents: Tensor) -> None:
-    if path.suffix == ".npy":
-        np.save(path, latents.numpy())
-    elif path.suffix == ".pt":
-        torch.save(latents, path)
-    else:
-        write_safetensors(path, [("latents", latents)])
+    with whole(path, latents.numel() * latents.element_size()) as temporary:
+        if path.suffix == ".npy":
+            with temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(latents.numpy()))
+                file.write(latents.contiguous().numpy().data.cast("B"))  # np.save hides why it could not write
+        elif path.suffix == ".pt":
+            torch.save(latents, temporary)
+        else:
+            write_safetensors(temporary, [("latents", latents)])

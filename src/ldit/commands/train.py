@@ -20,6 +20,7 @@ from ldit.checkpoint.run import (
     quarantine_newer,
     run_lock,
 )
+from ldit.checkpoint.save import check_space
 from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
@@ -196,6 +197,7 @@ def _run(
 ) -> None:
     """Phase 4: open the run's files on the main process, then train to the end."""
     config, task, data = prepared.config, prepared.task, prepared.data
+    needed = checkpointing.bytes_needed(state)
 
     def open_files() -> tuple[Trackers, SkippedLog | None]:
         """Open the run's files. Except the tensors of checkpoints, only the main process writes into the directory."""
@@ -205,6 +207,8 @@ def _run(
         keep_index(data, out)  # of tar archives, so that the next start reads no headers
         if resume is not None:
             quarantine_newer(out, resume[0])
+        if state.step < config.train.steps:
+            check_space(out, needed)  # before the first step, not after hours
         drop_after(out, state.step)  # EMA snapshots of later steps, left after a rollback or damage
         write_json_atomic(out / RUN_CONFIG, config.to_json())
         if state.step >= config.train.steps:

@@ -1,6 +1,7 @@
 """Hooks of a diffusion run that sample images: grids, and evaluation against a reference."""
 
 from collections.abc import Callable
+from functools import partial
 
 from ldit.codecs.codec import Codec
 from ldit.codecs.pixels import labelled_grid
@@ -71,7 +72,7 @@ def sample_hook(
             images = [event.image for event in events if isinstance(event, Sample) and event.image is not None]
         if state.world.is_main:
             captions = [task.conditioner.name_of(label) for label in request.labels]
-            scale = 2 if images[0].width < 128 else 1
-            save_grid(context.out, state.step, labelled_grid(images, captions, columns=6, scale=scale))
+            draw = partial(labelled_grid, images, captions, columns=6, scale=2 if images[0].width < 128 else 1)
+            save_grid(context.out, state.step, draw)
 
     return run

@@ -37,6 +37,16 @@ def resolve_label(label: SupportsIndex | str, num_classes: int, names: Sequence[
     raise RequestError(f"unknown class {label!r} (classes: {some(names, 12)})")
 
 
+def resolve_labels(label: SupportsIndex | str, num_classes: int, names: Sequence[str] | None) -> tuple[int, ...]:
+    """`resolve_label`, also for several labels with commas between them, as in "1,2,3". A name with a comma is one."""
+    try:
+        return (resolve_label(label, num_classes, names),)
+    except RequestError:
+        if not isinstance(label, str) or "," not in label or num_classes == 0:
+            raise
+        return tuple(resolve_label(part.strip(), num_classes, names) for part in label.split(",") if part.strip())
+
+
 def _folded(name: str) -> str:
     return normalize("NFC", name).casefold()
 

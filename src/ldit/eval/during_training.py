@@ -23,7 +23,7 @@ from ldit.eval.features import Extractor
 from ldit.eval.measure import STOP, collect, measure_reference
 from ldit.eval.metrics.metrics import LEAST, MetricPlan, Reference, check_reference, compute_metrics, reference_of
 from ldit.eval.reference import Statistics, open_reference
-from ldit.eval.report import too_few
+from ldit.eval.report import other_size, too_few
 from ldit.log import logger
 from ldit.pipeline.generate import ImageSampler, Sample
 from ldit.pipeline.load import Pipeline
@@ -184,6 +184,8 @@ def _open_reference(config: RunConfig, extractor: Extractor, context: HookContex
     reference = open_reference(options.reference, extractor, (side, side), side, options.batch_size, "eval.reference")
     if isinstance(reference, Statistics):
         check_reference(Reference(reference.mean, reference.covariance, reference.count, None, None), PLAN, name)
+        if context.world.is_main and (line := other_size((side, side), reference.size)):
+            logger.warning("%s: %s", name, line)
     elif reference.count < LEAST["fd"]:
         raise EvaluationError(f"{name}: a covariance needs at least 2 images, got {reference.count}")
     return reference

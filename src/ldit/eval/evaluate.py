@@ -191,9 +191,9 @@ def _report(
     return report
 
 
-def save_statistics(request: StatsRequest) -> int:
+def save_statistics(request: StatsRequest) -> tuple[int, tuple[int, int]]:
     """`ldit stats`: write the moments of a set's features to a file that can replace the images as a reference. Returns
-    the number of images."""
+    the number of images, and their height and width as they were compared."""
     source, out = request.images, request.out
     with report_once():
         if out.suffix != ".npz":
@@ -212,10 +212,10 @@ def save_statistics(request: StatsRequest) -> int:
             collected.count, collected.pool.mean, collected.pool.covariance,
             spatial_mean=None if spatial is None else spatial.mean,
             spatial_covariance=None if spatial is None else spatial.covariance,
-            extractor=extractor.name, fingerprint=extractor.fingerprint, resize=extractor.resize,
+            extractor=extractor.name, fingerprint=extractor.fingerprint, resize=extractor.resize, size=stream.size,
         )  # fmt: skip
         world.from_rank0(lambda: write_statistics(out, statistics))
-        return collected.count
+        return collected.count, stream.size
 
 
 def _check_images(source: str) -> None:

@@ -115,8 +115,9 @@ def measure_reference(
     spatial = None
     if reference.spatial_mean is not None and reference.spatial_covariance is not None:
         spatial = (reference.spatial_mean, reference.spatial_covariance)
-    about = {"statistics": reference.name, "crc32": reference.crc32, "count": reference.count}
+    about: dict[str, Any] = {"statistics": reference.name, "crc32": reference.crc32, "count": reference.count}
     about |= {"resize": reference.resize or "not stated"}
+    about |= {} if reference.size is None else {"size": list(reference.size)}
     about |= {} if images is None else {"pictures": len(images)}
     return Reference(reference.mean, reference.covariance, reference.count, spatial, rows), about
 

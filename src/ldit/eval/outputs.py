@@ -15,11 +15,11 @@ from ldit.eval.metrics.metrics import Reference, clouds
 from ldit.eval.plot import draw
 from ldit.eval.reference import ABOUT
 from ldit.eval.report import title
-from ldit.figure import write_figure
+from ldit.figure import figure_bytes
 from ldit.pipeline.sets.stream import is_images, path_of
-from ldit.storage.atomic import replaced, write_json_atomic
+from ldit.storage.atomic import json_text
 from ldit.storage.npz import members
-from ldit.storage.outputs import check_target, refuse_inside, written
+from ldit.storage.outputs import check_target, put, refuse_inside
 
 _LARGEST = 1 << 26  # bytes of a report
 _TEXT = "ldit evaluate"  # key in the metadata of a figure
@@ -49,6 +49,7 @@ def check_outputs(report: Path | None, figure: Path | None, compared: tuple[str,
 def check_statistics_file(out: Path, source: str) -> None:
     """The same for `ldit stats`: only its own files may be replaced."""
     check_target(out, [path_of(source)])
+    refuse_inside(out, [path_of(source)])
     if out.exists() and not _is_statistics(out):
         raise RequestError(f"{out} exists and was not made by ldit stats; choose another name")
 
@@ -56,16 +57,14 @@ def check_statistics_file(out: Path, source: str) -> None:
 def write_outputs(
     target: Path | None, figure: Path | None, report: dict[str, Any], collected: Collected, reference: Reference
 ) -> None:
-    """Write both files. RequestError if one cannot be written; the other is written all the same."""
+    """Write both files. RunError if one cannot be written; the other is written all the same."""
     try:
         if target is not None:
-            with written(target):
-                write_json_atomic(target, report)
+            put(target, json_text(report))
     finally:
         if figure is not None:
             chart = draw(report, *clouds(collected, reference))
-            with written(figure), replaced(figure) as temporary:
-                write_figure(chart, temporary, figure.suffix[1:].lower(), {_TEXT: title(report)})
+            put(figure, figure_bytes(chart, figure.suffix[1:].lower(), {_TEXT: title(report)}))
 
 
 def _is_report(path: Path) -> bool:

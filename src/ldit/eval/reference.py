@@ -31,7 +31,8 @@ class Statistics:
     """Moments of a set's features, float64 on the CPU, and perhaps its images.
 
     If the file does not state them, `count` is None and `fingerprint` and `resize` are empty: files of guided-diffusion
-    and pytorch-fid have, by convention, Inception's features of complete training sets.
+    and pytorch-fid have, by convention, Inception's features of complete training sets. `size` is None in files that do
+    not state it.
     """
 
     count: int | None
@@ -42,6 +43,8 @@ class Statistics:
     extractor: str = "inception"
     fingerprint: str = ""
     resize: str = ""
+    size: tuple[int, int] | None = None
+    """(H, W) of the images whose features these are, as they went into the extractor."""
     images: Images | None = None
     name: str = ""
     """The name of the file."""
@@ -107,6 +110,9 @@ def read_statistics(path: Path) -> Statistics:
             raise EvaluationError(f"{path} has {key} without {other}")
     # Read and check them.
     about = _read_about(arrays[ABOUT]) if ABOUT in arrays else {}
+    images = Images(arrays[IMAGES]) if IMAGES in arrays else None
+    if images is not None:
+        about.setdefault("size", images.shape[:2])
     spatial: tuple[Tensor | None, Tensor | None] = (None, None)
     if _SPATIAL_MEAN in arrays:
         spatial = _moments(arrays[_SPATIAL_MEAN], arrays[_SPATIAL_COVARIANCE])
@@ -115,7 +121,7 @@ def read_statistics(path: Path) -> Statistics:
         *_moments(arrays[_MEAN], arrays[_COVARIANCE]),
         *spatial,
         **about,
-        images=Images(arrays[IMAGES]) if IMAGES in arrays else None,
+        images=images,
         name=path.name,
         crc32=" ".join(f"{arrays[key].info.CRC:08x}" for key in (_MEAN, _COVARIANCE)),
     )
@@ -165,9 +171,14 @@ def _read_about(member: Member) -> dict[str, Any]:
     for key, kind in kinds.items():
         if type(about.get(key)) is not kind:
             raise member.refuse(f"has {key} {about.get(key)!r}; expected {kind.__name__}")
+    size = about.get("size")
+    if size is not None:
+        if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+            raise member.refuse(f"has size {size!r}; expected height and width")
+        about["size"] = tuple(size)
     if about["count"] < 2:
         raise member.refuse(f"has count {about['count']}; a covariance needs at least 2")
-    return {key: about[key] for key in kinds if key != "format"}
+    return {key: about[key] for key in kinds if key != "format"} | {"size": about.get("size")}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
@@ -188,6 +199,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         "extractor": statistics.extractor,
         "fingerprint": statistics.fingerprint,
         "resize": statistics.resize,
+        "size": statistics.size,
     }
     text = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     numbers = {key: value.detach().cpu().to(torch.float64).numpy() for key, value in arrays.items()}

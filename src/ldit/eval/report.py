@@ -70,15 +70,23 @@ def remarks(
     if splits and samples.labels is not None and samples.count > SPLIT and _sorted(samples.labels):
         lines.append(f"{name} is sorted by class: the Inception Score of its splits is not meaningful")
     # The reference.
-    if isinstance(reference, Statistics):
-        if not reference.resize:
-            lines.append(
-                f"{reference_name} does not state the weights and resize rule of its statistics: assumed to be ours"
-            )
-    elif reference.size != samples.size:
-        sizes = (f"{height} x {width}" for height, width in (samples.size, reference.size))
-        lines.append("images of {} are compared with a reference of {}: resizing affects metrics".format(*sizes))
-    return lines
+    if isinstance(reference, Statistics) and not reference.resize:
+        lines.append(
+            f"{reference_name} does not state the weights and resize rule of its statistics: assumed to be ours"
+        )
+    return [*lines, line] if (line := other_size(samples.size, reference.size)) else lines
+
+
+def other_size(samples: tuple[int, int], reference: tuple[int, int] | None) -> str:
+    """A warning where the reference's images have another (H, W) than the samples; "" where they have not, or do not
+    state it."""
+    if reference in (None, samples):
+        return ""
+    sizes = (f"{height} x {width}" for height, width in (samples, reference or ()))
+    return (
+        "images of {} are compared with a reference of {}: resizing affects metrics (--image-size, of folders and of "
+        "ldit stats)"
+    ).format(*sizes)
 
 
 def _sorted(labels: Sequence[int]) -> bool:

@@ -226,6 +226,10 @@ def shape(config: ParallelConfig, size: int) -> tuple[int, int, int]:
     return config.replicate, shard, config.tp
 
 
+has_met_others = False
+"""Whether this process has had a process group, whose threads outlive it and may abort an interpreter that ends."""
+
+
 @contextmanager
 def report_once(kind: type[LditError] = LditError) -> Iterator[None]:
     """Let only the main process print an error that every process raises by itself, such as a mistake in a flag."""
@@ -256,6 +260,8 @@ def joined(config: ParallelConfig) -> Iterator[World]:
     store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=meeting))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    global has_met_others
+    has_met_others = True
     yield world_of(config, device, PrefixStore("ldit", store.clone()))
     dist.destroy_process_group()  # only after success: after a failure it could wait for dead processes
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ldit.errors import SourceError
 from ldit.storage import manifest
+from ldit.storage.strange import damaged
 
 _MARK = ".tmp-"
 _ASIDE = ".old-"
@@ -42,11 +43,16 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise SourceError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
+        raise SourceError(damaged(path, error)) from None
+
+
+def json_text(data: Any) -> str:
+    """JSON as the files of `ldit` have it."""
+    return json.dumps(data, indent=1) + "\n"
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(data), encoding="utf-8")
 
 
 @contextmanager
@@ -58,6 +64,10 @@ def replaced(path: Path) -> Iterator[Path]:
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
+    except OSError as error:
+        if error.filename is None:  # writing, unlike opening, does not name the file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldit.errors import LditError, RequestError, RunError, SourceError
+from ldit.storage.strange import damaged
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -169,6 +170,6 @@ def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, i
         except OSError as error:
             raise _unreadable(path, error) from None
         if size != entry["size"]:
-            raise SourceError(f"{path} is damaged: {size} bytes, the manifest says {entry['size']}")
+            raise SourceError(damaged(path, f"{size} bytes, the manifest says {entry['size']}"))
         if digest != entry["sha256"]:
             raise SourceError(f"{path} is damaged: its content does not match the manifest's checksum")

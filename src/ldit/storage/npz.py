@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from ldit.errors import EvaluationError
-from ldit.storage.atomic import replaced
+from ldit.storage.outputs import whole
+from ldit.storage.strange import what_is_it
 
 IMAGES, LABELS = "arr_0", "arr_1"
 MOST_BYTES = 1 << 30  # of an array that is read into memory at once
@@ -64,7 +65,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, RuntimeError) as error:
-        raise EvaluationError(f"{path} is damaged or no .npz file: {error}") from None
+        why = what_is_it(path) or f"is damaged or no .npz file: {error}"
+        raise EvaluationError(f"{path} {why}") from None
     except OSError as error:
         raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -214,15 +216,13 @@ class Images:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays in the given order, atomically; the same arrays give the same bytes. EvaluationError when the file
+    """Write arrays in the given order, whole or not at all; the same arrays give the same bytes. RunError when the file
     cannot be written."""
-    try:
-        with replaced(path) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
-            for key, array in arrays.items():
-                plain = np.ascontiguousarray(array)
-                write_member(archive, key, plain.dtype, plain.shape, [plain])
-    except OSError as error:
-        raise EvaluationError(f"cannot write {path}: {error.strerror or error}") from None
+    needs = sum(array.nbytes for array in arrays.values())
+    with whole(path, needs) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
+        for key, array in arrays.items():
+            plain = np.ascontiguousarray(array)
+            write_member(archive, key, plain.dtype, plain.shape, [plain])
 
 
 def write_member(

@@ -1,13 +1,15 @@
-"""Checks output files before the work, and turns errors of writing them into one line."""
+"""Output files: checked before the work, written whole or not at all, with errors of one line."""
 
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldit.errors import RequestError, RunError
+from ldit.storage.atomic import committed, fsync
 from ldit.storage.manifest import check_not_in_checkpoint
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
@@ -46,20 +48,61 @@ def refuse_inside(out: Path, sources: Iterable[Path]) -> None:
 
 
 @contextmanager
-def written(file: Path) -> Iterator[None]:
-    """Turn errors of the file system into a RequestError that names the file."""
+def whole(file: Path, needs: int = 0, kept: str = "") -> Iterator[Path]:
+    """Yields the path of a temporary file with the suffix of `file`, in the same folder; on success it replaces `file`,
+    on failure nothing is left and an older file stays as it was.
+
+    RunError names the file, the reason, and on a full disk the bytes that it `needs` (0 = unknown) and those that are
+    free; `kept` says what else is safe. Writers of `ldit`'s commands end in this.
+    """
+    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
+    with _explained(file, needs, kept):
+        try:
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, file)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """`ldit.storage.atomic.committed`, with the errors of `whole`."""
+    with _explained(final), committed(final) as folder:
+        yield folder
+
+
+def put(file: Path, content: bytes | str, kept: str = "") -> None:
+    """Write a file's content whole or not at all, as `whole`."""
+    data = content.encode() if isinstance(content, str) else content
+    with whole(file, len(data), kept) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _explained(path: Path, needs: int = 0, kept: str = "") -> Iterator[None]:
+    """Errors of the file system as those of `whole`."""
+    needed = f"it needs {needs:,} bytes" if needs else ""
     try:
         yield
     except OSError as error:
-        raise RequestError(f"{file} was not written: {error.strerror or error}") from None
+        raise disk_error(error, path, path.absolute().parent, needed, kept) from None
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
+            raise
+        # torch.save does not say why it could not write.
+        full = OSError(errno.ENOSPC, "the disk is full or the file too large")
+        raise disk_error(full, path, path.absolute().parent, needed, kept) from None
 
 
-def disk_error(error: OSError, path: Path, folder: Path, needs: str, kept: str) -> RunError:
+def disk_error(error: OSError, path: Path, folder: Path, needs: str = "", kept: str = "") -> RunError:
     """The error for `path` that could not be written: the reason; on a full disk, what the work `needs` and what is
     free in `folder`; and what is `kept`."""
     why = error.strerror or str(error)
-    if error.errno in _FULL and needs:
-        why += f": {needs}"
+    if error.errno in _FULL:
         with suppress(OSError):
-            why += f", {shutil.disk_usage(folder).free:,} are free"
-    return RunError(f"{path} was not written: {why}; {kept}")
+            free = f"{shutil.disk_usage(folder).free:,}"
+            needs = f"{needs}, {free} are free" if needs else f"{free} bytes are free"
+        why += f": {needs}"
+    return RunError(f"{path} was not written: {why}" + (f"; {kept}" if kept else ""))

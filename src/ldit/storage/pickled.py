@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldit.errors import SourceError
+from ldit.storage.strange import damaged, what_is_it
 
 # Everything that a state dict, a train.py checkpoint and a Namespace are made of. torch's own list is longer and
 # includes calls that allocate any amount of memory (bytearray, FloatTensor).
@@ -23,6 +24,7 @@ _ALLOWED = re.compile(
     r"|torch\._utils _rebuild_parameter|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
     r"|torch (float64|float32|float16|bfloat16|int64|int32|int16|int8|uint8|bool)"
 )
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _LEGACY_PICKLES = 5  # files before torch 1.6: magic number, protocol, system, content, keys; then raw numbers
 
 
@@ -44,9 +46,11 @@ def load_pickled(path: Path, check: bool = True) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except SourceError:
         raise
-    except pickle.UnpicklingError as error:
-        raise SourceError(f"{path} is refused: {_refusal(str(error))}") from None
     except Exception as error:  # a damaged pickle may raise any type
+        if why := what_is_it(path):
+            raise SourceError(f"{path} {why}") from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise SourceError(f"{path} is refused: {_refusal(str(error))}") from None
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -56,13 +60,22 @@ def open_state(path: Path, check: bool = True) -> dict[str, Tensor]:
 
 
 def as_state(data: Any, where: str) -> dict[str, Tensor]:
-    """`data`, read from `where`, as a state dict; SourceError when it is none, or a tensor exceeds its storage."""
+    """`data`, read from `where`, as a state dict without the prefixes of wrappers; SourceError when it is none, or a
+    tensor exceeds its storage."""
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise SourceError(f"{where} is not a state dict of tensors")
     for name, tensor in data.items():
         if tensor.layout == torch.strided and tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise SourceError(f"{where}: {name} claims more numbers than the file holds")
-    return data
+    return unwrapped(data)
+
+
+def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without prefixes that all names share and that modules around the network add: those of DDP
+    (module.), torch.compile (_orig_mod.) and FSDP, in any order."""
+    while prefix := next((word for word in _WRAPPERS if state and all(name.startswith(word) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def check_archive(path: Path, contents: bool = True) -> None:
@@ -73,7 +86,7 @@ def check_archive(path: Path, contents: bool = True) -> None:
             packed = [r.filename for r in archive.infolist() if r.compress_type != zipfile.ZIP_STORED]
             bad = archive.testzip() if contents and not packed else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
+        raise SourceError(damaged(path, error)) from None
     if packed:
         raise SourceError(f"{path} is refused: its record {packed[0]} is compressed")
     if bad is not None:

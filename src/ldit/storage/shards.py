@@ -18,6 +18,7 @@ from torch import Tensor
 from ldit.errors import SourceError
 from ldit.storage.atomic import write_json
 from ldit.storage.manifest import Record
+from ldit.storage.strange import damaged
 from ldit.storage.tensors import read_safetensors
 
 _WORDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
@@ -116,7 +117,7 @@ def _weight_map(folder: Path, stem: str) -> dict[str, str]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
+        raise SourceError(damaged(path, error)) from None
     files = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
         raise SourceError(f"{path} is damaged: no weight_map")
@@ -155,7 +156,7 @@ class PartReader:
                 self._open[file] = safe_open(folder / file, framework="pt")
             pairs = [(name, file) for file in files for name in self._open[file].keys()]  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise SourceError(f"{folder / file} is damaged: {error}") from None
+            raise SourceError(damaged(folder / file, error)) from None
         self._where = dict(pairs)
         if len(self._where) < len(pairs):
             raise SourceError(f"{folder}: a tensor of {stem} is in two files")
@@ -179,4 +180,4 @@ class PartReader:
                 return self._open[file].get_tensor(name)[part]
             return entry[part]
         except (SafetensorError, OSError, ValueError) as error:
-            raise SourceError(f"{self.folder / file} is damaged: {error}") from None
+            raise SourceError(damaged(self.folder / file, error)) from None

@@ -1,5 +1,7 @@
 """Named tensors: reads and writes safetensors, and fills a network without a second copy in memory."""
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldit.errors import SourceError
+from ldit.storage.strange import damaged
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -20,7 +23,7 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
+        raise SourceError(damaged(path, error)) from None
 
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -30,16 +33,22 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
+        raise SourceError(damaged(path, error)) from None
 
 
 def write_safetensors(path: Path, tensors: NamedTensors, dtype: torch.dtype | None = None) -> None:
-    """Write tensors; floating-point ones are converted to `dtype` if given."""
+    """Write tensors; floating-point ones are converted to `dtype` if given. OSError when the file cannot be written."""
     table = {
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).detach().contiguous().cpu()
         for name, t in tensors
     }
-    save_file(table, path)
+    try:
+        save_file(table, path)
+    except SafetensorError as error:  # it has the system's error in its text alone
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     path.chmod(0o644)  # safetensors makes files that only the owner can read
 
 

@@ -80,6 +80,11 @@ def save_work(
     return work
 
 
+def bytes_needed(state: TrainState) -> int:
+    """Bytes of the tensors of a checkpoint."""
+    return sum(Entry(*row).bytes for rows in _sets(state).values() for row in rows())
+
+
 def restore(folder: Path, state: TrainState) -> None:
     """Fill `state` from a verified step folder, bit for bit, however many ranks wrote it."""
     weights, place = state.weights, state.world.model_group.here

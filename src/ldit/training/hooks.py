@@ -6,6 +6,7 @@ They run on every rank: a sharded network needs all of them for every forward pa
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import astuple, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ldit.data.samples import Samples
 from ldit.log import logger
 from ldit.precision import COMPUTE
 from ldit.storage.names import SAMPLES
+from ldit.storage.outputs import put
 from ldit.training.state import TrainState
 from ldit.training.tasks.task import HookContext, Task
 from ldit.training.telemetry import largest_logits
@@ -79,14 +81,16 @@ def report_unreadable(faults: Iterable[Fault], data: Samples, context: HookConte
         context.skip([replace(fault, where=f"{mark}{fault.where}") for fault in ordered], state.step)
 
 
-def save_grid(out: Path, step: int, grid: Image.Image) -> None:
-    """Write RUN/samples/step-….png. A failure is logged and does not end the run."""
+def save_grid(out: Path, step: int, draw: Callable[[], Image.Image]) -> None:
+    """Draw a grid and write it to RUN/samples/step-….png. Whatever fails is logged: no grid is worth a run."""
     path = out / SAMPLES / f"step-{step:08d}.png"
     try:
+        data = BytesIO()
+        draw().save(data, "PNG")
         path.parent.mkdir(exist_ok=True)
-        grid.save(path)
-    except OSError as error:
-        logger.warning("%s was not written: %s", path, error.strerror or error)
+        put(path, data.getvalue())
+    except Exception as error:
+        logger.warning("step %d: no sample grid: %s", step, " ".join(f"{error}".split()) or type(error).__name__)
 
 
 def attention_hook(task: Task, data: Samples) -> Callable[[TrainState], dict[str, list[float]]]:

@@ -13,8 +13,9 @@ from ldit.errors import ConfigError, SourceError
 from ldit.log import logger
 from ldit.precision import DTYPES
 from ldit.storage import manifest
-from ldit.storage.atomic import committed, read_json
+from ldit.storage.atomic import read_json
 from ldit.storage.names import SNAPSHOTS
+from ldit.storage.outputs import whole_folder
 from ldit.storage.shards import read_set
 from ldit.training.posthoc import combination, residual
 
@@ -94,7 +95,7 @@ def reconstruct(
     spec = export.read_spec(newest.folder)
     record = {"step": newest.step, "ema": {"sigma_rel": sigma_rel, "snapshots": len(used)}}
     target = DTYPES[dtype] if dtype is not None else torch.float32
-    with committed(out) as folder:
+    with whole_folder(out) as folder:
         weights = ((name, total.to(target)) for name, total in _sums(parts))
         export.write_export(folder, replace(spec, training={**(spec.training or {}), **record}), weights)
     magnitude = sum(abs(part.weight) for part in parts)

@@ -9,7 +9,7 @@ from ldit.config.classifier import ClassifierRun
 from ldit.config.kinds import AnySpec, run_from_json
 from ldit.config.run import BaseRun
 from ldit.config.serial import to_dict
-from ldit.errors import ConfigError, DataError, SourceError
+from ldit.errors import ConfigError, DataError, SourceError, some
 from ldit.log import logger
 from ldit.storage.atomic import read_json
 from ldit.storage.names import RUN_CONFIG, TRAINER
@@ -133,7 +133,7 @@ def _same_classes(folder: Path, spec: AnySpec) -> None:
     if old.class_names != spec.class_names:
         before, now = old.class_names or (), spec.class_names or ()
         only = [sorted(set(a) - set(b)) or a for a, b in ((before, now), (now, before))]
-        there, here = (", ".join(names[:4]) + ", …" * (len(names) > 4) or "none" for names in only)
+        there, here = (some(names, 4) or "none" for names in only)
         raise DataError(
             f"class names differ from those of {folder}: {there} there, {here} here; is it another recipe or data.path?"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldit.data.batch import Fault
 from ldit.log import logger
+from ldit.storage.outputs import put
 
 
 class SkippedLog:
@@ -18,7 +19,7 @@ class SkippedLog:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         complete, newline, rest = text.rpartition("\n")
         if rest:
-            path.write_text(complete + newline, encoding="utf-8")
+            put(path, complete + newline)
         for line in complete.splitlines():
             self.known.add(json.loads(line)["where"])
 

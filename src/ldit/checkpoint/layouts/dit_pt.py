@@ -45,30 +45,35 @@ def is_pt(source: str | Path) -> bool:
 
 def read_state(path: Path, ema: bool, check: bool = True) -> dict[str, Tensor]:
     """A state dict, memory-mapped: with `ema` the EMA weights if they are separate; `check` as in `load_pickled`."""
-    states = read_states(path, check)
-    if not ema and "model" not in states:
-        raise SourceError(f"{path} has no raw weights ('model'), only 'ema'")
-    return states["ema"] if "model" not in states or (ema and "ema" in states) else states["model"]
+    return PtFile(path, check).state(ema)
 
 
-def read_states(path: Path, check: bool = True) -> dict[str, dict[str, Tensor]]:
-    """The state dicts of the file, "model" and "ema"; a bare state dict is "model"."""
-    return read_file(path, check)[0]
+class PtFile:
+    """Such a file, memory-mapped; `check` as in `load_pickled`. Only the weights that are asked for are judged.
 
+    `kept`: which weights it has, "model" and "ema"; a bare state dict is "model". `settings`: what train.py stored in
+    `args`.
+    """
 
-def read_file(path: Path, check: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """`read_states`, and the settings that train.py stored in `args`."""
-    data = load_pickled(path, check)
-    if not isinstance(data, dict):
-        raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
-    args = data.get("args")
-    settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    entries = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
-    states = {key: as_state(state, f"{path}: {key}") for key, state in entries.items()}
-    for key, state in states.items():
+    def __init__(self, path: Path, check: bool = True) -> None:
+        data = load_pickled(path, check)
+        if not isinstance(data, dict):
+            raise SourceError(f"{path} holds a {type(data).__name__}, expected a state dict")
+        args = data.get("args")
+        self.path = path
+        self.settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+        self._entries = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
+        self.kept = tuple(self._entries)
+
+    def state(self, ema: bool) -> dict[str, Tensor]:
+        """The weights, under the names of the published files: with `ema` the EMA weights if they are separate."""
+        if not ema and "model" not in self.kept:
+            raise SourceError(f"{self.path} has no raw weights ('model'), only 'ema'")
+        key = "ema" if "model" not in self.kept or (ema and "ema" in self.kept) else "model"
+        state = as_state(self._entries[key], f"{self.path}: {key}")
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
-            raise SourceError(f"{path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
-    return states, settings
+            raise SourceError(f"{self.path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
+        return state
 
 
 def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | None = None) -> ProcessConfig:

@@ -19,6 +19,7 @@ from ldit.data.formats.recognise import IDX_IMAGES, IDX_LABELS, IDX_TRAIN, idx_s
 from ldit.data.images.image_set import ImageSet
 from ldit.data.images.transforms import center_crop
 from ldit.errors import DataError
+from ldit.storage.strange import what_is_it
 
 DIGITS = tuple("0123456789")
 MOST_BYTES = 1 << 31  # of one file, unpacked: it is held in memory
@@ -95,7 +96,9 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
             header = file.read(4 + 4 * axes)
             if header[:4] != bytes((0, 0, 8, axes)):
                 start = header[:4].hex() or "nothing"
-                raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it begins with {start}")
+                why = what_is_it(path) if path.suffix != ".gz" else ""
+                why = why or f"is not an IDX file of bytes with {axes} axes: it begins with {start}"
+                raise DataError(f"{path} {why}")
             if len(header) < 4 + 4 * axes:
                 raise DataError(f"{path} ends within its header")
             shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
@@ -103,7 +106,8 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
             expected = _bytes_of(path, shape)
             data = _read(file, expected + 1)
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+        why = what_is_it(path)
+        raise DataError(f"{path} {why}" if why and "packed" not in why else f"cannot read {path}: {error}") from None
     if len(data) != expected:
         count = f"more than {expected}" if len(data) > expected else str(len(data))
         raise DataError(f"{path} holds {count} bytes after its header, which says {expected} ({_show(shape)})")

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from ldit.data.images.limits import no_file
 from ldit.errors import DataError, LditError, RunError
+from ldit.storage.strange import strange
 
 MOST_NAME = 4096  # bytes of a member's name
 MOST_EXTENDED = 1 << 20  # bytes of a pax header or a long name
@@ -92,9 +93,11 @@ def members(archive: Archive) -> Iterator[Member]:
     path = archive.path
     if not archive.size:
         raise DataError(f"{path} is empty")
-    start = archive.read(0, 8)
+    start = archive.read(0, 1024)
     if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
         raise DataError(f"{path} is packed ({packed}): {NEEDS_PLAIN}")
+    if start.strip(b"\0") and (why := strange(start)):
+        raise DataError(f"{path} {why}")
     # Walk over the headers with a file object of its own, because a file object has a position.
     raw: BinaryIO = _Headers(io.FileIO(archive.fd, closefd=False))
     raw.seek(0)

@@ -62,6 +62,7 @@ from ldit.data.images.limits import BadImage as BadImage
 from ldit.data.images.png import SIGNATURE, pixels_only
 from ldit.data.images.transforms import center_crop
 from ldit.data.images.warned import warnings_named
+from ldit.storage.strange import strange
 
 _STRIP = 1 << 20  # pixels converted at once where the conversion needs copies
 _ORIENTATION = 0x0112
@@ -198,7 +199,7 @@ def _decode(data: bytes, decoding: Decoding) -> tuple[ImageFile.ImageFile, int]:
     """(image, orientation by which Pillow turned it, 1 = not at all) of a file's bytes."""
     reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
     if reader is None:
-        raise BadImage("not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image")
+        raise BadImage(strange(data) or "not a JPEG, PNG, WebP, BMP, PPM, TIFF or GIF image")
     # Pillow refuses a PNG for faults in chunks that its pixels do not depend on: it is given those that they do.
     data, animated = pixels_only(data) if reader is PngImagePlugin.PngImageFile else (data, False)
     # The header alone is read here. Nameless: by a name Pillow would map the file into memory.

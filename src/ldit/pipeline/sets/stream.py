@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldit.checkpoint import export
 from ldit.checkpoint.layouts import diffusers_dit, original
+from ldit.checkpoint.run import run_is_begun
 from ldit.codecs.conditioners import build_conditioner
 from ldit.config.requests.sampling import ModelRequest
 from ldit.config.sections import DataConfig
@@ -37,7 +38,6 @@ from ldit.pipeline.sets.description import (
 )
 from ldit.pipeline.sets.folder import JOB
 from ldit.pipeline.sets.make import SampleSet
-from ldit.storage.names import is_run
 from ldit.storage.npz import LABELS, members, open_images, read_array
 
 PARTS = ("train", "heldout")
@@ -74,8 +74,8 @@ def is_images(source: str) -> bool:
     path = path_of(source)
     if source.endswith(".npz") or _split(source)[1] or str(path) in BUNDLED:
         return True
-    model = is_run(path) or original.is_original(path) or export.is_export(path) or diffusers_dit.is_pipeline(path)
-    return path.is_dir() and not model
+    is_one = (run_is_begun, original.is_original, export.is_export, diffusers_dit.is_pipeline)
+    return path.is_dir() and not any(check(path) for check in is_one)
 
 
 def check_there(source: str, name: str = "") -> None:

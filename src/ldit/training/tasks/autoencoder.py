@@ -1,6 +1,7 @@
 """The task of training an autoencoder with a Gaussian latent (Kingma & Welling 2014)."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ def reconstruction_hook(task: AutoencoderTask, data: Samples, every: int, contex
             outputs = model(batch.inputs.to(device, dtype), noise.to(dtype)).images.float().cpu()  # (B, 3, H, W)
         if state.world.is_main and not batch.faults:
             both = torch.stack([batch.inputs, outputs], dim=1).flatten(0, 1)  # image, reconstruction, image, …
-            grid = labelled_grid(to_pil(to_uint8(both)), ["image", "reconstruction"] * len(batch), columns=8, scale=2)
-            save_grid(context.out, state.step, grid)
+            images, captions = to_pil(to_uint8(both)), ["image", "reconstruction"] * len(batch)
+            save_grid(context.out, state.step, partial(labelled_grid, images, captions, columns=8, scale=2))
 
     return Hook(every, run)

@@ -99,7 +99,9 @@ def _autoencoder(
     from ldit.codecs.open import find_codec
 
     try:
-        return open_autoencoder(codec, (), device, DTYPES[config.data.codec_precision], config.model.in_channels)
+        return open_autoencoder(
+            codec, (), device, DTYPES[config.data.codec_precision], config.model.in_channels, training=True
+        )
     except CodecError:
         if data.cache is None or find_codec(codec.name) is not None:
             raise
