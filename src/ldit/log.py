@@ -2,17 +2,35 @@
 
 import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 logger = logging.getLogger("ldit")
 
 
-def setup() -> None:
-    """Print messages of level INFO and above on stderr, without level or time."""
+class _BesideBars(logging.StreamHandler[Any]):
+    """Prints lines above the progress bars that are on the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        with _without_bars(tqdm, self.stream) if tqdm is not None else nullcontext():
+            super().emit(record)
+
+
+def _without_bars(tqdm: Any, stream: Any) -> AbstractContextManager[Any]:
+    """A context in which tqdm's bars are off the screen."""
+    context: AbstractContextManager[Any] = tqdm.tqdm.external_write_mode(file=stream)
+    return context
+
+
+def setup(times: bool = False, verbose: bool = False) -> None:
+    """Print messages of level INFO and above on stderr, without level. `times`: with the time of day. `verbose`: those
+    of level DEBUG too."""
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = _BesideBars(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s" if times else "%(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
         logger.propagate = False
 
 

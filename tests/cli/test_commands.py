@@ -13,7 +13,7 @@ from ldit.cli.arguments import parse
 from ldit.cli.commands import GROUPS, TABLE
 from ldit.cli.help import docstrings, help_text, rows
 from ldit.cli.main import main
-from ldit.config.recipes.registry import RECIPES
+from ldit.config.recipes.registry import EXPERIENCE, RECIPES
 from ldit.config.requests.fields import HEADINGS
 from ldit.config.requests.sampling import SampleRequest
 
@@ -104,9 +104,10 @@ def test_the_nearest_name_is_told(arguments: list[str], words: str, capsys: pyte
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipes"]) == 0
+    assert main(["recipes"]) == 0 and set(EXPERIENCE) == set(RECIPES)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(RECIPES) and all(len(line.split()) > 3 for line in lines)
+    rows = lines[1 : lines.index("")]
+    assert [line.split()[0] for line in rows] == list(RECIPES) and all(len(line.split()) > 3 for line in rows)
 
 
 def test_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,3 +102,15 @@ def test_heads_belong_to_other_sources(run: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("source", ["", "a" * 5000, "~nobody/x", "no-such-model"])
 def test_names_of_nothing(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, source)
+
+
+def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """Short rows; class names are counted, and all of them are in the JSON."""
+    assert main(["info", "emoji64-class-xs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 250 and len(lines) < 16
+    assert (
+        "parameters     7.9M in 101 tensors" in lines and "forward        0.697 GFLOP for an image of 64 x 64" in lines
+    )
+    assert any("9 names (activities, animals, flags, … and 6 more; all with --json)" in line for line in lines)
+    assert told(capsys, "emoji64-class-xs")["config"]["conditioner"]["names"][8] == "travel"

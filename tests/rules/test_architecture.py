@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "ldit"
 
-GROUND = {"errors", "precision", "version"}
+GROUND = {"errors", "precision", "readable", "version"}
 _BASE = {"config", "rng", "log"}
 _MODEL = {"nn", "diffusion", "sampling", "codecs"}
 _FILES = {"storage", "data", "parallel", "checkpoint"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "precision": set(),
+    "readable": set(),
     "version": set(),
     "rng": set(),
     "log": set(),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "eval": _BASE | _MODEL | _FILES | {"figure", "pipeline", "training"},
     "bench": _BASE | _MODEL | _FILES | {"training"},
     "commands": _BASE | _MODEL | _FILES | {"track", "figure", "pipeline", "training", "eval", "bench"},
-    "cli": {"commands", "pipeline", "config", "log"},
+    "cli": {"commands", "pipeline", "config", "log", "storage"},
 }
 OUTSIDE: dict[str, set[str]] = {  # package: the rooms that may import it
     "torchvision": set(),

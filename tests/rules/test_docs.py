@@ -144,7 +144,7 @@ def test_every_command_of_the_documents_parses(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cli, "_imported", imported)
     monkeypatch.setattr("ldit.commands.launch.run_slurm", lambda *given: 0)
     monkeypatch.setattr("ldit.commands.train.run", lambda *given: 0)
-    monkeypatch.setattr("ldit.log.setup", lambda: None)
+    monkeypatch.setattr("ldit.log.setup", lambda **settings: None)
     count = 0
     for path in GUIDES:
         for words in commands(path.read_text()):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from ldit.config.paths import expanded
 from ldit.config.requests.fields import ALIASES, METAVAR, POSITIONAL, TYPE, nearest, spelled
-from ldit.errors import ConfigError
+from ldit.errors import ConfigError, LditError
 
 T = TypeVar("T")
 _FRAME = "╭╮╰╯─│ "
@@ -45,6 +46,16 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
         message = _unknown_flag(cls, argv, default) or _first_paragraph(printed.getvalue())
         raise ConfigError(f"{message} (see {prog} --help)") from None
     return expanded(values if isinstance(values, cls) else cls(**vars(values)))
+
+
+@contextlib.contextmanager
+def mistakes_once() -> Iterator[None]:
+    """Let only the first of several processes print a mistake in the arguments: all of them make the same."""
+    try:
+        yield
+    except LditError as error:
+        error.said_elsewhere = os.environ.get("RANK", "0") != "0"
+        raise
 
 
 def for_tyro(cls: type[Any]) -> type[Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ldit.cli.arguments import parse
+from ldit.cli.arguments import mistakes_once, parse
 from ldit.config.experiment import Experiment
 from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory, recipe_function
 from ldit.config.run import BaseRun
@@ -21,18 +21,21 @@ class TrainRequest:
 
     out: Path
     experiment: Experiment
+    verbose: bool = False
 
     @property
     def config(self) -> BaseRun:
         return self.experiment.config
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Out:
     """Flags in addition to those of the configuration."""
 
     out: Path
     """Run directory; rerun the same command to resume it."""
+    verbose: bool = False
+    """Print the whole configuration, which is also in RUN/config.json."""
 
 
 def parse_arguments(arguments: list[str]) -> TrainRequest:
@@ -45,19 +48,22 @@ def parse_arguments(arguments: list[str]) -> TrainRequest:
     # A class whose fields are --out and the sections of this kind of run.
     flags, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
     kind = type(experiment.config)
-    form = make_dataclass("TrainFlags", [("config", Annotated[kind, tyro.conf.arg(name="")])], bases=(_Out,))
+    form = make_dataclass(
+        "TrainFlags", [("config", Annotated[kind, tyro.conf.arg(name="")])], bases=(_Out,), kw_only=True
+    )
     # A run directory is its own --out.
     out: Any = Path(name) if name is not None and is_run_directory(name) else tyro.MISSING
-    parsed: Any = parse(form, flags, prog, _description(name), form(out, experiment.config))
-    return TrainRequest(parsed.out, replace(experiment, config=parsed.config))
+    parsed: Any = parse(form, flags, prog, _description(name), form(out=out, config=experiment.config))
+    return TrainRequest(parsed.out, replace(experiment, config=parsed.config), parsed.verbose)
 
 
 def run(arguments: list[str]) -> int:
-    request = parse_arguments(arguments)
+    with mistakes_once():
+        request = parse_arguments(arguments)
     from ldit.commands.train import run as run_training
     from ldit.log import setup
 
-    setup()
+    setup(times=True, verbose=request.verbose)
     return run_training(request.experiment, request.out)
 
 

@@ -9,6 +9,7 @@ from ldit.bench.train_step import bench_train, check_report
 from ldit.config.requests.bench import BenchSampleRequest, BenchTrainRequest
 from ldit.errors import ConfigError
 from ldit.log import setup
+from ldit.readable import size, table
 from ldit.storage.outputs import put
 
 R = TypeVar("R", BenchTrainRequest, BenchSampleRequest)
@@ -35,8 +36,25 @@ def _run(request: R, measure: Callable[[R], dict[str, Any]]) -> int:
     if request.json is not None:
         check_report(request.json)
     setup()
-    report = json.dumps(measure(request))
-    print(report, flush=True)  # first, because writing the file may fail
+    measured = measure(request)
+    report = json.dumps(measured)
+    print(_table(measured), report, sep="\n", flush=True)  # first, because writing the file may fail
     if request.json is not None:
         put(request.json, report + "\n")
     return 0
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The measured rows for people: what, images/s with their range, share of the matrix ceiling, memory."""
+    rows = [["", "images/s", "range", "of the ceiling", "memory"]]
+    for row in report.get("variants") or report["rows"]:
+        name = row.get("name") or f"batch {row['batch']}"
+        if not row["fits"]:
+            rows.append([name, "does not fit", "", "", ""])
+            continue
+        low, high = row["spread"]
+        ceiling = f"{100 * row['of_ceiling']:.1f} %" if row.get("of_ceiling") else ""
+        rows.append(
+            [name, f"{row['images_per_second']:.4g}", f"{low:.4g} to {high:.4g}", ceiling, size(row["peak_bytes"])]
+        )
+    return table(rows)

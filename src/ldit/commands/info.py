@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from ldit.config.kinds import AnySpec
 from ldit.config.model import TextModelConfig
 from ldit.config.requests.convert import InfoRequest
 from ldit.config.spec import AutoencoderConfig, ModelSpec
-from ldit.errors import SourceError
+from ldit.errors import SourceError, some
 from ldit.nn.build import forward_flops, parameter_count
 from ldit.precision import dtype_word
+from ldit.readable import count
 from ldit.storage import manifest
 from ldit.storage.atomic import read_json
 
@@ -34,9 +35,42 @@ def run(request: InfoRequest) -> int:
     if request.json:
         print(json.dumps(report))
     else:
-        for key, value in report.items():
-            print(f"{key:<12}{json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        for key, text in _rows(report):
+            print(f"{key:<15}{text}")
     return 0
+
+
+def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The report for people: numbers in few characters, the configuration as a row for each of its sections. Of class
+    names the first are shown."""
+    for key, value in report.items():
+        if key == "config":
+            yield from _sections(value)
+        elif key == "parameters":
+            yield key, f"{count(value)} in {report['entries']} tensors"
+        elif key == "flops":
+            side = f" for an image of {report['image_size']} x {report['image_size']}" if "image_size" in report else ""
+            yield "forward", f"{value / 1e9:.3g} GFLOP{side}"
+        elif key == "weights":
+            yield key, " and ".join(value)
+        elif key == "step":
+            yield key, f"{value:,}" if isinstance(value, int) else "not stated"
+        elif key not in ("entries", "image_size") or ("flops" not in report and key == "image_size"):
+            yield key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _sections(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A row for each section of a configuration, with what is set in it."""
+    plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    for section, values in [*((k, v) for k, v in config.items() if isinstance(v, dict)), ("other", plain)]:
+        parts = []
+        for key, value in values.items():
+            if key == "names" and isinstance(value, list):
+                parts.append(f"{len(value)} names ({some(value, 3)}; all with --json)")
+            elif value not in (None, False, 0, "", [], {}):
+                parts.append(f"{key} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        if parts and section != "other":
+            yield f"  {section}", ", ".join(parts)
 
 
 def describe(

@@ -42,6 +42,7 @@ from ldit.storage.outputs import refuse_inside
 from ldit.storage.signals import Stopped
 from ldit.track import Trackers, check_packages, trackers
 from ldit.training import checkpointing
+from ldit.training.narrator import Narrator
 from ldit.training.resume import check_same_run
 from ldit.training.skipped import SkippedLog
 from ldit.training.state import TrainState
@@ -175,7 +176,6 @@ def _build(
     config, task = prepared.config, prepared.task
     check_same_run(config, task.spec, out, claim["record"], resume, bool(claim["steps"]))
     # Allocate, then fill.
-    _log_start(prepared, world)
     state = new_state(config, task, world)
     if resume is None:
         task.begin(state)
@@ -183,6 +183,7 @@ def _build(
         checkpointing.restore(resume[1], state)
         task.resumed(read_any_spec(resume[1]))
         logger.info("resumed from %s", resume[1])
+    _log_start(prepared, out, state)
     return state
 
 
@@ -219,6 +220,7 @@ def _run(
     # A finished run has nothing to do.
     if state.step >= config.train.steps:
         logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
+        logger.info("%s", _next(config, out))
         return
     # What the trainer needs: trackers, watchdog, hooks, and this rank's share of the batches.
     stack.enter_context(closing(metrics))
@@ -232,15 +234,20 @@ def _run(
         world.data_part, world.data_parts, d.bad, d.timeout,
     )  # fmt: skip
     # Train.
+    narrator = Narrator(state.step, config.train.steps, config.train.batch_size, len(data)) if world.is_main else None
+    if narrator is not None:
+        stack.enter_context(closing(narrator))
     trainer = Trainer(
         config, task, state, loader.from_step, out,
         metrics.write, cut=metrics.cut,
+        narrator=narrator,
         watchdog=watchdog, hooks=[*task.hooks(context), *sampling_hooks(task, context)], data_record=record,
         skip=skip,
         flops_per_image=task.flops_per_image,
         peak_flops=peak_flops(world, config.train.precision) if task.flops_per_image else None,
     )  # fmt: skip
     trainer.fit()
+    logger.info("%s", _next(config, out))
 
 
 def _check_shares(config: BaseRun, world: World) -> None:
@@ -253,15 +260,30 @@ def _check_shares(config: BaseRun, world: World) -> None:
         raise ConfigError(f"train.micro_batch_size: {micro} does not divide a process's share {share} of batch {batch}")
 
 
-def _log_start(prepared: _Prepared, world: World) -> None:
-    for section, values in prepared.config.to_json().items():
-        logger.info("%-9s %s", section, json.dumps(values).strip("{}").replace('"', ""))
-    data = prepared.data
-    logger.info(
-        "%s, %d of %d images in %d classes, device %s, %d process%s (replicate %d x shard %d x tp %d)",
-        prepared.task.describe(), len(data), data.num_before_cap, len(data.names), world.device,
-        world.size, "" if world.size == 1 else "es", world.replicate, world.shard, world.tp,
-    )  # fmt: skip
+def _log_start(prepared: _Prepared, out: Path, state: TrainState) -> None:
+    """What is about to be trained, in five lines; the whole configuration at level DEBUG."""
+    config, data, heldout, world = prepared.config, prepared.data, prepared.heldout, state.world
+    for section, values in config.to_json().items():
+        logger.debug("%-9s %s", section, json.dumps(values).strip("{}").replace('"', ""))
+    train, classes = config.train, f" in {len(data.names)} classes" if data.names else ""
+    capped = f" of {data.num_before_cap:,}" if data.num_before_cap > len(data) else ""
+    kept = f", {len(heldout):,} held out" if heldout is not None else ""
+    logger.info("model   %s, %s", prepared.task.describe(), train.precision)
+    logger.info("data    %s: %s%s images%s%s", config.data.path, f"{len(data):,}", capped, classes, kept)
+    epochs = train.steps * train.batch_size / len(data)
+    logger.info("steps   %s of %d images: %.3g epochs", f"{train.steps:,}", train.batch_size, epochs)
+    layout = f" (replicate {world.replicate} x shard {world.shard} x tp {world.tp})" if world.size > 1 else ""
+    logger.info("device  %s, %d process%s%s", world.device, world.size, "" if world.size == 1 else "es", layout)
+    logger.info("out     %s%s", out, f", from step {state.step}" if state.step else "")
+
+
+def _next(config: BaseRun, out: Path) -> str:
+    """What to type after a run."""
+    if isinstance(config, AutoencoderRun):
+        return f"ldit convert {out} CODEC --to diffusers makes a codec of it"
+    if isinstance(config, ClassifierRun):
+        return f"it is an extractor of evaluation: ldit evaluate … --extractor {out}"
+    return f"ldit sample {out} samples from it, ldit plot {out} draws its curves"
 
 
 def run(config: str | BaseRun | Experiment, out: Path) -> int:

@@ -9,6 +9,7 @@ from ldit.eval.features import Extractor
 from ldit.eval.metrics.scores import SPLIT
 from ldit.eval.reference import Statistics, has_statistics
 from ldit.pipeline.sets.stream import ImageStream, path_of
+from ldit.readable import table as aligned
 from ldit.storage.npz import LABELS, members
 
 CLASSES_SHOWN = 32
@@ -98,12 +99,12 @@ def table(report: dict[str, Any]) -> str:
     depends = conditions(report)
     rows = [["metric", "value", "", *depends]]
     rows += [[name, number(report[name]), spread(report, name), *depends.values()] for name in report["figures"]]
-    text = f"{title(report)}\n" + _aligned(rows)
+    text = f"{title(report)}\n" + aligned(rows)
     classes = report.get("classes") or []
     if 1 < len(classes) <= CLASSES_SHOWN:
         keys = list(classes[0])
         heads = ["images" if key == "pictures" else key for key in keys]  # the key is that of files of all versions
-        text += "\n\n" + _aligned([heads, *([_cell(row[key]) for key in keys] for row in classes)])
+        text += "\n\n" + aligned([heads, *([_cell(row[key]) for key in keys] for row in classes)])
     return text
 
 
@@ -142,9 +143,3 @@ def number(value: float) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    kept = [i for i, width in enumerate(widths) if width]
-    return "\n".join("  ".join(row[i].ljust(widths[i]) for i in kept).rstrip() for row in rows)

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldit.log import logger
+from ldit.readable import clock
 
 LINE_EVERY = 30.0  # seconds between log lines, without a terminal
 LOOK_EVERY = 2.0  # seconds between counts of the files
@@ -49,9 +50,8 @@ class Progress:
 
     def _line(self, done: int, now: float) -> str:
         rate = max(done - self._before, 1) / (now - self._start)
-        left = int((self.total - done) / rate)
-        clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
-        return f"{done:,} of {self.total:,} {self.what}  {rate:.2f} a second  left {clock}"
+        left = clock((self.total - done) / rate)
+        return f"{done:,} of {self.total:,} {self.what}  {rate:.2f} a second  left {left}"
 
     def close(self) -> None:
         self._bar.close()

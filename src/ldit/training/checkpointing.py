@@ -14,6 +14,7 @@ from ldit.checkpoint.save import Entry, Sets, deal, write_folder, write_step
 from ldit.config.kinds import AnySpec
 from ldit.config.serial import convert, from_dict
 from ldit.errors import ConfigError, SourceError
+from ldit.log import logger
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import World
 from ldit.storage.atomic import read_json
@@ -74,7 +75,8 @@ def save_work(
             documents = {"config.json": spec.to_json(), "snapshot.json": {"step": number, "updates": updates}}
             write_folder(run / SNAPSHOTS / f"step-{number:08d}", averages, documents, world, progress)
         if step:
-            write_step(run, number, spec, sets, trainer, world, progress)
+            folder = write_step(run, number, spec, sets, trainer, world, progress)
+            logger.info("saved %s", folder)
             world.from_rank0(lambda: retire(run, train.keep, train.keep_every), world.saving)
 
     return work

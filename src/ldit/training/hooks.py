@@ -89,6 +89,7 @@ def save_grid(out: Path, step: int, draw: Callable[[], Image.Image]) -> None:
         draw().save(data, "PNG")
         path.parent.mkdir(exist_ok=True)
         put(path, data.getvalue())
+        logger.info("samples: %s", path)
     except Exception as error:
         logger.warning("step %d: no sample grid: %s", step, " ".join(f"{error}".split()) or type(error).__name__)
 

@@ -18,6 +18,7 @@ from ldit.log import logger
 from ldit.parallel.watchdog import Watchdog
 from ldit.storage.signals import Stopped
 from ldit.training import checkpointing
+from ldit.training.narrator import Narrator
 from ldit.training.saver import Saver, Staging
 from ldit.training.state import TrainState
 from ldit.training.step import Outcome, train_step
@@ -44,6 +45,8 @@ class Trainer:
     write: Callable[[dict[str, Any]], None]
     """Writes the record of a logged step; called on the main process."""
     watchdog: Watchdog
+    narrator: Narrator | None = None
+    """Of the main process, where the run is to be talked about."""
     cut: Callable[[int], None] = lambda step: None
     """Removes the records of steps after this one; called on the main process."""
     skip: Callable[[list[Fault], int], None] = lambda faults, step: None
@@ -188,6 +191,8 @@ class Trainer:
         self._best = bool(values.get(BEST))
         if outcome.fault:
             values["left_out"] = outcome.fault
+        if self.narrator is not None:
+            self.narrator.step(state.step, outcome.values["loss"])
         # Log the first step, every n-th, the last, skipped ones, and those with a hook's result.
         first = train.log_every and state.step == 1
         if not (due or outcome.fault or first or _due(train.log_every, state.step, last)):
@@ -200,7 +205,8 @@ class Trainer:
         if state.world.is_main:
             record = {"step": state.step, **{name: _plain(value) for name, value in values.items()}}
             self.write(record)
-            logger.info(_line(record, train.steps, train.batch_size))
+            if self.narrator is not None:
+                self.narrator.record(record)
 
     def _commit(self, stopping: bool) -> None:
         """Start a save if one is due. All ranks decide the same."""
@@ -227,20 +233,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(record: dict[str, Any], steps: int, batch_size: int) -> str:
-    """The log line of a record, with the estimated time left as H:MM:SS."""
-    remaining = (steps - record["step"]) * batch_size / max(record["images_per_second"], 1e-9)
-    shown = ("loss", "grad_norm", "lr", "eps_mse", "accuracy", "mfu", "left_out")
-    distances = [name for name in record if name == "fid" or name.startswith("fd_")]
-    parts = [_shown(name, record[name]) for name in (*shown, *distances) if name in record]
-    eta = f"{int(remaining // 3600)}:{int(remaining % 3600 // 60):02d}:{int(remaining % 60):02d}"
-    return f"step {record['step']}/{steps}  {'  '.join(parts)}  {record['images_per_second']:.1f} images/s  left {eta}"
-
-
-def _shown(name: str, value: Any) -> str:
-    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 @contextmanager

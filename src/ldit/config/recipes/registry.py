@@ -30,6 +30,19 @@ RECIPES = {
     "imagenet512-3b": f"{_HERE}.imagenet:imagenet512_3b",
 }
 """Name -> "module:function", imported on demand."""
+EXPERIENCE = {
+    "emoji64-class-xs": ("2 CPU cores (bf16), 100 min", "docs/emoji64-class-xs.md"),
+    "emoji64-class-s": ("one GPU", "not run yet"),
+    "emoji64-vae": ("2 CPU cores (bf16), 70 min", "docs/emoji64-vae.md"),
+    "emoji64-latent-s": ("one GPU", "not run yet"),
+    "extractor-small": ("2 CPU cores, minutes", "docs/evaluate.md"),
+    "tiny-cpu": ("2 CPU cores, seconds", "grey noise: a test of the parts"),
+    "imagenet256-600m": ("8 GPUs of 80 GB", "the original's settings, not run here"),
+    "imagenet256-3b": ("8 GPUs of 80 GB", "the original's settings, not run here"),
+    "imagenet256-7b": ("8 GPUs of more than 80 GB", "the original's settings, not run here"),
+    "imagenet512-3b": ("8 GPUs of 80 GB", "the original's settings, not run here"),
+}
+"""Name -> (hardware and time, where the result is described), as far as it was run."""
 _LOADED: dict[str, Path] = {}
 """Name -> file of each module that was loaded from a user's file of recipes."""
 

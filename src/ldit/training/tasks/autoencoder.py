@@ -16,6 +16,7 @@ from ldit.data.samples import Samples
 from ldit.errors import DataError
 from ldit.log import logger
 from ldit.precision import COMPUTE
+from ldit.readable import count
 from ldit.rng import generator, normal
 from ldit.training.hooks import heldout_hook, report_unreadable, save_grid
 from ldit.training.state import TrainState
@@ -40,7 +41,7 @@ class AutoencoderTask:
     def describe(self) -> str:
         model, side = self.config.model, self.config.data.image_size // self.config.model.factor
         parameters = sum(p.numel() for p in self.network().parameters())
-        return f"{parameters:,} parameters, latents {model.latent_channels} x {side} x {side}"
+        return f"{count(parameters)} parameters, latents {model.latent_channels} x {side} x {side}"
 
     def record(self) -> dict[str, str | None]:
         """Nothing besides data and configuration."""

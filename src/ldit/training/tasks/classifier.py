@@ -13,6 +13,7 @@ from ldit.data.samples import Samples
 from ldit.errors import DataError
 from ldit.log import logger
 from ldit.nn.classifier import ClassifierNetwork
+from ldit.readable import count
 from ldit.rng import generator
 from ldit.training.hooks import heldout_hook
 from ldit.training.state import TrainState
@@ -34,7 +35,7 @@ class ClassifierTask:
 
     def describe(self) -> str:
         parameters = sum(p.numel() for p in self.network().parameters())
-        return f"{parameters:,} parameters, {self.config.model.widths[-1]} features"
+        return f"{count(parameters)} parameters, {self.config.model.widths[-1]} features"
 
     def record(self) -> dict[str, str | None]:
         """Nothing besides data and configuration."""

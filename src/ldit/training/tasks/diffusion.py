@@ -22,6 +22,7 @@ from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops
 from ldit.nn.conditioning import TrainingInputs
 from ldit.nn.dit import init_parameter
+from ldit.readable import count
 from ldit.rng import generator, uniform
 from ldit.training.hooks import attention_hook, heldout_hook
 from ldit.training.state import TrainState
@@ -67,7 +68,7 @@ class DiffusionTask:
         self.flops_per_image = 0.0 if unknown else 3.0 * forward_flops(config.model, side, side)
 
     def describe(self) -> str:
-        return f"{sum(p.numel() for p in self.network().parameters()):,} parameters"
+        return f"{count(sum(p.numel() for p in self.network().parameters()))} parameters"
 
     def record(self) -> dict[str, str | None]:
         """Names of the user's objects, and the fingerprint of the autoencoder that images go through; that of cached
