@@ -65,7 +65,7 @@ MUTANTS = [
     Mutant("training/step.py", "sums[name] + value if sums else value", "value", TRAIN),
     # optimisers
     Mutant("training/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
-    Mutant("training/optim.py", 'math.sqrt(config.warmup / step)', 'math.sqrt(step / config.warmup)', TRAIN),
+    Mutant("training/optim.py", 'math.sqrt(config.warmup_steps / step)', 'math.sqrt(step / config.warmup_steps)', TRAIN),
     Mutant("training/optim.py", "self._layouts[name], moments[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
     Mutant("training/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
     Mutant("training/muon.py", "buffer.lerp_(grad, 1 - self.settings.momentum)", "buffer.lerp_(grad, self.settings.momentum)", TRAIN),

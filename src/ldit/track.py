@@ -1,5 +1,6 @@
-"""Trackers of metrics: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
+"""Trackers of metrics: metrics.jsonl always; TensorBoard, W&B and trackio on request, with sample grids."""
 
+import importlib
 import json
 import os
 import uuid
@@ -8,14 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from ldit.config.sections import TrackConfig
 from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.storage.atomic import replaced
-from ldit.storage.names import METRICS
+from ldit.storage.names import METRICS, SAMPLES
 
 TENSORBOARD = "tensorboard"  # folder below the run, as in the original's results
-WANDB = "wandb.json"  # file of the run that holds the id of its W&B run
+WANDB, TRACKIO = "wandb.json", "trackio.json"  # files of the run that hold the id of its run there
+_HELDOUT = ("eps_mse", "accuracy", "cross_entropy", "psnr", "l1", "latent_")
+_EVAL = ("fid", "fd_", "sfid", "kid", "precision", "recall", "inception_score")
 
 
 class Tracker(Protocol):
@@ -37,7 +43,9 @@ def check_packages(config: TrackConfig) -> None:
     if config.tensorboard:
         _summary_writer()
     if config.wandb:
-        _wandb()
+        _package("wandb")
+    if config.trackio:
+        _package("trackio")
 
 
 def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committed_step: int = 0) -> list[Tracker]:
@@ -52,6 +60,8 @@ def trackers(config: TrackConfig, run: Path, run_config: dict[str, Any], committ
         used.append(TensorBoard(run / TENSORBOARD, committed_step))
     if config.wandb:
         used.append(Wandb(config.wandb, run, run_config))
+    if config.trackio:
+        used.append(Trackio(config.trackio, run, run_config))
     return used
 
 
@@ -103,7 +113,20 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, float | None]]:
 
 
 def _known(record: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in numbers(record) if value is not None}
+    """The numbers of a record under grouped names: heldout/…, eval/…, and train/… for the rest."""
+    return {f"{_group(name)}/{name}": value for name, value in numbers(record) if value is not None}
+
+
+def _group(name: str) -> str:
+    if name.startswith(_HELDOUT):
+        return "heldout"
+    return "eval" if name.startswith(_EVAL) else "train"
+
+
+def _grid(run: Path, record: dict[str, Any]) -> Path | None:
+    """The sample grid that was made at the record's step; None where there is none."""
+    path = run / SAMPLES / f"step-{record['step']:08d}.png"
+    return path if path.is_file() else None
 
 
 class MetricsFile:
@@ -161,6 +184,9 @@ class TensorBoard:
     def write(self, record: dict[str, Any]) -> None:
         for name, value in _known(record).items():
             self._writer.add_scalar(name, value, record["step"])
+        if (grid := _grid(self.folder.parent, record)) is not None:
+            with Image.open(grid) as image:
+                self._writer.add_image("samples", np.array(image), record["step"], dataformats="HWC")
         self._writer.flush()  # records are rare, and none should be lost when the process is killed
 
     def cut(self, step: int) -> None:
@@ -179,17 +205,20 @@ class Wandb:
     """
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
-        wandb = _wandb()
-        name = run.resolve().name
+        self._folder, self._package = run, _package("wandb")
+        wandb, name = self._package, run.resolve().name
         try:
             self._run = wandb.init(
-                project=project, id=_wandb_id(run), name=name, resume="allow", dir=str(run), config=run_config
+                project=project, id=_stored_id(run / WANDB), name=name, resume="allow", dir=str(run), config=run_config
             )
         except wandb.Error as error:  # no key, no network, no such team
             raise ConfigError(f"track.wandb: {error}") from None
 
     def write(self, record: dict[str, Any]) -> None:
-        self._run.log(_known(record), step=record["step"])
+        values: dict[str, Any] = dict(_known(record))
+        if (grid := _grid(self._folder, record)) is not None:
+            values["samples"] = self._package.Image(str(grid))
+        self._run.log(values, step=record["step"])
 
     def cut(self, step: int) -> None:
         logger.warning("W&B keeps its old records of steps after %d; metrics.jsonl has the new ones", step)
@@ -198,9 +227,30 @@ class Wandb:
         self._run.finish()
 
 
-def _wandb_id(run: Path) -> str:
-    """The id in RUN/wandb.json; the first start creates it."""
-    path = run / WANDB
+class Trackio:
+    """A run in a trackio project, on this machine unless trackio's variables name a Space. The run directory stores its
+    name, so that a resumed run continues it; the records of steps that are repeated stay beside the new ones."""
+
+    def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
+        self._folder, self._package = run, _package("trackio")
+        name = f"{run.resolve().name}-{_stored_id(run / TRACKIO)}"
+        self._run = self._package.init(project=project, name=name, config=run_config, resume="allow")
+
+    def write(self, record: dict[str, Any]) -> None:
+        values: dict[str, Any] = dict(_known(record))
+        if (grid := _grid(self._folder, record)) is not None:
+            values["samples"] = self._package.Image(str(grid))
+        self._package.log(values, step=record["step"])
+
+    def cut(self, step: int) -> None:
+        logger.warning("trackio keeps its old records of steps after %d; metrics.jsonl has the new ones", step)
+
+    def close(self) -> None:
+        self._package.finish()
+
+
+def _stored_id(path: Path) -> str:
+    """The id in a file such as RUN/wandb.json; the first start creates it."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["id"]
     except FileNotFoundError:
@@ -211,7 +261,7 @@ def _wandb_id(run: Path) -> str:
     except (ValueError, KeyError, TypeError):
         stored = None
     if not isinstance(stored, str) or not stored:
-        raise ConfigError(f"{path}: holds no W&B run id; remove it to start a new W&B run")
+        raise ConfigError(f"{path}: holds no run id; remove it to start a new run there")
     return stored
 
 
@@ -225,9 +275,9 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
-def _wandb() -> Any:
+def _package(name: str) -> Any:
+    """The module of a tracker; ConfigError when it is not installed."""
     try:
-        import wandb
+        return importlib.import_module(name)
     except ImportError:
-        raise ConfigError("track.wandb: the package wandb is missing (pip install 'large-dit[wandb]')") from None
-    return wandb
+        raise ConfigError(f"track.{name}: the package {name} is missing (pip install 'large-dit[{name}]')") from None

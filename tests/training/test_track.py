@@ -10,7 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ldit.config.sections import TrackConfig
 from ldit.errors import ConfigError
@@ -26,6 +28,7 @@ RECORD = {
     "note": "text",
 }
 FLAT = {"loss": 0.5, "mse": math.nan, "attention_logit/0": 1.0, "attention_logit/1": math.inf, "ema/a": 2, "ema/b/c": 3}
+TAGS = [f"train/{name}" for name in FLAT]
 
 
 class FakeWriter:
@@ -34,11 +37,16 @@ class FakeWriter:
     def __init__(self, folder: str, purge_step: int) -> None:
         self.folder, self.purge_step = folder, purge_step
         self.scalars: list[tuple[str, float, int]] = []
+        self.images: list[tuple[str, tuple[int, ...], int]] = []
         self.flushed, self.closed = 0, False
         FakeWriter.made.append(self)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self.scalars.append((name, value, step))
+
+    def add_image(self, name: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
+        assert dataformats == "HWC" and pixels.dtype == np.uint8
+        self.images.append((name, pixels.shape, step))
 
     def flush(self) -> None:
         self.flushed = len(self.scalars)
@@ -89,7 +97,7 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path: Path, writers: list
     tracker.write(RECORD)
     (writer,) = writers
     assert (writer.folder, writer.purge_step) == (str(tmp_path / "tensorboard"), 41)
-    assert [(name, step) for name, _, step in writer.scalars] == [(name, 7) for name in FLAT]
+    assert [(name, step) for name, _, step in writer.scalars] == [(name, 7) for name in TAGS]
     assert writer.flushed == len(FLAT) and not writer.closed
     tracker.close()
     assert writer.closed
@@ -109,11 +117,60 @@ def test_wandb_goes_on_with_the_run_that_the_folder_names(tmp_path: Path, monkey
     assert first["id"] == json.loads((run / "wandb.json").read_text())["id"] and len(first["id"]) == 12
     assert (first["project"], first["name"], first["resume"]) == ("emoji", "xs", "allow")
     assert (first["dir"], first["config"]) == (str(run), {"train": {"lr": 1e-4}})
-    assert [step for step, _ in wandb.logged] == [7, 8] and wandb.logged[0][1].keys() == FLAT.keys()
+    assert [step for step, _ in wandb.logged] == [7, 8] and list(wandb.logged[0][1]) == TAGS
     assert wandb.finished == 2
     (other := tmp_path / "other").mkdir()
     trackers(config, other, {})
     assert wandb.started[2]["id"] != first["id"]
+
+
+class FakeTrackio(ModuleType):
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.started: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.finished = 0
+
+    def init(self, **options: Any) -> None:
+        self.started.append(options)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    Image = staticmethod(lambda path: f"image {path}")
+
+
+def test_groups_and_grids_reach_every_tracker(
+    tmp_path: Path, writers: list[FakeWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grid of a step is sent with its record; trackio goes on with the run that the folder names."""
+    wandb, trackio = FakeWandb(), FakeTrackio()
+    wandb.Image = trackio.Image  # type: ignore[attr-defined]
+    for module in (wandb, trackio):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    run = tmp_path / "xs"
+    (run / "samples").mkdir(parents=True)
+    grid = run / "samples" / "step-00000008.png"
+    Image.new("RGB", (12, 5)).save(grid)
+    record = {"step": 8, "loss": 1.0, "eps_mse": 0.5, "eps_mse_q1": 0.5, "fd_lite0": 3.0, "fid": 2.0, "psnr": 20.0}
+    for _ in range(2):
+        used = Trackers(trackers(TrackConfig(True, "emoji", "emoji"), run, {"a": 1}))
+        used.write({"step": 7, "loss": 2.0})
+        used.write(record)
+        used.close()
+    tags = ["train/loss", "heldout/eps_mse", "heldout/eps_mse_q1", "eval/fd_lite0", "eval/fid", "heldout/psnr"]
+    assert [name for name, _, step in writers[-1].scalars if step == 8] == tags
+    assert writers[-1].images == [("samples", (5, 12, 3), 8)]
+    for package in (wandb, trackio):
+        (first, one), (second, two) = package.logged[:2]
+        assert (first, list(one), second) == (7, ["train/loss"], 8) and list(two) == [*tags, "samples"]
+        assert two["samples"] == f"image {grid}" and package.finished == 2
+    one, two = trackio.started
+    assert one == two and one["project"] == "emoji" and one["resume"] == "allow" and one["config"] == {"a": 1}
+    assert one["name"] == f"xs-{json.loads((run / 'trackio.json').read_text())['id']}"
 
 
 def test_tensorboard_goes_on_in_another_file_after_a_cut(tmp_path: Path, writers: list[FakeWriter]) -> None:
@@ -207,6 +264,7 @@ def test_nothing_asked_for_is_nothing_imported(tmp_path: Path, monkeypatch: pyte
     [
         (TrackConfig(tensorboard=True), "torch.utils.tensorboard", "tensorboard"),
         (TrackConfig(wandb="emoji"), "wandb", "wandb"),
+        (TrackConfig(trackio="emoji"), "trackio", "trackio"),
     ],
 )
 def test_a_missing_package_is_one_line(
@@ -220,7 +278,7 @@ def test_a_missing_package_is_one_line(
 
 def test_the_extras_exist() -> None:
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
-    assert '\ntensorboard = ["tensorboard' in text and '\nwandb = ["wandb' in text
+    assert '\ntensorboard = ["tensorboard' in text and '\nwandb = ["wandb' in text and '\ntrackio = ["' in text
 
 
 def test_faults_of_wandb_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +287,7 @@ def test_faults_of_wandb_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         trackers(TrackConfig(wandb="emoji"), tmp_path, {})
     for damaged in ("", "[]", '{"id": 3}', '{"id": ""}', "{}"):
         (tmp_path / "wandb.json").write_text(damaged)
-        with pytest.raises(ConfigError, match=r"wandb\.json: holds no W&B run id"):
+        with pytest.raises(ConfigError, match=r"wandb\.json: holds no run id"):
             trackers(TrackConfig(wandb="emoji"), tmp_path, {})
 
 

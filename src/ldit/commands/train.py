@@ -28,8 +28,11 @@ from ldit.config.experiment import Experiment
 from ldit.config.paths import expanded
 from ldit.config.recipes.registry import find_experiment, is_run_directory
 from ldit.config.run import BaseRun, RunConfig
+from ldit.data.formats.heldout import HELDOUT, share_of
+from ldit.data.images.decoding import orientation_of
+from ldit.data.images.image_set import ImageSet
 from ldit.data.loader import Loader
-from ldit.data.samples import Samples, fit_classes
+from ldit.data.samples import Samples, Unlabelled, fit_classes
 from ldit.data.source import OBJECT, decoding_of, keep_index, open_run_data
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
@@ -38,7 +41,7 @@ from ldit.parallel.world import World, joined, report_once
 from ldit.precision import products
 from ldit.storage.atomic import write_json_atomic
 from ldit.storage.names import RUN_CONFIG, SKIPPED
-from ldit.storage.outputs import refuse_inside
+from ldit.storage.outputs import put, refuse_inside
 from ldit.storage.signals import Stopped
 from ldit.track import Trackers, check_packages, trackers
 from ldit.training import checkpointing
@@ -61,6 +64,9 @@ TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], T
     AutoencoderRun: "ldit.training.tasks.autoencoder:open_autoencoder",
     ClassifierRun: "ldit.training.tasks.classifier:open_classifier",
 }
+
+
+TURNED_LOOKED_AT = 64  # images whose EXIF orientation is looked at
 
 
 def train(config: str | BaseRun | Experiment, out: str | Path | None = None, data: "UserData | None" = None) -> Path:
@@ -88,6 +94,8 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
     out, experiment = expanded(Path(out)), replace(experiment, config=expanded(experiment.config))
     with report_once():
         experiment = _named(experiment)
+        if isinstance(experiment.config, RunConfig):  # the classes follow when the data are open
+            experiment = replace(experiment, config=experiment.config.fitted(experiment.config.model.num_classes))
         experiment.config.check()
         check_packages(experiment.config.track)
     with joined(experiment.config.parallel) as world, ExitStack() as stack:
@@ -133,6 +141,11 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     _check_shares(config, world)
     # The data first: the task checks that its network fits them.
     data, heldout = _open_data(experiment, out, world)
+    if isinstance(config, RunConfig):
+        config = config.fitted(len(data.names))
+        experiment = replace(experiment, config=config)
+    if world.is_main and not config.data.exif:
+        _warn_of_turned(data)
     open_task = TASKS[type(config)]
     if isinstance(open_task, str):
         module, _, function = open_task.partition(":")
@@ -142,10 +155,24 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     return _Prepared(config, data, heldout, task)
 
 
+def _warn_of_turned(data: Samples) -> None:
+    """Warn of images that a viewer turns by their EXIF orientation and this run does not: cameras lie on their side."""
+    images = data.data if isinstance(data, Unlabelled) else data
+    if not isinstance(images, ImageSet):
+        return
+    count = min(len(images), TURNED_LOOKED_AT)
+    sources = (images.source(i * len(images) // count) for i in range(count))
+    turned = sum(source is not None and orientation_of(source) != 1 for source in sources)
+    if turned:
+        logger.warning(
+            "%d of %d images looked at are turned by EXIF in viewers; --data.exif turns them here", turned, count
+        )
+
+
 def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples, Samples | None]:
     """(training, held-out or None): the user's own data set, or what data.path names."""
     config = experiment.config
-    classes = config.model.num_classes if isinstance(config, RunConfig) else None
+    classes = config.model.num_classes if isinstance(config, RunConfig) and not config.data.fit_model else None
     if experiment.data is None:
         # Each rank verifies its share of the shards of a latent cache.
         return open_run_data(config.data, classes, (world.rank, world.size), out)
@@ -212,6 +239,9 @@ def _run(
             check_space(out, needed)  # before the first step, not after hours
         drop_after(out, state.step)  # EMA snapshots of later steps, left after a rollback or damage
         write_json_atomic(out / RUN_CONFIG, config.to_json())
+        if share_of(config.data.heldout) is not None and prepared.heldout is not None:
+            names = [prepared.heldout.where(index) for index in range(len(prepared.heldout))]
+            put(out / HELDOUT, "\n".join(names) + "\n")
         if state.step >= config.train.steps:
             return Trackers([]), None
         return Trackers(trackers(config.track, out, config.to_json(), state.step)), SkippedLog(out / SKIPPED)

@@ -1,7 +1,7 @@
 """RunConfig: the configuration of a run of a diffusion model; BaseRun: what all kinds of runs share."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -133,12 +133,18 @@ class BaseRun:
         if self.ema.snapshot_every and not self.ema.power:
             raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
         # The learning rate's schedule.
-        if t.cooldown and t.warmup + t.cooldown > t.steps:
+        for name in ("warmup", "cooldown"):
+            share = getattr(t, f"{name}_share")
+            if not 0 <= share <= 1:
+                raise ConfigError(f"train.{name}_share: must be from 0 to 1, got {share}")
+            if share and getattr(t, name):
+                raise ConfigError(f"train.{name}_share: has no effect beside train.{name} {getattr(t, name)}")
+        if t.cooldown_steps and t.warmup_steps + t.cooldown_steps > t.steps:
             raise ConfigError(
-                f"train.steps: {t.steps} are fewer than train.warmup {t.warmup} + train.cooldown {t.cooldown}; "
-                "shorten those too"
+                f"train.steps: {t.steps} are fewer than train.warmup {t.warmup_steps} + train.cooldown "
+                f"{t.cooldown_steps}; shorten those too"
             )
-        if t.schedule == "inverse-sqrt" and not t.warmup:
+        if t.schedule == "inverse-sqrt" and not t.warmup_steps:
             raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
         # The training images.
         if not self.data.path:
@@ -205,6 +211,13 @@ class RunConfig(BaseRun):
                 f"data.image_size: {side} pixels give latents of {side / factor:g}, the model takes "
                 f"{self.model.input_size} (--model.input-size {side // factor})"
             )
+
+    def fitted(self, num_classes: int) -> "RunConfig":
+        """With data.fit_model: the configuration whose model has so many classes and takes data.image_size."""
+        if not self.data.fit_model:
+            return self
+        side = self.data.image_size // self.codec.factor
+        return replace(self, model=replace(self.model, num_classes=num_classes, input_size=side))
 
     def _check_objective(self) -> None:
         objective, off = self.objective, ObjectiveConfig()

@@ -22,8 +22,9 @@ class DataConfig:
     """Mirror each image left to right with probability 1/2."""
     heldout: str | None = None
     """File, in the folder of the images, that lists those kept from training: a relative path a line, of tars also
-    shard.tar/key.jpg or a bare key. Default: heldout.txt where there is one; "" = none. IDX files (t10k-*) and latent
-    caches have a held-out part of their own: there only "" can be given."""
+    shard.tar/key.jpg or a bare key. Or a share such as 0.1 of each class, chosen by the images' names and listed in
+    RUN/heldout.txt. Default: heldout.txt where there is one; "" = none. IDX files (t10k-*) and latent caches have a
+    held-out part of their own: there only "" can be given."""
     max_per_class: int = 0
     """Use at most this many images of each class (balances uneven sets); 0 = all."""
     workers: int = 2
@@ -43,6 +44,8 @@ class DataConfig:
     """Dtype in which an autoencoder encodes images during training."""
     verify: bool = True
     """Verify the checksums of a latent cache when the run starts."""
+    fit_model: bool = False
+    """Give the model as many classes as the images have, and the input size that follows from image_size."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,18 @@ class TrainConfig:
     """Checkpoint to fine-tune: the run starts with its weights where names and shapes match."""
     init_ema: bool = True
     """Of train.init_from use the EMA weights, where it has both kinds."""
+    warmup_share: float = 0.0
+    """Warm-up as a share of the steps, where warmup is 0."""
+    cooldown_share: float = 0.0
+    """Cool-down as a share of the steps, where cooldown is 0."""
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.warmup or round(self.warmup_share * self.steps)
+
+    @property
+    def cooldown_steps(self) -> int:
+        return self.cooldown or round(self.cooldown_share * self.steps)
 
 
 @dataclass(frozen=True)
@@ -182,6 +197,8 @@ class TrackConfig:
     """Write TensorBoard files to RUN/tensorboard (needs the package tensorboard)."""
     wandb: str = ""
     """Name of a Weights & Biases project to log to (needs the package wandb)."""
+    trackio: str = ""
+    """Name of a trackio project to log to (needs the package trackio)."""
 
 
 @dataclass(frozen=True)

@@ -28,20 +28,28 @@ class Narrator:
             )  # fmt: skip
 
     def step(self, step: int, loss: float) -> None:
-        """A step is done."""
+        """A step is done, which is not logged."""
+        self._advance(step, loss)
+        if self._bar is None and time.monotonic() - self._said > LINE_EVERY:
+            self._say(step, {"loss": loss})
+
+    def _advance(self, step: int, loss: float) -> None:
+        """Move the bar; say how long the run will take, once that is known."""
         if step <= self.first + 1:  # the first one compiles and allocates: it says nothing about the others
             self._began = time.monotonic()
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_description_str("  ".join(self._parts(step, {"loss": loss})), refresh=False)
             self._bar.update(0)
-        elif time.monotonic() - self._said > LINE_EVERY:
-            self._say(step, {"loss": loss})
+        if step == self.first + 1 + SETTLED and step < self.steps:
+            seconds = (time.monotonic() - self._began) / SETTLED * (self.steps - step)
+            logger.info("the whole run takes about %s at this speed", clock(seconds))
 
     def record(self, record: dict[str, Any]) -> None:
         """A step has been logged: its record, as in metrics.jsonl."""
         values = {name: record[name] for name in _SHOWN if name in record}
         values |= {name: value for name, value in record.items() if name == "fid" or name.startswith("fd_")}
+        self._advance(record["step"], record["loss"])
         self._say(record["step"], values, record["images_per_second"], record["memory"])
 
     def close(self) -> None:

@@ -137,11 +137,11 @@ def _is_matrix(name: str, chunked: bool = False) -> bool:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of step 1 … config.steps: linear warm-up, then constant, cosine down to `FINAL_SHARE`, or inverse
     square root; each times a linear cool-down at the end."""
-    if step <= config.warmup:
-        return config.lr * step / config.warmup
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
     rate = config.lr * _schedule(config, step)
-    if config.cooldown and step > config.steps - config.cooldown:
-        return rate * (config.steps - step + 1) / (config.cooldown + 1)
+    if config.cooldown_steps and step > config.steps - config.cooldown_steps:
+        return rate * (config.steps - step + 1) / (config.cooldown_steps + 1)
     return rate
 
 
@@ -150,6 +150,6 @@ def _schedule(config: TrainConfig, step: int) -> float:
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "inverse-sqrt":
-        return math.sqrt(config.warmup / step)
-    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
+        return math.sqrt(config.warmup_steps / step)
+    share = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

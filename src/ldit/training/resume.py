@@ -19,6 +19,7 @@ RESUMABLE = {
     "train.steps",
     "train.micro_batch_size",
     "train.cooldown",
+    "train.cooldown_share",
     "train.log_every",
     "train.checkpoint_every",
     "train.sample_every",

@@ -191,11 +191,11 @@ class Trainer:
         self._best = bool(values.get(BEST))
         if outcome.fault:
             values["left_out"] = outcome.fault
-        if self.narrator is not None:
-            self.narrator.step(state.step, outcome.values["loss"])
         # Log the first step, every n-th, the last, skipped ones, and those with a hook's result.
         first = train.log_every and state.step == 1
         if not (due or outcome.fault or first or _due(train.log_every, state.step, last)):
+            if self.narrator is not None:
+                self.narrator.step(state.step, outcome.values["loss"])
             return
         # Add speed, memory and the loss scale; the main process writes the record.
         values |= clock.rates(state.step, train.batch_size, self.flops_per_image, self.peak_flops)

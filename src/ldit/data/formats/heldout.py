@@ -7,6 +7,7 @@ from ldit.data.formats.names import path_key
 from ldit.data.images.image_set import ImageSet
 from ldit.errors import DataError
 from ldit.log import logger
+from ldit.rng import generator
 
 HELDOUT = "heldout.txt"
 Pair = tuple[ImageSet, ImageSet | None]
@@ -15,11 +16,38 @@ Make = Callable[[Sequence[str], Sequence[str] | None, int], ImageSet]
 """(exclude, only, max_per_class) -> a set without the images of `exclude`, or with those of `only` alone."""
 
 
+def share_of(heldout: str | None) -> float | None:
+    """The share that `data.heldout` states; None for the name of a list."""
+    try:
+        share = float(heldout or "")
+    except ValueError:
+        return None
+    return share if 0 < share < 1 else None
+
+
+def choose_share(images: ImageSet, share: float) -> list[str]:
+    """Names of a share of each class's images, at least one of a class of two and never all; chosen by the names alone,
+    so that other images change nothing."""
+    by_class: dict[int, list[str]] = {}
+    for index in range(len(images)):
+        by_class.setdefault(images.label(index), []).append(images.where(index))
+    chosen: list[str] = []
+    for names in by_class.values():
+        count = min(max(round(share * len(names)), 1), len(names) - 1)
+        chosen += sorted(names, key=lambda name: generator(0, "heldout", 0, path_key(name)).initial_seed())[:count]
+    return chosen
+
+
 def with_heldout(make: Make, folder: Path, name: str, max_per_class: int) -> Pair:
-    """(training, held-out) of a set, split by the list `name` of `folder`; "" = all images are for training. DataError
-    when the list is missing or empty, or leaves a class without images for training."""
+    """(training, held-out) of a set, split by the list `name` of `folder` or by a share; "" = all images are for
+    training. DataError when the list is missing or empty, or leaves a class without images for training."""
     if not name:
         return make((), None, max_per_class), None
+    if (share := share_of(name)) is not None and not (folder / name).exists():
+        listed = choose_share(make((), None, 0), share)
+        if not listed:
+            raise DataError(f"data.heldout: {folder} has one image a class at most: no share of it can be held out")
+        return make(listed, None, max_per_class), make((), listed, 0)
     path = folder / name
     listed = read_list(path)
     if not listed:

@@ -127,6 +127,9 @@ class _ImageFiles(ImageSet):
     def label(self, index: int) -> int:
         return self.labels[index]
 
+    def source(self, index: int) -> Path:
+        return self.root / self.files[index]
+
     def fingerprint(self) -> str:
         """sha256 of the relative names in order: the same order of samples needs the same names."""
         return hashlib.sha256(os.fsencode("\n".join(self.files))).hexdigest()

@@ -140,6 +140,16 @@ def examine(source: Path | BinaryIO, decoding: Decoding) -> Facts:
         return Facts(str(image.format), mode, width, height, orientation, _animated(image))
 
 
+def orientation_of(source: Path | BinaryIO) -> int:
+    """The EXIF orientation of an image file, from its header; 1 also for a file that cannot be read."""
+    try:
+        data = _read(source)
+        reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
+        return 1 if reader is None else _orientation(reader(HeaderLimit(data), ""))
+    except Exception:
+        return 1
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
     """The file for reading. BadImage when there is no file, or it is a folder or a pipe (reading it would never end);

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -43,6 +44,10 @@ class ImageSet(ABC):
     def label(self, index: int) -> int:
         """The class of image `index`."""
         return self[index][1]
+
+    def source(self, index: int) -> Path | BinaryIO | None:
+        """The file of image `index`; None for a set that is not made of image files."""
+        return None
 
     def aliases(self, index: int) -> tuple[str, ...]:
         """What a held-out list may call image `index`."""
