@@ -23,12 +23,11 @@ def _without_bars(tqdm: Any, stream: Any) -> AbstractContextManager[Any]:
     return context
 
 
-def setup(times: bool = False, verbose: bool = False) -> None:
-    """Print messages of level INFO and above on stderr, without level. `times`: with the time of day. `verbose`: those
-    of level DEBUG too."""
+def setup(verbose: bool = False) -> None:
+    """Print messages of level INFO and above on stderr, without level or time; with `verbose` also those of DEBUG."""
     if not logger.handlers:
         handler = _BesideBars(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s" if times else "%(message)s", "%H:%M:%S"))
+        handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if verbose else logging.INFO)
         logger.propagate = False

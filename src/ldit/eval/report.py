@@ -95,17 +95,23 @@ def _sorted(labels: Sequence[int]) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as text: what is compared, a line for each metric, then a line for each class if there are few."""
-    depends = conditions(report)
-    rows = [["metric", "value", "", *depends]]
-    rows += [[name, number(report[name]), spread(report, name), *depends.values()] for name in report["figures"]]
-    text = f"{title(report)}\n" + aligned(rows)
+    """The report as text: what is compared, a line for each metric with the better direction, what all depend on, and
+    a line for each class if there are few."""
+    rows = [["metric", "value", "", ""]]
+    rows += [[name, number(report[name]), spread(report, name), better(name)] for name in report["figures"]]
+    depends = ", ".join(f"{name} {value}" for name, value in conditions(report).items() if value != "-")
+    text = f"{title(report)}\n{aligned(rows)}\n{depends}"
     classes = report.get("classes") or []
     if 1 < len(classes) <= CLASSES_SHOWN:
         keys = list(classes[0])
         heads = ["images" if key == "pictures" else key for key in keys]  # the key is that of files of all versions
         text += "\n\n" + aligned([heads, *([_cell(row[key]) for key in keys] for row in classes)])
     return text
+
+
+def better(name: str) -> str:
+    """An arrow to the better side of a metric."""
+    return "↑" if name in ("inception_score", "precision", "recall") else "↓"
 
 
 def title(report: dict[str, Any]) -> str:

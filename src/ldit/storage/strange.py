@@ -26,7 +26,7 @@ def strange(head: bytes) -> str:
     """`what_is_it` for the first bytes of a file."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
     if not head:
-        return "is empty: its download or copy did not finish"
+        return "is damaged: it is empty, its download or copy did not finish"
     if text.startswith(b"version https://git-lfs.github.com/spec/"):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
@@ -34,5 +34,5 @@ def strange(head: bytes) -> str:
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
         return "is packed: unpack it first (gunzip, bunzip2, unxz, unzstd)"
     if not head.strip(b"\0"):
-        return "holds nothing but zeros where it begins: its download or copy did not finish"
+        return "is damaged: it begins with zeros alone, its download or copy did not finish"
     return ""

@@ -59,7 +59,8 @@ class Narrator:
 
     def _say(self, step: int, values: dict[str, Any], rate: float | None = None, memory: int | None = None) -> None:
         self._said = time.monotonic()
-        logger.info("step %d/%d  %s", step, self.steps, "  ".join(self._parts(step, values, rate, memory)))
+        parts = [*self._parts(step, values, rate, memory), time.strftime("%H:%M:%S")]
+        logger.info("step %d/%d  %s", step, self.steps, "  ".join(parts))
 
     def _parts(
         self, step: int, values: dict[str, Any], rate: float | None = None, memory: int | None = None

@@ -96,7 +96,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
             header = file.read(4 + 4 * axes)
             if header[:4] != bytes((0, 0, 8, axes)):
                 start = header[:4].hex() or "nothing"
-                why = what_is_it(path) if path.suffix != ".gz" else ""
+                why = what_is_it(path) if header and path.suffix != ".gz" else ""
                 why = why or f"is not an IDX file of bytes with {axes} axes: it begins with {start}"
                 raise DataError(f"{path} {why}")
             if len(header) < 4 + 4 * axes:
