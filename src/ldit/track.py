@@ -20,7 +20,7 @@ from ldit.storage.names import METRICS, SAMPLES
 
 TENSORBOARD = "tensorboard"  # folder below the run, as in the original's results
 WANDB, TRACKIO = "wandb.json", "trackio.json"  # files of the run that hold the id of its run there
-_HELDOUT = ("eps_mse", "accuracy", "cross_entropy", "psnr", "l1", "latent_")
+_HELDOUT = ("eps_mse", "accuracy", "cross_entropy", "psnr", "latent_")
 _EVAL = ("fid", "fd_", "sfid", "kid", "precision", "recall", "inception_score")
 
 
@@ -234,7 +234,10 @@ class Trackio:
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
         self._folder, self._package = run, _package("trackio")
         name = f"{run.resolve().name}-{_stored_id(run / TRACKIO)}"
-        self._run = self._package.init(project=project, name=name, config=run_config, resume="allow")
+        try:
+            self._package.init(project=project, name=name, config=run_config, resume="allow")
+        except Exception as error:  # no such Space, no network
+            raise ConfigError(f"track.trackio: {error}") from None
 
     def write(self, record: dict[str, Any]) -> None:
         values: dict[str, Any] = dict(_known(record))

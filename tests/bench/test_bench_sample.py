@@ -107,9 +107,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     command = ["bench", "sample", "--size", "tiny", "--batch", "2", "--steps", "2", "--rounds", "1", "--device", "cpu"]
     assert main([*command, "--host-modulation", "--json", str(tmp_path / "out.json")]) == 0
     out, err = capsys.readouterr()
-    head, *rows, line = out.splitlines(keepends=True)
-    assert head.split()[:2] == ["images/s", "range"] and len(rows) == 1 and rows[0].startswith("batch 2  ")
-    assert json.loads(line)["switches"]["host_modulation"] is True
-    assert (tmp_path / "out.json").read_text() == line and json.loads(line)["benchmark"] == "sample"
+    assert json.loads(out)["switches"]["host_modulation"] is True
+    assert (tmp_path / "out.json").read_text() == out and json.loads(out)["benchmark"] == "sample"
     assert bench_sample.COLUMNS in err and main(["bench", "neither"]) == 2
     assert "train or sample, not 'neither'" in capsys.readouterr().err

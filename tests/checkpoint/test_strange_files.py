@@ -19,9 +19,9 @@ from ldit.checkpoint.run import committed_steps, retire
 from ldit.cli.main import dispatch
 from ldit.data.images.decoding import BadImage, Decoding, open_image
 from ldit.data.source import open_data
-from ldit.errors import CodecError, DataError, EvaluationError, LditError, SourceError
+from ldit.errors import CodecError, DataError, EvaluationError, LditError, RequestError, SourceError
 from ldit.eval.reference import read_statistics
-from ldit.pipeline.load import load_model
+from ldit.pipeline.load import load_model, open_model
 from ldit.storage.tensors import read_safetensors
 
 HEADS = 4
@@ -31,7 +31,10 @@ ODD = {
         "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
     ),
     "html": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the file itself"),
-    "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page, not the file itself"),
+    "xml": (
+        b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+        "is XML, such as a server's error message",
+    ),
     "empty": (b"", "is damaged: it is empty"),
     "gzip": (gzip.compress(b"x" * 99), "is packed"),
     "zeros": (b"\0" * 4096, "is damaged: it begins with zeros alone"),
@@ -143,6 +146,8 @@ def test_labels_with_commas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for labels, count in ((["1,2,3"], 3), (["1, 2"], 2), (["flags,Foo", "0"], 3), (["1,"], 1)):
         assert dispatch("sample", [*command, *labels]) == 0
         assert f"{count} images" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="unknown class ','"):
+        dispatch("sample", [*command, ","])
 
 
 def test_a_step_that_is_read_stays(save: Callable[..., Path], run: Path) -> None:
@@ -167,6 +172,19 @@ def test_a_step_that_is_read_stays(save: Callable[..., Path], run: Path) -> None
     assert [step for step, _ in committed_steps(run)] == [4, 3] and direct
 
 
+def test_what_sampling_opens_holds_the_step_too(save: Callable[..., Path], run: Path) -> None:
+    """The user's objects are attached to a copy of what was opened."""
+    save(1)
+    opened = open_model(run)
+    save(2)
+    retire(run, 1, 0)
+    assert [step for step, _ in committed_steps(run)] == [2, 1] and load_model(opened) is not None
+    del opened
+    gc.collect()
+    retire(run, 1, 0)
+    assert [step for step, _ in committed_steps(run)] == [2]
+
+
 def test_sampling_beside_a_run_with_keep_1(save: Callable[..., Path], run: Path) -> None:
     """Commits and removals as fast as they go, and openings and readings beside them: none may fail."""
     save(1)
@@ -175,7 +193,7 @@ def test_sampling_beside_a_run_with_keep_1(save: Callable[..., Path], run: Path)
     def read() -> None:
         while not over.is_set():
             try:
-                load_model(open_source(run))
+                load_model(open_model(run))
             except Exception as error:
                 failed.append(error)
 

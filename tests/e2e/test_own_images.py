@@ -58,11 +58,22 @@ def test_shares_of_the_steps() -> None:
     assert [learning_rate(shares, i) for i in range(1, 201)] == [learning_rate(steps, i) for i in range(1, 201)]
     for flags, words in (
         (["--train.warmup_share", "1.5"], "train.warmup_share: must be from 0 to 1, got 1.5"),
-        (["--train.cooldown", "3"], "train.cooldown_share: has no effect beside train.cooldown 3"),
         (["--train.warmup_share", "0.9"], "train.steps: 2000 are fewer than train.warmup 1800"),
     ):
         with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
             dispatch("train", ["finetune-small", "--data.path", "emoji64", "--out", "x", *flags])
+
+
+def test_a_longer_run_does_not_warm_up_again(tmp_path: Path) -> None:
+    """The number of warm-up steps is that of the run's begin; by the run alone and by the recipe again."""
+    root, out = make_folder(tmp_path / "set"), tmp_path / "run"
+    flags = ["--data.path", str(root), "--model.num_classes", "3", "--train.warmup_share", "0.5", "--out", str(out)]
+    assert dispatch("train", ["tiny-cpu", *flags, "--train.steps", "2"]) == 0
+    assert dispatch("train", [str(out), "--train.steps", "3"]) == 0
+    assert dispatch("train", ["tiny-cpu", *flags, "--train.steps", "4"]) == 0
+    assert json.loads((out / "config.json").read_text())["train"]["warmup"] == 1
+    rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert set(rates) == {1e-3}
 
 
 def test_a_share_is_held_out(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ ALLOWED: dict[str, Any] = {
     "parallel.reshard": False, "parallel.timeout": 5.0, "parallel.shard": 1, "guard.nonfinite": "stop",
     "guard.spike": "rollback", "guard.spike_z": 4.0, "guard.limit": 3, "track.wandb": "somewhere",
     "track.tensorboard": True, "eval.every": 3, "eval.num": 9, "eval.reference": "x", "eval.extractor": "x",
-    "eval.inception_weights": "x", "eval.batch_size": 3,
+    "eval.inception_weights": "x", "eval.batch_size": 3, "train.cooldown_share": 0.5, "data.fit_model": True,
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "train.batch_size": 8, "train.lr": 0.5, "train.warmup": 1, "train.schedule": "cosine", "train.seed": 1,
@@ -52,6 +52,7 @@ REFUSED: dict[str, Any] = {
     "optim.precision": "fp32", "optim.base_width": 8, "objective.min_snr": 5.0, "objective.direction": 0.5,
     "objective.nearest_of": 2, "objective.mid_weight": 1.0, "objective.augment": 0.1, "objective.dropout": 0.1,
     "objective.route": 0.5, "objective.route_blocks": (1, 1), "model.class_tokens": 2, "model.shared_adaln": True,
+    "train.warmup_share": 0.5,
 }  # fmt: skip
 COMPANIONS: dict[str, dict[str, Any]] = {
     "optim.chunked": {"optim.kind": "muon"}, "optim.precision": {"optim.kind": "muon"},

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,8 @@ class Source:
     """The value of `ema` for which the weight files were verified at opening, if any."""
     experiment: Experiment | None = None
     """The user's own objects, for a run that was trained with a network or process of the user's."""
+    held: object = field(default=None, repr=False, compare=False)
+    """What keeps a run's step where it is (`ldit.checkpoint.run.open_step`) for as long as this lives."""
 
     def tensors(self, ema: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first."""

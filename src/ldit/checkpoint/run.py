@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import torch
 
 from ldit.checkpoint.export import CONFIG, is_export
+from ldit.config.assets import ASSETS
 from ldit.config.run import RUN_FORMAT, model_kind
 from ldit.errors import SourceError
 from ldit.log import logger
@@ -58,13 +59,25 @@ def run_is_begun(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("format") == RUN_FORMAT
 
 
+def begun_with(run: Path, section: str, key: str) -> Any:
+    """A value of RUN/config.json, which a run had when it began; None where there is no run, or no such key."""
+    path = run / RUN_CONFIG
+    try:
+        config = read_json(path) if path.is_file() else None
+    except SourceError:  # what is wrong with it is said elsewhere
+        return None
+    values = config.get(section) if isinstance(config, dict) and config.get("format") == RUN_FORMAT else None
+    return values.get(key) if isinstance(values, dict) else None
+
+
 def trained_on(path: Path) -> Path | None:
-    """What the run that `path` is or lies in was trained on, by its config.json; None where that is not a path."""
+    """What the run that `path` is or lies in was trained on, by its config.json; None for a bundled set."""
     for folder in (path, *path.absolute().parents[:2]):  # a run, or RUN/checkpoints/STEP
         if is_run(folder) and (folder / RUN_CONFIG).is_file():
             data = read_json(folder / RUN_CONFIG).get("data")
             named = data.get("path") if isinstance(data, dict) else None
-            return Path(named) if isinstance(named, str) and named else None
+            is_bundled = isinstance(named, str) and not os.path.isabs(named) and (ASSETS / named).is_dir()
+            return Path(named) if isinstance(named, str) and named and not is_bundled else None
     return None
 
 
@@ -124,7 +137,7 @@ def _holding(result: _T, held: BinaryIO | None) -> _T:
 def _locked_for_removal(folder: Path) -> Iterator[bool]:
     """Whether nobody reads the step, and nobody begins to within the block. Without locks: yes."""
     try:
-        file = (folder / manifest.NAME).open("rb")
+        file = (folder / manifest.NAME).open("r+b")  # NFS locks exclusively only what may be written
     except OSError:
         yield True
         return
@@ -273,5 +286,5 @@ def retire(run: Path, keep: int, keep_every: int) -> None:
 
 def clean(run: Path) -> None:
     """Remove temporary files and folders that killed processes left."""
-    for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS):
+    for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS, run / SAMPLES):
         remove_leftovers(folder)

@@ -26,6 +26,11 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
 
         print(help_text(cls, prog, description, default))
         raise SystemExit(0)
+    with mistakes_once():
+        return _parse(cls, argv, prog, default)
+
+
+def _parse(cls: type[T], argv: Sequence[str], prog: str, default: Any) -> T:
     import tyro  # takes a tenth of a second, which help saves
 
     # tyro prints its errors in a box and exits: take the first paragraph of it as the message.
@@ -50,11 +55,11 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
 
 @contextlib.contextmanager
 def mistakes_once() -> Iterator[None]:
-    """Let only the first of several processes print a mistake in the arguments: all of them make the same."""
+    """Let only the first process of each machine print a mistake in the arguments: the others make the same."""
     try:
         yield
     except LditError as error:
-        error.said_elsewhere = os.environ.get("RANK", "0") != "0"
+        error.said_elsewhere = os.environ.get("LOCAL_RANK", "0") != "0"
         raise
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldit.cli.arguments import mistakes_once, parse
+from ldit.cli.arguments import parse
 from ldit.cli.commands import GROUPS, NAMES, PLANNED, TABLE, Command, rows_of
 from ldit.cli.streams import reliable_streams
 from ldit.config.requests.fields import nearest
@@ -90,8 +90,7 @@ def _run(command: Command, arguments: list[str]) -> int:
     """Parse the arguments and call the command's function, which is imported now."""
     if not command.request:
         return int(_imported(command.function)(arguments))
-    with mistakes_once():
-        request = parse(_imported(command.request), arguments, f"ldit {command.name}", command.text or command.line)
+    request = parse(_imported(command.request), arguments, f"ldit {command.name}", command.text or command.line)
     return int(_imported(command.function)(request))
 
 

@@ -1,6 +1,7 @@
 """`ldit bench`: measures speed and memory, and reports them as JSON."""
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -38,7 +39,8 @@ def _run(request: R, measure: Callable[[R], dict[str, Any]]) -> int:
     setup()
     measured = measure(request)
     report = json.dumps(measured)
-    print(_table(measured), report, sep="\n", flush=True)  # first, because writing the file may fail
+    print(_table(measured), file=sys.stderr)
+    print(report, flush=True)  # first, because writing the file may fail
     if request.json is not None:
         put(request.json, report + "\n")
     return 0

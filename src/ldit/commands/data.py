@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldit.config.requests.data import CheckRequest
-from ldit.data.formats.heldout import default_list
+from ldit.data.formats.heldout import default_list, share_of
 from ldit.data.formats.table import Format, format_of
 from ldit.data.images.decoding import Decoding
 from ldit.data.scan import Reading, Report, Size, scan_folder, scan_set
@@ -56,6 +56,7 @@ def check_data(job: CheckRequest) -> Result:
         return Result(job, _check_other(job, root, form))
     with tqdm(unit="image", disable=None, leave=False) as bar:
         heldout = default_list(root) if job.heldout is None else job.heldout
+        heldout = "" if share_of(heldout) is not None and not (root / heldout).exists() else heldout
         return Result(job, scan_folder(root, _decoding(job), job.image_size or 0, _reading(job, bar), heldout))
 
 

@@ -69,7 +69,9 @@ def _sections(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 parts.append(f"{len(value)} names ({some(value, 3)}; all with --json)")
             elif value not in (None, False, 0, "", [], {}):
                 parts.append(f"{key} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
-        if parts and section != "other":
+        if section == "other":
+            parts = [part for part in parts if not part.startswith("format ")]
+        if parts:
             yield f"  {section}", ", ".join(parts)
 
 

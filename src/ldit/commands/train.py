@@ -12,6 +12,7 @@ import torch
 
 from ldit.checkpoint.export import read_any_spec
 from ldit.checkpoint.run import (
+    begun_with,
     check_run_dir,
     clean,
     committed_steps,
@@ -94,8 +95,10 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
     out, experiment = expanded(Path(out)), replace(experiment, config=expanded(experiment.config))
     with report_once():
         experiment = _named(experiment)
-        if isinstance(experiment.config, RunConfig):  # the classes follow when the data are open
-            experiment = replace(experiment, config=experiment.config.fitted(experiment.config.model.num_classes))
+        begun = begun_with(out, "train", "warmup")
+        experiment = replace(
+            experiment, config=experiment.config.with_warmup(begun if isinstance(begun, int) else None)
+        )
         experiment.config.check()
         check_packages(experiment.config.track)
     with joined(experiment.config.parallel) as world, ExitStack() as stack:
@@ -186,12 +189,13 @@ def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
     """Phase 2, on the main process: check and lock the run directory, and list its steps. Nothing in it is changed: it
     may turn out to be another run's."""
     check_run_dir(out)
-    refuse_inside(out, [prepared.data.root])
+    steps = [step for step, _ in committed_steps(out)]
+    refuse_inside(out, [prepared.data.root], may_contain=bool(steps))
     stack.enter_context(run_lock(out))
     # What identifies the training set; it is committed with every step and compared at a resume.
     data = prepared.data
     record = {"pictures": len(data), "sha256": data.fingerprint(), **prepared.task.record()}
-    return {"record": record, "steps": [step for step, _ in committed_steps(out)]}
+    return {"record": record, "steps": steps}
 
 
 def _build(

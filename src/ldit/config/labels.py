@@ -44,7 +44,10 @@ def resolve_labels(label: SupportsIndex | str, num_classes: int, names: Sequence
     except RequestError:
         if not isinstance(label, str) or "," not in label or num_classes == 0:
             raise
-        return tuple(resolve_label(part.strip(), num_classes, names) for part in label.split(",") if part.strip())
+        parts = [part.strip() for part in label.split(",") if part.strip()]
+        if not parts:
+            raise
+        return tuple(resolve_label(part, num_classes, names) for part in parts)
 
 
 def _folded(name: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, Self
 
 from ldit.config.model import ClassModelConfig
 from ldit.config.sections import (
@@ -137,8 +137,6 @@ class BaseRun:
             share = getattr(t, f"{name}_share")
             if not 0 <= share <= 1:
                 raise ConfigError(f"train.{name}_share: must be from 0 to 1, got {share}")
-            if share and getattr(t, name):
-                raise ConfigError(f"train.{name}_share: has no effect beside train.{name} {getattr(t, name)}")
         if t.cooldown_steps and t.warmup_steps + t.cooldown_steps > t.steps:
             raise ConfigError(
                 f"train.steps: {t.steps} are fewer than train.warmup {t.warmup_steps} + train.cooldown "
@@ -151,6 +149,15 @@ class BaseRun:
             raise ConfigError("data.path: name the folder of training images (--data.path DIR)")
         if not all(0 <= value <= 255 for value in self.data.background):
             raise ConfigError(f"data.background: three values from 0 to 255, got {show(self.data.background)}")
+
+    def with_warmup(self, begun: int | None) -> Self:
+        """With the number of warm-up steps in place of a share: that of the run as it was `begun`, else of all steps. A
+        run that is made longer must not warm up again."""
+        train = self.train
+        if train.warmup or not train.warmup_share:
+            return self
+        steps = train.warmup_steps if begun is None else begun
+        return replace(self, train=replace(train, warmup=steps))
 
     def to_json(self) -> dict[str, Any]:
         """The content of RUN/config.json: the sections of this kind of run first, then the shared ones."""
@@ -190,6 +197,9 @@ class RunConfig(BaseRun):
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
+        if (fitted := self.fitted(self.model.num_classes)) != self:  # the classes follow when the data are open
+            fitted.check()
+            return
         super().check()
         # The evaluation during training.
         for key, least in (("every", 0), ("num", 2), ("batch_size", 1)):

@@ -94,7 +94,7 @@ class TrainConfig:
     init_ema: bool = True
     """Of train.init_from use the EMA weights, where it has both kinds."""
     warmup_share: float = 0.0
-    """Warm-up as a share of the steps, where warmup is 0."""
+    """Warm-up as a share of the steps, where warmup is 0; counted once, when the run begins."""
     cooldown_share: float = 0.0
     """Cool-down as a share of the steps, where cooldown is 0."""
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from ldit.config.assets import ASSETS
 from ldit.config.sections import DataConfig
+from ldit.data.formats.heldout import share_of
 from ldit.data.formats.recognise import has_tars
 from ldit.data.formats.table import Opening, format_of
 from ldit.data.images.decoding import Decoding
@@ -82,7 +83,7 @@ def open_run_data(
     train: Samples
     heldout: Samples | None
     if kind_of(root) == "cache":
-        if config.heldout:
+        if config.heldout and share_of(config.heldout) is None:  # of a share, the cache has a part of its own
             raise DataError(f"data.heldout: {root} is a latent cache; give it to ldit encode")
         cached, heldout = open_whole_cache(root, config.verify, share)
         cached.cache.check_run(root, config)

@@ -221,7 +221,11 @@ def _is_best(state: TrainState, value: float, conditions: dict[str, Any], out: P
         before = [pair for pair in known if pair[0] < state.step]
         if before and before[-1][1] <= value:
             return False
-        write_best(out, Best(state.step, value, conditions, tuple(before)))
+        try:
+            write_best(out, Best(state.step, value, conditions, tuple(before)))
+        except OSError as error:
+            logger.warning("step %d is the best, but that was not written: %s", state.step, error.strerror or error)
+            return False
         return True
 
     return bool(state.world.from_rank0(compare))

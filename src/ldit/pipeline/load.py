@@ -216,7 +216,8 @@ def open_model(
     the package's own network or process might accept the weights and compute something else."""
     if isinstance(experiment, str):
         experiment = find_experiment(experiment)
-    opened = replace(open_source(source, heads, ema, process), experiment=experiment)
+    found = open_source(source, heads, ema, process)
+    opened = replace(found, experiment=experiment, held=found)
     # The record of the training names what was not of this package.
     for part, given in (
         ("network", experiment and experiment.network),

@@ -16,7 +16,8 @@ from ldit.storage.strange import damaged
 
 _MARK = ".tmp-"
 _ASIDE = ".old-"
-_LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)$")  # names used here and when old steps are removed
+# Names used here, for outputs (with their suffix), and when old steps are removed.
+_LEFTOVER = re.compile(r"(.+)\.(tmp|old)-([0-9a-f]{8}|old)(\.\w+)?$")
 
 
 def fsync(path: Path) -> None:

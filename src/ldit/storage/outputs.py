@@ -29,10 +29,10 @@ def check_target(file: Path, inputs: Iterable[Path] = ()) -> None:
     check_not_in_checkpoint(file)
 
 
-def refuse_inside(out: Path, sources: Iterable[Path]) -> None:
-    """RequestError when `out`, a file or folder to write, is one of `sources`, contains one, or lies inside one: its
-    files would be read as images, or lie among them. Sources that do not exist, such as the name of an object, are
-    passed over."""
+def refuse_inside(out: Path, sources: Iterable[Path], may_contain: bool = False) -> None:
+    """RequestError when `out`, a file or folder to write, is one of `sources`, contains one (unless it `may_contain`
+    one), or lies inside one: its files would be read as images, or lie among them. Sources that do not exist, such as
+    the name of an object, are passed over."""
     target = Path(os.path.realpath(out))
     for source in sources:
         if not source.exists():
@@ -41,7 +41,7 @@ def refuse_inside(out: Path, sources: Iterable[Path]) -> None:
         for how, is_so in (
             ("is", target == images),
             ("is inside", images in target.parents),
-            ("contains", target in images.parents),
+            ("contains", target in images.parents and not may_contain),
         ):
             if is_so:
                 raise RequestError(f"{out} {how} {source}, whose images are read; choose a place outside of it")
@@ -55,7 +55,13 @@ def whole(file: Path, needs: int = 0, kept: str = "") -> Iterator[Path]:
     RunError names the file, the reason, and on a full disk the bytes that it `needs` (0 = unknown) and those that are
     free; `kept` says what else is safe. Writers of `ldit`'s commands end in this.
     """
-    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
+    if file.is_symlink():
+        file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file():  # a device such as /dev/stdout: renaming would replace it
+        with _explained(file, needs, kept):
+            yield file
+        return
+    temporary = file.with_name(f".{file.stem}.tmp-{uuid.uuid4().hex[:8]}{file.suffix}")
     with _explained(file, needs, kept):
         try:
             yield temporary
@@ -75,7 +81,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 def put(file: Path, content: bytes | str, kept: str = "") -> None:
     """Write a file's content whole or not at all, as `whole`."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     with whole(file, len(data), kept) as temporary:
         temporary.write_bytes(data)
 
@@ -87,6 +93,9 @@ def _explained(path: Path, needs: int = 0, kept: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        named = error.filename
+        if named is not None and not str(named).startswith(str(path)) and Path(str(named)).parent != path.parent:
+            raise  # of another file, which is read
         raise disk_error(error, path, path.absolute().parent, needed, kept) from None
     except RuntimeError as error:
         if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):

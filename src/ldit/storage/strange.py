@@ -29,8 +29,10 @@ def strange(head: bytes) -> str:
         return "is damaged: it is empty, its download or copy did not finish"
     if text.startswith(b"version https://git-lfs.github.com/spec/"):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
         return "is a web page, not the file itself: the download saved the page around it"
+    if text.startswith((b"<?xml", b"<svg")):
+        return "is XML, such as a server's error message or an SVG drawing"
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
         return "is packed: unpack it first (gunzip, bunzip2, unxz, unzstd)"
     if not head.strip(b"\0"):

@@ -29,6 +29,7 @@ RESUMABLE = {
     "train.async_save",
     "ema.snapshot_every",
     "data.path",
+    "data.fit_model",
     "data.workers",
     "data.timeout",
     "data.verify",

@@ -30,5 +30,8 @@ class SkippedLog:
                 continue
             self.known.add(fault.where)
             logger.warning("step %d: left out of its batch: %s", step, fault.reason)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"where": fault.where, "reason": fault.reason, "step": step}) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"where": fault.where, "reason": fault.reason, "step": step}) + "\n")
+            except OSError as error:  # no line of a log is worth a run
+                logger.warning("%s: a line is missing: %s", self.path, error.strerror or error)

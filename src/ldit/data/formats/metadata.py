@@ -98,7 +98,10 @@ def read_metadata(root: Path) -> MetadataIndex:
 
 def _warn_of_unlisted(path: Path, listed: set[bytes]) -> None:
     """Say how many images and archives of the folder the list leaves out."""
-    files = (name for name in files_in(path.parent) if is_image(name) or is_tar(name))
+    try:
+        files = [name for name in files_in(path.parent) if is_image(name) or is_tar(name)]
+    except DataError:  # a folder that cannot be listed: what is in it is not read anyway
+        return
     others = [name for name in files if name.encode(errors="surrogateescape") not in listed]
     if others:
         logger.warning(
@@ -149,6 +152,7 @@ class _Folders:
         self._root = root
         self._real = os.path.realpath(root)
         self._files: dict[str, frozenset[str]] = {}
+        self._spellings: dict[str, dict[str, str]] = {}  # folder -> key -> name on the disk
 
     def find(self, name: str) -> str:
         """The file's name as the disk has it; ValueError for one that is missing or outside of the folder."""
@@ -170,11 +174,13 @@ class _Folders:
         """The path with this key, a part after the other as the disk spells it; `key` where there is none."""
         folder = ""
         for part in key.split("/"):
-            try:
-                there = {path_key(name): name for name in os.listdir(os.path.join(self._root, folder))}
-            except OSError:
-                return key
-            folder = os.path.join(folder, there.get(part, part))
+            if folder not in self._spellings:
+                try:
+                    names = os.listdir(os.path.join(self._root, folder))
+                except OSError:
+                    return key
+                self._spellings[folder] = {path_key(name): name for name in names}
+            folder = os.path.join(folder, self._spellings[folder].get(part, part))
         return folder
 
     def _scan(self, folder: str) -> frozenset[str]:

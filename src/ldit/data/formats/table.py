@@ -6,11 +6,12 @@ a row here. Hidden files are ignored.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from ldit.data.formats.heldout import Make, Pair, default_list, with_heldout
+from ldit.data.formats.heldout import Make, Pair, default_list, share_of, with_heldout
 from ldit.data.formats.image_folder import ImageFolder, LooseImages, entries, files_in, is_folder, is_image
 from ldit.data.formats.recognise import IDX_HELDOUT, PACKED, has_idx, has_metadata, other_metadata
 from ldit.data.images.decoding import Decoding
@@ -57,8 +58,11 @@ class Contents:
     @cached_property
     def in_folder(self) -> str | None:
         """An image in one of the folders; None where there is none."""
-        below = (f"{folder}/{name}" for folder in self.folders for name in files_in(self.root / folder))
-        return next(filter(is_image, below), None)
+        for folder in self.folders:
+            with suppress(DataError):  # one that cannot be listed: a set of class folders names it when it is read
+                if (name := next(filter(is_image, files_in(self.root / folder)), None)) is not None:
+                    return f"{folder}/{name}"
+        return None
 
     @cached_property
     def archive(self) -> str | None:
@@ -156,7 +160,8 @@ def _open_cache(opening: Opening) -> Pair:
 def _open_idx(opening: Opening) -> Pair:
     """IDX files have a held-out set of their own."""
     root = opening.root
-    if opening.heldout:
+    share = share_of(opening.heldout) is not None  # the set has a part of its own
+    if opening.heldout and not share:
         raise DataError(
             f"data.heldout: {root} holds IDX files, whose held-out set is {IDX_HELDOUT}-*; "
             f'{opening.heldout!r} cannot be used ("" = none)'
@@ -164,7 +169,7 @@ def _open_idx(opening: Opening) -> Pair:
     from ldit.data.formats.idx import IdxImages
 
     train = IdxImages(root, opening.size, max_per_class=opening.max_per_class)
-    if opening.heldout is None and has_idx(root, IDX_HELDOUT):
+    if (share or opening.heldout is None) and has_idx(root, IDX_HELDOUT):
         return train, IdxImages(root, opening.size, IDX_HELDOUT)
     return train, None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldit.log import logger
 
-_now = threading.local()
+_lock, _now = threading.Lock(), threading.local()
 _shown: Any = None  # what showed warnings before ours
 
 
@@ -17,8 +17,9 @@ def warnings_named(name: str) -> Iterator[None]:
     """Within the block this thread's warnings of Pillow are logged with the image's name. Python's own filters decide
     which are shown: by default each message once."""
     global _shown
-    if warnings.showwarning is not _show:
-        _shown, warnings.showwarning = warnings.showwarning, _show
+    with _lock:
+        if warnings.showwarning is not _show:
+            _shown, warnings.showwarning = warnings.showwarning, _show
     before, _now.name = getattr(_now, "name", ""), name
     try:
         yield
