@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 from torch.distributed.run import get_args_parser
 
+from ldit import readable
+from ldit.checkpoint.export import read_spec
 from ldit.cli import main as cli
 from ldit.cli.commands import NAMES, TABLE
 from ldit.cli.original import sample as original_sample
 from ldit.cli.original import train as original_train
+from ldit.config.assets import ASSETS
+from ldit.config.recipes.registry import diffusion_recipe
+from ldit.nn.build import parameter_count
+from ldit.sampling import grids
+from ldit.sampling.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -234,3 +241,37 @@ torchrun --nproc-per-node 2 -m -- ldit sample --ckpt X --num 20 …   # right
         with pytest.raises(SystemExit):
             launched(words)
     assert launched(right) == ["ldit", "sample", "--ckpt", "X", "--num", "20", "…"]
+
+
+def test_figures_in_the_documents_are_the_codes() -> None:
+    """Numbers and defaults that a reader meets first, against what the code has."""
+    readme, card = (ROOT / "README.md").read_text(), (ROOT / "docs" / "emoji64-class-xs.md").read_text()
+    words = (
+        "nought",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    )
+    solvers = [name for name in SOLVERS if name != "dpm++"]  # another name of dpm++2m
+    kinds = re.findall(r"^\| (\S+) +\| ", grids.__doc__ or "", re.MULTILINE)[1:]
+    assert f"{words[len(solvers)]} solvers, {words[len(kinds)]} kinds of grids" in readme
+    # The bundled model's own defaults, as its card has them.
+    bundled = diffusion_recipe("emoji64-class-xs")
+    sampling = read_spec(ASSETS / "models" / "emoji64-class-xs").sampling
+    assert sampling == bundled.sampling and sampling is not None
+    assert (sampling.solver, sampling.grid, sampling.steps) == ("unipc2", "karras", 20)
+    assert "UniPC-2 on the Karras grid, 20 steps" in card
+    assert f"guidance {sampling.guidance:g} on all channels above noise time {sampling.guidance_interval[0]:g}" in card
+    train = bundled.train
+    assert f"{train.steps:,} steps of {train.batch_size}" in card
+    count = parameter_count(bundled.model)
+    assert f"{count:,} parameters" in card and readable.count(count) == "7.9M"
