@@ -1,12 +1,23 @@
 """Where the Inception weights are looked for, and what is said when there are none."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from folders import said
 
+from ldit.cli.main import dispatch
 from ldit.errors import EvaluationError
-from ldit.eval.extractors.inception_weights import NAMES, SHA256, VARIABLE, check_weights, find_weights
+from ldit.eval.extractors import inception_weights
+from ldit.eval.extractors.inception_weights import (
+    NAMES,
+    SHA256,
+    VARIABLE,
+    check_weights,
+    fetch_weights,
+    find_weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +93,25 @@ def test_the_hash_is_compared(tmp_path: Path) -> None:
         check_weights(put(tmp_path / "x.pth"))
     with pytest.raises(EvaluationError, match=r"gone\.pth: no such file"):
         check_weights(tmp_path / "gone.pth")
+
+
+def test_fetched_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into torch.hub's folder, once; another file is refused and nothing is left; the log says where it went."""
+    source = put(tmp_path / "published.pth")
+    monkeypatch.setattr(inception_weights, "URL", source.as_uri())
+    with pytest.raises(EvaluationError, match="is not the published"):
+        fetch_weights()
+    hub = tmp_path / "cache/torch/hub/checkpoints"
+    assert list(hub.iterdir()) == []
+    monkeypatch.setattr(inception_weights, "SHA256", hashlib.sha256(b"weights").hexdigest())
+    with said() as lines:
+        assert fetch_weights() == hub / NAMES[0] == find_weights()
+    assert (hub / NAMES[0]).read_bytes() == b"weights" and str(hub / NAMES[0]) in lines[-1]
+    source.unlink()
+    assert fetch_weights() == hub / NAMES[0]  # it is there
+    (hub / NAMES[0]).unlink()
+    with pytest.raises(EvaluationError, match="cannot be downloaded"):
+        fetch_weights()
+    request = ["evaluate", "emoji64", "--reference", "emoji64", "--fetch"]
+    with pytest.raises(EvaluationError, match=r"fetch: is for Inception's published weights"):
+        dispatch("evaluate", [*request[1:], "--extractor", "efficientnet-lite0"])

@@ -20,6 +20,7 @@ class EvaluateKeywords(TypedDict, total=False):
     image_size: int | None
     extractor: str
     inception_weights: Path | None
+    fetch: bool
     metrics: tuple[str, ...]
     components: int
     bootstrap: int

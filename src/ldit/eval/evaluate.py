@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldit.config.requests.evaluate import EvaluateRequest, StatsRequest
+from ldit.config.requests.evaluate import EXTRACTOR, EvaluateRequest, Features, StatsRequest
 from ldit.config.requests.sampling import ModelRequest
 from ldit.config.run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
 from ldit.errors import EvaluationError
 from ldit.eval.extractors.extractor import open_named
+from ldit.eval.extractors.inception_weights import fetch_weights
 from ldit.eval.features import Extractor
 from ldit.eval.measure import collect, measure_reference
 from ldit.eval.metrics.collect import Collected
@@ -74,8 +76,21 @@ def evaluate(request: EvaluateRequest, say: Callable[[str], None]) -> dict[str, 
         check_evaluation(request)
     with joined(TOGETHER) as world:
         device = process_device(request.device)
-        extractor = world.run_on_all(lambda: open_named(request.extractor, request.inception_weights, device))
+        weights = world.from_rank0(lambda: _weights(request))
+        extractor = world.run_on_all(lambda: open_named(request.extractor, Path(weights) if weights else None, device))
         return evaluate_with(request, extractor, world, say)
+
+
+def _weights(request: Features) -> str | None:
+    """The file of Inception's weights that a request names, or that it asks to be downloaded."""
+    given = request.inception_weights
+    if not request.fetch:
+        return None if given is None else str(given)
+    if given is not None or request.extractor != EXTRACTOR:
+        raise EvaluationError(
+            "fetch: is for Inception's published weights; leave out --inception-weights and --extractor"
+        )
+    return str(fetch_weights())
 
 
 def evaluate_with(
@@ -203,7 +218,8 @@ def save_statistics(request: StatsRequest) -> tuple[int, tuple[int, int]]:
         world.run_on_all(lambda: _check_images(source))
         world.from_rank0(lambda: check_statistics_file(out, source))
         device = process_device(request.device)
-        extractor = world.run_on_all(lambda: open_named(request.extractor, request.inception_weights, device))
+        weights = world.from_rank0(lambda: _weights(request))
+        extractor = world.run_on_all(lambda: open_named(request.extractor, Path(weights) if weights else None, device))
         stream = world.run_on_all(lambda: open_stream(source, request.num, request.image_size, request.batch_size))
         # Compute the moments, and write them.
         collected = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)

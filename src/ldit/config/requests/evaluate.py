@@ -19,6 +19,9 @@ class Features:
     inception_weights: Path | None = None
     """File of Inception's weights. Default: the file that LDIT_INCEPTION_WEIGHTS names, else one in the cache of
     torch.hub or Hugging Face."""
+    fetch: bool = False
+    """Download Inception's published weights (96 MB) into torch.hub's cache, if they are not there; their hash is
+    checked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,13 @@
 """Finds the weight file of the Inception network, and checks that it is the published one.
 
-Nothing is downloaded. Two packages publish the same file, and whoever has computed an FID probably has it in a cache.
+Nothing is downloaded unless it is asked for (`--fetch`). Two packages publish the same file, and whoever has computed
+an FID probably has it in a cache.
 """
 
 import os
+import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
+from ldit.log import logger
 from ldit.storage.manifest import sha256_file
+from ldit.storage.outputs import whole
 from ldit.storage.pickled import open_state
 from ldit.storage.tensors import read_safetensors
 
@@ -22,6 +28,7 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAMES[0]}"
 VARIABLE = "LDIT_INCEPTION_WEIGHTS"
 FLAG = "--inception-weights"
+TIMEOUT = 60.0  # seconds without an answer
 
 
 def find_weights(given: Path | None = None) -> Path:
@@ -40,9 +47,28 @@ def find_weights(given: Path | None = None) -> Path:
     if path is None:
         raise EvaluationError(
             f"the Inception weights were not found: {NAMES[0]} ({SIZE:,} bytes, sha256 {SHA256}), published at {URL}; "
-            f"put it into {hub}, or name it with {FLAG} or {VARIABLE}"
+            f"put it into {hub} (--fetch does), or name it with {FLAG} or {VARIABLE}"
         )
     return path
+
+
+def fetch_weights() -> Path:
+    """The published file, downloaded into torch.hub's folder unless it is there; the log says from where and where to.
+    EvaluationError when it cannot be downloaded, or is another file than the published one."""
+    target = Path(torch.hub.get_dir()) / "checkpoints" / NAMES[0]
+    if target.is_file():
+        return target
+    logger.info("downloading %s bytes from %s", f"{SIZE:,}", URL)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(target, SIZE) as temporary:
+        try:
+            with urllib.request.urlopen(URL, timeout=TIMEOUT) as answer, temporary.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except urllib.error.URLError as error:
+            raise EvaluationError(f"{URL} cannot be downloaded: {error.reason}") from None
+        check_weights(temporary)
+    logger.info("the Inception weights are in %s", target)
+    return target
 
 
 def _in(place: Path, otherwise: str) -> Path:
