@@ -25,6 +25,10 @@ from PIL import Image
 from smallrun import one_thread
 
 from ldit.cli.main import dispatch
+from ldit.commands import encode as flow
+from ldit.config.recipes.registry import diffusion_recipe
+from ldit.config.requests.encode import EncodeRequest
+from ldit.data.latent_cache.description import read_description
 from ldit.data.latent_cache.reader import open_cache, open_latents
 from ldit.data.source import open_data
 from ldit.storage import manifest
@@ -212,3 +216,19 @@ def test_latents_do_not_depend_on_the_number_of_cores(tmp_path: Path, threads: i
     finally:
         torch.set_num_threads(before)
     assert made[0] == made[1]
+
+
+def test_a_recipe_gives_the_defaults(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its run takes the cache; what is given stays. A recipe in pixels has no autoencoder to give."""
+    config = diffusion_recipe("emoji64-latent-s")
+    asked = EncodeRequest("emoji64", tmp_path / "cache").with_recipe(config)
+    assert (asked.image_size, asked.max_per_class, asked.codec) == (64, 300, "emoji64-vae")
+    given = EncodeRequest("emoji64", tmp_path / "cache", image_size=32, max_per_class=5).with_recipe(config)
+    assert (given.image_size, given.max_per_class, given.codec) == (32, 5, "emoji64-vae")
+    pixels = EncodeRequest("x", tmp_path / "cache").with_recipe(diffusion_recipe("finetune-small"))
+    assert (pixels.exif, pixels.heldout, pixels.codec) == (True, "0.1", EncodeRequest("x", tmp_path).codec)
+    monkeypatch.setattr(flow, "open_autoencoder", lambda request, device: FakeCodec())
+    out = tmp_path / "cache"
+    assert dispatch("encode", [str(source), "--out", str(out), "--recipe", "tiny-cpu", "--max-per-class", "3"]) == 0
+    made, _ = read_description(out)
+    assert (made.size, made.source.max_per_class) == (16, 3)

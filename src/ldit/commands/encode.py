@@ -14,6 +14,7 @@ import torch
 from ldit.codecs import codec as codecs
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.open import SAMPLING_HELP, codec_folder
+from ldit.config.recipes.registry import find_experiment
 from ldit.config.requests.encode import EncodeRequest
 from ldit.config.requests.fields import from_keywords
 from ldit.config.serial import to_dict
@@ -46,6 +47,7 @@ from ldit.storage.signals import Stopped, stopped_by_signals
 class EncodeKeywords(TypedDict, total=False):
     """The fields of `ldit.config.requests.encode.EncodeRequest`, which documents them, and their aliases."""
 
+    recipe: str
     image_size: int
     heldout: str | None
     max_per_class: int
@@ -93,6 +95,8 @@ def make_cache(request: EncodeRequest) -> bool:
     be read or whose latents are not finite, unless bad images are skipped. RequestError when --out holds something else
     or another job.
     """
+    if request.recipe:
+        request = request.with_recipe(find_experiment(request.recipe).config)
     with stopped_by_signals():
         launch = launched()
         # Open and check everything before anything is written.

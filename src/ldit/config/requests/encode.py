@@ -1,13 +1,17 @@
 """The request of `ldit encode` and `ldit.encode`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from ldit.config.requests.fields import flag
+from ldit.config.run import BaseRun
 from ldit.config.sections import DataConfig
+from ldit.config.spec import AutoencoderConfig
 from ldit.errors import ConfigError
 
+_SHARED = ("image_size", "heldout", "max_per_class", "bad", "exif", "background", "max_pixels", "workers", "timeout")
+"""Settings of images that a run has under the same names."""
 _LEAST = {"image_size": 1, "batch_size": 1, "shard_size": 1, "workers": 0, "max_per_class": 0, "max_pixels": 1}
 
 
@@ -21,6 +25,9 @@ class EncodeRequest:
     keeps its name is not noticed."""
     out: Path
     """Folder of the cache."""
+    recipe: str = ""
+    """Recipe, FILE.py:FUNCTION or run directory that the cache is for: its settings of images and autoencoder are the
+    defaults of all flags below."""
     image_size: int = 256
     """Side of the square images, in pixels."""
     heldout: str | None = None
@@ -55,6 +62,16 @@ class EncodeRequest:
     """Seconds that reading one image may take; then the job ends and names the image."""
     device: str | None = field(default=None, metadata=flag(group="Machine"))
     """cpu, cuda, … Default: cuda where there is one."""
+
+    def with_recipe(self, config: BaseRun) -> "EncodeRequest":
+        """This request with the settings of a run in place of those that are at their defaults, so that the run takes
+        the cache."""
+        data, codec = config.data, getattr(config, "codec", None)
+        theirs = {name: getattr(data, name) for name in _SHARED} | {"precision": data.codec_precision}
+        if isinstance(codec, AutoencoderConfig):
+            theirs["codec"] = codec.name
+        own = {entry.name: entry.default for entry in fields(self)}
+        return replace(self, **{name: value for name, value in theirs.items() if getattr(self, name) == own[name]})
 
     def __post_init__(self) -> None:
         for key, least in _LEAST.items():
