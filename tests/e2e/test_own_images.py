@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eval.evaluation import Stub
 from folders import make_folder, said
 from PIL import Image
 
+import ldit
 from ldit.cli.main import dispatch
 from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.sections import TrainConfig
@@ -16,6 +18,7 @@ from ldit.data.formats.heldout import choose_share
 from ldit.data.formats.image_folder import ImageFolder, LooseImages
 from ldit.data.source import open_data
 from ldit.errors import ConfigError, DataError
+from ldit.eval import evaluate as evaluation
 from ldit.training.optim import learning_rate
 
 
@@ -32,7 +35,7 @@ def photos(root: Path, count: int, turned: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("names", [("cat", "dog"), ()])
-def test_one_flag_is_enough(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_one_flag_is_enough(tmp_path: Path, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of class folders and of loose images; resumed by the run alone, and sampled."""
     root, out = tmp_path / "photos", tmp_path / "run"
     for name in names or ("",):
@@ -46,6 +49,12 @@ def test_one_flag_is_enough(tmp_path: Path, names: tuple[str, ...]) -> None:
     kept = (out / "heldout.txt").read_text().split("\n")[:-1]
     assert len(kept) == max(len(names), 1) and all((root / name).is_file() for name in kept)
     assert dispatch("train", [str(out), "--train.steps", "2"]) == 0
+    # The run's own share stands for a list that the folder does not have.
+    monkeypatch.setattr(evaluation, "open_named", lambda name, weights, device: Stub())
+    parts = {"heldout": len(kept), "train": 4 * max(len(names), 1) - len(kept)}
+    for part, count in (pair for pair in parts.items() if pair[1] > 1):
+        report = ldit.evaluate(out, f"{root}@{part}", num=4, extractor="stub", steps=1)
+        assert report["num_reference"] == count
     labels = ["--class-labels", "dog"] if names else []
     file = str(tmp_path / "x.png")
     assert dispatch("sample", [str(out), *labels, "--steps", "1", "--image-save-path", file]) == 0

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from ldit.checkpoint.run import begun_with
 from ldit.config.requests.evaluate import EXTRACTOR, EvaluateRequest, Features, StatsRequest
 from ldit.config.requests.sampling import ModelRequest
 from ldit.config.run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
+from ldit.data.formats.heldout import share_of
 from ldit.errors import EvaluationError
 from ldit.eval.extractors.extractor import open_named
 from ldit.eval.extractors.inception_weights import fetch_weights
@@ -81,6 +83,12 @@ def evaluate(request: EvaluateRequest, say: Callable[[str], None]) -> dict[str, 
         return evaluate_with(request, extractor, world, say)
 
 
+def _share_of(source: str) -> str | None:
+    """The share of its images that a run holds out, for a reference PATH@heldout; None for other sources and lists."""
+    given = None if is_images(source) else begun_with(Path(source), "data", "heldout")
+    return given if isinstance(given, str) and share_of(given) is not None else None
+
+
 def _weights(request: Features) -> str | None:
     """The file of Inception's weights that a request names, or that it asks to be downloaded."""
     given = request.inception_weights
@@ -102,7 +110,9 @@ def evaluate_with(
     world.from_rank0(lambda: check_outputs(request.json, request.figure, compared))
     samples = world.run_on_all(lambda: _open_samples(request))
     against = world.run_on_all(
-        lambda: open_reference(request.reference, extractor, samples.size, request.image_size, block)
+        lambda: open_reference(
+            request.reference, extractor, samples.size, request.image_size, block, heldout=_share_of(request.source)
+        )
     )
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)

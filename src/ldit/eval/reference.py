@@ -65,9 +65,10 @@ def open_reference(
     side: int | None,
     block: int,
     name: str = "reference",
+    heldout: str | None = None,
 ) -> Statistics | ImageStream:
     """Statistics that fit the extractor, or images, cropped to `side` or the samples' `size`. EvaluationError for
-    anything else; `name` is a word for it in messages."""
+    anything else; `name` is a word for it in messages. `heldout` as in `open_stream`."""
     path = Path(reference).expanduser()
     check_there(reference, name)
     if path.suffix == ".npz" and has_statistics(path):
@@ -76,7 +77,7 @@ def open_reference(
         return statistics
     if not is_images(reference):
         raise EvaluationError(f"{name} {reference}: expected an .npz, a folder of images, or a bundled set")
-    return open_stream(reference, None, side or min(size), block)
+    return open_stream(reference, None, side or min(size), block, heldout)
 
 
 def _check_fits(statistics: Statistics, extractor: Extractor, path: Path) -> None:

@@ -94,9 +94,10 @@ def check_there(source: str, name: str = "") -> None:
         raise EvaluationError(f"{label}: no such file or folder")
 
 
-def open_stream(source: str, num: int | None, side: int | None, block: int) -> ImageStream:
+def open_stream(source: str, num: int | None, side: int | None, block: int, heldout: str | None = None) -> ImageStream:
     """`num` images of `source` (None = all) in blocks of `block`. Images of folders are cropped to squares of `side`
-    pixels by ADM's rule; None = the shorter side of the first image.
+    pixels by ADM's rule; None = the shorter side of the first image. `heldout`: the list or share that PATH@heldout and
+    PATH@train go by; None = heldout.txt.
 
     EvaluationError or DataError name what is missing, damaged, or not enough.
     """
@@ -106,7 +107,7 @@ def open_stream(source: str, num: int | None, side: int | None, block: int) -> I
     check_there(source)
     if source.endswith(".npz"):
         return NpzStream(source, num, block)
-    return FolderStream(source, num, side, block)
+    return FolderStream(source, num, side, block, heldout)
 
 
 class FolderStream:
@@ -117,7 +118,7 @@ class FolderStream:
     alternate.
     """
 
-    def __init__(self, source: str, num: int | None, side: int | None, block: int) -> None:
+    def __init__(self, source: str, num: int | None, side: int | None, block: int, heldout: str | None = None) -> None:
         # A folder without images: an interrupted set, or a mistake.
         path, part = _split(source)
         root = data_root(path)
@@ -128,10 +129,10 @@ class FolderStream:
             raise EvaluationError(f"{source}: holds no images")
         # Open it as training data, and take the part named.
         side = _size_of(path) if side is None else side
-        train, heldout = open_data(path, side, None if part else "")
-        if part == "heldout" and heldout is None:
+        train, kept = open_data(path, side, heldout if part else "")
+        if part == "heldout" and kept is None:
             raise EvaluationError(f"{source}: {root} has no held-out images")
-        self.data: ImageSet = heldout if part == "heldout" and heldout is not None else train
+        self.data: ImageSet = kept if part == "heldout" and kept is not None else train
         # Choose the images.
         total = len(self.data)
         self.count = _enough(source, num, total)
