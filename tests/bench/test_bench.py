@@ -135,6 +135,6 @@ def test_the_report_is_printed_before_the_file_is_written(
     assert main([*command, str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr().out
     assert (tmp_path / "out.json").read_text() == out and json.loads(out)["size"] == "tiny"
-    assert main([*command, str(tmp_path)]) == 2
+    assert main([*command, str(tmp_path)]) == 1
     said = capsys.readouterr()
-    assert json.loads(said.out)["size"] == "tiny" and f"ldit: {tmp_path}: Is a directory\n" in said.err
+    assert json.loads(said.out)["size"] == "tiny" and f"ldit: {tmp_path} was not written: Is a directory\n" in said.err
