@@ -123,6 +123,12 @@ def _group(name: str) -> str:
     return "eval" if name.startswith(_EVAL) else "train"
 
 
+def _with_grid(record: dict[str, Any], run: Path, package: Any) -> dict[str, Any]:
+    """The numbers of a record, and the sample grid of its step as an image of the tracker's package."""
+    grid = _grid(run, record)
+    return {**_known(record), **({} if grid is None else {"samples": package.Image(str(grid))})}
+
+
 def _grid(run: Path, record: dict[str, Any]) -> Path | None:
     """The sample grid that was made at the record's step; None where there is none."""
     path = run / SAMPLES / f"step-{record['step']:08d}.png"
@@ -215,10 +221,7 @@ class Wandb:
             raise ConfigError(f"track.wandb: {error}") from None
 
     def write(self, record: dict[str, Any]) -> None:
-        values: dict[str, Any] = dict(_known(record))
-        if (grid := _grid(self._folder, record)) is not None:
-            values["samples"] = self._package.Image(str(grid))
-        self._run.log(values, step=record["step"])
+        self._run.log(_with_grid(record, self._folder, self._package), step=record["step"])
 
     def cut(self, step: int) -> None:
         logger.warning("W&B keeps its old records of steps after %d; metrics.jsonl has the new ones", step)
@@ -240,10 +243,7 @@ class Trackio:
             raise ConfigError(f"track.trackio: {error}") from None
 
     def write(self, record: dict[str, Any]) -> None:
-        values: dict[str, Any] = dict(_known(record))
-        if (grid := _grid(self._folder, record)) is not None:
-            values["samples"] = self._package.Image(str(grid))
-        self._package.log(values, step=record["step"])
+        self._package.log(_with_grid(record, self._folder, self._package), step=record["step"])
 
     def cut(self, step: int) -> None:
         logger.warning("trackio keeps its old records of steps after %d; metrics.jsonl has the new ones", step)

@@ -119,7 +119,7 @@ def test_a_run_without_a_commit(tmp_path: Path) -> None:
     """For every command that takes a source, before and after the folder of its steps exists."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text('{"format": "run-1", "model": {"kind": "class"}}')
+    (run / "config.json").write_text('{"format": "run-1", "model": {"kind": "class"}, "train": {"steps": 9}}')
     for folder in (None, "checkpoints"):
         if folder:
             (run / folder).mkdir()

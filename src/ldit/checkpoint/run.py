@@ -52,11 +52,7 @@ def run_kind(run: Path) -> str | None:
 
 def run_is_begun(folder: Path) -> bool:
     """Whether a folder is a run directory, also one that has committed nothing yet."""
-    if is_run(folder):
-        return True
-    path = folder / RUN_CONFIG
-    config = read_json(path) if path.is_file() else None
-    return isinstance(config, dict) and config.get("format") == RUN_FORMAT
+    return is_run(folder) or begun_with(folder, "train", "steps") is not None
 
 
 def begun_with(run: Path, section: str, key: str) -> Any:
@@ -73,11 +69,10 @@ def begun_with(run: Path, section: str, key: str) -> Any:
 def trained_on(path: Path) -> Path | None:
     """What the run that `path` is or lies in was trained on, by its config.json; None for a bundled set."""
     for folder in (path, *path.absolute().parents[:2]):  # a run, or RUN/checkpoints/STEP
-        if is_run(folder) and (folder / RUN_CONFIG).is_file():
-            data = read_json(folder / RUN_CONFIG).get("data")
-            named = data.get("path") if isinstance(data, dict) else None
-            is_bundled = isinstance(named, str) and not os.path.isabs(named) and (ASSETS / named).is_dir()
-            return Path(named) if isinstance(named, str) and named and not is_bundled else None
+        named = begun_with(folder, "data", "path") if is_run(folder) else None
+        if isinstance(named, str) and named:
+            is_bundled = not os.path.isabs(named) and (ASSETS / named).is_dir()
+            return None if is_bundled else Path(named)
     return None
 
 
