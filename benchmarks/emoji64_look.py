@@ -26,6 +26,7 @@ from json_lines import append_line, read_lines
 
 import ldit
 from ldit.codecs.pixels import labelled_grid
+from ldit.config.model import ClassModelConfig
 from ldit.config.presets import preset
 from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.requests.evaluate import EvaluateRequest
@@ -61,16 +62,22 @@ def latents() -> RunConfig:
     )  # fmt: skip
 
 
+def large(config: RunConfig) -> ClassModelConfig:
+    """The configuration's network, a Large-DiT."""
+    assert isinstance(config.model, ClassModelConfig)
+    return config.model
+
+
 def levels() -> RunConfig:
     """Two patch levels: four blocks at patch 8, two at patch 4."""
     config = pixels()
-    return replace(config, model=replace(config.model, patch_size=4, fine_layers=2))
+    return replace(config, model=replace(large(config), patch_size=4, fine_layers=2))
 
 
 def tokens() -> RunConfig:
     """16 class tokens and one adaLN for all blocks, with two more blocks for the parameters that it frees."""
     config = pixels()
-    return replace(config, model=replace(config.model, class_tokens=16, shared_adaln=True, n_layers=8))
+    return replace(config, model=replace(large(config), class_tokens=16, shared_adaln=True, n_layers=8))
 
 
 def muon() -> RunConfig:

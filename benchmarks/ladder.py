@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from ladder_arms import ARMS, ORDER, TASKS, Arm, Task, configured, experiment, training_flops
+from ladder_arms import ARMS, ORDER, TASKS, Arm, Task, configured, training_flops
 from ladder_points import RESULTS, SEEDS, Job, append, next_job, read_points
 from ladder_table import VARIANT, rates_file, table_of, training_seconds
 
@@ -66,7 +66,7 @@ def finish(job: Job, args: argparse.Namespace, judge: Any) -> None:
 
     out, config = args.work / job.name, job.config(args.data)
     try:
-        ldit.train(experiment(job.arm, config), out)
+        ldit.train(config, out)
     except RunError as error:
         for step in job.points:
             append(job.task, row_of(job, config, step) | DIVERGED | about(judge.fingerprints()))
@@ -79,11 +79,11 @@ def finish(job: Job, args: argparse.Namespace, judge: Any) -> None:
         if job.key(step) in known:
             continue
         assert step in steps, f"{out}: step {step} was not kept"
-        images, seconds = sampled(job.arm, config, step_folder(out, step), job.task, SAMPLER)
+        images, seconds = sampled(step_folder(out, step), job.task, SAMPLER)
         row = row_of(job, config, step) | judge.of_images(images)
         row |= {"heldout": heldout.get(step), "sampling_seconds": round(seconds, 1), **about(judge.fingerprints())}
         if job.arm.sampling:  # measured with guidance of its own besides
-            guided, _ = sampled(job.arm, config, step_folder(out, step), job.task, {**SAMPLER, **job.arm.sampling})
+            guided, _ = sampled(step_folder(out, step), job.task, {**SAMPLER, **job.arm.sampling})
             row |= {f"guided_{name}": value for name, value in judge.of_images(guided).items()}
         if not math.isfinite(row["fd_lite0"]):
             row |= DIVERGED
@@ -100,7 +100,7 @@ def row_of(job: Job, config: RunConfig, step: int) -> dict[str, Any]:
     seen = step * job.task.batch
     return {
         "arm": job.arm.name, "phase": job.phase, "rate": job.rate, "seed": job.seed, "steps": job.steps, "step": step,
-        "images": seen, "tflop": training_flops(job.arm, config, seen) / 1e12, "ema": config.ema.decay,
+        "images": seen, "tflop": training_flops(config, seen) / 1e12, "ema": config.ema.decay,
         "precision": config.train.precision,
     }  # fmt: skip
 
@@ -157,9 +157,9 @@ def rate(args: argparse.Namespace, task: Task) -> None:
             config = configured(arm, task, "x", arm.rates[0], 0, task.steps)
             train = replace(config.train, precision=precision)  # type: ignore[arg-type]
             config = replace(config, train=train, parallel=replace(config.parallel, compile=compiled))
-            row[variant] = parts = speeds_of(arm, config, args.rounds)
+            row[variant] = parts = speeds_of(config, args.rounds)
             ceiling = ceilings[precision]
-            flops = training_flops(arm, config, config.train.batch_size)
+            flops = training_flops(config, config.train.batch_size)
             share = parts[0] * flops / config.train.batch_size / ceiling if ceiling else 0
             print(f"{name:16s} {variant:14s} {parts} images/s, {share:.0%} of the matrix ceiling at first", flush=True)
         found[name] = row
@@ -174,7 +174,7 @@ def rate(args: argparse.Namespace, task: Task) -> None:
     print(text)
 
 
-def speeds_of(arm: Arm, config: RunConfig, rounds: int) -> list[float]:
+def speeds_of(config: RunConfig, rounds: int) -> list[float]:
     """Images/s of training steps in each stage and at the full size, the median of rounds."""
     from ldit.bench.ceiling import timed
     from ldit.bench.train_step import started
@@ -182,7 +182,7 @@ def speeds_of(arm: Arm, config: RunConfig, rounds: int) -> list[float]:
 
     found = []
     for part in (*(replace(config, stages=(stage,)) for stage in config.stages), replace(config, stages=())):
-        state, work, batch = started(part, CPU, experiment(arm, part).network)
+        state, work, batch = started(part, CPU)
 
         def run(count: int, parts: Any = (state, work, batch)) -> None:
             for _ in range(count):
@@ -211,16 +211,10 @@ def plan(args: argparse.Namespace, task: Task) -> None:
         seconds = None if speeds is None else runs * training_seconds(config, speeds, whole) + points * PER_EVALUATION
         total += (seconds or 0.0) / 3600
         shown = "?" if seconds is None else f"{speeds[0]:.0f}", "?" if seconds is None else f"{seconds / 3600:.1f}"
-        parameters = parameters_of(arm, config) / 1e6
-        flops = training_flops(arm, config, whole) / whole / 1e6
+        parameters = parameter_count(config.model) / 1e6
+        flops = training_flops(config, whole) / whole / 1e6
         print(f"{name:16s} {parameters:7.2f}M {flops:12.0f} {shown[0]:>9s} {shown[1]:>6s}  {arm.what}")
     print(f"in all {total:.1f} hours; rates tried: " + ", ".join(f"{n} {ARMS[n].rates}" for n in args.arms))
-
-
-def parameters_of(arm: Arm, config: RunConfig) -> int:
-    with torch.device("meta"):
-        network = experiment(arm, config).network
-        return sum(p.numel() for p in network(config.model).parameters()) if network else parameter_count(config.model)
 
 
 def table(args: argparse.Namespace, task: Task) -> None:

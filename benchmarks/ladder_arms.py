@@ -8,10 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ldit.config.experiment import Experiment
 from ldit.config.model import ClassModelConfig, OriginalDiTConfig
 from ldit.config.run import RunConfig
 from ldit.config.sections import (
@@ -26,9 +22,6 @@ from ldit.config.sections import (
 )
 from ldit.config.spec import DDPMConfig, FlowConfig, PixelCodecConfig
 from ldit.nn.build import forward_flops
-from ldit.nn.dit_original import OriginalDiT, position_table
-from ldit.nn.rope import AS_TRAINED, GridScale
-from ldit.nn.tables import TableCache
 
 
 @dataclass(frozen=True)
@@ -76,8 +69,6 @@ class Arm:
     change: Change
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     rates_of: str | None = None
-    original: bool = False
-    """The network of the original DiT in place of Large-DiT."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Keywords of sampling besides those of all arms."""
 
@@ -92,7 +83,7 @@ def _flow(config: RunConfig) -> RunConfig:
     return replace(
         config,
         process=FlowConfig(),
-        model=replace(config.model, learn_sigma=False),
+        model=replace(large(config), learn_sigma=False),
         objective=ObjectiveConfig(time_mean=0.0, time_std=1.0),
         optim=replace(config.optim, beta2=0.95),
     )
@@ -107,6 +98,22 @@ def _same(config: RunConfig) -> RunConfig:
     return config
 
 
+def _model(**values: Any) -> Change:
+    """Changes of the network."""
+    return lambda config: replace(config, model=replace(large(config), **values))
+
+
+def _dit(config: RunConfig) -> RunConfig:
+    """The network of the original DiT."""
+    return replace(config, model=original(large(config)))
+
+
+def large(config: RunConfig) -> ClassModelConfig:
+    """The Large-DiT of an arm."""
+    assert isinstance(config.model, ClassModelConfig)
+    return config.model
+
+
 def _muon(config: RunConfig) -> RunConfig:
     """Chunked Muon, its iterations in bf16."""
     return replace(config, optim=replace(config.optim, kind="muon", chunked=True, precision="bf16"))
@@ -114,8 +121,7 @@ def _muon(config: RunConfig) -> RunConfig:
 
 def _tokens(config: RunConfig) -> RunConfig:
     """16 tokens of the class, and one adaLN for all blocks; the parameters that it frees are two more blocks."""
-    model = replace(config.model, class_tokens=16, shared_adaln=True, n_layers=config.model.n_layers + 2)
-    return replace(config, model=model)
+    return _model(class_tokens=16, shared_adaln=True, n_layers=large(config).n_layers + 2)(config)
 
 
 def _stages(config: RunConfig) -> RunConfig:
@@ -130,23 +136,23 @@ ARMS = {
             _same, rates=(1e-4,)),
         Arm("published-tuned", "the same at the rate tuned for `ema`", "published", _same, rates_of="ema"),
         Arm("ema", "+ warm-up of the EMA", "published", _with("ema", warmup=True)),
-        Arm("dit", "the original DiT, trained as `ema`", "ema", _same, original=True),
+        Arm("dit", "the original DiT, trained as `ema`", "ema", _dit),
         Arm("flow", "+ flow matching, logit-normal times", "ema", _flow),
-        Arm("rope2d", "+ 2-D RoPE", "flow", _with("model", rope="2d")),
+        Arm("rope2d", "+ 2-D RoPE", "flow", _model(rope="2d")),
         Arm("cooldown", "+ warm-up and cool-down of the rate", "rope2d", _cooldown),
         Arm("muon", "+ chunked Muon", "cooldown", _muon),
         Arm("tokens", "+ 16 class tokens, shared adaLN, 2 more blocks", "muon", _tokens),
-        Arm("internal", "+ internal guidance: second head, 1.4", "tokens", _with("model", mid_layer=2),
+        Arm("internal", "+ internal guidance: second head, 1.4", "tokens", _model(mid_layer=2),
             rates_of="tokens", sampling={"guide": "internal", "guidance": 1.4}),
         Arm("levels", "muon + two patch levels: 4 blocks at patch 4, 2 at patch 2", "muon",
-            _with("model", patch_size=2, fine_layers=2), rates_of="muon"),
+            _model(patch_size=2, fine_layers=2), rates_of="muon"),
         Arm("stages", "muon + 60 % of the steps at half the side", "muon", _stages, rates_of="muon"),
         Arm("nearest", "muon + nearest of 4 noises", "muon", _with("objective", nearest_of=4), rates_of="muon"),
         Arm("direction", "muon + velocity-direction loss", "muon", _with("objective", direction=0.5), rates_of="muon"),
         Arm("min-snr", "muon + min-SNR 5", "muon", _with("objective", min_snr=5.0), rates_of="muon"),
-        Arm("values", "muon + value residuals", "muon", _with("model", value_residual=True), rates_of="muon"),
-        Arm("head-norm", "muon + q/k norm a head", "muon", _with("model", qk_norm="head"), rates_of="muon"),
-        Arm("no-norm", "muon without q/k norm", "muon", _with("model", qk_norm=False), rates_of="muon"),
+        Arm("values", "muon + value residuals", "muon", _model(value_residual=True), rates_of="muon"),
+        Arm("head-norm", "muon + q/k norm a head", "muon", _model(qk_norm="head"), rates_of="muon"),
+        Arm("no-norm", "muon without q/k norm", "muon", _model(qk_norm=False), rates_of="muon"),
         Arm("route", "muon + half of the tokens skip blocks 2 to 4", "muon",
             _with("objective", route=0.5, route_blocks=(2, 4)), rates_of="muon"),
     )
@@ -175,34 +181,28 @@ def configured(arm: Arm, task: Task, path: str, rate: float, seed: int, steps: i
     return config
 
 
-def experiment(arm: Arm, config: RunConfig, training: bool = True) -> Experiment:
-    """The experiment of a run; the blocks of a network of our own are compiled here, and in training alone."""
-    if not arm.original:
-        return Experiment(config=config)
-    return Experiment(config=config, network=CompiledDiT if training and config.parallel.compile else DiT)
-
-
-def training_flops(arm: Arm, config: RunConfig, images: float) -> float:
+def training_flops(config: RunConfig, images: float) -> float:
     """FLOPs of training on the first `images` images of a run: three times the forward passes, stage by stage."""
     total, left = 0.0, images
     for stage in config.stages:
         count = min(left, stage.steps * config.train.batch_size)
-        total, left = total + count * _image_flops(arm, config, stage.size), left - count
-    return total + left * _image_flops(arm, config, config.model.input_size)
+        total, left = total + count * _image_flops(config, stage.size), left - count
+    return total + left * _image_flops(config, config.model.input_size)
 
 
-def _image_flops(arm: Arm, config: RunConfig, side: int) -> float:
+def _image_flops(config: RunConfig, side: int) -> float:
     """FLOPs of training on an image of this size: three forward passes, with routed tokens and the second head."""
-    model = original(config.model) if arm.original else config.model
-    forward = float(forward_flops(model, side, side))
-    tokens = (side // config.model.side_unit) ** 2
+    forward = float(forward_flops(config.model, side, side))
+    if not isinstance(config.model, ClassModelConfig):
+        return 3.0 * forward
+    model, tokens = config.model, (side // config.model.side_unit) ** 2
     if config.objective.route:
         first, last = config.objective.route_blocks
         kept = round(tokens * (1 - config.objective.route))
-        forward -= (last - first + 1) * (_block_flops(config.model, tokens) - _block_flops(config.model, kept))
-    if config.model.mid_layer:
-        patch, dim = config.model.side_unit, config.model.dim
-        forward += 2 * (tokens * patch**2 * dim * config.model.out_channels + 2 * dim * config.model.cond_dim)
+        forward -= (last - first + 1) * (_block_flops(model, tokens) - _block_flops(model, kept))
+    if model.mid_layer:
+        patch, dim = model.side_unit, model.dim
+        forward += 2 * (tokens * patch**2 * dim * model.out_channels + 2 * dim * model.cond_dim)
     return 3.0 * forward
 
 
@@ -263,30 +263,3 @@ def original(config: ClassModelConfig) -> OriginalDiTConfig:
         num_classes=config.num_classes,
         learn_sigma=config.learn_sigma,
     )
-
-
-class DiT(OriginalDiT):
-    """The original DiT for training: its fixed position table is computed, not a parameter."""
-
-    def __init__(self, config: ClassModelConfig) -> None:
-        same = original(config)
-        super().__init__(
-            same.input_size, same.patch_size, same.in_channels, same.hidden_size, same.depth, same.num_heads,
-            same.mlp_ratio, same.class_dropout_prob, same.num_classes, same.learn_sigma,
-        )  # fmt: skip
-        del self.pos_embed
-        self.computed = TableCache(4)
-
-    def position(self, rows: int, columns: int, grid: GridScale | None = None) -> Tensor:
-        like = self.x_embedder.proj.weight
-        key = (rows, columns, grid, like.device, like.dtype)
-        make = lambda: position_table(rows, columns, self.config.hidden_size, grid or AS_TRAINED).to(like)  # noqa: E731
-        return self.computed.get(key, make)
-
-
-def CompiledDiT(config: ClassModelConfig) -> DiT:
-    """DiT with compiled blocks."""
-    network = DiT(config)
-    for block in network.blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
-    return network

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder_arms import Arm, Task, experiment
+from ladder_arms import Task
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ldit
 from ldit.codecs.pixels import to_uint8
-from ldit.config.run import RunConfig
 from ldit.data.images.image_set import ImageSet
 from ldit.data.source import open_data
 from ldit.eval.extractors.extractor import LITE0, open_extractor
@@ -124,9 +123,9 @@ def _moments(rows: Tensor) -> Moments:
     return moments
 
 
-def sampled(arm: Arm, config: RunConfig, step: Path, task: Task, keywords: dict[str, Any]) -> tuple[Tensor, float]:
+def sampled(step: Path, task: Task, keywords: dict[str, Any]) -> tuple[Tensor, float]:
     """1,000 images of a step's EMA weights, uint8 (N, 3, S, S), and the seconds they took."""
-    pipe = ldit.load(step, experiment=experiment(arm, config, training=False))
+    pipe = ldit.load(step)
     labels = [k % task.classes for k in range(SAMPLES)]
     began = time.perf_counter()
     images = to_uint8(pipe.sample(labels, seed=0, output_type="tensor", batch_size=BATCH, **keywords))

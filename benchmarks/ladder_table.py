@@ -107,7 +107,7 @@ def cost(name: str, task: Task, images: float, speeds: dict[str, Any]) -> tuple[
     """Images, FLOPs and seconds of an arm up to a number of images; 0 seconds where its speed was not measured."""
     config = configured(ARMS[name], task, "x", ARMS[name].rates[0], 0, task.steps)
     own = speeds.get(name, {}).get(VARIANT)
-    return images, training_flops(ARMS[name], config, images), training_seconds(config, own, images) if own else 0.0
+    return images, training_flops(config, images), training_seconds(config, own, images) if own else 0.0
 
 
 def spread_of(values: Sequence[float | None], digits: int, unit: str = "") -> str:

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,20 @@ def test_command(tmp_path: Path, raw: dict[str, Tensor], capsys: pytest.CaptureF
     assert "is for DiT and SiT .pt files" in capsys.readouterr().err
 
 
-def test_it_is_written_in_our_layout_only(tmp_path: Path, raw: dict[str, Tensor], fault: Fault) -> None:
+def test_it_is_written_in_both_layouts(tmp_path: Path, raw: dict[str, Tensor], fault: Fault) -> None:
+    """A .pt file states SiT's path and prediction, whatever its name; flows of other conventions are refused."""
+    from ldit.checkpoint.export import write_export
     from ldit.commands.convert import convert
 
     torch.save(raw, tmp_path / "SiT.pt")
     out = convert(tmp_path / "SiT.pt", tmp_path / "out", heads=HEADS)
-    assert open_source(out).spec.process == SIT
-    assert "process 'flow'" in fault(convert, tmp_path / "SiT.pt", tmp_path / "b.pt", "pt", None, False, HEADS)
+    spec = open_source(out).spec
+    assert spec.process == SIT
+    assert process(convert(out, tmp_path / "b.pt", "pt")) == SIT
+    other = tmp_path / "other"
+    other.mkdir()
+    write_export(other, replace(spec, process=FlowConfig()), raw.items())
+    assert "process 'flow' of other conventions" in fault(convert, other, tmp_path / "c.pt", "pt")
 
 
 def test_info_and_convert_take_the_flag(
@@ -158,8 +166,9 @@ def test_info_and_convert_take_the_flag(
     assert main(["convert", str(file), str(tmp_path / "out"), *heads, "--process", "flow"]) == 0
     assert process(tmp_path / "out") == SIT
     capsys.readouterr()
-    assert main(["convert", str(file), str(tmp_path / "y.pt"), *heads, "--process", "flow", "--to", "pt"]) == 2
-    assert "process 'flow'" in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / "y.pt"), *heads, "--process", "flow", "--to", "pt"]) == 0
+    assert process(tmp_path / "y.pt") == SIT
+    capsys.readouterr()
     for command in (["info", str(tmp_path / "out")], ["convert", str(tmp_path / "out"), str(tmp_path / "z")]):
         assert main([*command, "--process", "flow"]) == 2
         error = capsys.readouterr().err

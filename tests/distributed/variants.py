@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from runs import ALONE, after
 
+from ldit.config.model import OriginalDiTConfig
 from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import ObjectiveConfig, ParallelConfig
@@ -61,6 +62,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "switches-tp2": ({"tp": 2}, {"micro_batch_size": 2}, {}, SWITCHES),
     "route": ({}, {}, {}, {}),
     "route-compiled": ({"compile": True}, {}, {}, {}),
+    "original": ({"recompute": "full"}, {}, {"weight_decay": 0.1}, {}),
+    "original-muon": ({"reshard": False}, {"micro_batch_size": 2}, {"kind": "muon", "chunked": True}, {}),
+    "original-bf16": ({}, {"precision": "bf16"}, {}, {}),
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "switches": {"augment": 0.3, "dropout": 0.2, "nearest_of": 2, "min_snr": 5.0, "direction": 0.2},
@@ -72,9 +76,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def config_of(name: str) -> RunConfig:
     parallel, train, optim, model = VARIANTS[name]
     config = recipe("tiny-cpu")
+    network: Any = replace(config.model, learn_sigma=False, **{"qk_norm": True, **model})
+    if name.startswith("original"):
+        network = OriginalDiTConfig(16, 4, 3, 64, 2, 4, num_classes=9, learn_sigma=False)
     return replace(
         config,
-        model=replace(config.model, learn_sigma=False, **{"qk_norm": True, **model}),
+        model=network,
         process=FlowConfig(),
         train=replace(config.train, batch_size=8, **train),
         optim=replace(config.optim, **optim),

@@ -52,7 +52,7 @@ REFUSED: dict[str, Any] = {
     "optim.precision": "fp32", "optim.base_width": 8, "objective.min_snr": 5.0, "objective.direction": 0.5,
     "objective.nearest_of": 2, "objective.mid_weight": 1.0, "objective.augment": 0.1, "objective.dropout": 0.1,
     "objective.route": 0.5, "objective.route_blocks": (1, 1), "model.class_tokens": 2, "model.shared_adaln": True,
-    "train.warmup_share": 0.5,
+    "train.warmup_share": 0.5, "objective.times": "uniform",
 }  # fmt: skip
 COMPANIONS: dict[str, dict[str, Any]] = {
     "optim.chunked": {"optim.kind": "muon"}, "optim.precision": {"optim.kind": "muon"},

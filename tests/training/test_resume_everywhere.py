@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smallrun import begin, numbers, one_thread, small, tensors, unequal, values_of
+from smallrun import CLASSES, SIDE, begin, numbers, one_thread, small, tensors, unequal, values_of
 from torch import Tensor
 
+from ldit.config.model import OriginalDiTConfig
 from ldit.config.run import RunConfig
 from ldit.data.batch import Batch
 from ldit.training import checkpointing
@@ -36,6 +37,14 @@ SETTINGS: dict[str, RunConfig] = {
             "optim.kind": "muon",
         },
         flow="x0",
+    ),
+    "original-dit": small(
+        {
+            "model": OriginalDiTConfig(SIDE, 4, 3, 16, 1, 2, num_classes=CLASSES, learn_sigma=False),
+            "train.precision": "bf16",
+            "optim.weight_decay": 0.1,
+        },
+        flow="v",
     ),
     "fp16-guarded": small({"train.precision": "fp16", "guard.spike_z": 2.0, "data.flip": True, **AVERAGES}),
 }

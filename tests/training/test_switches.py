@@ -243,3 +243,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(name: str, tmp_path
 def test_refused(model: dict[str, Any], objective: dict[str, Any], run: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         flow(model, objective, **run)
+
+
+def test_a_fresh_network_has_no_direction() -> None:
+    """Its velocity is zero: the loss of the direction must not give it a gradient without bound."""
+    _, (outcome,) = after(flow({}, {"direction": 0.5}), 1)
+    assert 0.1 < outcome.values["grad_norm"] < 10

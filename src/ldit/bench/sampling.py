@@ -86,6 +86,7 @@ def bench_sample(job: BenchSampleRequest) -> dict[str, Any]:
     device = open_device(job.device)
     dtype_name = job.dtype or ("fp32" if device.type == "cpu" else "bf16")
     config, dtype = diffusion_recipe(RECIPES[job.size]).model, DTYPES[dtype_name]
+    assert isinstance(config, ClassModelConfig)
     # Check solver, grid and options before anything is measured.
     find_solver(job.solver)
     build_grid(DDPM(), str(job.steps))

@@ -35,7 +35,6 @@ from ldit.training.optim import learning_rate
 from ldit.training.state import TrainState
 from ldit.training.step import new_state, train_step
 from ldit.training.tasks.diffusion import DiffusionTask
-from ldit.training.tasks.own_objects import NetworkBuilder
 from ldit.training.telemetry import peak_flops, peak_memory
 from ldit.version import __version__
 
@@ -146,15 +145,13 @@ def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch
     }
 
 
-def started(
-    config: RunConfig, device: torch.device, network: NetworkBuilder | None = None
-) -> tuple[TrainState, DiffusionTask, Batch]:
-    """A run's state and task, and a batch of random latents. `network` builds a network other than the package's.
+def started(config: RunConfig, device: torch.device) -> tuple[TrainState, DiffusionTask, Batch]:
+    """A run's state and task, and a batch of random latents.
 
     All weights are small random numbers: with the zero gates of a new network its blocks would have no effect.
     """
     # The state of a run that starts, then its weights.
-    task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec), network=network)
+    task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
     state = new_state(config, task, World(device))
     source = torch.Generator(device).manual_seed(0)
     for master in state.weights.masters:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -53,6 +53,14 @@ def run_kind(run: Path) -> str | None:
 def run_is_begun(folder: Path) -> bool:
     """Whether a folder is a run directory, also one that has committed nothing yet."""
     return is_run(folder) or begun_with(folder, "train", "steps") is not None
+
+
+def configuration_of(path: Path) -> dict[str, Any]:
+    """The configuration of the run that `path` is or lies in, else the description of the model in it; {} of others."""
+    for folder in (path, *path.absolute().parents[:2]):  # a run, or RUN/checkpoints/STEP
+        if is_run(folder) and begun_with(folder, "train", "steps") is not None:
+            return cast("dict[str, Any]", read_json(folder / RUN_CONFIG))
+    return cast("dict[str, Any]", read_json(path / CONFIG)) if is_export(path) else {}
 
 
 def begun_with(run: Path, section: str, key: str) -> Any:

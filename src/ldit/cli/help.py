@@ -78,7 +78,12 @@ def _row(entry: "Field[Any]", hint: Any, value: Any, prefix: str, group: str, do
         metavar = entry.metadata.get(METAVAR) or entry.name.upper().replace("_", "-")
         flags = tuple(spelled(name) for name in aliases)
         return Row(
-            group, flags, metavar, f"{doc} As the first argument it needs no {flags[0]}." if flags else doc, True, True
+            group,
+            flags,
+            metavar,
+            f"{doc} As the first argument it needs no {flags[0]}." if flags else doc,
+            required=value is MISSING,
+            is_first=True,
         )
     flags = tuple(spelled(f"{prefix}{name}") for name in (entry.name, *aliases))
     if hint is bool:

@@ -1,4 +1,7 @@
-"""`ldit train RECIPE --out RUN [--section.key value …]`; RECIPE may be FILE.py:FUNCTION or a run directory."""
+"""`ldit train RECIPE --out RUN [--section.key value …]`.
+
+RECIPE may also be FILE.py:FUNCTION, a run directory, or a model to fine-tune.
+"""
 
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
@@ -7,8 +10,9 @@ from typing import Annotated, Any
 import tyro
 
 from ldit.cli.arguments import mistakes_once, parse
+from ldit.commands.finetune import experiment_of
 from ldit.config.experiment import Experiment
-from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory, recipe_function
+from ldit.config.recipes.registry import RECIPES, is_run_directory, recipe_function
 from ldit.config.run import BaseRun
 from ldit.errors import ConfigError
 
@@ -44,7 +48,7 @@ def parse_arguments(arguments: list[str]) -> TrainRequest:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
-    experiment = find_experiment(name or SHOWN)
+    experiment = experiment_of(name or SHOWN)
     # A class whose fields are --out and the sections of this kind of run.
     flags, prog = arguments if name is None else arguments[1:], f"ldit train {name or 'RECIPE'}"
     kind = type(experiment.config)
@@ -72,8 +76,8 @@ def _description(name: str | None) -> str:
     if name is None:
         rows = "\n".join(f"  {key}: {recipe_function(key).__doc__}" for key in RECIPES)
         return (
-            "Train RECIPE: a name of this list, FILE.py:FUNCTION for a recipe of your own, or a run directory to "
-            f"resume.\n{rows}\nThe defaults below are those of {SHOWN}."
+            "Train RECIPE: a name of this list, FILE.py:FUNCTION for a recipe of your own, a run directory to resume, "
+            f"or a model to fine-tune on --data.path.\n{rows}\nThe defaults below are those of {SHOWN}."
         )
     if name in RECIPES:
         return f"{recipe_function(name).__doc__} The defaults below are this recipe's."

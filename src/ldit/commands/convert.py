@@ -129,10 +129,12 @@ def _convert_autoencoder(source: Path, out: Path, to: Layout, dtype: str | None)
 
 def _write_pt(opened: Source, out: Path, raw: bool, ema: bool) -> Path:
     """Write a DiT .pt file with the weights chosen."""
-    check_dit_pt(opened.spec)
+    left_out = check_dit_pt(opened.spec)
     kept = [("model", False)] * raw + [("ema", True)] * ema
     states = {key: {name: t.clone() for name, t in opened.tensors(ema=average)} for key, average in kept}
     needs = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
     with whole(out, needs) as temporary:
         torch.save(content(opened.spec, states), temporary)
+    if left_out:
+        logger.warning("%s does not hold %s", out, " nor ".join(left_out))
     return out

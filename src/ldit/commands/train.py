@@ -22,12 +22,13 @@ from ldit.checkpoint.run import (
     run_lock,
 )
 from ldit.checkpoint.save import check_space
+from ldit.commands.finetune import experiment_of
 from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.experiment import Experiment
 from ldit.config.paths import expanded
-from ldit.config.recipes.registry import find_experiment, is_run_directory
+from ldit.config.recipes.registry import is_run_directory
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.formats.heldout import HELDOUT, share_of
 from ldit.data.images.decoding import orientation_of
@@ -73,9 +74,10 @@ TURNED_LOOKED_AT = 64  # images whose EXIF orientation is looked at
 def train(config: str | BaseRun | Experiment, out: str | Path | None = None, data: "UserData | None" = None) -> Path:
     """Train into the run directory `out`, and return `out`. The same call again resumes, with any number of processes.
 
-    `config` is a string ("tiny-cpu", "my.py:recipe", or a run directory, which then is `out`), a RunConfig or the
-    configuration of another kind of run, or an Experiment. `data` is a data set object, used instead of `data.path`.
-    SIGINT, SIGTERM and SIGUSR1 save a checkpoint and then raise `ldit.storage.signals.Stopped`, a KeyboardInterrupt.
+    `config` is a string ("tiny-cpu", "my.py:recipe", a model to fine-tune, or a run directory, which then is `out`), a
+    RunConfig or the configuration of another kind of run, or an Experiment. `data` is a data set object, used instead
+    of `data.path`. SIGINT, SIGTERM and SIGUSR1 save a checkpoint and then raise `ldit.storage.signals.Stopped`, a
+    KeyboardInterrupt.
     Errors that the user can fix are an `ldit.errors.LditError` of one line. Progress goes to the logger "ldit":
     `logging.basicConfig(level=logging.INFO)` shows it.
     """
@@ -87,7 +89,7 @@ def train(config: str | BaseRun | Experiment, out: str | Path | None = None, dat
             raise ConfigError("out: name the run directory")
         out = config
     if isinstance(config, str):
-        config = find_experiment(config)
+        config = experiment_of(config)
     experiment = config if isinstance(config, Experiment) else Experiment(config=config)
     if data is not None:
         experiment = replace(experiment, data=data)

@@ -57,7 +57,7 @@ class Experiment:
 
 def _check_off(settings: dict[str, Any], names: Iterable[str], why: str) -> None:
     """ConfigError for the first of these settings that is on."""
-    if name := next((name for name in names if settings[name]), None):
+    if name := next((name for name in names if settings.get(name)), None):
         raise ConfigError(f"{name}: {why}")
 
 

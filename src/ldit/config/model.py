@@ -116,7 +116,7 @@ class ClassModelConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_class_fields(self, 0)
+        _check_class_fields(self)
         _within(self, "class_tokens", 0)
         if not 0 <= self.fine_layers < self.n_layers:
             raise ConfigError(f"model.fine_layers: must be 0 to {self.n_layers - 1}, got {self.fine_layers}")
@@ -161,15 +161,25 @@ class OriginalDiTConfig:
 
     kind: Literal["dit"] = field(default="dit", kw_only=True)
     input_size: int = 32
+    """Side of the training latents."""
     patch_size: int = 2
+    """Side of a patch in latent pixels."""
     in_channels: int = 4
+    """Channels of a latent."""
     hidden_size: int = 1152
+    """Width of the network."""
     depth: int = 28
+    """Number of blocks."""
     num_heads: int = 16
+    """Number of attention heads."""
     mlp_ratio: float = 4.0
+    """Width of a block's MLP over that of the network."""
     class_dropout_prob: float = 0.1
+    """Share of labels that training replaces by the null class; 0 = no null class, so no guidance."""
     num_classes: int = 1000
+    """Number of classes, 0 = unconditional."""
     learn_sigma: bool = True
+    """Twice as many output channels: DDPM learns the variance by them, SiT does not use them."""
     variant: Literal["original", "diffusers"] = "original"
     """diffusers' DiT embeds time with other frequencies, 10000^(-i/127) instead of 10000^(-i/128), and has 1e-5 as the
     epsilon of a block's second norm."""
@@ -181,11 +191,16 @@ class OriginalDiTConfig:
             raise ConfigError(f"model.mlp_ratio: must be in (0, 64], got {self.mlp_ratio}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ConfigError(f"model.num_heads: {self.num_heads} does not fit hidden_size {self.hidden_size}")
-        _check_class_fields(self, 1)
+        _check_class_fields(self)
 
     @property
     def cond_channels(self) -> int:
         """The original DiT has no additional input channels."""
+        return 0
+
+    @property
+    def mid_layer(self) -> int:
+        """The original DiT has one output head."""
         return 0
 
     @property
@@ -195,7 +210,7 @@ class OriginalDiTConfig:
 
     @property
     def null_class(self) -> int | None:
-        return self.num_classes if self.class_dropout_prob > 0 else None
+        return self.num_classes if self.class_dropout_prob > 0 or not self.num_classes else None
 
     @property
     def out_channels(self) -> int:
@@ -203,6 +218,8 @@ class OriginalDiTConfig:
 
 
 ModelConfig = ClassModelConfig | TextModelConfig | OriginalDiTConfig
+TrainedConfig = ClassModelConfig | OriginalDiTConfig
+"""Networks that `ldit train` trains."""
 
 _MOST = {
     "n_layers": 1024,
@@ -237,8 +254,8 @@ def _within(config: Any, name: str, least: int) -> None:
         raise ConfigError(f"model.{name}: must be {least} to {most}, got {show(getattr(config, name))}")
 
 
-def _check_class_fields(config: Any, least_classes: int) -> None:
-    _within(config, "num_classes", least_classes)
+def _check_class_fields(config: Any) -> None:
+    _within(config, "num_classes", 0)
     _within(config, "input_size", 1)
     if config.input_size % config.patch_size:
         raise ConfigError(f"model.input_size: {config.input_size} is not divisible by patch_size {config.patch_size}")

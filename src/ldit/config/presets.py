@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ldit.config.model import ClassModelConfig, TextModelConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.errors import ConfigError
 
 # name: (dim, n_layers, n_heads). The first three are the original's registered sizes, the others are ours.
@@ -16,8 +16,15 @@ PRESETS: dict[str, dict[str, int]] = {
     "L": {"dim": 1024, "n_layers": 24, "n_heads": 16},
 }
 
-# Number of heads of the original DiT by (hidden_size, depth), because its checkpoints do not store it.
-ORIGINAL_DIT_HEADS: dict[tuple[int, int], int] = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
+# Sizes of the original DiT, also SiT's: (hidden_size, depth, num_heads).
+ORIGINAL_DIT: dict[str, tuple[int, int, int]] = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+ORIGINAL_DIT_HEADS = {(width, depth): heads for width, depth, heads in ORIGINAL_DIT.values()}
+"""Number of heads by (hidden_size, depth), because checkpoints of the original DiT do not store it."""
 
 
 def preset(name: str, **changes: Any) -> ClassModelConfig:
@@ -25,6 +32,12 @@ def preset(name: str, **changes: Any) -> ClassModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown model {name!r} (known: {', '.join(PRESETS)})")
     return ClassModelConfig(**{**PRESETS[name], **changes})
+
+
+def original_dit(name: str, **changes: Any) -> OriginalDiTConfig:
+    """A configuration of the original DiT by size (S, B, L, XL), with changes."""
+    width, depth, heads = ORIGINAL_DIT[name]
+    return OriginalDiTConfig(**{"hidden_size": width, "depth": depth, "num_heads": heads, **changes})
 
 
 def text_preset(name: str, **changes: Any) -> TextModelConfig:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any, Self
 
-from ldit.config.model import ClassModelConfig
+from ldit.config.model import OriginalDiTConfig, TrainedConfig
 from ldit.config.sections import (
     DataConfig,
     EMAConfig,
@@ -32,8 +32,12 @@ from ldit.errors import ConfigError
 RUN_FORMAT = "run-1"
 MOST_NOISES = 64
 """Largest number of noises that are drawn for an image."""
-FLOW_ONLY = ("time_mean", "time_std", "direction")
+FLOW_ONLY = ("time_mean", "time_std", "times", "direction")
 """Settings of the objective that DDPM does not have."""
+_NOT_OF_DIT = (
+    *((f"objective.{name}", 0.0, "the original DiT does not have it") for name in ("augment", "dropout", "route")),
+    ("parallel.tp", 1, "the original DiT is not cut; use parallel.shard"),
+)
 MOST_SECONDS = 7 * 86_400  # an upper bound that timers and torch's store accept
 
 # Smallest allowed value of numbers that have one.
@@ -186,7 +190,7 @@ def check_idle(run: BaseRun, rows: Iterable[tuple[str, Any, str]]) -> None:
 class RunConfig(BaseRun):
     """The complete configuration of a run that trains a diffusion model, saved as RUN/config.json."""
 
-    model: ClassModelConfig
+    model: TrainedConfig
     process: ProcessConfig = field(default_factory=FlowConfig)
     codec: CodecConfig = field(default_factory=PixelCodecConfig)
     sampling: SamplingConfig | None = None
@@ -209,9 +213,12 @@ class RunConfig(BaseRun):
         # What is not supported in training.
         if self.model.cond_channels:
             raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
-        for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
-            if heads is not None and heads % self.parallel.tp:
-                raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
+        if isinstance(self.model, OriginalDiTConfig):
+            check_idle(self, _NOT_OF_DIT)
+        else:
+            for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
+                if heads is not None and heads % self.parallel.tp:
+                    raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
         self._check_objective()
         self._check_stages()
         # Images must become latents of the size that the network takes.
@@ -235,22 +242,27 @@ class RunConfig(BaseRun):
             own = [f"objective.{name}" for name in FLOW_ONLY if getattr(objective, name) != getattr(off, name)]
             if own:
                 raise ConfigError(f"{own[0]}: DDPM draws its times evenly and predicts eps; this setting is flow's")
+        for name in ("time_mean", "time_std") if objective.times == "uniform" else ():
+            if getattr(objective, name) != getattr(off, name):
+                raise ConfigError(f"objective.{name}: has no effect with objective.times uniform")
         for name in ("min_snr", "direction", "mid_weight"):
             if getattr(objective, name) < 0:
                 raise ConfigError(f"objective.{name}: must not be negative, got {getattr(objective, name)}")
         if not 1 <= objective.nearest_of <= MOST_NOISES:
             raise ConfigError(f"objective.nearest_of: must be 1 to {MOST_NOISES}, got {objective.nearest_of}")
-        # What needs something of the model.
         for name in ("augment", "dropout", "route"):
             if not 0 <= getattr(objective, name) < 1:
                 raise ConfigError(f"objective.{name}: must be in [0, 1), got {getattr(objective, name)}")
+        first, last = objective.route_blocks
+        if not objective.route and (first, last) != (0, 0):
+            raise ConfigError(f"objective.route_blocks: has no effect without objective.route, got {first} {last}")
+        # What needs something of the model.
+        if isinstance(self.model, OriginalDiTConfig):
+            return
         if bool(objective.augment) != self.model.augment_labels:
             raise ConfigError("objective.augment: goes with model.augment_labels, and neither without the other")
         if objective.augment and not isinstance(self.codec, PixelCodecConfig):
             raise ConfigError("objective.augment: is for pixel models")
-        first, last = objective.route_blocks
-        if not objective.route and (first, last) != (0, 0):
-            raise ConfigError(f"objective.route_blocks: has no effect without objective.route, got {first} {last}")
         if objective.route and not 1 <= first <= last <= self.model.trunk_layers:
             most = self.model.trunk_layers
             raise ConfigError(f"objective.route_blocks: two numbers from 1 to {most} are needed, got {first} {last}")
@@ -259,7 +271,7 @@ class RunConfig(BaseRun):
 
     def _check_stages(self) -> None:
         side, factor = self.data.image_size, self.codec.factor
-        if self.stages and self.model.rope != "2d":
+        if self.stages and not isinstance(self.model, OriginalDiTConfig) and self.model.rope != "2d":
             raise ConfigError("stages: need model.rope 2d: with raster positions a row would move at each size")
         for stage in self.stages:
             unit = factor * self.model.side_unit
@@ -281,6 +293,9 @@ class RunConfig(BaseRun):
         for key in ("process", "codec"):  # their defaults are for new runs, not for files
             if key not in data:
                 raise ConfigError(f"missing key {key!r}")
+        model = data.get("model")
+        if isinstance(model, dict):
+            data = {**data, "model": {"kind": "class", **model}}
         return from_dict(cls, {key: value for key, value in data.items() if key != "format"})
 
 

@@ -203,8 +203,8 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Noise times and loss of training. Flow: t = sigmoid(time_mean + time_std·normal). DDPM draws its indices
-    uniformly."""
+    """Noise times and loss of training. Flow: t = sigmoid(time_mean + time_std·normal), or uniform. DDPM draws its
+    indices uniformly."""
 
     time_mean: float = 0.0
     """Mean before the sigmoid; above 0 = more noise."""
@@ -229,6 +229,8 @@ class ObjectiveConfig:
     """Share of the image tokens that skip the blocks of route_blocks: cheaper steps for long sequences."""
     route_blocks: tuple[int, int] = (0, 0)
     """First and last of those blocks, counted from 1."""
+    times: Literal["logit-normal", "uniform"] = "logit-normal"
+    """Distribution of flow's times: logit-normal, by time_mean and time_std; or uniform, as in SiT."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ class FlowConfig:
         return SamplingConfig("heun", 25, 1.5, "all")
 
 
+SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
+"""SiT (Ma et al. 2024): velocity of the straight path from noise at 0 to data at 1, t given as it is."""
+
+
 @dataclass(frozen=True)
 class ClassConditionerConfig:
     """Class labels; `names[i]` is the name of class i, None = unknown."""

@@ -13,6 +13,9 @@ from ldit.config.sections import ObjectiveConfig
 from ldit.diffusion.process import CLEAN, MOST_STEPS, Denoised, Level, Predict, output_of, per_sample
 
 LEAST_TIME = 0.05  # t is clamped to this where a data prediction is turned into a velocity (JiT)
+LEAST_LENGTH = 0.1
+"""A velocity shorter than this counts as this long where directions are compared. A fresh network predicts zero: its
+gradient would be 1e7 times that of the squared error, and rounding would decide where it points."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,12 @@ class Flow:
         return 0.0
 
     def draw_times(self, generators: Sequence[torch.Generator], config: ObjectiveConfig) -> Tensor:
-        """Logit-normal, t = sigmoid(mean + std·normal) (Esser et al. 2024), then the resolution shift."""
-        normal = torch.cat([torch.randn((1,), generator=one) for one in generators])
-        t = torch.sigmoid(config.time_mean + config.time_std * normal)
+        """Logit-normal, t = sigmoid(mean + std·normal) (Esser et al. 2024), or uniform; then the resolution shift."""
+        if config.times == "uniform":
+            t = torch.cat([torch.rand((1,), generator=one) for one in generators])
+        else:
+            normal = torch.cat([torch.randn((1,), generator=one) for one in generators])
+            t = torch.sigmoid(config.time_mean + config.time_std * normal)
         return self.shift * t / (1.0 + (self.shift - 1.0) * t)
 
     def times_at(self, share: Tensor) -> Tensor:
@@ -93,7 +99,7 @@ class Flow:
             over = t.clamp(min=LEAST_TIME) if self.prediction == "x0" else t
             losses["loss"] = mse * snr * over.square()
         if self.direction:
-            losses["direction"] = per_sample(1.0 - F.cosine_similarity(velocity, target, dim=1))
+            losses["direction"] = per_sample(1.0 - F.cosine_similarity(velocity, target, dim=1, eps=LEAST_LENGTH))
             losses["loss"] = losses["loss"] + self.direction * losses["direction"]
         return losses
 

@@ -7,7 +7,7 @@ computes the metrics and writes the files.
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ldit.config.run import MOST_SECONDS
 from ldit.config.sections import ParallelConfig
 from ldit.data.formats.heldout import share_of
 from ldit.errors import EvaluationError
+from ldit.eval.compare import compared, table_of
 from ldit.eval.extractors.extractor import open_named
 from ldit.eval.extractors.inception_weights import fetch_weights
 from ldit.eval.features import Extractor
@@ -37,12 +38,14 @@ from ldit.eval.metrics.metrics import (
 )
 from ldit.eval.outputs import check_outputs, check_statistics_file, write_outputs
 from ldit.eval.reference import Statistics, open_reference, write_statistics
-from ldit.eval.report import depends, remarks, table, too_few
+from ldit.eval.report import depends, number, remarks, table, too_few
 from ldit.figure import check_plotting
 from ldit.log import logger
 from ldit.parallel.world import World, joined, report_once
 from ldit.pipeline.load import process_device
 from ldit.pipeline.sets.stream import GeneratedStream, ImageStream, check_there, is_images, open_stream
+from ldit.storage.atomic import json_text
+from ldit.storage.outputs import put
 from ldit.training.telemetry import peak_memory
 from ldit.version import __version__
 
@@ -52,6 +55,8 @@ PROTOCOL = 50_000
 """The usual number of images, and the default for a checkpoint."""
 TOGETHER = ParallelConfig(timeout=MOST_SECONDS)
 """A long timeout: shares differ, and the main process computes the metrics alone, which may take hours."""
+References = dict[tuple[tuple[int, int], MetricPlan], tuple[Reference, dict[str, Any]]]
+"""What was measured of a reference, for samples of a size and a plan."""
 _OWN = ("source", "batch_size", "device")  # fields of a ModelRequest that also apply to existing images
 
 
@@ -65,6 +70,8 @@ def check_evaluation(request: EvaluateRequest) -> None:
     if request.bootstrap and not request.components:
         raise EvaluationError("intervals need principal components: give their number (--components 64)")
     if request.figure is not None:
+        if request.others:
+            raise EvaluationError("figure: is of one source; leave out the others")
         check_plotting(request.figure, "figure")
 
 
@@ -80,7 +87,44 @@ def evaluate(request: EvaluateRequest, say: Callable[[str], None]) -> dict[str, 
         device = process_device(request.device)
         weights = world.from_rank0(lambda: _weights(request))
         extractor = world.run_on_all(lambda: open_named(request.extractor, Path(weights) if weights else None, device))
+        if request.others:
+            return _evaluate_several(request, extractor, world, say)
         return evaluate_with(request, extractor, world, say)
+
+
+def _evaluate_several(
+    request: EvaluateRequest, extractor: Extractor, world: World, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """One report of all sources (`ldit.eval.compare`). All are opened before the first is measured."""
+    sources = (request.source, *request.others)
+    alone = [replace(request, source=source, others=(), json=None, figure=None) for source in sources]
+
+    def check() -> None:
+        for one in alone:
+            if world.is_main:
+                check_outputs(request.json, None, (one.source, one.reference))
+            _open_samples(one)
+
+    world.run_on_all(check)
+    known: References = {}
+    reports = []
+    for one in alone:
+        found = evaluate_with(one, extractor, world, known=known)
+        if world.is_main:
+            values = ", ".join(f"{name} {number(found[name])}" for name in found["figures"])
+            logger.info("%s: %s", one.source, values)
+        reports.append(found)
+
+    def finish() -> dict[str, Any]:
+        report = compared(reports)
+        try:
+            say(table_of(report))
+        finally:
+            if request.json is not None:
+                put(request.json, json_text(report))
+        return report
+
+    return world.from_rank0(finish)
 
 
 def _share_of(source: str) -> str | None:
@@ -102,12 +146,17 @@ def _weights(request: Features) -> str | None:
 
 
 def evaluate_with(
-    request: EvaluateRequest, extractor: Extractor, world: World, say: Callable[[str], None] = lambda text: None
+    request: EvaluateRequest,
+    extractor: Extractor,
+    world: World,
+    say: Callable[[str], None] = lambda text: None,
+    known: References | None = None,
 ) -> dict[str, Any]:
-    """The report of `evaluate` with an open extractor, on every rank of `world`."""
-    began, compared, block = time.perf_counter(), (request.source, request.reference), request.batch_size
+    """The report of `evaluate` with an open extractor, on every rank of `world`. `known` keeps what was measured of the
+    reference, for other sources of this size."""
+    began, pair, block = time.perf_counter(), (request.source, request.reference), request.batch_size
     # Open both sides and decide which metrics to compute, before any image is sampled or read.
-    world.from_rank0(lambda: check_outputs(request.json, request.figure, compared))
+    world.from_rank0(lambda: check_outputs(request.json, request.figure, pair))
     samples = world.run_on_all(lambda: _open_samples(request))
     against = world.run_on_all(
         lambda: open_reference(
@@ -116,14 +165,18 @@ def evaluate_with(
     )
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)
-    warnings = world.from_rank0(lambda: remarks(samples, against, compared, "is" in plan.metrics))
+    warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics))
     if world.is_main:
         for line in missing:
             logger.info("left out: %s", line)
         for line in warnings:
             logger.warning("%s", line)
     # Features of the reference first, so that an unusable one is found before images are sampled.
-    reference, about = measure_reference(against, extractor, plan, world, block)
+    known = {} if known is None else known
+    key = (samples.size, plan)
+    if key not in known:
+        known[key] = measure_reference(against, extractor, plan, world, block)
+    reference, about = known[key]
     world.from_rank0(lambda: check_reference(reference, plan, request.reference))
     # Features of the samples.
     collected = collect(samples.blocks(world.rank, world.size), extractor, plan.rows, world, samples.count)
@@ -131,7 +184,7 @@ def evaluate_with(
     def finish() -> dict[str, Any]:
         # The metrics and what they depend on.
         report = _report(collected, reference, plan, extractor, samples, process_device(request.device))
-        report |= {"compared": list(compared), "num_samples": collected.count}
+        report |= {"compared": list(pair), "num_samples": collected.count}
         report |= {"num_reference": reference.count, **depends(extractor, samples, about)}
         report |= {"seconds": time.perf_counter() - began, "peak_memory": peak_memory(world.device)}
         report |= {"processes": world.size, "device": str(process_device(request.device))}

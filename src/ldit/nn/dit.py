@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldit.config.model import ClassModelConfig, TextModelConfig
 from ldit.nn.conditioning import LabelEmbedder, TextCondition, TimestepEmbedder, TrainingInputs
-from ldit.nn.layers import Attention, RMSNorm, SwiGLU, dropped, gated_add, modulate
+from ldit.nn.layers import Attention, RMSNorm, SwiGLU, Transformer, dropped, gated_add, modulate
 from ldit.nn.rope import GridScale, unrotated
 from ldit.nn.tokens import TextLayout, patchify, rope_table, split_patches, unpatchify
 
@@ -101,7 +101,7 @@ class Modulations(NamedTuple):
     mid: Tensor | None
 
 
-class DiT(nn.Module):
+class DiT(Transformer):
     """The diffusion transformer. `forward` is deterministic: no label dropout, no guidance, no random numbers.
 
     Class models: `model(x, t, y)` with x (B, C, H, W), t (B,) and integer labels y (B,). Text models:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldit.config.model import OriginalDiTConfig
 from ldit.nn.conditioning import LabelEmbedder, TimestepEmbedder
 from ldit.nn.dit import FinalLayer
-from ldit.nn.layers import attend, gated_add, modulate
+from ldit.nn.layers import QKVAttention, Transformer, gated_add, modulate
 from ldit.nn.rope import AS_TRAINED, GridScale, ntk_factors
 from ldit.nn.tables import TableCache
 from ldit.nn.tokens import unpatchify
@@ -33,18 +33,10 @@ def position_table(rows: int, columns: int, dim: int, grid: GridScale = AS_TRAIN
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()[None]
 
 
-class _Attention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)  # rows: q, then k, then v, heads-major
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, softmax: float = 1.0) -> Tensor:
-        """x (B, T, D) -> (B, T, D); the logits are multiplied by `softmax`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
-        scale = None if softmax == 1.0 else softmax * q.shape[-1] ** -0.5
-        return self.proj(attend(q, k, v, scale=scale).transpose(1, 2).flatten(2))
+def fixed_table(config: OriginalDiTConfig) -> Tensor:
+    """The position table of the training size, (1, T, D): the parameter `pos_embed`, which is not trained."""
+    side = config.input_size // config.patch_size
+    return position_table(side, side, config.hidden_size)
 
 
 class _MLP(nn.Module):
@@ -61,7 +53,7 @@ class _Block(nn.Module):
     def __init__(self, dim: int, heads: int, hidden: int, second_eps: float) -> None:
         super().__init__()
         self.second_eps = second_eps
-        self.attn = _Attention(dim, heads)
+        self.attn = QKVAttention(dim, heads)
         self.mlp = _MLP(dim, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
@@ -82,7 +74,7 @@ class _PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)  # (B, T, D)
 
 
-class OriginalDiT(nn.Module):
+class OriginalDiT(Transformer):
     """`model(x, t, y)`: x (B, C, H, W), t (B,) as the sinusoids take it, y (B,) labels -> (B, C or 2C, H, W).
 
     At sizes other than `input_size` the position table is computed for that grid, scaled by `grid` if given.
@@ -118,11 +110,10 @@ class OriginalDiT(nn.Module):
         )
         # diffusers' DiT differs in two constants: the divisor of the time's frequencies, and one eps in each block.
         is_diffusers = variant == "diffusers"
-        side = input_size // patch_size
         self.x_embedder = _PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size, last=is_diffusers)
         self.y_embedder = LabelEmbedder(num_classes, class_dropout_prob > 0, hidden_size)
-        self.pos_embed = nn.Parameter(position_table(side, side, hidden_size), requires_grad=False)
+        self.pos_embed = nn.Parameter(fixed_table(self.config), requires_grad=False)
         self._tables = TableCache(_MOST_TABLES)  # of other grids than the stored one
         hidden = round(hidden_size * mlp_ratio)
         eps = DIFFUSERS_EPS if is_diffusers else NORM_EPS
@@ -139,8 +130,9 @@ class OriginalDiT(nn.Module):
         # Patches to tokens (B, T, D), plus a position.
         tokens = self.x_embedder(x) + self.position(rows, columns, grid)
         vector = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
-        for block in self.blocks:
-            modulation = cast(_Block, block).adaLN_modulation(vector).unflatten(-1, (6, -1))
+        # The modulations of all blocks, then the blocks: under FSDP they are a unit of their own.
+        modulations = [cast(_Block, block).adaLN_modulation(vector).unflatten(-1, (6, -1)) for block in self.blocks]
+        for block, modulation in zip(self.blocks, modulations, strict=True):
             tokens = block(tokens, modulation, 1.0 if grid is None else grid.softmax)
         # Tokens to patches of the output.
         out = self.final_layer(tokens, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1)))

@@ -16,6 +16,11 @@ from ldit.nn.rope import rotate
 QK_NORM_EPS = 1e-5  # a constant of the original, independent of norm_eps
 
 
+class Transformer(nn.Module):
+    """A network whose forward pass is mostly that of its `blocks`, each with an `adaLN_modulation` (None: they share
+    one). Parallelism, recomputation and compilation take the blocks one by one."""
+
+
 class RMSNorm(nn.Module):
     """x · rsqrt(mean(x²) + eps) · weight over the last axis, statistics in fp32 (Zhang & Sennrich 2019)."""
 
@@ -175,3 +180,19 @@ class Attention(nn.Module):
             out = out + text * self.gate.tanh()[None, :, None, None]
         out = self.wo(out.transpose(1, 2).flatten(2))
         return out if values is None else (out, values)
+
+
+class QKVAttention(nn.Module):
+    """Self-attention of the original DiT: queries, keys and values from one linear layer, no norms, no rotation."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)  # rows: q, then k, then v, heads-major
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, softmax: float = 1.0) -> Tensor:
+        """x (B, T, D) -> (B, T, D); the logits are multiplied by `softmax`."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+        scale = None if softmax == 1.0 else softmax * q.shape[-1] ** -0.5
+        return self.proj(attend(q, k, v, scale=scale).transpose(1, 2).flatten(2))

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ldit.config.sections import ParallelConfig
 from ldit.nn.dit import DiT
+from ldit.nn.layers import Transformer
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import REPLICATE, SHARD, World
 
@@ -37,8 +38,8 @@ def parallelise(
 ) -> dict[str, Layout]:
     """Change `model` in place; returns the layout of every parameter by name, in the order of the network.
 
-    `compute` and `reduce` are the dtypes of FSDP's computation and gradient sums. Networks other than DiT, such as
-    autoencoders, are one FSDP unit and are not cut by tensor parallelism.
+    `compute` and `reduce` are the dtypes of FSDP's computation and gradient sums. Networks without blocks, such as
+    autoencoders, are one FSDP unit. Only Large-DiT is cut by tensor parallelism.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     # Tensor parallelism: each process keeps its part of every matrix.
@@ -48,7 +49,7 @@ def parallelise(
         from ldit.parallel.tensor import cut_layers
 
         axes = cut_layers(model, group)
-    blocks: list[nn.Module] = [*model.blocks] if isinstance(model, DiT) else []
+    blocks = _blocks(model)
     # Activation checkpointing, block by block.
     if config.recompute != "none":
         for block in blocks:
@@ -83,7 +84,7 @@ def _shard(
         param_dtype=None if compute == torch.float32 else compute, reduce_dtype=reduce, cast_forward_inputs=False
     )
     mesh = world.mesh[REPLICATE, SHARD] if world.replicate > 1 else world.mesh[SHARD]
-    blocks = model.blocks if isinstance(model, DiT) else []
+    blocks = _blocks(model)
     modulations = [block.adaLN_modulation for block in blocks if block.adaLN_modulation is not None]
     if modulations:
         fully_shard([*modulations], mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
@@ -92,6 +93,11 @@ def _shard(
         reshard = config.reshard and block is not blocks[-1]
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+
+
+def _blocks(model: nn.Module) -> list[Any]:
+    """The blocks of a transformer; of another network none."""
+    return [*model.blocks] if isinstance(model, Transformer) else []  # type: ignore[misc]
 
 
 def sync_gradients(model: nn.Module, on: bool) -> None:

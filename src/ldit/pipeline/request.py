@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldit.codecs.conditioners import Conditioner, build_conditioner
-from ldit.config.model import OriginalDiTConfig, TextModelConfig
+from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import INTERNAL, SamplingRequest
 from ldit.config.spec import ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.diffusion.build import build_process
@@ -109,7 +109,7 @@ def check_request(
     # Everything that the spec's sampling section has a default for.
     steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
     internal = request.guide == INTERNAL
-    if internal and (isinstance(spec.model, OriginalDiTConfig) or not spec.model.mid_layer):
+    if internal and not spec.model.mid_layer:
         raise RequestError(f"guide {INTERNAL}: the model has no second head (model.mid_layer)")
     has_guide = internal or guide is not None
     guidance = _guidance(spec, request.guidance, conditioner.is_unconditional and not has_guide)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.open import open_source
-from ldit.config.model import TextModelConfig
-from ldit.config.spec import ModelSpec
+from ldit.checkpoint.layouts.dit_pt import DIT, ProcessName, is_pt
+from ldit.checkpoint.open import Source, open_source
+from ldit.config.model import OriginalDiTConfig, TextModelConfig
+from ldit.config.spec import SIT, ModelSpec
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.training.state import TrainState
@@ -58,7 +59,7 @@ def start_from(name: str, ema: bool, spec: ModelSpec, state: TrainState) -> None
 
     Every rank calls it and fills its own part. It logs what was taken, and warns of differences that shapes do not
     show."""
-    source, weights, report = open_source(name, ema=ema), state.weights, StartReport()
+    source, weights, report = _opened(name, ema, spec), state.weights, StartReport()
     shapes = {name: layout.shape for name, layout in zip(weights.names, weights.layouts, strict=True)}
     null, source_null = _null(spec), _null(source.spec)
     tensors = source.tensors(ema)
@@ -71,6 +72,16 @@ def start_from(name: str, ema: bool, spec: ModelSpec, state: TrainState) -> None
     _warn_of_differences(source.spec, spec)
 
 
+def _opened(name: str, ema: bool, spec: ModelSpec) -> Source:
+    """The source. A DiT or SiT file that does not state heads and process is taken to have those of this run."""
+    if not is_pt(name) or not isinstance(spec.model, OriginalDiTConfig):
+        return open_source(name, ema=ema)
+    process: ProcessName | None = None
+    if spec.process in (DIT, SIT):
+        process = "ddpm" if spec.process == DIT else "flow"
+    return open_source(name, spec.model.num_heads, ema, process)
+
+
 def _null(spec: ModelSpec) -> int | None:
     """The label table's row of the null class; None for text models."""
     return None if isinstance(spec.model, TextModelConfig) else spec.model.null_class
@@ -78,7 +89,8 @@ def _null(spec: ModelSpec) -> int | None:
 
 def _warn_of_differences(source: ModelSpec, spec: ModelSpec) -> None:
     """Warn of settings that shapes do not show, under which the network would use the same weights differently."""
-    model = ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind", "input_size", "mid_layer", "fine_layers")
+    llama = ("n_heads", "n_kv_heads", "rope", "qk_norm", "kind", "input_size", "mid_layer", "fine_layers")
+    model = (*llama, "num_heads", "variant")
     codec = ("kind", "scale", "shift", "factor")
     keys = [*(("model", key) for key in model), ("process", None), *(("codec", key) for key in codec)]
     for section, key in keys:

@@ -18,12 +18,15 @@ from ldit.training.muon import Muon, MuonSettings
 from ldit.training.weights import Weights
 
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
-_MATRIX = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w\w*\.weight")
-_ADALN = re.compile(r"(layers\.\d+\.)?adaLN_modulation\.1\.weight")
-_ADALN_PIECES = 6
+# Matrices of Large-DiT's blocks, and of the original DiT's.
+_MATRIX = re.compile(r"layers\.\d+\.(attention|feed_forward)\.w\w*\.weight|blocks\.\d+\.(attn|mlp)\.\w+\.weight")
+_ADALN = re.compile(r"((layers|blocks)\.\d+\.)?adaLN_modulation\.1\.weight")
+_QKV = re.compile(r"blocks\.\d+\.attn\.qkv\.weight")
 _CONDITIONED = re.compile(r"adaLN_modulation|t_embedder")  # their input is the conditioning vector
 # Matrices whose inputs become more with the width: all but the embedders of patches, classes and texts.
-_HIDDEN = re.compile(r"(layers\.\d+\.|adaLN_modulation|final_layer|mid_head|split|t_embedder\.mlp\.2)\S*weight")
+_HIDDEN = re.compile(
+    r"((layers|blocks)\.\d+\.|adaLN_modulation|final_layer|mid_head|split|t_embedder\.mlp\.2)\S*weight"
+)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALAR = Layout(())
 
@@ -43,7 +46,8 @@ class Optimizer:
             raise ConfigError(
                 "optim.kind: muon is for attention and FFN matrices named as DiT's; this network has none"
             )
-        rows = list(zip(weights.names, weights.masters, weights.layouts, chosen, strict=True))
+        every = zip(weights.names, weights.masters, weights.layouts, chosen, strict=True)
+        rows = [row for row in every if row[0] not in weights.fixed]
         self.matrices = {name: master for name, master, _, muon in rows if muon}
         self.others = {name: master for name, master, _, muon in rows if not muon}
         self._layouts = {name: layout for name, _, layout, _ in rows}
@@ -60,7 +64,7 @@ class Optimizer:
             self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
         # bf16 is usual. Runs in fp32 use fp32, so that different world sizes agree more closely.
         own = torch.float32 if weights.compute == torch.float32 else torch.bfloat16
-        pieces = tuple(_ADALN_PIECES if _ADALN.fullmatch(name) else 1 for name in self.matrices)
+        pieces = tuple(6 if _ADALN.fullmatch(name) else 3 if _QKV.fullmatch(name) else 1 for name in self.matrices)
         self.muon = Muon(
             list(self.matrices.values()),
             [self._layouts[name] for name in self.matrices],
@@ -79,7 +83,9 @@ class Optimizer:
         inputs at the base width over the one here (muP, Yang et al. 2022), else 1. A rank may hold no row of a small
         tensor; those are left out."""
         groups: dict[float, list[nn.Parameter]] = {}
-        width = next((layout.shape[0] for name, layout in self._layouts.items() if name == "x_embedder.weight"), None)
+        ends = {"x_embedder.weight": COND_MOST, "x_embedder.proj.weight": None}  # the original DiT has no bound
+        first = next((name for name in self._layouts if name in ends), None)
+        width, bound = (None, None) if first is None else (self._layouts[first].shape[0], ends[first])
         if base_width and width is None:
             raise ConfigError("optim.base_width: is for networks whose parameters are named as DiT's")
         for name, p in self.others.items():
@@ -87,7 +93,7 @@ class Optimizer:
             share = 1.0
             if base_width and width and is_hidden:
                 # The conditioning vector is as wide as the network only up to a bound.
-                most = COND_MOST if _CONDITIONED.search(name) else width + base_width
+                most = bound if bound and _CONDITIONED.search(name) else width + base_width
                 share = min(base_width, most) / min(width, most)
             if p.numel():
                 groups.setdefault(share, []).append(p)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ldit.data.batch import Batch
-from ldit.nn.layers import Attention
+from ldit.nn.layers import Attention, QKVAttention
 from ldit.nn.rope import rotate
 from ldit.parallel.world import World
 
@@ -78,7 +78,7 @@ def peak_memory(device: torch.device) -> int:
 
 def largest_logits(model: nn.Module, forward: Callable[[], object], world: World) -> list[float]:
     """max |q·k| / sqrt(d) of each layer's self-attention during `forward()`, over all heads, images and ranks;
-    empty for a network without `ldit.nn.layers.Attention`.
+    empty for a network without the attention of `ldit.nn.layers`.
 
     It uses module hooks, so compiled blocks must run eagerly meanwhile.
     """
@@ -87,6 +87,8 @@ def largest_logits(model: nn.Module, forward: Callable[[], object], world: World
     for module in model.modules():
         if isinstance(module, Attention):
             handles += _watch(module, maxima)
+        elif isinstance(module, QKVAttention):
+            handles.append(_watch_qkv(module, maxima))
     try:
         forward()
     finally:
@@ -114,11 +116,26 @@ def _watch(attention: Attention, maxima: list[Tensor]) -> list[torch.utils.hooks
     def conclude(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         q, k = (rotate(seen.pop(name), args[1]).float().transpose(1, 2) for name in ("q", "k"))  # (B, heads, N, d)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped-query attention: a key for each query head
-        parts = [(a @ b.transpose(-1, -2)).abs().amax() for a, b in zip(q, k, strict=True)]  # an image at a time
-        maxima.append(torch.stack(parts).amax() / attention.head_dim**0.5)
+        maxima.append(_largest(q, k))
 
     return [
         attention.q_norm.register_forward_hook(keep("q")),
         attention.k_norm.register_forward_hook(keep("k")),
         attention.register_forward_hook(conclude),
     ]
+
+
+def _watch_qkv(attention: QKVAttention, maxima: list[Tensor]) -> torch.utils.hooks.RemovableHandle:
+    """The same for attention whose queries and keys are the first two thirds of one linear layer's output."""
+
+    def conclude(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        q, k, _ = out.detach().float().unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
+        maxima.append(_largest(q, k))
+
+    return attention.qkv.register_forward_hook(conclude)
+
+
+def _largest(q: Tensor, k: Tensor) -> Tensor:
+    """max |q·k| / sqrt(d) of queries and keys (B, heads, N, d), one image at a time."""
+    parts = [(a @ b.transpose(-1, -2)).abs().amax() for a, b in zip(q, k, strict=True)]
+    return torch.stack(parts).amax() / q.shape[-1] ** 0.5

@@ -15,7 +15,8 @@ Read = Callable[[str, Layout, Part], Tensor]
 
 
 class Weights:
-    """`masters[i]` is this rank's part of parameter `names[i]`. It is an ordinary fp32 tensor in all three cases:
+    """`masters[i]` is this rank's part of parameter `names[i]`; `fixed` names parameters that are not trained. A master
+    is an ordinary fp32 tensor in all three cases:
 
     - one process in fp32: the network's own parameter;
     - one process in bf16 or fp16: a separate tensor; the network holds a low-precision copy;
@@ -46,6 +47,7 @@ class Weights:
             model.to(compute)
         model.to_empty(device=device)
         self._own: list[Tensor] = list(model.parameters())
+        self.fixed = frozenset(name for name, own in zip(self.names, self._own, strict=True) if not own.requires_grad)
         # The master of each parameter, in one of the three cases.
         self.masters: list[nn.Parameter] = []
         for index, own in enumerate(self._own):
@@ -53,7 +55,8 @@ class Weights:
                 self.masters.append(nn.Parameter(own.to_local().detach(), requires_grad=False))
             elif self._copied:
                 self.masters.append(nn.Parameter(torch.empty_like(own, dtype=torch.float32), requires_grad=False))
-                own.register_post_accumulate_grad_hook(self._into(index))
+                if own.requires_grad:
+                    own.register_post_accumulate_grad_hook(self._into(index))
             else:
                 assert isinstance(own, nn.Parameter)
                 self.masters.append(own)

@@ -7,6 +7,7 @@ import argparse
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ from ldit.config.assets import imagenet_names
 from ldit.config.model import OriginalDiTConfig
 from ldit.config.presets import ORIGINAL_DIT_HEADS
 from ldit.config.spec import (
+    SIT,
     AutoencoderConfig,
     ClassConditionerConfig,
     DDPMConfig,
-    FlowConfig,
     ModelSpec,
     ProcessConfig,
 )
@@ -30,8 +31,6 @@ from ldit.storage.pickled import as_state, load_pickled
 ProcessName = Literal["ddpm", "flow"]
 DIT = DDPMConfig()
 """DiT (Peebles and Xie 2023)."""
-SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)
-"""SiT (Ma et al. 2024): velocity of the straight path from noise at 0 to data at 1, t given as it is."""
 
 _VAES = {word: f"stabilityai/sd-vae-ft-{word}" for word in ("mse", "ema")}
 _VAE = _VAES["mse"]
@@ -100,8 +99,9 @@ def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | Non
     return SIT if sit else DIT
 
 
-def check_dit_pt(spec: ModelSpec) -> None:
-    """SourceError naming everything about the model that such a file cannot express."""
+def check_dit_pt(spec: ModelSpec) -> list[str]:
+    """What such a file leaves out of the model, which its readers must be told; SourceError naming everything that they
+    would read wrongly."""
     model = spec.model
     if not isinstance(model, OriginalDiTConfig):
         raise SourceError(
@@ -110,18 +110,25 @@ def check_dit_pt(spec: ModelSpec) -> None:
     problems = []
     if model.variant != "original":
         problems.append(f"variant {model.variant!r}")
-    if spec.process != DIT:
-        problems.append(f"process {spec.process.kind!r}")
-    if spec.codec not in [AutoencoderConfig(name) for name in _VAES.values()]:
-        problems.append(f"a codec other than {' and '.join(_VAES.values())} as published")
-    if model.class_dropout_prob == 0:
+    if spec.process not in (DIT, SIT):
+        problems.append(f"process {spec.process.kind!r} of other conventions than SiT's")
+    published = isinstance(spec.codec, AutoencoderConfig) and replace(spec.codec, name=_VAE) == AutoencoderConfig(_VAE)
+    if not published:
+        problems.append(f"a codec with other scale, shift or factor than {_VAE}")
+    if model.null_class is None:
         problems.append("a model without a null class")
-    if spec.class_names not in (None, imagenet_names()):
-        problems.append("class names")
+    if spec.class_names not in (None, imagenet_names()) and model.num_classes == len(imagenet_names()):
+        problems.append("other names of 1000 classes than ImageNet's")
     if ORIGINAL_DIT_HEADS.get((model.hidden_size, model.depth), model.num_heads) != model.num_heads:
         problems.append(f"{model.num_heads} heads at this width and depth")
     if problems:
         raise SourceError(f"a DiT .pt cannot hold: {', '.join(problems)}")
+    left_out = []
+    if spec.class_names not in (None, imagenet_names()):
+        left_out.append(f"the names of the {model.num_classes} classes")
+    if isinstance(spec.codec, AutoencoderConfig) and spec.codec.name not in _VAES.values():
+        left_out.append(f"the autoencoder {spec.codec.name} (readers take {_VAE})")
+    return left_out
 
 
 def codec_of(settings: Mapping[str, Any]) -> AutoencoderConfig:
@@ -132,12 +139,15 @@ def codec_of(settings: Mapping[str, Any]) -> AutoencoderConfig:
 
 def content(spec: ModelSpec, states: Mapping[str, dict[str, Tensor]]) -> dict[str, Any]:
     """What such a file holds of `states`, "model" and "ema": one set of weights bare, as the published files are, where
-    nothing has to be added; else the layout of its train.py, with the autoencoder among the settings."""
+    nothing has to be added; else the layout of its train.py, with autoencoder, path and prediction among the settings.
+    """
+    settings: dict[str, str] = dict(_LEARNT) if spec.process == SIT else {}
     vaes = [word for word, name in _VAES.items() if spec.codec == AutoencoderConfig(name)]
-    settings = argparse.Namespace(vae=vaes[0]) if vaes and spec.codec != AutoencoderConfig(_VAE) else None
-    if settings is None and len(states) == 1:
+    if vaes and spec.codec != AutoencoderConfig(_VAE):
+        settings["vae"] = vaes[0]
+    if not settings and len(states) == 1:
         return dict(next(iter(states.values())))
-    return {**states, **({} if settings is None else {"args": settings})}
+    return {**states, **({"args": argparse.Namespace(**settings)} if settings else {})}
 
 
 def spec_from_shapes(
@@ -166,7 +176,8 @@ def spec_from_shapes(
     heads = heads or ORIGINAL_DIT_HEADS.get((width, depth))
     if heads is None:
         raise SourceError(
-            f"{path}: heads cannot be read from a model of width {width} and depth {depth}; give --heads N"
+            f"{path}: heads cannot be read from a model of width {width} and depth {depth}; give --heads N "
+            f"(ldit convert {path} EXPORT --heads N writes a model that states them)"
         )
     # Images are square.
     side = math.isqrt(tokens)

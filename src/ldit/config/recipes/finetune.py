@@ -1,29 +1,51 @@
-"""A recipe that starts from a bundled model and takes any folder of images."""
+"""Recipes that start from a model and take any folder of images."""
 
 from dataclasses import replace
 
+from ldit.config.model import TextModelConfig
 from ldit.config.recipes.emoji64 import emoji64_class_xs
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, TrainConfig
+from ldit.config.spec import ModelSpec
+from ldit.errors import ConfigError
 
 
 def finetune_small() -> RunConfig:
     """Your own images at 64 px, from the bundled 7.9M model: classes, size and schedule follow from them."""
-    base = emoji64_class_xs()
+    return _finetuned(emoji64_class_xs(), "emoji64-class-xs", 2e-4)
+
+
+def finetune(spec: ModelSpec, source: str) -> RunConfig:
+    """The same from the model `source`, whose network, process, codec and sampling defaults `spec` describes.
+    ConfigError for a text model."""
+    if isinstance(spec.model, TextModelConfig):
+        raise ConfigError(f"{source} is a text model; ldit train trains class models")
+    base = RunConfig(
+        model=spec.model,
+        process=spec.process,
+        codec=spec.codec,
+        sampling=spec.sampling,
+        data=DataConfig("", spec.model.input_size * spec.codec.factor),
+    )
+    return _finetuned(base, source, 1e-4)
+
+
+def _finetuned(base: RunConfig, source: str, rate: float) -> RunConfig:
+    """Warm-up and cool-down are shares of the steps, so that steps alone can be given."""
     return replace(
         base,
-        data=DataConfig("", 64, exif=True, heldout="0.1", fit_model=True),
+        data=DataConfig("", base.data.image_size, exif=True, heldout="0.1", fit_model=True),
         train=TrainConfig(
             steps=2000,
             batch_size=32,
-            lr=2e-4,
+            lr=rate,
             grad_clip=1.0,
             log_every=50,
             checkpoint_every=250,
             sample_every=250,
             warmup_share=0.05,
             cooldown_share=0.2,
-            init_from="emoji64-class-xs",
+            init_from=source,
         ),
         ema=EMAConfig(0.995),
         heldout=HeldoutConfig(every=250, num=256),

@@ -29,6 +29,9 @@ RECIPES = {
     "imagenet256-3b": f"{_HERE}.imagenet:imagenet256_3b",
     "imagenet256-7b": f"{_HERE}.imagenet:imagenet256_7b",
     "imagenet512-3b": f"{_HERE}.imagenet:imagenet512_3b",
+    "dit-xl-2": f"{_HERE}.original_dit:dit_xl_2",
+    "dit-s-2": f"{_HERE}.original_dit:dit_s_2",
+    "sit-xl-2": f"{_HERE}.original_dit:sit_xl_2",
 }
 """Name -> "module:function", imported on demand."""
 EXPERIENCE = {
@@ -43,6 +46,9 @@ EXPERIENCE = {
     "imagenet256-3b": ("8 GPUs of 80 GB", "the original's settings, not run here"),
     "imagenet256-7b": ("8 GPUs of more than 80 GB", "the original's settings, not run here"),
     "imagenet512-3b": ("8 GPUs of 80 GB", "the original's settings, not run here"),
+    "dit-xl-2": ("8 GPUs of 40 GB", "DiT's settings, not run here"),
+    "dit-s-2": ("one GPU", "DiT's settings, not run here"),
+    "sit-xl-2": ("8 GPUs of 40 GB", "SiT's settings, not run here"),
 }
 """Name -> (hardware and time, where the result is described), as far as it was run."""
 _LOADED: dict[str, Path] = {}
@@ -82,15 +88,22 @@ def find_experiment(name: str) -> Experiment:
         return _from_file(Path(file), function)
     if name.endswith(".py"):
         raise ConfigError(f"{name}: name its function too, {name}:FUNCTION")
-    folder = Path(name)
-    if name not in RECIPES and (folder / "config.json").is_file():
-        return Experiment(config=_from_run(folder))
+    if is_run_directory(name):
+        return Experiment(config=_from_run(Path(name)))
     return Experiment(config=recipe(name))
 
 
 def is_run_directory(name: str) -> bool:
-    """Whether NAME in `ldit train NAME` is a run directory, which then is also --out."""
-    return name not in RECIPES and (Path(name) / "config.json").is_file()
+    """Whether NAME in `ldit train NAME` is a run directory, which then is also --out. A model has a config.json too,
+    whose format is a number."""
+    file = Path(name) / "config.json"
+    if name in RECIPES or not file.is_file():
+        return False
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # of which reading will say what is wrong
+    return not isinstance(content, dict) or not isinstance(content.get("format"), int)
 
 
 def _from_run(folder: Path) -> BaseRun:

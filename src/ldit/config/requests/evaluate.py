@@ -32,6 +32,9 @@ class EvaluateRequest(Features, ModelRequest):
     """What is measured: a checkpoint (anything that `ldit sample` takes), whose images are sampled now, or existing
     images: a folder, PATH@heldout or PATH@train for the parts of its held-out list, an .npz with arr_0, or the bundled
     "emoji64"."""
+    others: tuple[str, ...] = field(default=(), metadata=flag(positional=True, group="What", metavar="[SOURCE ...]"))
+    """Further sources, measured against the same reference in the same way: one table has all of them, and what differs
+    between their configurations."""
     reference: str = field(metadata=flag(group="What"))
     """What it is compared with: an .npz of statistics (from guided-diffusion or `ldit stats`) or of images, a folder of
     images, or a bundled set."""

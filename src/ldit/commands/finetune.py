@@ -1,0 +1,40 @@
+"""What `ldit train NAME` trains: a recipe, a run, or a model, which is fine-tuned."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ldit.config.assets import ASSETS
+from ldit.config.experiment import Experiment
+from ldit.config.recipes.finetune import finetune
+from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory
+from ldit.config.spec import AutoencoderConfig
+from ldit.storage.hub import is_hub_id
+
+
+def experiment_of(name: str) -> Experiment:
+    """A registered recipe, FILE.py:FUNCTION or run directory (`find_experiment`); or any model that can be sampled
+    from (file, folder, bundled name, Hub id), with the recipe `finetune`. ConfigError or SourceError when NAME is
+    nothing of these."""
+    return _finetuning(name) if _is_model(name) else find_experiment(name)
+
+
+def _is_model(name: str) -> bool:
+    """Whether NAME is a model rather than a recipe or run. Whether it is a sound one shows when it is opened."""
+    if name in RECIPES or ".py" in Path(name.partition(":")[0]).suffixes or is_run_directory(name):
+        return False
+    return Path(name).exists() or (ASSETS / "models" / name / "config.json").is_file() or is_hub_id(name)
+
+
+def _finetuning(name: str) -> Experiment:
+    from ldit.checkpoint.open import open_source
+    from ldit.codecs.open import private_codec
+
+    source = open_source(name)
+    spec = source.spec
+    # A codec beside the model is named by its path: the run is elsewhere.
+    if isinstance(spec.codec, AutoencoderConfig):
+        own = source.path if source.path.is_dir() else source.path.parent
+        folder = private_codec(spec.codec.name, own)
+        if folder is not None:
+            spec = replace(spec, codec=replace(spec.codec, name=str(folder.resolve())))
+    return Experiment(config=finetune(spec, name))

@@ -1,0 +1,71 @@
+"""Several sources in one table."""
+
+import json
+from pathlib import Path
+
+import pytest
+from eval.evaluation import SIDE, Stub, folder, noise
+from folders import make_folder, over
+
+import ldit
+from ldit.cli.main import main
+from ldit.config.requests.evaluate import EvaluateRequest
+from ldit.errors import EvaluationError, LditError
+from ldit.eval import evaluate as evaluation
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    made = Stub()
+    monkeypatch.setattr(evaluation, "open_named", lambda *arguments: made)
+    return made
+
+
+def test_folders_side_by_side(tmp_path: Path, stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values of each source as alone, in one table; the reference goes through the network once."""
+    for name, count, seed in (("a", 12, 1), ("b", 15, 2), ("real", 20, 3)):
+        folder(tmp_path / name, noise(count, seed))
+    a, b, real = (str(tmp_path / name) for name in ("a", "b", "real"))
+    alone = [ldit.evaluate(source, real, extractor="stub") for source in (a, b)]
+    stub.seen = 0
+    report = tmp_path / "both.json"
+    assert main(["evaluate", a, b, "--reference", real, "--extractor", "stub", "--json", str(report)]) == 0
+    assert stub.seen == 12 + 15 + 20
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[0] == f"against {real}"
+    assert lines[1].split() == ["source", "fd_stub", "↓", "precision", "↑", "recall", "↑", "kid", "↓"]
+    assert lines[2].startswith("a ") and lines[3].startswith("b ")
+    found = json.loads(report.read_text())
+    for one, expected in zip(found["reports"], alone, strict=True):
+        assert one["fd_stub"] == expected["fd_stub"] and one["compared"] == expected["compared"]
+    assert found["differences"]["images"] == ["12", "15"]
+    assert "extractor stub 000000000000" in said and "resize none" in said.split("what differs")[0]
+    # The report may be replaced by another of these commands.
+    assert main(["evaluate", b, a, "--reference", real, "--extractor", "stub", "--json", str(report)]) == 0
+
+
+def test_runs_show_what_differs(tmp_path: Path, stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two runs that differ in a rate and a width: those two settings, and nothing that is the same."""
+    data = make_folder(tmp_path / "data")
+    for name, changes in (("one", {}), ("two", {"train.lr": 5e-4, "model.dim": 32})):
+        ldit.train(over(data, changes), tmp_path / name)
+    sources = [str(tmp_path / "one"), str(tmp_path / "two" / "checkpoints" / "step-00000002")]
+    flags = ["--reference", str(data), "--num", "6", "--steps", "1", "--extractor", "stub"]
+    assert main(["evaluate", *sources, *flags]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.split("what differs")[1].splitlines()}
+    assert rows["model.dim"] == ["16", "32"] and rows["train.lr"] == ["0.001", "0.0005"]
+    assert not any(key.startswith(("train.steps", "data.", "ema.", "process.")) for key in rows)
+
+
+def test_all_are_opened_before_the_first_is_measured(tmp_path: Path, stub: Stub) -> None:
+    folder(tmp_path / "a", noise(8, 1))
+    source = str(tmp_path / "a")
+    (tmp_path / "notes.txt").write_text("none")
+    for wrong in (str(tmp_path / "absent"), str(tmp_path / "notes.txt")):
+        with pytest.raises(LditError):
+            evaluation.evaluate(EvaluateRequest(source=source, others=(wrong,), reference=source), print)
+    assert stub.seen == 0 and SIDE == 8
+    request = EvaluateRequest(source=source, others=(source,), reference=source, figure=tmp_path / "f.png")
+    with pytest.raises(EvaluationError, match="figure: is of one source"):
+        evaluation.evaluate(request, print)
