@@ -25,6 +25,7 @@ VARIANTS = "tests/nn/test_variants.py"
 TRAIN, DATA, SHARED = "tests/training", "tests/data", "tests/distributed"
 CHECKPOINT = "tests/checkpoint tests/storage"
 EVAL = "tests/eval"
+DIT = "tests/training/test_original_dit.py"
 STREAMS = " ".join(
     f"tests/{name}.py"
     for name in (
@@ -204,6 +205,20 @@ MUTANTS = [
     Mutant("training/tasks/inputs.py", "(noises - x0[:, None])", "noises", "tests/training/test_switches.py"),
     Mutant("training/tasks/augment.py", "_rotation(-turn),", "_rotation(turn),", "tests/training"),
     Mutant("training/muon.py", "unflatten(1, (self._pieces(first), -1))", "unflatten(1, (1, -1))", "tests/training/test_muon.py"),
+    # the original DiT in training, and models as recipes
+    Mutant("training/optim.py", " if row[0] not in weights.fixed", "", DIT),
+    Mutant("training/optim.py", "3 if _QKV.fullmatch(name) else 1", "1", DIT),
+    Mutant("training/tasks/diffusion.py", 'if name == "pos_embed":', "if False:", DIT),
+    Mutant("training/init_from.py", "in ORIGINAL_DIT_HEADS else model.num_heads", "in ORIGINAL_DIT_HEADS else None", DIT),
+    Mutant("training/telemetry.py", "unflatten(-1, (3, attention.heads, -1))", "unflatten(-1, (3, 1, -1))", DIT),
+    Mutant("diffusion/flow.py", 'if config.times == "uniform":', "if False:", DIT),
+    Mutant("diffusion/flow.py", "dim=1, eps=LEAST_LENGTH", "dim=1", "tests/training/test_switches.py"),
+    Mutant("config/recipes/finetune.py", "        process=spec.process,\n", "", DIT),
+    Mutant("checkpoint/layouts/dit_pt.py", "dict(_LEARNT) if spec.process == SIT else {}", "{}", DIT),
+    # several sources in one table
+    Mutant("eval/evaluate.py", "if key not in known:", "if True:", "tests/eval/test_compare.py"),
+    Mutant("eval/evaluate.py", "(samples.size, plan, _share_of(request.source))", "(samples.size, plan, None)", "tests/eval/test_compare.py"),
+    Mutant("eval/compare.py", " if len(set(column)) > 1", "", "tests/eval/test_compare.py"),
 ]  # fmt: skip
 
 

@@ -10,8 +10,10 @@ from folders import make_folder, over
 import ldit
 from ldit.cli.main import main
 from ldit.config.requests.evaluate import EvaluateRequest
+from ldit.config.spec import SamplingConfig
 from ldit.errors import EvaluationError, LditError
 from ldit.eval import evaluate as evaluation
+from ldit.eval.compare import table_of
 
 
 @pytest.fixture
@@ -61,6 +63,10 @@ def test_runs_show_what_differs(tmp_path: Path, stub: Stub, capsys: pytest.Captu
 def test_all_are_opened_before_the_first_is_measured(tmp_path: Path, stub: Stub) -> None:
     folder(tmp_path / "a", noise(8, 1))
     source = str(tmp_path / "a")
+    folder(tmp_path / "few", noise(2, 1))
+    few = EvaluateRequest(source=source, others=(str(tmp_path / "few"),), reference=source, metrics=("pr",))
+    with pytest.raises(EvaluationError, match="needs at least"):
+        evaluation.evaluate(few, print)
     (tmp_path / "notes.txt").write_text("none")
     for wrong in (str(tmp_path / "absent"), str(tmp_path / "notes.txt")):
         with pytest.raises(LditError):
@@ -69,3 +75,30 @@ def test_all_are_opened_before_the_first_is_measured(tmp_path: Path, stub: Stub)
     request = EvaluateRequest(source=source, others=(source,), reference=source, figure=tmp_path / "f.png")
     with pytest.raises(EvaluationError, match="figure: is of one source"):
         evaluation.evaluate(request, print)
+
+
+def test_each_run_has_its_own_held_out_part(tmp_path: Path, stub: Stub) -> None:
+    """PATH@heldout of runs with other shares: not the reference of the first."""
+    data = make_folder(tmp_path / "data", each=10)
+    for share in ("0.2", "0.4"):
+        ldit.train(over(data, {"data.heldout": share}), tmp_path / share)
+    sources = [str(tmp_path / share) for share in ("0.2", "0.4")]
+    settings = {"reference": f"{data}@heldout", "num": 4, "steps": 1}
+    report = ldit.evaluate(sources[0], others=(sources[1],), extractor="stub", **settings)
+    assert [one["num_reference"] for one in report["reports"]] == [6, 12]
+
+
+def test_settings_as_they_were_used(tmp_path: Path, stub: Stub) -> None:
+    """The steps of the request, not those of a run's configuration; long values that differ at their ends."""
+    data = make_folder(tmp_path / ("x" * 60 + "-one"))
+    again = make_folder(tmp_path / ("x" * 60 + "-two"))
+    own = {"sampling.": SamplingConfig("euler", 9, 1.0)}
+    ldit.train(over(data, own, flow="v"), tmp_path / "a")
+    ldit.train(over(again, flow="v"), tmp_path / "b")
+    sources = [str(tmp_path / name) for name in ("a", "b")]
+    settings = {"reference": str(data), "num": 4, "steps": 2, "solver": "euler", "guidance": 1.0, "extractor": "stub"}
+    report = ldit.evaluate(sources[0], others=(sources[1],), **settings)
+    differences = report["differences"]
+    assert differences["data.path"] == [str(data), str(again)]
+    assert not any(key.startswith("sampling.") for key in differences)
+    assert "-one" in table_of(report) and "-two" in table_of(report)

@@ -21,8 +21,9 @@ from ldit.checkpoint.run import step_folder
 from ldit.cli.main import main
 from ldit.commands.convert import convert
 from ldit.commands.finetune import experiment_of
-from ldit.config.model import ClassModelConfig, OriginalDiTConfig
+from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.config.presets import original_dit
+from ldit.config.recipes.finetune import finetune
 from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import ObjectiveConfig
@@ -33,6 +34,7 @@ from ldit.nn.build import build_model, parameter_count
 from ldit.nn.dit import init_weights
 from ldit.nn.dit_original import fixed_table
 from ldit.rng import generator
+from ldit.training.init_from import _opened
 from ldit.training.muon import orthogonalised
 from ldit.training.step import train_step
 from ldit.training.tasks.inputs import training_noise
@@ -235,20 +237,65 @@ def test_a_model_is_a_recipe(files: Path, photos: Path, tmp_path: Path, capsys: 
     assert step_folder(run, 3).is_dir()
 
 
-def test_a_file_that_does_not_state_its_heads(files: Path, photos: Path, tmp_path: Path) -> None:
-    """As a recipe it is refused with what to do; with --train.init-from the run's own are taken."""
+def test_what_a_file_does_not_state(files: Path, photos: Path, tmp_path: Path) -> None:
+    """Heads or process: as a recipe it is refused with what to do; with --train.init-from the run's own are taken. What
+    the file states is never passed over."""
     with pytest.raises(SourceError, match=r"ldit convert .* EXPORT --heads N"):
         experiment_of(str(files / "DiT.pt"))
-    small = replace(original_dit("S"), hidden_size=32, depth=2, num_heads=4, input_size=8)
-    flags = [f"--model.{name.replace('_', '-')}" for name in ("hidden_size", "depth", "num_heads", "input_size")]
-    sizes = [word for flag, name in zip(flags, ("hidden_size", "depth", "num_heads", "input_size"), strict=True)
-             for word in (flag, str(getattr(small, name)))]  # fmt: skip
-    for recipe, file in (("dit-s-2", "DiT.pt"), ("sit-xl-2", "DiT.pt"), ("sit-xl-2", "trained.pt")):
-        run = tmp_path / f"{recipe}-{file}"
-        command = ["train", recipe, "--data.path", str(photos), "--out", str(run), *FLAGS, *CODEC, *sizes]
-        command += ["--train.init-from", str(files / file), "--model.num-classes", "2", "--train.lr", "1e-30"]
-        assert main([*command, "--train.precision", "fp32"]) == 0
+    bare = tmp_path / "step.pt"
+    bare.write_bytes((files / "DiT.pt").read_bytes())
+    with pytest.raises(SourceError, match=r"whether it is a DiT or a SiT; ldit convert .* --process ddpm\|flow"):
+        experiment_of(str(bare))
+    sizes = {"hidden-size": "32", "depth": "2", "num-heads": "4", "input-size": "8", "num-classes": "2"}
+    model = [word for name, value in sizes.items() for word in (f"--model.{name}", value)]
+    for recipe, file in (("dit-s-2", files / "DiT.pt"), ("sit-xl-2", bare), ("sit-xl-2", files / "trained.pt")):
+        run = tmp_path / f"{recipe}-{file.stem}"
+        command = ["train", recipe, "--data.path", str(photos), "--out", str(run), *FLAGS, *CODEC, *model]
+        command += ["--train.init-from", str(file), "--train.lr", "1e-30", "--train.precision", "fp32"]
+        assert main(command) == 0
         assert torch.allclose(begun_with(run)["blocks.1.mlp.fc1.weight"], weights(LATENTS)["blocks.1.mlp.fc1.weight"])
+    other = argparse.Namespace(path_type="GVP", prediction="velocity")
+    torch.save({"model": weights(LATENTS), "args": other}, tmp_path / "gvp.pt")
+    spec = ModelSpec(LATENTS, SIT, AutoencoderConfig())
+    with pytest.raises(SourceError, match="only SiT's Linear is supported"):
+        _opened(str(tmp_path / "gvp.pt"), True, spec)
+    assert _opened(str(files / "trained.pt"), True, replace(spec, process=DDPMConfig())).spec.process == SIT
+
+
+def test_models_that_are_no_recipe(tmp_path: Path) -> None:
+    """Another network or process than the package's, and text models; SiT's times and a model's own augmentation come
+    with it; `~` and folders beside the model are found from anywhere."""
+    for record in ({"process": "my.Flow"}, {"network": "my.net"}):
+        folder = tmp_path / next(iter(record))
+        folder.mkdir()
+        spec = ModelSpec(LATENTS, DDPMConfig(), AutoencoderConfig(), training=record)
+        write_export(folder, spec, weights(LATENTS).items())
+        with pytest.raises(ConfigError, match="not of this package"):
+            experiment_of(str(folder))
+    told = ClassModelConfig(4, 3, 16, 1, 2, multiple_of=16, input_size=8, num_classes=2, augment_labels=True)
+    config = finetune(ModelSpec(told, SIT, PixelCodecConfig()), "x")
+    assert (config.objective.augment, config.objective.times) == (0.15, "uniform")
+    replace(config, data=replace(config.data, path="x", fit_model=False)).check()
+    text = ModelSpec(TextModelConfig(2, 4, 16, 1, 2, cap_feat_dim=8), DDPMConfig(), AutoencoderConfig())
+    with pytest.raises(ConfigError, match="is a text model"):
+        finetune(text, "x")
+
+
+def test_a_pipeline_folder_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its autoencoder is named by a whole path, and so is the folder: the run is opened from anywhere."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    network = DiTTransformer2DModel(4, 8, 4, 8, 1, sample_size=8, patch_size=2, num_embeds_ada_norm=5)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, scaling_factor=0.5, **kinds)
+    DiTPipeline(network, vae, DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
+    monkeypatch.chdir(tmp_path)
+    config = experiment_of("pipeline").config
+    assert isinstance(config, RunConfig) and isinstance(config.codec, AutoencoderConfig)
+    assert (config.codec.name, config.codec.factor) == (str(tmp_path / "pipeline/vae"), 2)
+    assert config.train.init_from == str(tmp_path / "pipeline")
+    assert isinstance(config.model, OriginalDiTConfig) and config.model.variant == "diffusers"
+    assert config.data.image_size == 16
 
 
 def test_a_run_becomes_a_pt_file(files: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

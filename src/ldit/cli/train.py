@@ -12,6 +12,7 @@ import tyro
 from ldit.cli.arguments import mistakes_once, parse
 from ldit.commands.finetune import experiment_of
 from ldit.config.experiment import Experiment
+from ldit.config.paths import expanded
 from ldit.config.recipes.registry import RECIPES, is_run_directory, recipe_function
 from ldit.config.run import BaseRun
 from ldit.errors import ConfigError
@@ -45,7 +46,7 @@ class _Out:
 def parse_arguments(arguments: list[str]) -> TrainRequest:
     """Parse RECIPE and flags; ConfigError when they do not fit. A user's FILE.py is executed for its recipe."""
     # The recipe's values are the defaults of the flags.
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    name = expanded(arguments[0]) if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(f"ldit train needs a recipe first (recipes: {', '.join(RECIPES)})")
     experiment = experiment_of(name or SHOWN)

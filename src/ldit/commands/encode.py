@@ -14,7 +14,7 @@ import torch
 from ldit.codecs import codec as codecs
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.open import SAMPLING_HELP, codec_folder
-from ldit.config.recipes.registry import find_experiment
+from ldit.commands.finetune import experiment_of
 from ldit.config.requests.encode import EncodeRequest
 from ldit.config.requests.fields import from_keywords
 from ldit.config.serial import to_dict
@@ -96,7 +96,7 @@ def make_cache(request: EncodeRequest) -> bool:
     or another job.
     """
     if request.recipe:
-        request = request.with_recipe(find_experiment(request.recipe).config)
+        request = request.with_recipe(experiment_of(request.recipe).config)
     with stopped_by_signals():
         launch = launched()
         # Open and check everything before anything is written.

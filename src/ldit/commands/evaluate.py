@@ -16,6 +16,7 @@ from ldit.log import setup
 class EvaluateKeywords(TypedDict, total=False):
     """The fields of `ldit.config.requests.evaluate.EvaluateRequest`, where each is described, and their aliases."""
 
+    others: tuple[str, ...]
     num: int | None
     image_size: int | None
     extractor: str

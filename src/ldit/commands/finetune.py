@@ -8,6 +8,7 @@ from ldit.config.experiment import Experiment
 from ldit.config.recipes.finetune import finetune
 from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory
 from ldit.config.spec import AutoencoderConfig
+from ldit.errors import ConfigError, SourceError
 from ldit.storage.hub import is_hub_id
 
 
@@ -26,15 +27,29 @@ def _is_model(name: str) -> bool:
 
 
 def _finetuning(name: str) -> Experiment:
+    from ldit.checkpoint.layouts.dit_pt import PtFile, is_pt, stated_process
     from ldit.checkpoint.open import open_source
     from ldit.codecs.open import private_codec
 
+    # Nothing is guessed: a run that learns another process than its model had is not noticed for hours.
+    path = Path(name)
+    if is_pt(name) and path.is_file() and stated_process(path, PtFile(path, check=False).settings)[0] is None:
+        raise SourceError(
+            f"{name}: neither its settings nor its name say whether it is a DiT or a SiT; ldit convert {name} EXPORT "
+            "--process ddpm|flow writes a model that does"
+        )
     source = open_source(name)
-    spec = source.spec
+    spec, record = source.spec, source.spec.training or {}
+    own = next((record[part] for part in ("network", "process") if record.get(part)), None)
+    if own:
+        raise ConfigError(
+            f"{name}: its network or process is not of this package ({own}); a recipe of your own, FILE.py:FUNCTION, "
+            "can start from it (train.init_from)"
+        )
     # A codec beside the model is named by its path: the run is elsewhere.
     if isinstance(spec.codec, AutoencoderConfig):
-        own = source.path if source.path.is_dir() else source.path.parent
-        folder = private_codec(spec.codec.name, own)
+        beside = source.path if source.path.is_dir() else source.path.parent
+        folder = private_codec(spec.codec.name, beside)
         if folder is not None:
             spec = replace(spec, codec=replace(spec.codec, name=str(folder.resolve())))
-    return Experiment(config=finetune(spec, name))
+    return Experiment(config=finetune(spec, str(path.resolve()) if path.exists() else name))

@@ -122,8 +122,8 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     chunked: bool = False
-    """Muon: orthogonalise the six parts of an adaLN layer apart, which AdamW trains otherwise, and matrices of one
-    shape in batches."""
+    """Muon: orthogonalise the six parts of an adaLN layer apart, which AdamW trains otherwise, and the three of a joint
+    layer of queries, keys and values; matrices of one shape in batches."""
     every: int = 1
     """Muon, chunked: orthogonalise at one of so many steps; the others normalise rows, which is cheaper."""
     precision: Literal["run", "fp32", "bf16"] = "run"

@@ -13,20 +13,20 @@ from ldit.readable import table
 MOST_DIFFERENCES = 40
 _LONGEST = 40  # characters of a value
 _ABSENT = "-"
+_USED = ("format", "sampling", "process", "codec", "conditioner", "training")
 
 
 def compared(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One report of all sources, in their order. `differences`: key -> a text for each source, of conditions, sampling
     and configuration, where these are not the same for all."""
     names = list(dict.fromkeys(name for report in reports for name in report["figures"]))
-    facts = [dict(_facts(report)) for report in reports]
-    keys = dict.fromkeys(key for one in facts for key in one)
-    columns = {key: [one.get(key, _ABSENT) for one in facts] for key in keys}
+    measured = [dict(_measured(report)) for report in reports]
+    trained = [dict(_trained(report)) for report in reports]
     return {
         "compared": [[report["compared"][0] for report in reports], reports[0]["compared"][1]],
         "figures": names,
         "reports": list(reports),
-        "differences": {key: column for key, column in columns.items() if len(set(column)) > 1},
+        "differences": {**_differing(measured), **_differing(trained)},
     }
 
 
@@ -44,7 +44,8 @@ def table_of(report: dict[str, Any]) -> str:
     if not differences:
         return text
     heads = [["what differs", *sources]]
-    text += "\n\n" + table([*heads, *([key, *values] for key, values in differences[:MOST_DIFFERENCES])])
+    shown = [[key, *map(_cut, values)] for key, values in differences[:MOST_DIFFERENCES]]
+    text += "\n\n" + table([*heads, *shown])
     more = len(differences) - MOST_DIFFERENCES
     return text if more <= 0 else f"{text}\n… and {more} more (--json)"
 
@@ -63,11 +64,25 @@ def _value(report: dict[str, Any], name: str) -> str:
     return f"{number(report[name])} ({around})" if around else number(report[name])
 
 
-def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a report and its source state, each as (key, text)."""
+def _differing(sources: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """Keys whose values are not the same for all sources that state any, with a text for each source."""
+    keys = dict.fromkeys(key for one in sources for key in one)
+    columns = {key: [one.get(key, _ABSENT) for one in sources if one] for key in keys}
+    return {key: [one.get(key, _ABSENT) for one in sources] for key, column in columns.items() if len(set(column)) > 1}
+
+
+def _measured(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The conditions of a report and how its images were sampled, each as (key, text)."""
     yield from conditions(report).items()
     yield from _flat(report["samples"], "")
-    yield from _flat(configuration_of(path_of(report["compared"][0])), "")
+
+
+def _trained(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The configuration of a run, else the description of a model, but for what `_measured` has as it was used."""
+    path = path_of(report["compared"][0])
+    for section, values in configuration_of(path).items() if path.exists() else ():
+        if section not in _USED:
+            yield from _flat(values, section)
 
 
 def _flat(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -76,5 +91,9 @@ def _flat(value: Any, where: str) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{where}.{key}" if where else str(key))
         return
-    text = value if isinstance(value, str) else json.dumps(value)
-    yield where, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    yield where, value if isinstance(value, str) else json.dumps(value)
+
+
+def _cut(text: str) -> str:
+    """The end of a text, where paths differ, if it is long."""
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"

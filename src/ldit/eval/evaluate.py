@@ -55,8 +55,8 @@ PROTOCOL = 50_000
 """The usual number of images, and the default for a checkpoint."""
 TOGETHER = ParallelConfig(timeout=MOST_SECONDS)
 """A long timeout: shares differ, and the main process computes the metrics alone, which may take hours."""
-References = dict[tuple[tuple[int, int], MetricPlan], tuple[Reference, dict[str, Any]]]
-"""What was measured of a reference, for samples of a size and a plan."""
+References = dict[tuple[tuple[int, int], MetricPlan, str | None], tuple[Reference, dict[str, Any]]]
+"""What was measured of a reference, for samples of a size, a plan, and a share that their run held out."""
 _OWN = ("source", "batch_size", "device")  # fields of a ModelRequest that also apply to existing images
 
 
@@ -103,7 +103,8 @@ def _evaluate_several(
         for one in alone:
             if world.is_main:
                 check_outputs(request.json, None, (one.source, one.reference))
-            _open_samples(one)
+            samples = _open_samples(one)
+            _plan(one, extractor, samples, _open_reference(one, extractor, samples))
 
     world.run_on_all(check)
     known: References = {}
@@ -158,11 +159,7 @@ def evaluate_with(
     # Open both sides and decide which metrics to compute, before any image is sampled or read.
     world.from_rank0(lambda: check_outputs(request.json, request.figure, pair))
     samples = world.run_on_all(lambda: _open_samples(request))
-    against = world.run_on_all(
-        lambda: open_reference(
-            request.reference, extractor, samples.size, request.image_size, block, heldout=_share_of(request.source)
-        )
-    )
+    against = world.run_on_all(lambda: _open_reference(request, extractor, samples))
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)
     warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics))
@@ -173,7 +170,7 @@ def evaluate_with(
             logger.warning("%s", line)
     # Features of the reference first, so that an unusable one is found before images are sampled.
     known = {} if known is None else known
-    key = (samples.size, plan)
+    key = (samples.size, plan, _share_of(request.source))
     if key not in known:
         known[key] = measure_reference(against, extractor, plan, world, block)
     reference, about = known[key]
@@ -215,6 +212,18 @@ def _open_samples(request: EvaluateRequest) -> ImageStream:
         side = " x ".join(map(str, stream.size))
         raise EvaluationError(f"image_size: only folders are cropped, the images of {request.source} are {side}")
     return stream
+
+
+def _open_reference(request: EvaluateRequest, extractor: Extractor, samples: ImageStream) -> Statistics | ImageStream:
+    """What the samples are compared with; of PATH@heldout the share that their run held out."""
+    return open_reference(
+        request.reference,
+        extractor,
+        samples.size,
+        request.image_size,
+        request.batch_size,
+        heldout=_share_of(request.source),
+    )
 
 
 def _unused_option(request: EvaluateRequest) -> str:

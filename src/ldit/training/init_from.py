@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldit.checkpoint.layouts.dit_pt import DIT, ProcessName, is_pt
+from ldit.checkpoint.layouts.dit_pt import DIT, ProcessName, PtFile, is_pt, stated_process
 from ldit.checkpoint.open import Source, open_source
 from ldit.config.model import OriginalDiTConfig, TextModelConfig
+from ldit.config.presets import ORIGINAL_DIT_HEADS
 from ldit.config.spec import SIT, ModelSpec
 from ldit.errors import SourceError
 from ldit.log import logger
@@ -73,13 +75,15 @@ def start_from(name: str, ema: bool, spec: ModelSpec, state: TrainState) -> None
 
 
 def _opened(name: str, ema: bool, spec: ModelSpec) -> Source:
-    """The source. A DiT or SiT file that does not state heads and process is taken to have those of this run."""
-    if not is_pt(name) or not isinstance(spec.model, OriginalDiTConfig):
+    """The source. A DiT or SiT file that does not state its heads or process is taken to have those of this run."""
+    model = spec.model
+    if not (is_pt(name) and Path(name).is_file() and isinstance(model, OriginalDiTConfig)):
         return open_source(name, ema=ema)
+    heads = None if (model.hidden_size, model.depth) in ORIGINAL_DIT_HEADS else model.num_heads
     process: ProcessName | None = None
-    if spec.process in (DIT, SIT):
+    if spec.process in (DIT, SIT) and stated_process(Path(name), PtFile(Path(name), check=False).settings)[0] is None:
         process = "ddpm" if spec.process == DIT else "flow"
-    return open_source(name, spec.model.num_heads, ema, process)
+    return open_source(name, heads, ema, process)
 
 
 def _null(spec: ModelSpec) -> int | None:

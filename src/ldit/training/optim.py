@@ -41,7 +41,10 @@ class Optimizer:
     def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
         self.weights = weights
         # Split the parameters between the two optimisers.
-        chosen = [config.kind == "muon" and _is_matrix(name, config.chunked) for name in weights.names]
+        chosen = [
+            config.kind == "muon" and len(layout.shape) == 2 and _is_matrix(name, config.chunked)
+            for name, layout in zip(weights.names, weights.layouts, strict=True)
+        ]
         if config.kind == "muon" and not any(chosen):
             raise ConfigError(
                 "optim.kind: muon is for attention and FFN matrices named as DiT's; this network has none"

@@ -80,23 +80,29 @@ def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | Non
     The log says which. SourceError for a path or prediction of SiT that is not supported."""
     if given is not None:
         return SIT if given == "flow" else DIT
+    stated, reason = stated_process(path, settings)
+    process = stated or DIT
+    words = "SiT (flow, data at time 1)" if process == SIT else "DiT (ddpm)"
+    logger.info("%s is read as a %s: %s; --process ddpm|flow overrides this", path.name, words, reason)
+    return process
+
+
+def stated_process(path: Path, settings: Mapping[str, Any]) -> tuple[ProcessConfig | None, str]:
+    """The process by the file's settings or name, None where neither mentions one; and which it was, in words.
+    SourceError for a path or prediction of SiT that is not supported."""
     # SiT's train.py stores its path and prediction.
-    stated = {key: settings[key] for key in _LEARNT if key in settings}
-    for key, value in stated.items():
+    stored = {key: settings[key] for key in _LEARNT if key in settings}
+    for key, value in stored.items():
         if value != _LEARNT[key]:
             raise SourceError(f"{path}: args.{key}: only SiT's {_LEARNT[key]} is supported, got {value!r:.80}")
     # Both store the model's name.
     model = settings.get("model")
-    if stated or model is not None:
-        sit = bool(stated) or str(model).startswith("SiT")
-        reason = "by its settings"
-    else:
-        sit, reason = path.name.lower().startswith("sit"), "by its name"
-        if not sit:
-            reason = "neither its settings nor its name mention SiT"
-    words = "SiT (flow, data at time 1)" if sit else "DiT (ddpm)"
-    logger.info("%s is read as a %s: %s; --process ddpm|flow overrides this", path.name, words, reason)
-    return SIT if sit else DIT
+    if stored or model is not None:
+        return SIT if stored or str(model).startswith("SiT") else DIT, "by its settings"
+    for word, process in (("sit", SIT), ("dit", DIT)):
+        if path.name.lower().startswith(word):
+            return process, "by its name"
+    return None, "neither its settings nor its name mention SiT"
 
 
 def check_dit_pt(spec: ModelSpec) -> list[str]:
@@ -145,9 +151,10 @@ def content(spec: ModelSpec, states: Mapping[str, dict[str, Tensor]]) -> dict[st
     vaes = [word for word, name in _VAES.items() if spec.codec == AutoencoderConfig(name)]
     if vaes and spec.codec != AutoencoderConfig(_VAE):
         settings["vae"] = vaes[0]
-    if not settings and len(states) == 1:
-        return dict(next(iter(states.values())))
-    return {**states, **({"args": argparse.Namespace(**settings)} if settings else {})}
+    if len(states) == 1:
+        (alone,) = states.values()
+        return {"ema": alone, "args": settings} if settings else dict(alone)  # their programs look for "ema"
+    return {**states, **({"args": settings} if settings else {})}
 
 
 def spec_from_shapes(

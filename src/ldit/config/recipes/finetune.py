@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
-from ldit.config.model import TextModelConfig
+from ldit.config.model import ClassModelConfig, TextModelConfig
 from ldit.config.recipes.emoji64 import emoji64_class_xs
 from ldit.config.run import RunConfig
-from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, TrainConfig
-from ldit.config.spec import ModelSpec
+from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, TrainConfig
+from ldit.config.spec import SIT, ModelSpec
 from ldit.errors import ConfigError
+
+AUGMENT = 0.15
+"""Probability of each kind of augmentation (Karras et al. 2022), for models that are told of it."""
 
 
 def finetune_small() -> RunConfig:
@@ -26,8 +29,16 @@ def finetune(spec: ModelSpec, source: str) -> RunConfig:
         codec=spec.codec,
         sampling=spec.sampling,
         data=DataConfig("", spec.model.input_size * spec.codec.factor),
+        objective=_objective_of(spec),
     )
     return _finetuned(base, source, 1e-4)
+
+
+def _objective_of(spec: ModelSpec) -> ObjectiveConfig:
+    """What a model's network and process need: its own augmentation, and the times of SiT."""
+    objective = ObjectiveConfig(times="uniform") if spec.process == SIT else ObjectiveConfig()
+    has_labels = isinstance(spec.model, ClassModelConfig) and spec.model.augment_labels
+    return replace(objective, augment=AUGMENT) if has_labels else objective
 
 
 def _finetuned(base: RunConfig, source: str, rate: float) -> RunConfig:

@@ -46,9 +46,9 @@ EXPERIENCE = {
     "imagenet256-3b": ("8 GPUs of 80 GB", "the original's settings, not run here"),
     "imagenet256-7b": ("8 GPUs of more than 80 GB", "the original's settings, not run here"),
     "imagenet512-3b": ("8 GPUs of 80 GB", "the original's settings, not run here"),
-    "dit-xl-2": ("8 GPUs of 40 GB", "DiT's settings, not run here"),
+    "dit-xl-2": ("8 GPUs", "DiT's settings, not run here"),
     "dit-s-2": ("one GPU", "DiT's settings, not run here"),
-    "sit-xl-2": ("8 GPUs of 40 GB", "SiT's settings, not run here"),
+    "sit-xl-2": ("8 GPUs", "SiT's settings, not run here"),
 }
 """Name -> (hardware and time, where the result is described), as far as it was run."""
 _LOADED: dict[str, Path] = {}

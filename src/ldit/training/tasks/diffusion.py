@@ -10,7 +10,6 @@ from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import build_conditioner
 from ldit.config.experiment import Experiment, identity_of, is_of_package, name_of
 from ldit.config.kinds import AnySpec
-from ldit.config.model import OriginalDiTConfig
 from ldit.config.run import RunConfig
 from ldit.config.sections import StageConfig
 from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
@@ -90,10 +89,12 @@ class DiffusionTask:
             return self._network(self.config.model)
 
     def initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name == "pos_embed" and isinstance(self.spec.model, OriginalDiTConfig) and self._network is None:
-            from ldit.nn.dit_original import fixed_table
+        if name == "pos_embed":
+            from ldit.nn.dit_original import OriginalDiT, fixed_table
 
-            return fixed_table(self.spec.model)
+            network = self.network()
+            if isinstance(network, OriginalDiT):
+                return fixed_table(network.config)
         value = torch.empty(shape)
         init_parameter(name, value, lambda name: generator(self.seed, "init", 0, name))
         return value
