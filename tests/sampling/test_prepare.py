@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_variants import TINY, filled
+from sampling.inference import LABELS, TIMES, batch, error, prepared, tiny
+from test_variants import TINY
 from torch import Tensor, nn
 
 from ldit.config.model import ClassModelConfig, OriginalDiTConfig, TextModelConfig
@@ -21,12 +22,10 @@ from ldit.nn.tokens import rope_table
 from ldit.sampling.fast.conditioning_cache import ModulationCache
 from ldit.sampling.fast.options import InferenceOptions
 from ldit.sampling.fast.packed import is_packable, joined
-from ldit.sampling.fast.prepare import Prepared, prepare
-from ldit.sampling.fast.quantised import Int8Linear
+from ldit.sampling.fast.prepare import prepare
 
 # Two sums of the same fp32 numbers in another order, through two blocks: a few roundings of 1.2e-7.
 TOLERANCE = 2e-6
-TIMES, LABELS = (17.0, 3.5, 999.0), (4, 0, 5)
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"qk_norm": True, "n_kv_heads": 2},
@@ -48,28 +47,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def tiny(**changes: Any) -> DiT:
-    return filled(ClassModelConfig(**{**TINY, "input_size": 8, "num_classes": 5, **changes}))
-
-
-def prepared(model: DiT, **inference: Any) -> Prepared:
-    network = prepare(model, InferenceOptions(**inference))
-    assert isinstance(network, Prepared)
-    return network
-
-
-def batch(model: DiT, rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    config = model.config
-    assert isinstance(config, ClassModelConfig)
-    labels = torch.tensor(LABELS).clamp(max=model.y_embedder.embedding_table.num_embeddings - 1)
-    x = torch.randn(rows, config.in_channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    return x, torch.tensor(TIMES)[torch.arange(rows) % 3], labels[torch.arange(rows) % 3]
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("planned", [True, False])
@@ -224,51 +201,6 @@ def test_joined_weights_that_adjoin_already_are_not_copied() -> None:
     assert torch.equal(whole.weight, torch.cat([first, second]))
     assert joined([a, b]).weight.data_ptr() == whole.weight.data_ptr() == a.weight.data_ptr()
     assert torch.equal(joined([b, a]).weight, torch.cat([second, first]))
-
-
-def test_int8_with_every_switch() -> None:
-    """Off by no more than without them."""
-    wide = {"dim": 64, "multiple_of": 64, "n_layers": 3}
-    switches = {"shared_adaln": True, "class_tokens": 2, "value_residual": True, "fine_layers": 1}
-    offs = []
-    for changes in ({}, switches):
-        model = tiny(**wide, **changes)
-        x, t, y = batch(model)
-        offs.append(error(prepared(model, int8=True)(x, t, y), model(x, t, y)))
-    assert 0 < offs[1] < max(2 * offs[0], 0.1)
-
-
-def test_int8_error() -> None:
-    """Weights and activations carry 7 bits and a sign: each product is off by about 1/127/sqrt(3) of a typical value
-    and its inputs by as much, so about 1 % of a product's norm; two blocks of two residual branches add up to few."""
-    model = tiny(dim=64, multiple_of=64, qk_norm=True)
-    x, t, y = batch(model)
-    found, expected = prepared(model, int8=True)(x, t, y), model(x, t, y)
-    off = ((found - expected).norm() / expected.norm()).item()
-    assert 1e-4 < off <= 0.03
-
-
-def test_a_token_does_not_depend_on_the_range_of_its_neighbours() -> None:
-    """A lone positive token spans half the range that it spans beside a negative one."""
-    product = Int8Linear(nn.Linear(16, 8, bias=False))
-    token = torch.rand(1, 16)
-    assert torch.equal(product(token)[0], product(torch.cat([token, -token]))[0])
-
-
-def test_int8_is_for_fp32_on_the_cpu() -> None:
-    for dtype in (torch.bfloat16, torch.float64):
-        with pytest.raises(RequestError, match=f"int8: needs an fp32 network on the CPU, got {dtype} on cpu"):
-            prepare(tiny().to(dtype), InferenceOptions(int8=True))
-    with pytest.raises(RequestError, match="int8: its products cannot be compiled"):
-        prepare(tiny(), InferenceOptions(int8=True, compiled=True))
-    other = build_model(OriginalDiTConfig(input_size=8, hidden_size=32, depth=1, num_heads=4))
-    for inference in (
-        InferenceOptions(int8=True),
-        InferenceOptions(graph=True),
-        InferenceOptions(host_modulation=True),
-    ):
-        with pytest.raises(RequestError, match=r"[a-z8_]+: only class-conditional Large-DiT"):
-            prepare(other, inference)
 
 
 def test_graphs_are_for_a_gpu() -> None:
