@@ -124,6 +124,18 @@ def _tokens(config: RunConfig) -> RunConfig:
     return _model(class_tokens=16, shared_adaln=True, n_layers=large(config).n_layers + 2)(config)
 
 
+def _width(dim: int) -> Change:
+    """Another width with heads of the same width; the tuned rate is carried over by muP."""
+
+    def change(config: RunConfig) -> RunConfig:
+        base = large(config)
+        heads = base.n_heads * dim // base.dim
+        optim = replace(config.optim, base_width=base.dim)
+        return replace(config, model=replace(base, dim=dim, n_heads=heads), optim=optim)
+
+    return change
+
+
 def _stages(config: RunConfig) -> RunConfig:
     """60 % of the steps at half the side, with less noise."""
     return replace(config, stages=(StageConfig(config.data.image_size // 2, round(0.6 * config.train.steps), 0.5),))
@@ -155,13 +167,18 @@ ARMS = {
         Arm("no-norm", "muon without q/k norm", "muon", _model(qk_norm=False), rates_of="muon"),
         Arm("route", "muon + half of the tokens skip blocks 2 to 4", "muon",
             _with("objective", route=0.5, route_blocks=(2, 4)), rates_of="muon"),
+        Arm("narrow", "cooldown at half the width, rates by muP", "cooldown", _width(64), rates_of="cooldown"),
+        Arm("wide", "cooldown at twice the width, rates by muP", "cooldown", _width(256), rates_of="cooldown"),
     )
 }  # fmt: skip
 
+SIZES = ("narrow", "wide")
+"""Arms of other sizes than the rest: what a larger network gains from the same images."""
 ORDER = (
     ("published", "cooldown", "ema", "dit", "muon"),
     ("flow", "rope2d", "published-tuned", "tokens", "internal"),
     ("levels", "stages", "nearest", "direction", "min-snr", "values", "head-norm", "no-norm", "route"),
+    SIZES,
 )
 """The order of the runs, in groups: all seeds of a group come before the next. The published recipe and the likely
 winner come first, then the published recipe with a warm-up of its average: at this budget the average without one is
