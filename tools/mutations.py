@@ -217,7 +217,7 @@ MUTANTS = [
     Mutant("checkpoint/layouts/dit_pt.py", "dict(_LEARNT) if spec.process == SIT else {}", "{}", DIT),
     # several sources in one table
     Mutant("eval/evaluate.py", "if key not in known:", "if True:", "tests/eval/test_compare.py"),
-    Mutant("eval/evaluate.py", "(samples.size, plan, _share_of(request.source))", "(samples.size, plan, None)", "tests/eval/test_compare.py"),
+    Mutant("eval/evaluate.py", "heldout=share or _share_of(request)", "heldout=_share_of(request)", "tests/eval/test_compare.py"),
     Mutant("eval/compare.py", " if len(set(column)) > 1", "", "tests/eval/test_compare.py"),
 ]  # fmt: skip
 

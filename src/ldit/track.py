@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def write(self, record: dict[str, Any]) -> None:
         """Store all numbers of `record` under its "step"; numbers that are not finite are stored as they are."""
 
+    def show(self, step: int, grid: Path) -> None:
+        """Store the sample grid of `step`, a PNG file."""
+
     def cut(self, step: int) -> None:
         """Drop the records after `step`: the run went back to it and continues from there."""
 
@@ -69,11 +72,17 @@ class Trackers:
     """All trackers of a run. An error of one (a full disk, a service that does not answer) is logged as a warning: the
     run continues, and the others still get their records."""
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self.trackers = trackers
+    def __init__(self, trackers: Sequence[Tracker], run: Path | None = None) -> None:
+        self.trackers, self.run = trackers, run
 
     def write(self, record: dict[str, Any]) -> None:
         self._each(f"step {record['step']} is missing", lambda tracker: tracker.write(record))
+
+    def show(self, step: int) -> None:
+        """The sample grid of a step, where there is one."""
+        grid = None if self.run is None else self.run / SAMPLES / f"step-{step:08d}.png"
+        if grid is not None and grid.is_file():
+            self._each(f"the samples of step {step} are missing", lambda tracker: tracker.show(step, grid))
 
     def cut(self, step: int) -> None:
         self._each(f"records after step {step} are not removed", lambda tracker: tracker.cut(step))
@@ -123,18 +132,6 @@ def _group(name: str) -> str:
     return "eval" if name.startswith(_EVAL) else "train"
 
 
-def _with_grid(record: dict[str, Any], run: Path, package: Any) -> dict[str, Any]:
-    """The numbers of a record, and the sample grid of its step as an image of the tracker's package."""
-    grid = _grid(run, record)
-    return {**_known(record), **({} if grid is None else {"samples": package.Image(str(grid))})}
-
-
-def _grid(run: Path, record: dict[str, Any]) -> Path | None:
-    """The sample grid that was made at the record's step; None where there is none."""
-    path = run / SAMPLES / f"step-{record['step']:08d}.png"
-    return path if path.is_file() else None
-
-
 class MetricsFile:
     """RUN/metrics.jsonl: a JSON object a line for each logged step; a resumed run removes lines after its step."""
 
@@ -167,6 +164,9 @@ class MetricsFile:
                     os.truncate(self.path, before)
                 raise
 
+    def show(self, step: int, grid: Path) -> None:
+        """Nothing to do: the grid is a file of the run."""
+
     def close(self) -> None:
         """Nothing to do: every line is on the disk already."""
 
@@ -190,10 +190,12 @@ class TensorBoard:
     def write(self, record: dict[str, Any]) -> None:
         for name, value in _known(record).items():
             self._writer.add_scalar(name, value, record["step"])
-        if (grid := _grid(self.folder.parent, record)) is not None:
-            with Image.open(grid) as image:
-                self._writer.add_image("samples", np.array(image), record["step"], dataformats="HWC")
         self._writer.flush()  # records are rare, and none should be lost when the process is killed
+
+    def show(self, step: int, grid: Path) -> None:
+        with Image.open(grid) as image:
+            self._writer.add_image("samples", np.array(image), step, dataformats="HWC")
+        self._writer.flush()
 
     def cut(self, step: int) -> None:
         self._writer.close()
@@ -211,7 +213,7 @@ class Wandb:
     """
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
-        self._folder, self._package = run, _package("wandb")
+        self._package = _package("wandb")
         wandb, name = self._package, run.resolve().name
         try:
             self._run = wandb.init(
@@ -221,7 +223,10 @@ class Wandb:
             raise ConfigError(f"track.wandb: {error}") from None
 
     def write(self, record: dict[str, Any]) -> None:
-        self._run.log(_with_grid(record, self._folder, self._package), step=record["step"])
+        self._run.log(_known(record), step=record["step"])
+
+    def show(self, step: int, grid: Path) -> None:
+        self._run.log({"samples": self._package.Image(str(grid))}, step=step)
 
     def cut(self, step: int) -> None:
         logger.warning("W&B keeps its old records of steps after %d; metrics.jsonl has the new ones", step)
@@ -235,7 +240,7 @@ class Trackio:
     name, so that a resumed run continues it; the records of steps that are repeated stay beside the new ones."""
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:
-        self._folder, self._package = run, _package("trackio")
+        self._package = _package("trackio")
         name = f"{run.resolve().name}-{_stored_id(run / TRACKIO)}"
         try:
             self._package.init(project=project, name=name, config=run_config, resume="allow")
@@ -243,7 +248,10 @@ class Trackio:
             raise ConfigError(f"track.trackio: {error}") from None
 
     def write(self, record: dict[str, Any]) -> None:
-        self._package.log(_with_grid(record, self._folder, self._package), step=record["step"])
+        self._package.log(_known(record), step=record["step"])
+
+    def show(self, step: int, grid: Path) -> None:
+        self._package.log({"samples": self._package.Image(str(grid))}, step=step)
 
     def cut(self, step: int) -> None:
         logger.warning("trackio keeps its old records of steps after %d; metrics.jsonl has the new ones", step)

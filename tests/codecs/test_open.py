@@ -51,6 +51,21 @@ def test_order(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert find_codec(str(saved)) == saved
 
 
+def test_a_root_is_the_codec_or_holds_it(
+    saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--codec-root for a name of the Hub: the folder that holds org/name, the one that holds name, or the codec itself;
+    a model is none."""
+    name = "stabilityai/sd-vae-ft-mse"
+    for place in ("a/stabilityai/sd-vae-ft-mse", "b/sd-vae-ft-mse", "c"):
+        shutil.copytree(saved, tmp_path / place)
+        root = tmp_path / place.split("/")[0]
+        assert find_codec(name, [root]) == tmp_path / place
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"format": 1}')
+    assert find_codec(name, [tmp_path / "model"]) is None
+
+
 def test_a_path_is_taken_as_it_is(saved: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """./ names a folder of the working directory whatever else has that name."""
     monkeypatch.setattr(opening, "ASSETS", tmp_path / "assets")
@@ -112,7 +127,7 @@ def test_not_at_hand(here: Path, tmp_path: Path, offline: Path) -> None:
         message = str(caught.value)
         for said in (
             repr(NAME), str(here / NAME), str(tmp_path / "root" / NAME), "HF_HUB_OFFLINE is set",
-            "--codec-root ROOT", "--local-diffusers-model-root",
+            "--codec-root DIR", "--local-diffusers-model-root",
         ):  # fmt: skip
             assert said in message, message
         assert "\n" not in message

@@ -77,15 +77,18 @@ def test_all_are_opened_before_the_first_is_measured(tmp_path: Path, stub: Stub)
         evaluation.evaluate(request, print)
 
 
-def test_each_run_has_its_own_held_out_part(tmp_path: Path, stub: Stub) -> None:
-    """PATH@heldout of runs with other shares: not the reference of the first."""
+def test_the_held_out_part_of_a_run_is_that_of_all(tmp_path: Path, stub: Stub) -> None:
+    """PATH@heldout for a run, a model that states nothing and images; runs with other shares have none in common."""
     data = make_folder(tmp_path / "data", each=10)
     for share in ("0.2", "0.4"):
         ldit.train(over(data, {"data.heldout": share}), tmp_path / share)
-    sources = [str(tmp_path / share) for share in ("0.2", "0.4")]
-    settings = {"reference": f"{data}@heldout", "num": 4, "steps": 1}
-    report = ldit.evaluate(sources[0], others=(sources[1],), extractor="stub", **settings)
-    assert [one["num_reference"] for one in report["reports"]] == [6, 12]
+    step = str(tmp_path / "0.2" / "checkpoints" / "step-00000002")
+    settings = {"reference": f"{data}@heldout", "num": 4, "extractor": "stub"}
+    for sources in ((str(tmp_path / "0.2"), step), (step, str(tmp_path / "0.2")), (str(data), str(tmp_path / "0.2"))):
+        report = ldit.evaluate(sources[0], others=sources[1:], **settings)
+        assert [one["num_reference"] for one in report["reports"]] == [6, 6]
+    with pytest.raises(EvaluationError, match="the runs hold out other shares"):
+        ldit.evaluate(str(tmp_path / "0.2"), others=(str(tmp_path / "0.4"),), **settings)
 
 
 def test_settings_as_they_were_used(tmp_path: Path, stub: Stub) -> None:

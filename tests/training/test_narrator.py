@@ -53,7 +53,7 @@ def test_a_line_at_least_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> N
             now[0] += 60.0 if step == 101 else 4.0
             one.step(step, 0.5)
     # The first step takes a minute, and the others four seconds each.
-    assert lines.pop(1) == "the whole run takes about 0:06:16 at this speed"
+    assert lines.pop(1) == "the rest takes about 0:06:16 at this speed"
     assert [line.split()[1] for line in lines] == ["101/200", "109/200", "117/200", "125/200"]
     assert lines[0] == "step 101/200  epoch 2.0  loss 0.5  12:34:56"
     assert lines[1] == "step 109/200  epoch 2.2  loss 0.5  2.0 images/s  left 0:06:04  12:34:56"

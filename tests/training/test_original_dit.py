@@ -324,3 +324,34 @@ def test_names_that_are_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["train", name, "--out", str(tmp_path / "out"), "--data.path", str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+def test_a_run_by_its_name_is_not_fine_tuned(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another --out it is a new run of the same configuration, which a warning says; fewer steps than it has
+    leave its configuration as it was; an autoencoder's folder is no model."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    ldit.train(over(photos, {"train.steps": 2, "model.num_classes": 2}), run)
+    flags = ["--train.steps", "1", "--data.path", str(photos)]
+    assert main(["train", str(run), "--out", str(again), *flags]) == 0
+    assert "not its weights" in capsys.readouterr().err
+    assert main(["train", str(run), *flags]) == 0
+    said = capsys.readouterr().err
+    assert "nothing left to do: step 2 is committed, train.steps is 1" in said and "not its weights" not in said
+    assert json.loads((run / "config.json").read_text())["train"]["steps"] == 2
+    vae = tmp_path / "vae"
+    vae.mkdir()
+    (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert main(["train", str(vae), "--out", str(again)]) == 2
+    assert "is an autoencoder" in capsys.readouterr().err
+
+
+def test_grids_of_ddpm_are_short(photos: Path) -> None:
+    """The published 250 steps are for evaluation; a run's own defaults are kept."""
+    from ldit.commands.train_hooks import grid_request, preview_of
+    from ldit.config.spec import SamplingConfig
+
+    for sampling, steps in ((None, 20), (SamplingConfig("ddim", 7, 1.0), 7)):
+        _, task, _ = started(replace(dit_run(), sampling=sampling))
+        task.spec = replace(task.spec, sampling=sampling)
+        assert len(preview_of(task).levels) - 1 == steps
+        assert len(grid_request(task).levels) - 1 == (250 if sampling is None else 7)

@@ -146,7 +146,7 @@ class FakeTrackio(ModuleType):
 def test_groups_and_grids_reach_every_tracker(
     tmp_path: Path, writers: list[FakeWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The grid of a step is sent with its record; trackio goes on with the run that the folder names."""
+    """The grid of a step is sent after its record; trackio goes on with the run that the folder names."""
     wandb, trackio = FakeWandb(), FakeTrackio()
     wandb.Image = trackio.Image  # type: ignore[attr-defined]
     for module in (wandb, trackio):
@@ -157,17 +157,19 @@ def test_groups_and_grids_reach_every_tracker(
     Image.new("RGB", (12, 5)).save(grid)
     record = {"step": 8, "loss": 1.0, "eps_mse": 0.5, "eps_mse_q1": 0.5, "fd_lite0": 3.0, "fid": 2.0, "psnr": 20.0}
     for _ in range(2):
-        used = Trackers(trackers(TrackConfig(True, "emoji", "emoji"), run, {"a": 1}))
+        used = Trackers(trackers(TrackConfig(True, "emoji", "emoji"), run, {"a": 1}), run)
         used.write({"step": 7, "loss": 2.0})
         used.write(record)
+        used.show(7)  # has none
+        used.show(8)
         used.close()
     tags = ["train/loss", "heldout/eps_mse", "heldout/eps_mse_q1", "eval/fd_lite0", "eval/fid", "heldout/psnr"]
     assert [name for name, _, step in writers[-1].scalars if step == 8] == tags
     assert writers[-1].images == [("samples", (5, 12, 3), 8)]
     for package in (wandb, trackio):
-        (first, one), (second, two) = package.logged[:2]
-        assert (first, list(one), second) == (7, ["train/loss"], 8) and list(two) == [*tags, "samples"]
-        assert two["samples"] == f"image {grid}" and package.finished == 2
+        (first, one), (second, two), (third, shown) = package.logged[:3]
+        assert (first, list(one), second, third) == (7, ["train/loss"], 8, 8) and list(two) == tags
+        assert shown == {"samples": f"image {grid}"} and package.finished == 2
     one, two = trackio.started
     assert one == two and one["project"] == "emoji" and one["resume"] == "allow" and one["config"] == {"a": 1}
     assert one["name"] == f"xs-{json.loads((run / 'trackio.json').read_text())['id']}"

@@ -1,6 +1,8 @@
 """The loop around the steps: when things are due, what is logged, what a failed run leaves."""
 
 import math
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from faults import Fault, Faulty
 from smallrun import Run, small, trainer
 
 from ldit.errors import RunError
+from ldit.storage.signals import Stopped
 from ldit.training import checkpointing
 from ldit.training.state import TrainState
 from ldit.training.trainer import Hook
@@ -38,6 +41,27 @@ def test_what_is_due(tmp_path: Path) -> None:
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step-{step:08d}" for step in (4, 8, 11)]
     assert {"loss", "grad_norm", "lr", "images_per_second", "data_wait", "memory"} <= run.records[0].keys()
+
+
+def test_what_takes_long_comes_after_the_save(tmp_path: Path) -> None:
+    """The step and its record are there when a grid is drawn; a run that is to stop saves and draws nothing."""
+    seen: list[tuple[int, bool, int]] = []
+    shown: list[int] = []
+
+    def draw(state: TrainState) -> None:
+        is_saved = (tmp_path / "checkpoints" / f"step-{state.step:08d}").is_dir()
+        seen.append((state.step, is_saved, run.records[-1]["step"]))
+        if state.step == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    values = {"train.steps": 9, "train.log_every": 0, "train.checkpoint_every": 2}
+    run = trainer(small(values), tmp_path, hooks=[Hook(2, draw, after_save=True), Hook(5, draw, after_save=True)])
+    run.trainer.show = shown.append
+    with pytest.raises(Stopped):
+        run.trainer.fit()
+    assert seen == [(2, True, 2), (4, True, 4)] and shown == [2, 4]
+    assert run.trainer.received == [signal.SIGUSR1]
+    assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
 
 
 def test_a_step_left_out_is_logged_whenever_it_comes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ldit.config.spec import ModelSpec
 from ldit.errors import SourceError
 from ldit.precision import dtype_word
 from ldit.storage import manifest
+from ldit.storage.atomic import read_json
 from ldit.storage.hub import MODEL_FILES, from_hub, is_hub_id
 from ldit.storage.names import is_run
 from ldit.storage.pickled import open_state
@@ -111,6 +112,10 @@ def open_source(
         return Source("diffusers", path, diffusers_dit.read_spec(path), ("raw",))
     if run_is_begun(path):
         raise SourceError(f"{path} is a run that has no committed step yet (train.checkpoint_every)")
+    if (path / export.CONFIG).is_file() and "_class_name" in (content := read_json(path / export.CONFIG)):
+        raise SourceError(
+            f"{path} is an autoencoder or another part of a pipeline ({content['_class_name']}), not a model"
+        )
     raise SourceError(
         f"{path} is not a model: found neither config.json with weights, nor model_args.pth, nor checkpoints/, nor "
         "model_index.json"

@@ -66,9 +66,15 @@ def run(arguments: list[str]) -> int:
     with mistakes_once():
         request = parse_arguments(arguments)
     from ldit.commands.train import run as run_training
-    from ldit.log import setup
+    from ldit.log import logger, setup
 
     setup(verbose=request.verbose)
+    if arguments and is_run_directory(name := expanded(arguments[0])) and Path(name).resolve() != request.out.resolve():
+        logger.warning(
+            "%s is a new run with the configuration of %s, not its weights; a step of it, %s/checkpoints/step-…, is a "
+            "model to fine-tune",
+            request.out, name, name,
+        )  # fmt: skip
     return run_training(request.experiment, request.out)
 
 

@@ -16,7 +16,7 @@ from ldit.storage.tensors import write_safetensors
 
 _SUB = "vae"  # the sub-folder of a diffusers pipeline's codec
 _FILES = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}-*-of-*.safetensors")
-SAMPLING_HELP = "give the folder that holds it: --codec-root ROOT (--local-diffusers-model-root)"
+SAMPLING_HELP = "give its folder, or one that holds it: --codec-root DIR (--local-diffusers-model-root)"
 TRAINING_HELP = "give its folder: --codec.name DIR"
 
 
@@ -24,8 +24,9 @@ def find_codec(name: str, roots: Sequence[Path] = ()) -> Path | None:
     """The local folder of codec `name`, or None.
 
     A path (/…, ./…, ../…) is used as it is. If it does not exist, its last two parts and its last part are looked for
-    in each of `roots`. Any other name is looked for in `roots`, then among the bundled models, then in the working
-    directory, so that a folder there does not hide a model. A folder without config.json is returned only if no other
+    in each of `roots`. Any other name is looked for in `roots`, by the whole name and by its last part; then a root may
+    be the codec itself; then among the bundled models, then in the working directory, so that a folder there does not
+    hide a model. A folder without config.json is returned only if no other
     place has one.
     """
     folders = [folder for folder in _places(name, roots) if _is_dir(folder)]
@@ -81,7 +82,10 @@ def _places(name: str, roots: Sequence[Path]) -> Iterator[Path]:
     if not name or "\0" in name:
         return
     if not _is_path(name):
-        yield from (*(root / name for root in roots), _bundled(name), Path(name))
+        yield from (root / name for root in roots)
+        yield from (root / Path(name).name for root in roots if "/" in name)
+        yield from (root for root in roots if _is_codec(root))
+        yield from (_bundled(name), Path(name))
         return
     yield Path(name)
     parts = [part for part in Path(name).parts if part not in ("/", "..")]
@@ -102,6 +106,14 @@ def _is_dir(folder: Path) -> bool:
         return folder.is_dir()
     except OSError:  # the name is too long for the file system
         return False
+
+
+def _is_codec(folder: Path) -> bool:
+    """Whether a folder is itself an autoencoder in diffusers' layout."""
+    with contextlib.suppress(SourceError):
+        content = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+        return isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL"
+    return False
 
 
 def _has_config(folder: Path) -> bool:

@@ -60,7 +60,7 @@ def convert(
     raw = opened.has_raw() and not ema_only
     ema = opened.has_ema()
     if to == "diffusers":
-        raise SourceError("layout 'diffusers' is not built yet")
+        raise SourceError(f"{opened.path} is a diffusion model: layout 'diffusers' is written of autoencoders alone")
     if to == "pt":
         return _write_pt(opened, out, raw, ema)
     if to == "original":

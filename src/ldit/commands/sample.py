@@ -23,7 +23,7 @@ from ldit.config.assets import imagenet_names
 from ldit.config.requests.sampling import SampleRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
-from ldit.log import setup
+from ldit.log import logger, setup
 from ldit.pipeline.generate import Done, ImageSampler, Sample
 from ldit.pipeline.load import (
     checked_device,
@@ -52,6 +52,7 @@ def run(request: SampleRequest) -> int:
         return _run_set(request, request.num, request.out)
     if request.labels is not None:
         raise RequestError(f"labels {request.labels}: is for sets, which --num with --out makes")
+    setup()
     for line in make_images(request):
         print(line)
     return 0
@@ -99,6 +100,8 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     root = request.local_diffusers_model_root
     if request.latents_out is None or resolved.init is not None:
         check_codec(opened.spec.codec, codec_roots(root, opened.path), opened.spec.model.in_channels)
+    count, steps, used = len(resolved.labels), len(resolved.levels) - 1, resolved.settings
+    logger.info("sampling %d images: %d steps of %s, guidance %g", count, steps, used.solver, used.guidance)
     # Read the weights.
     device, inference = None if request.device is None else checked_device(request.device), inference_options(request)
     pipe = load_source(opened, device, request.dtype, request.ema, root, request.offload, inference)

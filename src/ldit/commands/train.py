@@ -244,18 +244,22 @@ def _run(
         if state.step < config.train.steps:
             check_space(out, needed)  # before the first step, not after hours
         drop_after(out, state.step)  # EMA snapshots of later steps, left after a rollback or damage
-        write_json_atomic(out / RUN_CONFIG, config.to_json())
+        if state.step <= config.train.steps:  # else the run has gone further already
+            write_json_atomic(out / RUN_CONFIG, config.to_json())
         if share_of(config.data.heldout) is not None and prepared.heldout is not None:
             names = [prepared.heldout.where(index) for index in range(len(prepared.heldout))]
             put(out / HELDOUT, "\n".join(names) + "\n")
         if state.step >= config.train.steps:
             return Trackers([]), None
-        return Trackers(trackers(config.track, out, config.to_json(), state.step)), SkippedLog(out / SKIPPED)
+        return Trackers(trackers(config.track, out, config.to_json(), state.step), out), SkippedLog(out / SKIPPED)
 
     metrics, skipped = world.run_on_all(open_files)
     # A finished run has nothing to do.
     if state.step >= config.train.steps:
-        logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
+        if state.step == config.train.steps:
+            logger.info("nothing left to do: step %d of %d is committed", state.step, config.train.steps)
+        else:
+            logger.info("nothing left to do: step %d is committed, train.steps is %d", state.step, config.train.steps)
         logger.info("%s", _next(config, out))
         return
     # What the trainer needs: trackers, watchdog, hooks, and this rank's share of the batches.
@@ -278,7 +282,7 @@ def _run(
         metrics.write, cut=metrics.cut,
         narrator=narrator,
         watchdog=watchdog, hooks=[*task.hooks(context), *sampling_hooks(task, context)], data_record=record,
-        skip=skip,
+        skip=skip, received=context.received, show=metrics.show,
         flops_per_image=task.flops_per_image,
         peak_flops=peak_flops(world, config.train.precision) if task.flops_per_image else None,
     )  # fmt: skip

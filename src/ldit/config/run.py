@@ -144,7 +144,7 @@ class BaseRun:
         if t.cooldown_steps and t.warmup_steps + t.cooldown_steps > t.steps:
             raise ConfigError(
                 f"train.steps: {t.steps} are fewer than train.warmup {t.warmup_steps} + train.cooldown "
-                f"{t.cooldown_steps}; shorten those too"
+                f"{t.cooldown_steps}; shorten those too (--train.warmup N --train.cooldown N)"
             )
         if t.schedule == "inverse-sqrt" and not t.warmup_steps:
             raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
@@ -226,7 +226,7 @@ class RunConfig(BaseRun):
         if side % factor or side // factor != self.model.input_size:
             raise ConfigError(
                 f"data.image_size: {side} pixels give latents of {side / factor:g}, the model takes "
-                f"{self.model.input_size} (--model.input-size {side // factor})"
+                f"{self.model.input_size} (--model.input-size {side // factor}, or --data.fit-model)"
             )
 
     def fitted(self, num_classes: int) -> "RunConfig":

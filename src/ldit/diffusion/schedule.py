@@ -36,7 +36,8 @@ def respace(steps: int, sections: str) -> tuple[int, ...]:
     for i, count in enumerate(counts):
         size = steps // len(counts) + (1 if i < steps % len(counts) else 0)
         if count > size:
-            raise ValueError(f"cannot keep {count} steps of a section of {size}")
+            of = f"a section of {size}" if len(counts) > 1 else f"the {size} of training"
+            raise ValueError(f"cannot keep {count} steps of {of}")
         # Places are added up and rounded half to even, as in the original: a product would round elsewhere.
         spacing = 1.0 if count == 1 else (size - 1) / (count - 1)
         current = 0.0

@@ -55,8 +55,8 @@ PROTOCOL = 50_000
 """The usual number of images, and the default for a checkpoint."""
 TOGETHER = ParallelConfig(timeout=MOST_SECONDS)
 """A long timeout: shares differ, and the main process computes the metrics alone, which may take hours."""
-References = dict[tuple[tuple[int, int], MetricPlan, str | None], tuple[Reference, dict[str, Any]]]
-"""What was measured of a reference, for samples of a size, a plan, and a share that their run held out."""
+References = dict[tuple[tuple[int, int], MetricPlan], tuple[Reference, dict[str, Any]]]
+"""What was measured of a reference, for samples of a size and a plan."""
 _OWN = ("source", "batch_size", "device")  # fields of a ModelRequest that also apply to existing images
 
 
@@ -96,7 +96,7 @@ def _evaluate_several(
     request: EvaluateRequest, extractor: Extractor, world: World, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """One report of all sources (`ldit.eval.compare`). All are opened before the first is measured."""
-    sources = (request.source, *request.others)
+    sources, share = (request.source, *request.others), _share_of(request)
     alone = [replace(request, source=source, others=(), json=None, figure=None) for source in sources]
 
     def check() -> None:
@@ -104,13 +104,13 @@ def _evaluate_several(
             if world.is_main:
                 check_outputs(request.json, None, (one.source, one.reference))
             samples = _open_samples(one)
-            _plan(one, extractor, samples, _open_reference(one, extractor, samples))
+            _plan(one, extractor, samples, _open_reference(one, extractor, samples, share))
 
     world.run_on_all(check)
     known: References = {}
     reports = []
     for one in alone:
-        found = evaluate_with(one, extractor, world, known=known)
+        found = evaluate_with(one, extractor, world, known=known, share=share)
         if world.is_main:
             values = ", ".join(f"{name} {number(found[name])}" for name in found["figures"])
             logger.info("%s: %s", one.source, values)
@@ -128,10 +128,18 @@ def _evaluate_several(
     return world.from_rank0(finish)
 
 
-def _share_of(source: str) -> str | None:
-    """The share of its images that a run holds out, for a reference PATH@heldout; None for other sources and lists."""
-    given = None if is_images(source) else begun_with(Path(source), "data", "heldout")
-    return given if isinstance(given, str) and share_of(given) is not None else None
+def _share_of(request: EvaluateRequest) -> str | None:
+    """The share of its images that a run among the sources holds out, for a reference PATH@heldout; None where no
+    source is such a run. EvaluationError for runs that hold out other shares: they have no reference in common."""
+    shares: dict[str, str] = {}
+    for source in (request.source, *request.others):
+        given = None if is_images(source) else begun_with(Path(source), "data", "heldout")
+        if isinstance(given, str) and share_of(given) is not None:
+            shares[given] = source
+    if len(shares) > 1 and request.reference.endswith("@heldout"):
+        words = ", ".join(f"{source} {share}" for share, source in shares.items())
+        raise EvaluationError(f"{request.reference}: the runs hold out other shares ({words}); name a set of images")
+    return next(iter(shares), None)
 
 
 def _weights(request: Features) -> str | None:
@@ -152,14 +160,15 @@ def evaluate_with(
     world: World,
     say: Callable[[str], None] = lambda text: None,
     known: References | None = None,
+    share: str | None = None,
 ) -> dict[str, Any]:
     """The report of `evaluate` with an open extractor, on every rank of `world`. `known` keeps what was measured of the
-    reference, for other sources of this size."""
+    reference, for other sources of this size. `share`: that of PATH@heldout, where the source does not state it."""
     began, pair, block = time.perf_counter(), (request.source, request.reference), request.batch_size
     # Open both sides and decide which metrics to compute, before any image is sampled or read.
     world.from_rank0(lambda: check_outputs(request.json, request.figure, pair))
     samples = world.run_on_all(lambda: _open_samples(request))
-    against = world.run_on_all(lambda: _open_reference(request, extractor, samples))
+    against = world.run_on_all(lambda: _open_reference(request, extractor, samples, share))
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)
     warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics))
@@ -170,7 +179,7 @@ def evaluate_with(
             logger.warning("%s", line)
     # Features of the reference first, so that an unusable one is found before images are sampled.
     known = {} if known is None else known
-    key = (samples.size, plan, _share_of(request.source))
+    key = (samples.size, plan)
     if key not in known:
         known[key] = measure_reference(against, extractor, plan, world, block)
     reference, about = known[key]
@@ -214,15 +223,17 @@ def _open_samples(request: EvaluateRequest) -> ImageStream:
     return stream
 
 
-def _open_reference(request: EvaluateRequest, extractor: Extractor, samples: ImageStream) -> Statistics | ImageStream:
-    """What the samples are compared with; of PATH@heldout the share that their run held out."""
+def _open_reference(
+    request: EvaluateRequest, extractor: Extractor, samples: ImageStream, share: str | None
+) -> Statistics | ImageStream:
+    """What the samples are compared with; of PATH@heldout the share that a run held out."""
     return open_reference(
         request.reference,
         extractor,
         samples.size,
         request.image_size,
         request.batch_size,
-        heldout=_share_of(request.source),
+        heldout=share or _share_of(request),
     )
 
 

@@ -13,6 +13,8 @@ from ldit.readable import table as aligned
 from ldit.storage.npz import LABELS, members
 
 CLASSES_SHOWN = 32
+COMPONENTS = 64
+"""A number of principal components to advise, where there are images enough."""
 
 
 def depends(extractor: Extractor, samples: ImageStream, reference: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def too_few(extractor: Extractor, samples: int, reference: int | None) -> str:
         return ""
     return (
         f"{least} {whose} for {extractor.width} features: a Fréchet distance of so few is far too large; compare only "
-        "sets of equal size, or a few principal components (--components 64), or KID"
+        f"sets of equal size, or a few principal components (--components {min(COMPONENTS, least // 4) or 1}), or KID"
     )
 
 

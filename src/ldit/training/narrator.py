@@ -43,7 +43,7 @@ class Narrator:
             self._bar.update(0)
         if step == self.first + 1 + SETTLED and step < self.steps:
             seconds = (time.monotonic() - self._began) / SETTLED * (self.steps - step)
-            logger.info("the whole run takes about %s at this speed", clock(seconds))
+            logger.info("the rest takes about %s at this speed", clock(seconds))
 
     def record(self, record: dict[str, Any]) -> None:
         """A step has been logged: its record, as in metrics.jsonl."""

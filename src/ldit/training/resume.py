@@ -76,6 +76,8 @@ def check_same_run(
         raise ConfigError(f"{out} is another run, choose a new --out: {'; '.join(refused)}")
     if lines:
         logger.info("resumes with %s", "; ".join(lines.values()))
+    if "train.steps" in lines and (config.train.cooldown_steps or config.train.schedule == "cosine"):
+        logger.info("the learning rate follows the new number of steps: it may rise again before it falls")
     _same_classes(folder, spec)
     if old_record:
         _same_data(folder, old_record, record)

@@ -52,6 +52,10 @@ class Trainer:
     skip: Callable[[list[Fault], int], None] = lambda faults, step: None
     """Records the samples of a step that could not be read; called on the main process."""
     hooks: Sequence[Hook] = field(default_factory=tuple)
+    received: list[signal.Signals] = field(default_factory=list)
+    """Gets the first signal that this process receives."""
+    show: Callable[[int], None] = lambda step: None
+    """Shows the trackers what hooks have drawn of a step; called on the main process."""
     data_record: dict[str, Any] | None = None
     """What identifies the training set; committed with every step and compared on resume."""
     flops_per_image: float = 0.0
@@ -69,9 +73,9 @@ class Trainer:
 
         RunError when a checkpoint cannot be saved, when the guard stops the run, or when whole batches are unreadable.
         """
-        with _signals() as received:
+        with _signals(self.received):
             try:
-                self._loop(received)
+                self._loop(self.received)
             except Exception:
                 self.saver.settle()  # let a save that has begun finish, whatever ended the run
                 raise
@@ -100,6 +104,7 @@ class Trainer:
                 if received_by_any is not None and state.step < steps:
                     self.saver.wait()
                     raise Stopped(received_by_any)
+                self._draw(clock)
                 self.watchdog.mark(f"data of step {state.step + 1}")
         self.saver.wait()
 
@@ -184,7 +189,7 @@ class Trainer:
         # Hooks run on all ranks. Their time does not count in images per second.
         values: dict[str, Any] = dict(outcome.values)
         due = [hook for hook in self.hooks if _due(hook.every, state.step, last)]
-        for hook in due:
+        for hook in (hook for hook in due if not hook.after_save):
             with clock.apart():
                 values |= hook.run(state) or {}
             self.watchdog.mark(f"after step {state.step}")
@@ -207,6 +212,17 @@ class Trainer:
             self.write(record)
             if self.narrator is not None:
                 self.narrator.record(record)
+
+    def _draw(self, clock: Clock) -> None:
+        """Run the hooks that are due after the save."""
+        step, last = self.state.step, self.state.step == self.config.train.steps
+        due = [hook for hook in self.hooks if hook.after_save and _due(hook.every, step, last)]
+        for hook in due:
+            with clock.apart():
+                hook.run(self.state)
+            self.watchdog.mark(f"after step {step}")
+        if due and self.state.world.is_main:
+            self.show(step)
 
     def _commit(self, stopping: bool) -> None:
         """Start a save if one is due. All ranks decide the same."""
@@ -236,12 +252,11 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _signals() -> Any:
-    """Yields a list that receives the first SIGINT, SIGTERM or SIGUSR1; from then on a signal has its default effect.
-    The old handlers are restored at the end."""
-    received: list[signal.Signals] = []
+def _signals(received: list[signal.Signals]) -> Any:
+    """`received` gets the first SIGINT, SIGTERM or SIGUSR1; from then on a signal has its default effect. The old
+    handlers are restored at the end."""
     if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
+        yield  # only the main thread may set handlers
         return
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -252,7 +267,7 @@ def _signals() -> Any:
 
     old = {one: signal.signal(one, receive) for one in SIGNALS}
     try:
-        yield received
+        yield
     finally:
         for one, handler in old.items():
             signal.signal(one, handler)

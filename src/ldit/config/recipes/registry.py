@@ -103,7 +103,8 @@ def is_run_directory(name: str) -> bool:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return True  # of which reading will say what is wrong
-    return not isinstance(content, dict) or not isinstance(content.get("format"), int)
+    is_model = isinstance(content, dict) and ("_class_name" in content or isinstance(content.get("format"), int))
+    return not is_model
 
 
 def _from_run(folder: Path) -> BaseRun:

@@ -56,7 +56,7 @@ class EvaluateRequest(Features, ModelRequest):
     json: Path | None = field(default=None, metadata=flag(group="Files"))
     """File for the report as JSON."""
     figure: Path | None = field(default=None, metadata=flag(group="Files"))
-    """PNG or SVG file for charts: the metrics, both sets in two principal components, and the classes."""
+    """PNG or SVG file for charts of one source: the metrics, both sets in two principal components, and the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)

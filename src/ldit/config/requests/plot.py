@@ -25,6 +25,6 @@ class PlotRequest:
     RUN/config.json beside the metrics."""
     smooth: float = 0.7
     """Smoothing F in [0, 1), 0 = off: each point is a weighted mean of the logged values, F^d for the value d records
-    away."""
+    away. Curves of fewer than 20 values are drawn as they are."""
     log_y: bool = False
     """Logarithmic vertical axis."""

@@ -207,7 +207,8 @@ def _files(kind: type[ImageFolder] | type[LooseImages], opening: Opening) -> Mak
     listing = kind.listed(root)
     if listing.unread:
         kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in listing.unread.most_common())
-        logger.warning("%s: %d files are not read as images: %s", root, listing.unread.total(), kinds)
+        count = listing.unread.total()
+        logger.warning("%s: %d file%s not read as images: %s", root, count, " is" if count == 1 else "s are", kinds)
     return lambda exclude, only, most: kind(root, opening.size, exclude, only, most, opening.decoding, listing)
 
 

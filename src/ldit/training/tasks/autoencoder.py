@@ -156,4 +156,4 @@ def reconstruction_hook(task: AutoencoderTask, data: Samples, every: int, contex
             images, captions = to_pil(to_uint8(both)), ["image", "reconstruction"] * len(batch)
             save_grid(context.out, state.step, partial(labelled_grid, images, captions, columns=8, scale=2))
 
-    return Hook(every, run)
+    return Hook(every, run, after_save=True)

@@ -1,5 +1,6 @@
 """The Task protocol: what a run trains, with its network, losses and hooks."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ class Hook:
 
     every: int
     run: Callable[[TrainState], dict[str, Any] | None]
+    after_save: bool = False
+    """Run it after the step is saved, if it is one to be saved: it takes long and gives no values."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class HookContext:
     watchdog: Watchdog = field(repr=False)
     skip: Callable[[list[Fault], int], None] = lambda faults, step: None
     """Records samples that could not be read, with the step; called on the main process."""
+    received: list[signal.Signals] = field(default_factory=list, repr=False)
+    """The signal that this process has received, if any: the run is about to stop."""
 
 
 class Task(Protocol):
