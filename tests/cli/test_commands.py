@@ -51,7 +51,7 @@ def test_every_flag_of_help_is_taken(row: Any) -> None:
     needed: list[str] = []
     for entry in rows(kind):
         if entry.is_first:
-            needed += ["place"]
+            needed += ["place"] * entry.required
         elif entry.required:
             needed += [entry.flags[0], "1"]
     made = parse(kind, needed, row.name)

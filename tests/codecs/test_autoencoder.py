@@ -128,7 +128,7 @@ def overflowing(folder: Path) -> Path:
     path = folder / f"{STEM}.safetensors"
     state = load_file(path)
     for name in ("decoder.conv_in.weight", "encoder.conv_in.weight"):
-        state[name] = state[name] * 1e6 / 3
+        state[name] = state[name] * 1e5  # far enough from 65504 for kernels that add weights up (Winograd)
     save_file(state, path)
     return folder
 
@@ -154,12 +154,12 @@ def test_fp16_falls_back(
 
 def test_what_overflows_changes_nothing_else(overflowing: Path, config: AutoencoderConfig, images: Tensor) -> None:
     """What becomes of an image depends on that image alone: not on one that overflowed before it, nor beside it."""
-    black = torch.zeros_like(images[:1])  # the only image here that fits into fp16
-    alone = AutoencoderCodec(config, overflowing, dtype=torch.float16).moments(black)[0]
-    full = AutoencoderCodec(config, overflowing).moments(torch.cat([images, black]))[0]
+    faint = images[:1] * 1e-6  # the only image here that fits into fp16
+    alone = AutoencoderCodec(config, overflowing, dtype=torch.float16).moments(faint)[0]
+    full = AutoencoderCodec(config, overflowing).moments(torch.cat([images, faint]))[0]
     codec = AutoencoderCodec(config, overflowing, dtype=torch.float16)
-    both = codec.moments(torch.cat([images, black]))[0]
-    assert torch.equal(codec.moments(black)[0], alone) and not torch.equal(alone, full[-1:])
+    both = codec.moments(torch.cat([images, faint]))[0]
+    assert torch.equal(codec.moments(faint)[0], alone) and not torch.equal(alone, full[-1:])
     close(both[-1:], alone, 2**-10 * ROUNDING / 2**-24)
     close(both[:-1], full[:-1], ROUNDING)
 

@@ -98,7 +98,7 @@ def test_classes_are_carried_by_name(place: Path, tmp_path: Path, monkeypatch: p
     others = [name for name in masters if name != LABEL_TABLE]
     assert all(torch.equal(masters[name], source(place)[name]) for name in others)
     told = next(line for line in lines if line.startswith("starts from"))
-    assert "3 of 5 classes" in told and "2 from the null class" in told
+    assert "3 of 5 classes" in told and "2 new ones from the null class" in told
 
 
 def test_tokens_of_a_class_are_carried_as_its_vector(place: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_model_is_a_recipe(files: Path, photos: Path, tmp_path: Path, capsys: 
     command = ["train", str(export), "--data.path", str(photos), "--out", str(run), *FLAGS, *CODEC]
     assert main([*command, "--train.lr", "1e-30"]) == 0
     said = capsys.readouterr().err
-    assert "starts from" in said and "2 from the null class" in said
+    assert "starts from" in said and "2 new ones from the null class" in said
     found, source = begun_with(run), weights(LATENTS)
     assert all(torch.allclose(found[n], source[n]) for n in source if n != "y_embedder.embedding_table.weight")
     config = RunConfig.from_json(json.loads((run / "config.json").read_text()))

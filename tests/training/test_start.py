@@ -95,14 +95,14 @@ def bundled(num_classes: int, names: Sequence[str] | None) -> tuple[Tensor, Tens
 def test_other_classes_start_from_the_null_class() -> None:
     old, new, report = bundled(10, [f"breed {i}" for i in range(10)])
     assert torch.equal(new, old[[9] * 11])
-    assert report.resized == {LABEL_TABLE: "0 of 10 classes, 10 from the null class, the null class"}
+    assert report.resized == {LABEL_TABLE: "none of 10 classes, 10 new ones from the null class, the null class"}
 
 
 def test_some_of_the_classes_in_another_order() -> None:
     """Exact names first, then case-folded; the null row comes along."""
     old, new, report = bundled(5, ["travel", "Food", "ghosts", "animals", "FLAGS"])
     assert torch.equal(new, old[[8, 3, 9, 1, 2, 9]])
-    assert report.resized == {LABEL_TABLE: "4 of 5 classes, 1 from the null class, the null class"}
+    assert report.resized == {LABEL_TABLE: "4 of 5 classes, 1 new ones from the null class, the null class"}
     assert f"{LABEL_TABLE} by rows: 4 of 5 classes" in report.line()
 
 

@@ -64,8 +64,8 @@ def test_models_with_classes_are_as_they_were() -> None:
     assert counts[9, 0.1] - counts[1, 0.0] == 9 * 32
     with pytest.raises(ConfigError, match="num_classes: must be 0"):
         replace(MODEL, num_classes=-1)
-    with pytest.raises(ConfigError, match="num_classes: must be 1"):
-        OriginalDiTConfig(num_classes=0)
+    with pytest.raises(ConfigError, match="num_classes: must be 0"):
+        OriginalDiTConfig(num_classes=-1)
 
 
 def test_the_spec_travels() -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -24,6 +24,21 @@ def reliable_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        _give_up_unwritten(sys.stderr)
+
+
+def _give_up_unwritten(stream: Any) -> None:
+    """Let go of text that cannot be written: the interpreter would try again at its end, and exit with 120."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            stream.flush()
 
 
 def _fill_descriptors() -> None:

@@ -53,6 +53,8 @@ def convert(
     # Refuse what cannot be written, before weights are read.
     opened = open_source(source, heads, process=process)
     _check_out(out)
+    if to != "pt" and out.suffix in (".pt", ".pth", ".safetensors", ".bin"):
+        raise SourceError(f"{out}: layout {to!r} is a folder; name one, or give --to pt for a DiT .pt file")
     if ema_only and not opened.has_ema():
         raise SourceError(f"{opened.path} has no separate EMA weights")
     if dtype is not None and to != "ldit":

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from ldit.eval.extractors.inception_weights import URL, VARIABLE, find_weights
 from ldit.storage.hub import cached_models
 from ldit.version import __version__
 
+ONE_THREAD = "OMP_NUM_THREADS=1 ldit … is faster while other programs use the cores"
 SHOWN = 8  # models of the cache that are listed
 DISTRIBUTION = "large-dit"
 VARIABLES = (
@@ -71,6 +72,9 @@ def _versions() -> list[Finding]:
 def _devices() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [Finding("devices", "cpu", f"{cores} cores, {torch.get_num_threads()} threads of torch")]
+    if hasattr(os, "getloadavg") and cores and os.getloadavg()[0] > cores:
+        # Threads that wait for each other on busy cores are several times slower than one.
+        lines[0] = replace(lines[0], value=f"{lines[0].value}; busy: load {os.getloadavg()[0]:.1f}", fix=ONE_THREAD)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"

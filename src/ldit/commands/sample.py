@@ -100,8 +100,6 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     root = request.local_diffusers_model_root
     if request.latents_out is None or resolved.init is not None:
         check_codec(opened.spec.codec, codec_roots(root, opened.path), opened.spec.model.in_channels)
-    count, steps, used = len(resolved.labels), len(resolved.levels) - 1, resolved.settings
-    logger.info("sampling %d images: %d steps of %s, guidance %g", count, steps, used.solver, used.guidance)
     # Read the weights.
     device, inference = None if request.device is None else checked_device(request.device), inference_options(request)
     pipe = load_source(opened, device, request.dtype, request.ema, root, request.offload, inference)
@@ -109,6 +107,8 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     if weaker is not None:
         guide = load_source(weaker, pipe.device, pipe.dtype, request.ema, None, request.offload, inference)
     # Sample.
+    count, steps, used = len(resolved.labels), len(resolved.levels) - 1, resolved.settings
+    logger.info("sampling %d images: %d steps of %s, guidance %g", count, steps, used.solver, used.guidance)
     decode = request.latents_out is None
     sampler = ImageSampler(pipe, resolved, guide=guide, decode=decode, batch_size=request.batch_size, progress=True)
     samples: list[Sample] = []

@@ -90,6 +90,6 @@ def fit_classes(data: Samples, num_classes: int) -> Samples:
     if num_classes != len(data.names):
         raise DataError(
             f"{data.root} has {len(data.names)} classes, the model has num_classes {num_classes} "
-            f"(--model.num_classes {len(data.names)}, or --data.fit-model); the classes are {some(data.names)}"
+            f"(--model.num_classes {len(data.names)}); the classes are {some(data.names)}; --data.fit-model counts them"
         )
     return data

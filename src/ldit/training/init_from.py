@@ -228,8 +228,9 @@ def _in_words(mapping: dict[int, int], rows: int, null: int | None, source_null:
     of_classes = {row: source for row, source in mapping.items() if row != null}
     from_null = sum(source == source_null for source in of_classes.values())
     classes = rows - int(null is not None)
-    parts = [f"{len(of_classes) - from_null} of {classes} classes"] if classes else []
-    parts += [f"{from_null} from the null class"] if from_null else []
+    known = len(of_classes) - from_null
+    parts = [f"{known or 'none'} of {classes} classes"] if classes else []
+    parts += [f"{from_null} new ones from the null class"] if from_null else []
     parts += [f"{classes - len(of_classes)} fresh"] if classes > len(of_classes) else []
     if null is not None:
         parts.append("the null class" if null in mapping else "a fresh null class")
