@@ -13,6 +13,7 @@ from ldit.config.requests.evaluate import EvaluateRequest
 from ldit.config.spec import SamplingConfig
 from ldit.errors import EvaluationError, LditError
 from ldit.eval import evaluate as evaluation
+from ldit.eval import measure
 from ldit.eval.compare import table_of
 
 
@@ -89,6 +90,29 @@ def test_the_held_out_part_of_a_run_is_that_of_all(tmp_path: Path, stub: Stub) -
         assert [one["num_reference"] for one in report["reports"]] == [6, 6]
     with pytest.raises(EvaluationError, match="the runs hold out other shares"):
         ldit.evaluate(str(tmp_path / "0.2"), others=(str(tmp_path / "0.4"),), **settings)
+
+
+def test_the_bar_moves_with_the_first_image(tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first block is complete; in the end it has counted every image once."""
+    heard: list[tuple[str, float]] = []
+
+    class Heard(measure.Progress):
+        def begun(self, count: float) -> None:
+            heard.append(("begun", count))
+            super().begun(count)
+
+        def advance(self, count: int) -> None:
+            heard.append(("done", count))
+            super().advance(count)
+            assert self._begun < 1e-6
+
+    monkeypatch.setattr(measure, "Progress", Heard)
+    data = make_folder(tmp_path / "data")
+    ldit.train(over(data), tmp_path / "run")
+    ldit.evaluate(str(tmp_path / "run"), str(data), num=6, steps=4, solver="ddim", batch_size=6, extractor="stub")
+    samples = heard[[kind for kind, _ in heard].index("begun") :]
+    assert [kind for kind, _ in samples] == ["begun"] * 4 + ["done"]
+    assert sum(count for kind, count in samples if kind == "begun") == pytest.approx(6) and samples[-1][1] == 6
 
 
 def test_settings_as_they_were_used(tmp_path: Path, stub: Stub) -> None:

@@ -184,8 +184,14 @@ def evaluate_with(
         known[key] = measure_reference(against, extractor, plan, world, block)
     reference, about = known[key]
     world.from_rank0(lambda: check_reference(reference, plan, request.reference))
+
     # Features of the samples.
-    collected = collect(samples.blocks(world.rank, world.size), extractor, plan.rows, world, samples.count)
+    def listen(on_images: Callable[[float], None]) -> None:
+        if isinstance(samples, GeneratedStream):
+            samples.on_images = on_images
+
+    blocks = samples.blocks(world.rank, world.size)
+    collected = collect(blocks, extractor, plan.rows, world, samples.count, listen=listen)
 
     def finish() -> dict[str, Any]:
         # The metrics and what they depend on.

@@ -29,10 +29,11 @@ def collect(
     total: int,
     mark: Callable[[], None] = lambda: None,
     together: bool = False,
+    listen: Callable[[Callable[[float], None]], None] = lambda on_images: None,
 ) -> Collected:
     """Features of this rank's blocks, (number of the first image, uint8 (b, 3, H, W)), merged with those of all ranks.
     `mark` is called after each block. `total` is the number of images of all ranks; with 0 there is no progress bar,
-    and only moments and scores are kept.
+    and only moments and scores are kept. `listen` is given what wants to hear of parts of images as they are made.
 
     An error on one rank stops all: at their next block, or, if the ranks make blocks `together`, when the iterators end
     because of the alarm.
@@ -43,7 +44,7 @@ def collect(
     def run() -> None:
         fault = None
         try:
-            for first, images in _with_progress(blocks, total, world):
+            for first, images in _with_progress(blocks, total, world, listen):
                 try:
                     collector.add(first, _features(extractor, images))
                     mark()
@@ -82,11 +83,17 @@ def _features(extractor: Extractor, images: Tensor) -> Features:
         raise
 
 
-def _with_progress(blocks: Iterable[tuple[int, Tensor]], total: int, world: World) -> Iterator[tuple[int, Tensor]]:
+def _with_progress(
+    blocks: Iterable[tuple[int, Tensor]],
+    total: int,
+    world: World,
+    listen: Callable[[Callable[[float], None]], None],
+) -> Iterator[tuple[int, Tensor]]:
     """The blocks, with a progress bar for the images of all ranks, estimated from the main process; none without a
     total."""
     seen = 0
     progress = Progress(total, lambda: min(seen * world.size, total), world.is_main and total > 0, "images")
+    listen(lambda count: progress.begun(count * world.size))
     try:
         for first, images in blocks:
             yield first, images

@@ -21,26 +21,26 @@ class Progress:
         self.total, self.what = total, what
         self._count, self._is_main = count_done, is_main
         self._done = self._before = count_done()
-        self._begun = 0
+        self._begun = 0.0
         self._start = self._last_line = self._last_look = time.monotonic()
         self._bar: Any = tqdm(total=total, initial=self._done, disable=None if is_main else True, unit=f" {what}")
 
-    def begun(self, count: int) -> None:
-        """`count` more items are made but not yet in a file."""
+    def begun(self, count: float) -> None:
+        """`count` more items are made but not yet in a file; also parts of items, and from other threads."""
         self._begun += count
         self._show()
 
     def advance(self, count: int) -> None:
         """`count` more items are in files, including those announced by `begun`."""
         self._done += count
-        self._begun = 0
+        self._begun = max(self._begun - count, 0.0)
         self._show()
 
     def _show(self) -> None:
         now = time.monotonic()
         if now - self._last_look > LOOK_EVERY:
             self._done, self._last_look = self._count(), now
-        done = min(self._done + self._begun, self.total)
+        done = min(self._done + int(self._begun + 1e-6), self.total)
         if not self._bar.disable:
             self._bar.n = done
             self._bar.refresh()

@@ -8,7 +8,7 @@ which changes rounding.
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -80,6 +80,8 @@ class BlockSampler:
         self.pipe, self.guide, self.request, self.labels = pipe, guide, request, labels
         self.batch_size, self.ranges = batch_size, cut(num, batch_size)
         self.evaluations = self.guided_rows = 0
+        self.on_images: Callable[[float], None] = lambda count: None
+        """Called from the threads after each solver step, with its share of a block's images."""
         self._cores = torch.get_num_threads() if pipe.device.type == "cpu" else 0
         self._threads = self._cores if self._cores and not is_offloaded(pipe.model) else 1
 
@@ -117,7 +119,11 @@ class BlockSampler:
         # Sample.
         tensors: list[Tensor] = []
         evaluations = guided_rows = 0
-        sampler = ImageSampler(self.pipe, request, guide=self.guide, batch_size=self.batch_size, cancelled=stop.is_set)
+        share = len(rows) / max(len(request.levels) - 1, 1)
+        sampler = ImageSampler(
+            self.pipe, request, guide=self.guide, batch_size=self.batch_size, cancelled=stop.is_set,
+            callback=lambda step: self.on_images(share),
+        )  # fmt: skip
         for event in sampler.events():
             if isinstance(event, Sample):
                 assert event.tensor is not None
@@ -207,6 +213,7 @@ def make_set(request: ModelRequest, num: int, out: Path) -> bool:
             """Sample and write these blocks. Weights are read here, so only if there is a block to make."""
             sampler = sample_set.sampler()
             progress = Progress(num, files.count_done, launch.rank == 0, "images")
+            sampler.on_images = progress.begun
             try:
                 with closing(sampler.blocks(numbers)) as blocks:
                     for block in blocks:

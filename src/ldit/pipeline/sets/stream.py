@@ -5,7 +5,7 @@ depend on n.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -295,10 +295,13 @@ class GeneratedStream:
         labels = self.set.labels
         self.labels = None if labels.rule is None else labels.of(range(num))
         self.about = {**conditions(description), "count": num}
+        self.on_images: Callable[[float], None] = lambda count: None
+        """Called with parts of images as they are made."""
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Reads the weights at the first block."""
         sampler = self.set.sampler()
+        sampler.on_images = self.on_images
         with closing(sampler.blocks(range(rank, len(self.set.ranges), size))) as blocks:
             for block in blocks:
                 yield block.rows.start, block.images
