@@ -108,7 +108,8 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
         guide = load_source(weaker, pipe.device, pipe.dtype, request.ema, None, request.offload, inference)
     # Sample.
     count, steps, used = len(resolved.labels), len(resolved.levels) - 1, resolved.settings
-    logger.info("sampling %d images: %d steps of %s, guidance %g", count, steps, used.solver, used.guidance)
+    what = "1 image" if count == 1 else f"{count} images"
+    logger.info("sampling %s: %d steps of %s, guidance %g", what, steps, used.solver, used.guidance)
     decode = request.latents_out is None
     sampler = ImageSampler(pipe, resolved, guide=guide, decode=decode, batch_size=request.batch_size, progress=True)
     samples: list[Sample] = []

@@ -81,7 +81,8 @@ def _opened(name: str, ema: bool, spec: ModelSpec) -> Source:
         return open_source(name, ema=ema)
     heads = None if (model.hidden_size, model.depth) in ORIGINAL_DIT_HEADS else model.num_heads
     process: ProcessName | None = None
-    if spec.process in (DIT, SIT) and stated_process(Path(name), PtFile(Path(name), check=False).settings)[0] is None:
+    stated, _ = stated_process(Path(name), PtFile(Path(name), check=False).settings)
+    if spec.process in (DIT, SIT) and stated in (None, spec.process):
         process = "ddpm" if spec.process == DIT else "flow"
     return open_source(name, heads, ema, process)
 
