@@ -208,8 +208,9 @@ class TensorBoard:
 class Wandb:
     """A W&B run in `project`. The run directory stores its id, so that a resumed run continues it.
 
-    W&B keeps the first record of a step and ignores later ones. The steps that a resumed run repeats have the same
-    numbers anyway; those after a rollback do not. WANDB_MODE and W&B's other variables have their usual effect.
+    W&B adds to the record of its last step and ignores records of earlier ones. The steps that a resumed run repeats
+    have the same numbers anyway; those after a rollback do not. WANDB_MODE and W&B's other variables have their usual
+    effect.
     """
 
     def __init__(self, project: str, run: Path, run_config: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """int8 matrices of the inference copy: how far off they are, and what they go with."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from sampling.inference import batch, error, prepared, tiny
@@ -14,14 +12,7 @@ from ldit.sampling.fast.options import InferenceOptions
 from ldit.sampling.fast.prepare import prepare
 from ldit.sampling.fast.quantised import Int8Linear
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # bits are compared
 
 
 def test_int8_with_every_switch() -> None:

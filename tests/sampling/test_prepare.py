@@ -1,7 +1,6 @@
 """The inference copy computes what the network does, whatever is switched on and whoever shares the batch."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -40,13 +39,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # bits are compared
 
 
 @pytest.mark.parametrize("planned", [True, False])
