@@ -53,7 +53,7 @@ REFERENCE = "ddpm-250"
 NAMED = "karras"  # the grid that the figure shows beside the uniform one
 ABOUT, EXACT = "about.json", "exact.npz"
 STOCHASTIC = ("ddpm", "dpm++2m-sde", "euler-maruyama")
-EXTRA = {"heun": lambda n: (n + 1) // 2, "ab3": lambda n: n - 1, "ab4": lambda n: n - 2}  # steps of n evaluations
+EXTRA = {"heun": lambda n: (n + 1) // 2}  # steps of n evaluations
 SOLVERS = ("unipc2", "dpm++2m", "ab2", "ab3", "ab4", "heun", "ddim", "dpm++2m-sde", "euler-maruyama")
 
 
@@ -85,7 +85,8 @@ def arms() -> list[Arm]:
         found += [Arm(solver, evaluations) for solver in SOLVERS]
     for grid in ("cosine", "karras", "shifted:2", "shifted:0.5"):
         found += [Arm("unipc2", evaluations, grid) for evaluations in (20, 10)]
-    return found
+    more = ("unipc3", "dpm++3m", "dpm++2m", "ab2", "ab3", "ab4")
+    return found + [Arm(solver, evaluations, "karras") for solver in more for evaluations in (20, 10)]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).repeat(3)][: args.num]
     pipe, precise = ldit.load(MODEL, dtype=args.dtype), ldit.load(MODEL, dtype="fp32")
     if not (args.state / EXACT).exists():
-        keep(args.state / EXACT, pictures=sample(precise, Arm("ab4", 1002), wanted[: args.exact])[0])
+        keep(args.state / EXACT, pictures=sample(precise, Arm("ab4", 1000), wanted[: args.exact])[0])
     for arm in arms():
         path = args.state / f"{arm.name}.npz"
         if path.exists() or (args.arms and arm.name not in args.arms):

@@ -13,6 +13,7 @@ from ldit.config.spec import SamplingConfig
 ITS_OWN = {
     "solver": "ddpm", "steps": "250", "guidance": 4.0, "guidance_interval": (0.0, 1.0), "grid": "uniform", "eta": 0.0,
     "guidance_schedule": "constant", "rope_scaling": "none", "proportional_attention": False,
+    "diffusion": "sigma", "last_step": "tweedie", "tolerance": 1e-3,
 }  # fmt: skip
 
 

@@ -36,6 +36,9 @@ class EvaluateKeywords(TypedDict, total=False):
     solver: str | None
     grid: str | None
     eta: float | None
+    diffusion: str | None
+    last_step: str | None
+    tolerance: float | None
     guidance: float | None
     guidance_scale: float | None
     cfg_scale: float | None

@@ -8,7 +8,6 @@ from typing import Any
 from ldit.codecs.codec import Codec
 from ldit.codecs.pixels import labelled_grid
 from ldit.config.requests.sampling import SamplingRequest
-from ldit.diffusion import DDPM
 from ldit.errors import CodecError
 from ldit.log import logger
 from ldit.pipeline.generate import ImageSampler, Sample
@@ -23,6 +22,7 @@ from ldit.training.tasks.task import Hook, HookContext, Task
 
 SAMPLES_PER_CLASS = 2
 MOST_CLASSES = 16  # in a grid
+LONG = 100  # steps of published defaults that a grid during training does not take
 PREVIEW = {"solver": "unipc2", "grid": "karras", "steps": 20}
 LINE_EVERY = 30.0  # seconds between lines while a grid is sampled
 
@@ -55,10 +55,10 @@ def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
 
 
 def preview_of(task: DiffusionTask) -> ResolvedRequest:
-    """The request for sample grids. Where the run has no sampling defaults, the published 250 steps of DDPM would take
-    as long as many steps of training: 20 steps are as good (docs/solvers.md)."""
-    is_published = task.config.sampling is None and isinstance(task.process, DDPM)
-    return grid_request(task, PREVIEW if is_published else {})
+    """The request for sample grids. Where the run has no sampling defaults, the published 250 steps of DiT and SiT
+    would take as long as many steps of training: 20 steps are as good (docs/solvers.md)."""
+    is_long = task.config.sampling is None and task.spec.sampling_defaults.steps > LONG
+    return grid_request(task, PREVIEW if is_long else {})
 
 
 def grid_request(task: DiffusionTask, settings: dict[str, Any] | None = None) -> ResolvedRequest:

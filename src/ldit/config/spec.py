@@ -60,7 +60,9 @@ class FlowConfig:
         return True
 
     def published_sampling(self, channels: int) -> "SamplingConfig":
-        """See `DDPMConfig`."""
+        """See `DDPMConfig`. Of a SiT model they are those of SiT's code: its SDE, guidance of three channels."""
+        if self == SIT:
+            return SamplingConfig("euler-maruyama", 250, 4.0, min(3, channels), last_step="mean:0.04")
         return SamplingConfig("heun", 25, 1.5, "all")
 
 
@@ -121,7 +123,8 @@ class SamplingConfig:
     """The defaults with which images are sampled."""
 
     solver: str = "ddpm"
-    """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
+    """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++3m, dpm++2m-sde, unipc2, unipc3, unipc2-bh1,
+    unipc3-bh1, euler-maruyama or dopri5."""
     steps: int = 250
     """Number of solver steps."""
     guidance: float = 4.0
@@ -131,7 +134,7 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise times between which guidance is on (0 = data, 1 = noise)."""
     grid: str = "uniform"
-    """How the steps are spread over noise time: uniform, shifted:K, karras, cosine, or a falling list such as
+    """How the steps are spread over noise time: uniform, shifted:K, karras, logsnr, cosine, or a falling list such as
     1,0.6,0.2."""
     eta: float = 0.0
     """Noise that ddim adds at each step: 0 = none, 1 = as much as ddpm."""
@@ -142,6 +145,14 @@ class SamplingConfig:
     """How rotary positions are scaled for images larger than in training: none, linear, ntk or time-aware."""
     proportional_attention: bool = False
     """Scale attention so that its entropy stays as in training when the number of tokens differs."""
+    diffusion: str = "sigma"
+    """Noise that euler-maruyama adds: SiT's diffusion coefficient constant, sigma, linear, sbdm, decreasing or
+    increasing-decreasing, with a factor as in sigma:0.5."""
+    last_step: str = "tweedie"
+    """euler-maruyama's step to clean data: mean, tweedie, euler or none, with its length in noise time as in
+    mean:0.04."""
+    tolerance: float = 1e-3
+    """Relative error that dopri5 allows in a step; the absolute one is a thousandth of it."""
 
 
 ProcessConfig = DDPMConfig | FlowConfig

@@ -15,7 +15,6 @@ from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import build_conditioner
 from ldit.codecs.pixels import to_uint8
 from ldit.config.run import RunConfig
-from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec
 from ldit.errors import ConfigError, DataError, EvaluationError
 from ldit.eval.extractors.extractor import open_named
@@ -76,7 +75,7 @@ def evaluation_hook(
         "figure": extractor.metric,
         **conditions,
         "reference_is": _about(reference),
-        "sampling": {**to_dict(request.settings), "steps": request.steps},
+        "sampling": request.sampling(),
         "precision": config.train.precision,
     }
     if world.is_main:

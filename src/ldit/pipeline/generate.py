@@ -98,8 +98,11 @@ class ImageSampler:
         if guide is not None and guide.device != pipe.device:
             raise RequestError(f"guide: it is on {guide.device}, the model on {pipe.device}")
         self.pipe, self.request, self.guide = pipe, request, guide
-        # A `step_noise` function makes noise for the whole request, which therefore runs as one batch.
+        # A `step_noise` function makes noise for the whole request, which therefore runs as one batch. A solver that
+        # chooses its own steps gets one image at a time.
         self.batch_size = batch_size if request.step_noise is None else len(request.labels)
+        if request.one_by_one:
+            self.batch_size = 1
         self.progress, self.callback = progress, callback
         self.cancelled = cancelled or (lambda: False)
         self.preview_every = preview_every
@@ -135,7 +138,7 @@ class ImageSampler:
                 return self._batch(rows, counts, bar)
 
             # Batches are halved when memory runs out, unless `step_noise` makes noise for all rows at once.
-            smallest = 1 if self.request.step_noise is None else total
+            smallest = 1 if self.request.step_noise is None else self.batch_size
             yield from in_batches(total, self.batch_size, run, halved, advice, smallest, self._release)
         seconds = time.perf_counter() - started
         yield Done(counts.images, counts.evaluations, counts.guided_rows, seconds, counts.stopped)

@@ -26,6 +26,9 @@ class RequestKeywords(TypedDict, total=False):
     solver: str | None
     grid: str | Sequence[float] | None
     eta: float | None
+    diffusion: str | None
+    last_step: str | None
+    tolerance: float | None
     guidance: float | None
     guidance_scale: float | None
     cfg_scale: float | None

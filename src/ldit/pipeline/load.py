@@ -89,7 +89,7 @@ class Pipeline(LoadedModel):
         Keywords (None: the checkpoint's default, in `spec.sampling_defaults`):
         num: number of images of a model without classes (default 1, or as many as seeds).
         seed (images get seed, seed+1, …) or seeds (one an image).
-        steps (or num_inference_steps), solver, grid, eta.
+        steps (or num_inference_steps), solver, grid, eta, diffusion, last_step, tolerance.
         guidance (or guidance_scale; 1 = off), guidance_channels (int or "all"), guidance_interval (lo, hi in noise
         time), guidance_schedule ("constant", "linear", "cosine").
         guide: a weaker model of the same kind, a Pipeline or anything that `load` takes; its output takes the place of

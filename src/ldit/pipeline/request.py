@@ -11,6 +11,7 @@ from torch import Tensor
 from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import INTERNAL, SamplingRequest
+from ldit.config.serial import to_dict
 from ldit.config.spec import ModelSpec, PixelCodecConfig, SamplingConfig
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level, Process
@@ -18,16 +19,20 @@ from ldit.errors import RequestError
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.resolution import check_scaling
-from ldit.sampling.solvers import find_solver
+from ldit.sampling.sde import parse_last_step
+from ldit.sampling.solvers import ADAPTIVE, REVISIONS, find_solver
 from ldit.sampling.step import Solver
 
 StepNoise = Callable[[int, tuple[int, ...]], Tensor]
 """(i, shape) -> the noise of solver step i, counted from 0 (the noisiest), of shape (B, C, h, w)."""
 SETTINGS = (
-    "solver", "eta", "guidance_channels", "guidance_interval", "guidance_schedule", "rope_scaling",
-    "proportional_attention",
+    "solver", "eta", "diffusion", "last_step", "tolerance", "guidance_channels", "guidance_interval",
+    "guidance_schedule", "rope_scaling", "proportional_attention",
 )  # fmt: skip
 """Fields of a request that replace those of the spec's sampling section unchanged."""
+OF_SOLVERS = {"eta": "ddim", "diffusion": "euler-maruyama", "last_step": "euler-maruyama", "tolerance": ADAPTIVE}
+"""Settings of one solver alone, and which."""
+_DEFAULTS = SamplingConfig()
 STRENGTH = 0.6
 """Default noise time to which a start image is noised: SDEdit's compromise between keeping the image and correcting
 it."""
@@ -58,6 +63,22 @@ class ResolvedRequest:
     internal: bool = False
     init: tuple[Image.Image, ...] | None = None
     strength: float | None = None
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether every image is a batch of its own: its steps would depend on its company."""
+        return self.settings.solver == ADAPTIVE
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings on which the images depend, as they are recorded beside images and figures."""
+        settings = {**to_dict(self.settings), "steps": self.steps}
+        # Settings that younger versions added are recorded where they have an effect: older records lack them.
+        for name in ("diffusion", "last_step", "tolerance"):
+            if OF_SOLVERS[name] != self.settings.solver:
+                del settings[name]
+        if self.settings.solver in REVISIONS:
+            settings["solver_revision"] = REVISIONS[self.settings.solver]
+        return settings
 
 
 _NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)  # errors of float(), also of tensors
@@ -129,8 +150,15 @@ def check_request(
         settings=settings,
         steps=steps,
         process=process,
-        solve=find_solver(settings.solver, settings.eta),
-        levels=_levels(process, steps, request.steps is not None, settings.grid, strength),
+        solve=find_solver(
+            settings.solver,
+            settings.eta,
+            diffusion=settings.diffusion,
+            last_step=settings.last_step,
+            tolerance=settings.tolerance,
+            process=process,
+        ),
+        levels=_levels(process, steps, request.steps is not None, settings, strength),
         channels=_channels(spec, settings),
         conditioner=conditioner,
         initial_noise=initial_noise,
@@ -143,16 +171,17 @@ def check_request(
 
 def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: float) -> SamplingConfig:
     """The spec's sampling section, with the values that the request sets."""
-    # Values of the request replace those of the section. Its eta is meant for its own solver.
+    # Values of the request replace those of the section, whose settings of solvers are meant for its own solver.
     values = {name: getattr(request, name) for name in SETTINGS} | {"grid": _grid(request.grid)}
     given = {name: value for name, value in values.items() if value is not None}
     if "solver" in given and given["solver"] != spec.sampling_defaults.solver:
-        given.setdefault("eta", 0.0)
+        for name in OF_SOLVERS:
+            given.setdefault(name, getattr(_DEFAULTS, name))
     if steps.isdecimal():
         given["steps"] = int(steps)
     settings = replace(spec.sampling_defaults, **given, guidance=guidance)
     # Check types: values may come from Python.
-    for name in ("solver", "guidance_schedule", "rope_scaling"):
+    for name in ("solver", "guidance_schedule", "rope_scaling", "diffusion", "last_step"):
         if not isinstance(getattr(settings, name), str):
             raise RequestError(f"{name}: expected a name, got {getattr(settings, name)!r:.80}")
     try:
@@ -162,7 +191,8 @@ def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: f
         raise RequestError(f"guidance_interval: expected two numbers, got {got:.80}") from None
     check_schedule(settings.guidance_schedule)
     check_scaling(spec.model, settings.rope_scaling, settings.proportional_attention)
-    return replace(settings, guidance_interval=(low, high), eta=as_float("eta", settings.eta))
+    eta, tolerance = as_float("eta", settings.eta), as_float("tolerance", settings.tolerance)
+    return replace(settings, guidance_interval=(low, high), eta=eta, tolerance=tolerance)
 
 
 def _labels(
@@ -335,9 +365,12 @@ def _grid(grid: Any) -> str | None:
     return ",".join(repr(as_float("grid", time)).removesuffix(".0") for time in times)
 
 
-def _levels(process: Process, steps: str, named: bool, grid: str, strength: float | None) -> tuple[Level, ...]:
+def _levels(
+    process: Process, steps: str, named: bool, settings: SamplingConfig, strength: float | None
+) -> tuple[Level, ...]:
     """The levels of the grid; with a strength only those that are not noisier."""
-    levels = build_grid(process, steps, grid)
+    grid = settings.grid
+    levels = build_grid(process, steps, grid, parse_last_step(settings.last_step)[1])
     if named and is_listed(grid) and steps != str(len(levels) - 1):
         raise RequestError(f"steps {steps}: grid {grid!r} has {len(levels) - 1}; give another grid, such as uniform")
     if strength is None:

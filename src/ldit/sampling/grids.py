@@ -5,6 +5,7 @@
 | uniform     | the process's own. DDPM: the original's respacing. Flow: uniform in t, then the process's shift    |
 | shifted:K   | noise time K·u/(1 + (K-1)·u) of uniform u (Esser et al. 2024); K > 1 spends more steps near noise  |
 | karras      | (sigma/alpha)^(1/7) uniform (Karras et al. 2022), from 80 to 0.002; for DDPM between its own ends  |
+| logsnr      | log(alpha/sigma) uniform, between the same ends as karras                                          |
 | cosine      | the angle atan(sigma/alpha) uniform, as a cosine schedule has it (Nichol & Dhariwal 2021)          |
 | A,B,C,…     | these noise times, falling, each above 0 and at most 1                                             |
 """
@@ -21,11 +22,18 @@ _RHO = 7.0
 _RATIOS = (80.0, 0.002)  # of sigma/alpha, as in Karras et al.
 
 
-def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Level, ...]:
+def build_grid(process: Process, steps: str, grid: str = "uniform", last: float | None = None) -> tuple[Level, ...]:
     """The levels of `steps` intervals, noisiest first, clean data last. A list has its own number of steps.
 
-    RequestError names what is wrong with `steps` or `grid`.
+    `last` is the length in noise time L of the last step, as in SiT: the grid of one step less, with L + (1 - L)·t for
+    its noise times t, then the step from L to clean data. RequestError names what is wrong with `steps` or `grid`.
     """
+    if last is not None:
+        if not steps.isdecimal() or int(steps) < 2 or is_listed(grid):
+            raise RequestError(f"last_step: a length needs a number of steps from 2 and a grid by name, got {steps!r}")
+        *before, _ = build_grid(process, str(int(steps) - 1), grid)
+        times = [last + (1.0 - last) * level.noise_time for level in before]
+        return _checked(process, grid, [*(process.level(time) for time in (*times, last)), CLEAN])
     # The process's own grid also takes its own strings as steps, such as "ddim50".
     if grid == "uniform":
         try:
@@ -42,11 +50,13 @@ def build_grid(process: Process, steps: str, grid: str = "uniform") -> tuple[Lev
     makers: dict[str, Callable[[], Iterator[Level]]] = {
         "shifted": lambda: _shifted(process, count, argument),
         "karras": lambda: _karras(process, count),
+        "logsnr": lambda: _logsnr(process, count),
         "cosine": lambda: _cosine(process, count),
     }
     if kind not in makers or (argument and kind != "shifted"):
         raise RequestError(
-            f"grid: expected uniform, shifted:K, karras, cosine or falling noise times such as 1,0.6,0.2, got {grid!r}"
+            "grid: expected uniform, shifted:K, karras, logsnr, cosine or falling noise times such as 1,0.6,0.2, "
+            f"got {grid!r}"
         )
     return _checked(process, grid, [*makers[kind](), CLEAN])
 
@@ -68,16 +78,26 @@ def _shifted(process: Process, count: int, argument: str) -> Iterator[Level]:
 
 
 def _karras(process: Process, count: int) -> Iterator[Level]:
-    # From the noisiest level to the least noisy that the process has; the paper's values where it has no such end.
-    first, low = process.level(1.0), _RATIOS[1]
-    high = first.sigma / first.alpha if first.alpha else _RATIOS[0]
-    if process.least_noise_time:
-        least = process.level(process.least_noise_time)
-        low = least.sigma / least.alpha
-    yield first
+    high, low = _ends(process)
+    yield process.level(1.0)
     for i in range(1, count):
         share = i / max(count - 1, 1)
         yield process.level_of_ratio((high ** (1 / _RHO) * (1 - share) + low ** (1 / _RHO) * share) ** _RHO)
+
+
+def _logsnr(process: Process, count: int) -> Iterator[Level]:
+    high, low = _ends(process)
+    yield process.level(1.0)
+    for i in range(1, count):
+        yield process.level_of_ratio(high * (low / high) ** (i / max(count - 1, 1)))
+
+
+def _ends(process: Process) -> tuple[float, float]:
+    """sigma/alpha of the noisiest and the least noisy level; Karras et al.'s values where the process has no such
+    end."""
+    first, least = process.level(1.0), process.level(process.least_noise_time) if process.least_noise_time else None
+    high = first.sigma / first.alpha if first.alpha else _RATIOS[0]
+    return high, least.sigma / least.alpha if least else _RATIOS[1]
 
 
 def _cosine(process: Process, count: int) -> Iterator[Level]:

@@ -1,4 +1,4 @@
-"""Single-step solvers, which use nothing of earlier steps.
+"""Single-step solvers of the deterministic and the ancestral kind, which use nothing of earlier steps.
 
 They are written in (alpha, sigma), so that the same function serves DDPM and flow models. In every loop a is the level
 of the state x, b the next one, and d the estimates at a.
@@ -60,32 +60,21 @@ def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) ->
     """Heun's second-order method (Karras et al. 2022) on dz/dr = eps - x0.
 
     z = x/(alpha+sigma) moves on a straight line over r = sigma/(alpha+sigma), whatever the process. Two evaluations a
-    step, one in the last.
+    step, one in the last, which is Euler's as published. Where the last step is longer than the one before, as on a
+    shifted grid, its error would be all that counts: there the slope is extrapolated from the last two.
     """
+    before: tuple[float, Tensor] | None = None  # the last step's r and slope
     for i, (a, b) in enumerate(pairwise(levels)):
         d = denoise(x, a)
+        slope = d.eps - d.x0
         # An Euler step, then again with the mean of the slopes at both ends.
         x_next = b.alpha * d.x0 + b.sigma * d.eps
         if b.sigma > 0:
             second = denoise(x_next, b)
-            slope = 0.5 * ((d.eps - d.x0) + (second.eps - second.x0))
-            x_next = b.length * (x / a.length + (b.r - a.r) * slope)
+            x_next = b.length * (x / a.length + (b.r - a.r) * 0.5 * (slope + (second.eps - second.x0)))
+        elif before is not None and a.r > 1.001 * (before[0] - a.r):
+            share = 0.5 * a.r / (before[0] - a.r)
+            x_next = b.length * (x / a.length - a.r * (slope + share * (slope - before[1])))
+        before = (a.r, slope)
         x = x_next
-        yield Step(i, x, d.x0)
-
-
-def euler_maruyama(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """SiT's SDE (Ma et al. 2024), by Euler-Maruyama: dz = (eps - x0 + eps/2) dr + sqrt(r) dW, backwards in r.
-
-    z and r are those of `heun`; it is SiT's reverse-time SDE with diffusion coefficient w = sigma. The last step, to
-    clean data, returns the estimate of the data.
-    """
-    for i, (a, b) in enumerate(pairwise(levels)):
-        d = denoise(x, a)
-        if b.sigma > 0:
-            step = a.r - b.r
-            z = x / a.length - step * (1.5 * d.eps - d.x0) + math.sqrt(a.r * step) * noise(i)
-            x = b.length * z
-        else:
-            x = b.alpha * d.x0
         yield Step(i, x, d.x0)

@@ -32,12 +32,21 @@ class Sampler:
     """Number of solver steps. DDPM models also take lists such as "10,15,20" (steps in each part of the schedule), and
     "ddim50"."""
     solver: str | None = None
-    """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++2m-sde, unipc2 or euler-maruyama."""
+    """ddpm, ddim, euler, heun, ab2, ab3, ab4, dpm++2m (dpm++), dpm++3m, dpm++2m-sde, unipc2, unipc3, unipc2-bh1,
+    unipc3-bh1, euler-maruyama or dopri5."""
     grid: Any = field(default=None, metadata=flag(command_line=str | None))
-    """How the steps are spread over noise time (1 = noise, 0 = data): uniform, shifted:K, karras, cosine, or a falling
-    list such as 1,0.6,0.2."""
+    """How the steps are spread over noise time (1 = noise, 0 = data): uniform, shifted:K, karras, logsnr, cosine, or
+    a falling list such as 1,0.6,0.2."""
     eta: float | None = None
     """Noise that ddim adds at each step: 0 = none, 1 = as much as ddpm."""
+    diffusion: str | None = None
+    """Noise that euler-maruyama adds: SiT's diffusion coefficient constant, sigma, linear, sbdm, decreasing or
+    increasing-decreasing, with a factor as in sigma:0.5."""
+    last_step: str | None = None
+    """euler-maruyama's step to clean data: mean, tweedie, euler or none, with its length in noise time as in
+    mean:0.04."""
+    tolerance: float | None = None
+    """Relative error that dopri5 allows in a step (default 0.001); the absolute one is a thousandth of it."""
 
 
 INTERNAL = "internal"

@@ -89,7 +89,7 @@ def _of(path: Path, content: dict[str, Any]) -> SetDescription:
     check("num", type(num) is int and num > 0)
     check("complete", type(complete) is bool)
     check("label_rule", rule is None or rule in ("balanced", "random"))
-    check("evaluations", type(content.get("evaluations")) is int)
+    check("evaluations", type(content.get("evaluations", "")) in (int, type(None)))
     check("network", isinstance(network, dict))
     assert isinstance(num, int) and isinstance(network, dict)
     # Classes of the network, their names, and the labels, which are there in the end.

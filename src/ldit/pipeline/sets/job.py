@@ -89,7 +89,7 @@ def describe(
         "class_names": None if spec.class_names is None else list(spec.class_names),
         "classes": None if every_class or labels.rule is None else list(labels.choices),
         # How they are sampled.
-        "sampling": {**to_dict(resolved.settings), "steps": resolved.steps},
+        "sampling": resolved.sampling(),
         "evaluations": evaluations,
         "guided_evaluations": guided,
         "dtype": dtype,
@@ -139,9 +139,13 @@ def check_format(out: Path, begun: Any) -> None:
         raise RequestError(f"--out {out}: its description is of format {brief(version)}, expected {FORMAT}")
 
 
-def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, int]:
-    """Network evaluations for an image, and how many of them are guided. They are counted by running the solver on one
-    pixel with a function that returns zeros for a network. `weak`: whether guidance uses a second model."""
+def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, int] | tuple[None, None]:
+    """Network evaluations for an image, and how many of them are guided; None where every image has its own number.
+
+    They are counted by running the solver on one pixel with a function that returns zeros for a network. `weak`:
+    whether guidance uses a second model."""
+    if request.one_by_one:
+        return None, None
     channels = spec.model.out_channels
 
     def zeros(x: Tensor, time: Tensor, cond: Any, mid: bool = False) -> Any:
