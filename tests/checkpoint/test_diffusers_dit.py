@@ -59,9 +59,9 @@ def saved(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, scaling_factor=0.5, **kinds)
     folder = tmp_path_factory.mktemp("saved") / "dit"
-    DiTPipeline(theirs, vae.eval(), DDIMScheduler(), id2label={int(k): v for k, v in LABELS.items()}).save_pretrained(
-        folder
-    )
+    DiTPipeline(
+        theirs, vae.eval(), DDIMScheduler(clip_sample=False), id2label={int(k): v for k, v in LABELS.items()}
+    ).save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "id2label": LABELS}))
     return folder
@@ -268,3 +268,15 @@ def test_a_table_of_positions_from_an_old_version(folder: Path, saved: Path) -> 
     state = load_file(folder / WEIGHTS)
     save_file({**state, "pos_embed.pos_embed": torch.zeros(1, 16, 64)}, folder / WEIGHTS)
     assert load(folder, device="cpu").model.pos_embed.equal(position_table(4, 4, 64))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("key", ["clip_sample", "thresholding", "rescale_betas_zero_snr"])
+def test_what_changes_the_estimates_is_refused(folder: Path, fault: Any, key: str) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", **{key: True})
+    assert f"{key}: only False is read, got True" in fault(open_source, folder)
+
+
+def test_another_grid_is_said_not_to_be_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing", steps_offset=1)
+    open_source(folder)
+    assert "timestep_spacing 'trailing', steps_offset 1" in caplog.text and "--grid" in caplog.text

@@ -132,7 +132,8 @@ def test_command(tmp_path: Path, raw: dict[str, Tensor], capsys: pytest.CaptureF
     command = ["sample", "--ckpt", str(tmp_path / "x.pt"), "--heads", "4", "--class-labels", "1", "--steps", "3"]
     command += ["--latents-out", str(out), "--device", "cpu"]
     assert main([*command, "--process", "flow"]) == 0
-    assert "5 evaluations" in capsys.readouterr().out  # Heun, the default of flows
+    out_of = capsys.readouterr()
+    assert "3 evaluations" in out_of.out and "3 steps of euler-maruyama" in out_of.err  # SiT's own default
     assert main(command) == 0
     assert "3 evaluations" in capsys.readouterr().out
     assert main([*command[:2], "emoji64-class-xs", *command[3:], "--process", "flow"]) == 2
@@ -173,3 +174,42 @@ def test_info_and_convert_take_the_flag(
         assert main([*command, "--process", "flow"]) == 2
         error = capsys.readouterr().err
         assert "states its process itself" in error and error.count("\n") == 1
+
+
+def test_repa_has_its_data_at_the_other_end(
+    tmp_path: Path, raw: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Known by its projectors or its settings, whatever --process says; without both the log says what was assumed."""
+    expected = FlowConfig(prediction="v", time_scale=1.0, data_at=0)
+    projector = {"projectors.0.0.weight": torch.zeros(2, 2)}
+    torch.save({"ema": {**raw, **projector}}, tmp_path / "a.pt")
+    torch.save({"ema": raw, "args": {"path_type": "linear", "prediction": "v", "proj_coeff": 0.5}}, tmp_path / "b.pt")
+    for name in ("a.pt", "b.pt"):
+        assert process(tmp_path / name) == process(tmp_path / name, process="flow") == expected
+    load(tmp_path / "a.pt", device="cpu", heads=HEADS)
+    torch.save(raw, tmp_path / "c.pt")
+    with caplog.at_level(logging.INFO):
+        assert process(tmp_path / "c.pt", process="flow") == SIT
+    assert "in REPA's files they are at time 0" in caplog.text
+
+
+def test_the_null_class_is_not_guessed(
+    tmp_path: Path, raw: dict[str, Tensor], fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table's last row is a class where the settings count it, and of 1000 rows all are classes."""
+    table = "y_embedder.embedding_table.weight"
+    rows = len(raw[table])
+
+    def model(**settings: Any) -> Any:
+        torch.save({"ema": raw, "args": settings}, tmp_path / "x.pt")
+        return open_source(tmp_path / "x.pt", heads=HEADS).spec.model
+
+    assert (model(num_classes=rows).num_classes, model(num_classes=rows).null_class) == (rows, None)
+    assert (model(num_classes=rows - 1).null_class, model().null_class) == (rows - 1, rows - 1)
+    torch.save({"ema": raw, "args": {"num_classes": rows + 5}}, tmp_path / "x.pt")
+    assert f"its table has {rows} rows" in fault(open_source, tmp_path / "x.pt", HEADS)
+    torch.save({**raw, table: torch.zeros(1000, raw[table].shape[1])}, tmp_path / "y.pt")
+    with caplog.at_level(logging.INFO):
+        spec = open_source(tmp_path / "y.pt", heads=HEADS).spec
+    assert (spec.model.num_classes, spec.model.null_class) == (1000, None)  # type: ignore[union-attr]
+    assert "without a null class" in caplog.text and "ImageNet's names are assumed" in caplog.text

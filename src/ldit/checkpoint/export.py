@@ -76,10 +76,11 @@ def weight_files(folder: Path, ema: bool) -> list[str]:
 def verify_export(folder: Path, ema: bool) -> None:
     """Verify the manifest, the configuration and the weight files that will be read.
 
-    A committed step, recognised by its training state, must have a manifest; an export may lack it.
+    A committed step, recognised by its training state, must have a manifest; an export may lack it. Large files that
+    were verified before and have not changed since are not read again.
     """
     if (folder / manifest.NAME).exists() or (folder / "state").is_dir():
-        manifest.verify(folder, [CONFIG, *_indices(folder), *weight_files(folder, ema)])
+        manifest.verify(folder, [CONFIG, *_indices(folder), *weight_files(folder, ema)], remembered=True)
 
 
 def _indices(folder: Path) -> list[str]:

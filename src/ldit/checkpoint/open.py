@@ -41,11 +41,15 @@ class Source:
     """The value of `ema` for which the weight files were verified at opening, if any."""
     experiment: Experiment | None = None
     """The user's own objects, for a run that was trained with a network or process of the user's."""
+    trusted: bool = False
+    """Whether files are read without a comparison with their checksums."""
     held: object = field(default=None, repr=False, compare=False)
     """What keeps a run's step where it is (`ldit.checkpoint.run.open_step`) for as long as this lives."""
 
     def tensors(self, ema: bool, check: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first."""
+        """Named tensors, memory-mapped, one by one; `check` compares the files with their checksums first, unless they
+        are trusted."""
+        check = check and not self.trusted
         if self.kind == "original":
             yield from original.read_weights(self.path, ema, self.spec.model, check)
         elif self.kind == "dit-pt":
@@ -89,11 +93,21 @@ class Source:
 
 
 def open_source(
-    source: str | Path, heads: int | None = None, ema: bool = True, process: dit_pt.ProcessName | None = None
+    source: str | Path,
+    heads: int | None = None,
+    ema: bool = True,
+    process: dit_pt.ProcessName | None = None,
+    verify: bool = True,
 ) -> Source:
     """Recognise `source`; SourceError says what was looked for. `heads`: for DiT files of unlisted sizes. `process`:
-    for DiT and SiT files that do not state it. `ema`: which weights of a run's step must match the manifest."""
-    path = _locate(source)
+    for DiT and SiT files that do not state it. `ema`: which weights of a run's step must match the manifest. Without
+    `verify` no weights are compared with their checksums."""
+    found = _opened(_locate(source), heads, ema, process, verify)
+    return found if verify else replace(found, trusted=True, held=found)
+
+
+def _opened(path: Path, heads: int | None, ema: bool, process: dit_pt.ProcessName | None, verify: bool) -> Source:
+    """`open_source` for a path."""
     # A file can only be a DiT or SiT checkpoint.
     if path.is_file():
         return _open_pt(path, heads, process, ema)
@@ -101,7 +115,7 @@ def open_source(
         raise SourceError(f"{path} states its process itself; process {process!r} is for DiT and SiT .pt files")
     # A folder is recognised by the files in it.
     if is_run(path):
-        return _open_run(path, ema)
+        return _open_run(path, ema, verify)
     if original.is_original(path):
         return _open_original(path)
     if export.is_export(path):
@@ -131,7 +145,7 @@ def _open_pt(path: Path, heads: int | None, process: dit_pt.ProcessName | None, 
     shapes = {name: tuple(t.shape) for name, t in file.state(ema or "model" not in file.kept).items()}
     kept = tuple(word for word, key in (("raw", "model"), ("ema", "ema")) if key in file.kept)
     stated = dit_pt.process_of(path, file.settings, process), dit_pt.codec_of(file.settings)
-    spec = dit_pt.spec_from_shapes(path, shapes, heads, *stated)
+    spec = dit_pt.spec_from_shapes(path, shapes, heads, *stated, classes=file.settings.get("num_classes"))
     return Source("dit-pt", path, spec, kept)
 
 
@@ -145,8 +159,9 @@ def _open_original(path: Path) -> Source:
     return Source("original", path, replace(spec, training={"step": step}) if step is not None else spec, kept)
 
 
-def _open_run(run: Path, ema: bool) -> Source:
-    """The latest step whose weights match the manifest; a damaged one is skipped with a warning."""
+def _open_run(run: Path, ema: bool, verify: bool) -> Source:
+    """The latest step whose weights match the manifest; a damaged one is skipped with a warning. Without `verify` the
+    latest step."""
     kind = run_kind(run)
     if kind in (AUTOENCODER, CLASSIFIER):
         raise export.no_model(run, kind)
@@ -160,8 +175,9 @@ def _open_run(run: Path, ema: bool) -> Source:
         raise SourceError(f"{run} has no committed step yet")
 
     def opened(folder: Path) -> Source:
-        export.verify_export(folder, ema)
-        return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema)
+        if verify:
+            export.verify_export(folder, ema)
+        return Source("ldit", folder, export.read_spec(folder), export.kept(folder), verified=ema if verify else None)
 
     return open_step(run, opened)
 

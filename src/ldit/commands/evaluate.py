@@ -54,6 +54,7 @@ class EvaluateKeywords(TypedDict, total=False):
     heads: int | None
     experiment: Experiment | str | None
     process: Literal["ddpm", "flow"] | None
+    verify: bool
     local_diffusers_model_root: Path | None
     codec_root: Path | None
     batch_size: int

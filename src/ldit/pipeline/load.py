@@ -182,6 +182,7 @@ def load(
     offload: bool = False,
     inference: InferenceOptions | None = InferenceOptions(),  # noqa: B008 (frozen)
     experiment: Experiment | str | None = None,
+    verify: bool = True,
 ) -> Pipeline:
     """Open a model for sampling.
 
@@ -197,11 +198,13 @@ def load(
     `pipe.model` itself is called, so that hooks on its parts see every evaluation.
     experiment: what a run was trained with (or "FILE.py:FUNCTION", which is executed), for runs with a network or
     process of the user's.
+    verify: compare the weights with their checksums. A large file that was compared before and has not changed since is
+    not read again for it.
 
     SourceError names what is missing, damaged or unknown. RequestError: the model does not fit into the device's
     memory, or does not support an option.
     """
-    opened = open_model(source, heads, ema, process, experiment)
+    opened = open_model(source, heads, ema, process, experiment, verify)
     return load_source(opened, device, dtype, ema, codec_root, offload, inference)
 
 
@@ -211,12 +214,13 @@ def open_model(
     ema: bool = True,
     process: ProcessName | None = None,
     experiment: Experiment | str | None = None,
+    verify: bool = True,
 ) -> Source:
     """Recognise a source, and attach the user's objects if its training had any. SourceError when they are missing:
     the package's own network or process might accept the weights and compute something else."""
     if isinstance(experiment, str):
         experiment = find_experiment(experiment)
-    found = open_source(source, heads, ema, process)
+    found = open_source(source, heads, ema, process, verify)
     opened = replace(found, experiment=experiment, held=found)
     # The record of the training names what was not of this package.
     for part, given in (
@@ -307,7 +311,8 @@ def load_model(
 
 def open_requested(request: ModelRequest) -> Source:
     """Open the source of a request."""
-    return open_model(request.source, request.heads, request.ema, request.process, request.experiment)
+    given = (request.heads, request.ema, request.process, request.experiment, request.verify)
+    return open_model(request.source, *given)
 
 
 def open_guide(request: ModelRequest) -> Source | None:
@@ -316,7 +321,7 @@ def open_guide(request: ModelRequest) -> Source | None:
     if request.guide in (None, INTERNAL):
         return None
     heads, process = (request.heads, request.process) if is_pt(request.guide) else (None, None)
-    return open_model(request.guide, heads, request.ema, process, request.experiment)
+    return open_model(request.guide, heads, request.ema, process, request.experiment, request.verify)
 
 
 def inference_options(machine: Machine) -> InferenceOptions:

@@ -12,10 +12,11 @@ from ldit.codecs.conditioners import Conditioner, build_conditioner
 from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import INTERNAL, SamplingRequest
 from ldit.config.serial import to_dict
-from ldit.config.spec import ModelSpec, PixelCodecConfig, SamplingConfig
+from ldit.config.spec import ModelSpec, SamplingConfig
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level, Process
 from ldit.errors import RequestError
+from ldit.pipeline.guide import check_guide
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.resolution import check_scaling
@@ -140,7 +141,10 @@ def check_request(
     shape = _latent_shape(spec, request.height, request.width)
     _check_guidance(conditioner, settings, has_guide)
     if guide is not None:
-        _check_guide(spec, guide, shape)
+        if isinstance(guide.model, TextModelConfig):
+            raise RequestError("guide: text-to-image sampling is not built yet")
+        trained = _latent_shape(spec, None, None), _latent_shape(guide, None, None)
+        check_guide(spec, guide, shape, trained)
     _check_noise(initial_noise, (len(labels), *shape), step_noise)
     strength = _strength(request.strength, images)
     return ResolvedRequest(
@@ -294,49 +298,6 @@ def _check_noise(initial: Any, expected: tuple[int, ...], step: Any) -> None:
         raise RequestError(f"initial_noise: shape {tuple(initial.shape)}, expected {expected}")
     if step is not None and not callable(step):
         raise RequestError(f"step_noise: expected a function of step and shape, got a {type(step).__name__}")
-
-
-def _check_guide(spec: ModelSpec, guide: ModelSpec, shape: tuple[int, int, int]) -> None:
-    """RequestError names the first reason why a weaker model cannot guide this one: both get the same latents, times
-    and labels, and their outputs are mixed."""
-    # Latents, times and labels must mean the same to both.
-    if isinstance(guide.model, TextModelConfig) or isinstance(spec.model, TextModelConfig):
-        raise RequestError("guide: text-to-image sampling is not built yet")
-    facts = (
-        ("process", _process(spec), _process(guide)),
-        ("codec", _latents(spec), _latents(guide)),
-        ("latent shape", _trained_shape(spec), _trained_shape(guide)),
-        ("number of classes", spec.model.num_classes, guide.model.num_classes),
-    )
-    for fact, own, other in facts:
-        if own != other:
-            raise RequestError(f"guide: its {fact} is {other}, the model's {own}")
-    names = zip(spec.class_names or (), guide.class_names or (), strict=False)
-    for index, (own, other) in enumerate(names):
-        if own != other:
-            raise RequestError(f"guide: its class {index} is {other!r}, the model's {own!r}")
-    # The guide must be able to compute on latents of the requested size.
-    if guide.model.cond_channels:
-        raise RequestError("guide: model.cond_channels: sampling with extra input channels is not built yet")
-    unit = guide.model.side_unit
-    if shape[1] % unit or shape[2] % unit:
-        raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {unit}")
-
-
-def _process(spec: ModelSpec) -> str:
-    """The process that a model was trained with: the name of a user's, or the convention of a package's."""
-    return str((spec.training or {}).get("process") or spec.process.convention)
-
-
-def _latents(spec: ModelSpec) -> str:
-    """The meaning of latents, as far as the configuration says: the codec's kind, scale, shift and factor."""
-    if isinstance(spec.codec, PixelCodecConfig):
-        return spec.codec.kind
-    return f"{spec.codec.kind} (scale {spec.codec.scale}, shift {spec.codec.shift}, factor {spec.codec.factor})"
-
-
-def _trained_shape(spec: ModelSpec) -> tuple[int, int, int]:
-    return _latent_shape(spec, None, None)
 
 
 def _strength(strength: float | None, images: Sequence[Any] | None) -> float | None:

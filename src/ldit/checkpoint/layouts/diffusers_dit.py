@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ldit.checkpoint.layouts.class_names import assumed_names
 from ldit.config.assets import imagenet_names
 from ldit.config.model import OriginalDiTConfig
 from ldit.config.serial import from_dict, show
@@ -61,7 +62,12 @@ _SCHEDULER = {
     "beta_schedule": "linear",
     "prediction_type": "epsilon",
     "trained_betas": None,
+    "clip_sample": False,
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
 }
+_GRID = {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
+"""The scheduler's settings of the levels at which it samples, and what published folders have."""
 
 
 @dataclass(frozen=True)
@@ -241,12 +247,16 @@ def _read_model(path: Path) -> OriginalDiTConfig:
 
 
 def _check_scheduler(path: Path) -> None:
-    """SourceError unless the noise schedule is that of DDPMConfig. diffusers' choice of solver does not matter."""
+    """SourceError unless noise schedule and estimates are those of DDPMConfig. The folder's solver and its grid are not
+    used; where the grid is not the usual one, the log says so."""
     data = _object(path)
     for key, expected in _SCHEDULER.items():
         value = data.get(key, expected)
         if value != expected:
             raise SourceError(f"{path}: {key}: only {expected} is read, got {show(value)}")
+    unused = [f"{key} {show(data[key])}" for key, usual in _GRID.items() if data.get(key, usual) != usual]
+    if unused:
+        logger.warning("%s: not used, --grid and --steps choose the levels: %s", path, ", ".join(unused))
 
 
 def _read_codec(path: Path) -> AutoencoderConfig:
@@ -262,7 +272,7 @@ def _class_names(path: Path, labels: Any, count: int) -> tuple[str, ...] | None:
     """The class names of id2label, {"0": "tench, Tinca tinca", …}. ImageNet's are replaced by our own table. None if
     there are no names."""
     if labels is None:
-        return imagenet_names() if count == 1000 else None
+        return assumed_names(path, count)
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(count))):
         raise SourceError(f"{path}: id2label: expected a name for each of the {count} classes")
     names = tuple(labels[str(i)] for i in range(count))

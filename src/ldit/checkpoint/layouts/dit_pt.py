@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ldit.checkpoint.layouts.class_names import assumed_names
 from ldit.config.assets import imagenet_names
 from ldit.config.model import OriginalDiTConfig
 from ldit.config.presets import ORIGINAL_DIT_HEADS
@@ -21,6 +22,7 @@ from ldit.config.spec import (
     AutoencoderConfig,
     ClassConditionerConfig,
     DDPMConfig,
+    FlowConfig,
     ModelSpec,
     ProcessConfig,
 )
@@ -31,6 +33,10 @@ from ldit.storage.pickled import as_state, load_pickled
 ProcessName = Literal["ddpm", "flow"]
 DIT = DDPMConfig()
 """DiT (Peebles and Xie 2023)."""
+REPA = FlowConfig(prediction="v", time_scale=1.0, data_at=0)
+"""REPA (Yu et al. 2025): SiT's network with data at time 0 and noise at 1, the reverse of SiT."""
+_PROJECTORS = "projectors."  # REPA's parts that only its training uses
+_OF_REPA = ("enc_type", "projector_depth", "proj_coeff")  # settings of its train.py
 
 _VAES = {word: f"stabilityai/sd-vae-ft-{word}" for word in ("mse", "ema")}
 _VAE = _VAES["mse"]
@@ -63,6 +69,13 @@ class PtFile:
         self.settings = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
         self._entries = {key: data[key] for key in ("model", "ema") if key in data} or {"model": data}
         self.kept = tuple(self._entries)
+        if any(
+            str(key).startswith(_PROJECTORS)
+            for state in self._entries.values()
+            if isinstance(state, dict)
+            for key in state
+        ):
+            self.settings = {"proj_coeff": None, **self.settings}
 
     def state(self, ema: bool) -> dict[str, Tensor]:
         """The weights, under the names of the published files: with `ema` the EMA weights if they are separate."""
@@ -70,6 +83,7 @@ class PtFile:
             raise SourceError(f"{self.path} has no raw weights ('model'), only 'ema'")
         key = "ema" if "model" not in self.kept or (ema and "ema" in self.kept) else "model"
         state = as_state(self._entries[key], f"{self.path}: {key}")
+        state = {name: value for name, value in state.items() if not name.startswith(_PROJECTORS)}
         if "pos_embed" not in state or "x_embedder.proj.weight" not in state:
             raise SourceError(f"{self.path} is not a DiT checkpoint: {key} has no pos_embed and x_embedder.proj")
         return state
@@ -78,11 +92,14 @@ class PtFile:
 def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | None = None) -> ProcessConfig:
     """The process that the file was trained with: `given`, else by its settings, else by its name (SiT…), else DDPM.
     The log says which. SourceError for a path or prediction of SiT that is not supported."""
+    if given == "flow" and not _is_repa(settings):
+        logger.info("%s is read as a SiT, with data at time 1; in REPA's files they are at time 0", path.name)
     if given is not None:
-        return SIT if given == "flow" else DIT
+        return (REPA if _is_repa(settings) else SIT) if given == "flow" else DIT
     stated, reason = stated_process(path, settings)
     process = stated or DIT
-    words = "SiT (flow, data at time 1)" if process == SIT else "DiT (ddpm)"
+    names: dict[ProcessConfig, str] = {SIT: "SiT (flow, data at time 1)", REPA: "SiT of REPA (flow, data at time 0)"}
+    words = names.get(process, "DiT (ddpm)")
     logger.info("%s is read as a %s: %s; --process ddpm|flow overrides this", path.name, words, reason)
     return process
 
@@ -90,6 +107,11 @@ def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | Non
 def stated_process(path: Path, settings: Mapping[str, Any]) -> tuple[ProcessConfig | None, str]:
     """The process by the file's settings or name, None where neither mentions one; and which it was, in words.
     SourceError for a path or prediction of SiT that is not supported."""
+    if _is_repa(settings):
+        path_type = settings.get("path_type", "linear")
+        if path_type != "linear":
+            raise SourceError(f"{path}: args.path_type: only REPA's linear is supported, got {path_type!r:.80}")
+        return REPA, "by its projectors"
     # SiT's train.py stores its path and prediction.
     stored = {key: settings[key] for key in _LEARNT if key in settings}
     for key, value in stored.items():
@@ -103,6 +125,10 @@ def stated_process(path: Path, settings: Mapping[str, Any]) -> tuple[ProcessConf
         if path.name.lower().startswith(word):
             return process, "by its name"
     return None, "neither its settings nor its name mention SiT"
+
+
+def _is_repa(settings: Mapping[str, Any]) -> bool:
+    return any(name in settings for name in _OF_REPA)
 
 
 def check_dit_pt(spec: ModelSpec) -> list[str]:
@@ -163,9 +189,10 @@ def spec_from_shapes(
     heads: int | None,
     process: ProcessConfig | None = None,
     codec: AutoencoderConfig | None = None,
+    classes: object = None,
 ) -> ModelSpec:
     """The spec, inferred from the shapes. Defaults: heads by the S/B/L/XL table, process DDPM, codec that of the
-    published weights."""
+    published weights. `classes`: the setting num_classes of train.py, if there is one."""
     # Read the sizes off the shapes. A file of another network has other names.
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
@@ -190,6 +217,7 @@ def spec_from_shapes(
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise SourceError(f"{path}: {tokens} positions are not a square")
+    count = _classes_of(path, rows, classes)
     try:
         model = OriginalDiTConfig(
             input_size=side * patch,
@@ -199,10 +227,27 @@ def spec_from_shapes(
             depth=depth,
             num_heads=heads,
             mlp_ratio=hidden / width,
-            num_classes=rows - 1,
+            num_classes=count,
+            class_dropout_prob=0.1 if count < rows else 0.0,
             learn_sigma=out == 2 * channels,
         )
     except (ConfigError, ZeroDivisionError) as error:
         raise SourceError(f"{path}: {error}") from None
-    names = imagenet_names() if model.num_classes == 1000 else None
-    return ModelSpec(model, process or DIT, codec or codec_of({}), ClassConditionerConfig(names))
+    names = ClassConditionerConfig(assumed_names(path, model.num_classes))
+    return ModelSpec(model, process or DIT, codec or codec_of({}), names)
+
+
+def _classes_of(path: Path, rows: int, stated: object) -> int:
+    """The number of classes of a table with so many rows; the null class, if there is one, is its last row.
+
+    train.py stores the number. Where it is not stored, a null class is assumed, as in all published files, except for
+    1000 rows: ImageNet's classes without one.
+    """
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        if stated not in (rows, rows - 1):
+            raise SourceError(f"{path}: its settings say {stated} classes, its table has {rows} rows")
+        return stated
+    if rows == len(imagenet_names()):
+        logger.info("%s: %d rows of classes are read as ImageNet's, without a null class (guidance 1)", path.name, rows)
+        return rows
+    return rows - 1

@@ -99,6 +99,8 @@ class Checkpoint:
     experiment: Any = field(default=None, metadata=flag(command_line=str | None))
     """FILE.py:FUNCTION with which the run was trained, if it has a network or process of your own. The file is
     executed."""
+    verify: bool = True
+    """Compare the weights with their checksums; a large file is read for that only when it is new or has changed."""
     local_diffusers_model_root: Path | None = field(default=None, metadata=flag("codec_root"))
     """Folder in which autoencoders are looked for by name, such as stabilityai/sd-vae-ft-ema."""
 

@@ -60,7 +60,7 @@ def check_options(config: Any, inference: InferenceOptions, device: torch.device
     """RequestError for options that exclude each other or that this network or device does not support."""
     if inference.int8 and inference.compiled:
         raise RequestError("int8: its products cannot be compiled; choose int8 or compile")
-    for name in ("int8", "graph", "host_modulation"):
+    for name in ("int8", "graph", "host_modulation", "compiled", "packed"):
         if getattr(inference, name) and not isinstance(config, ClassModelConfig):
             raise RequestError(f"{name}: only class-conditional Large-DiT networks support it")
     if inference.graph and device.type != "cuda":
