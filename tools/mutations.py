@@ -219,6 +219,19 @@ MUTANTS = [
     Mutant("eval/evaluate.py", "if key not in known:", "if True:", "tests/eval/test_compare.py"),
     Mutant("eval/evaluate.py", "heldout=share or _share_of(request)", "heldout=_share_of(request)", "tests/eval/test_compare.py"),
     Mutant("eval/compare.py", " if len(set(column)) > 1", "", "tests/eval/test_compare.py"),
+    # Solvers, and files that are verified once.
+    Mutant("sampling/multistep.py", "_GROWTH = 2.0", "_GROWTH = 9.0", "tests/sampling/test_closed_form.py"),
+    Mutant("sampling/multistep.py", "(2.0, 1.25)", "(2.0, 2.0)", "tests/sampling/test_closed_form.py"),
+    Mutant("sampling/multistep.py", "if 1 <= i <= order - 2:", "if False:", "tests/sampling/test_orders.py"),
+    Mutant("sampling/single_step.py", "elif before is not None and", "elif False and before is not None and", "tests/sampling/test_closed_form.py"),
+    Mutant("sampling/sde.py", "math.sqrt(2.0 * strength * h)", "math.sqrt(strength * h)", "tests/sampling/test_sde.py"),
+    Mutant("sampling/sde.py", "strength = coefficient(b.r)", "strength = 0.0", "tests/sampling/test_sde.py"),
+    Mutant("sampling/adaptive.py", "if error <= 1.0 or", "if True or", "tests/sampling/test_dopri5.py"),
+    Mutant("sampling/adaptive.py", "_LONGEST * way, ", "", "tests/sampling/test_dopri5.py"),
+    Mutant("storage/verified.py", "stat.st_ctime_ns", "0", "tests/storage/test_verified.py"),
+    Mutant("storage/verified.py", "[*state, sha256]\n\n", "[*state, sha256] or True\n\n", "tests/storage/test_verified.py"),
+    Mutant("checkpoint/layouts/dit_pt.py", "if stated not in (rows, rows - 1):", "if False:", "tests/checkpoint/test_sit_pt.py"),
+    Mutant("pipeline/generate.py", "if request.one_by_one:", "if False:", "tests/pipeline/test_invariance.py"),
 ]  # fmt: skip
 
 

@@ -121,6 +121,24 @@ def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, mo
         found(job(place / "a", tmp_path / "b.npz"), other)
 
 
+def test_kept_images_give_every_figure(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all images in the file it is worth the folder; its keys are guided-diffusion's, arr_0 first."""
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
+    stats = StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4, keep_images=31)
+    save_statistics(stats)
+    with np.load(tmp_path / "b.npz") as file:
+        assert list(file) == ["arr_0", "mu", "sigma", "mu_s", "sigma_s", "about"]
+        assert file["arr_0"].shape == (31, SIDE, SIDE, 3) and file["arr_0"].dtype == np.uint8
+    report, whole = (found(job(place / "a", path), Inceptive()) for path in (tmp_path / "b.npz", place / "b"))
+    assert report["figures"] == whole["figures"] == ["fid", "sfid", "inception_score", "precision", "recall", "kid"]
+    for name in report["figures"]:
+        assert report[name] == pytest.approx(whole[name], rel=1e-9)
+    save_statistics(replace(stats, keep_images=7))
+    assert len(read_statistics(tmp_path / "b.npz").images or ()) == 7
+    with pytest.raises(EvaluationError, match="keep_images: must be 0 or more, got -1"):
+        save_statistics(replace(stats, keep_images=-1))
+
+
 def test_spatial_statistics_of_another_width_are_known_at_once(place: Path, tmp_path: Path) -> None:
     moments = {"mu": np.zeros(WIDTH), "sigma": np.eye(WIDTH), "mu_s": np.zeros(5), "sigma_s": np.eye(5)}
     np.savez(tmp_path / "wide.npz", **moments)

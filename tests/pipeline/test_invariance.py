@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldit.pipeline.load import Pipeline
 from ldit.sampling.fast.conditioning_cache import ModulationCache, Pair
-from ldit.sampling.solvers import SOLVERS
+from ldit.sampling.solvers import ADAPTIVE, SOLVERS
 
 LABELS = [0, 1, 2, 3, 1]
 SEEDS = [10, 11, 7, 40, 2]
@@ -26,7 +26,8 @@ def image(seed: int) -> Image.Image:
 
 IMAGES = [image(seed) for seed in range(5)]
 CASES: dict[str, dict[str, Any]] = {
-    **{solver: {"solver": solver} for solver in SOLVERS},
+    **{solver: {"solver": solver} for solver in (*SOLVERS, ADAPTIVE)},
+    "SiT's last step": {"solver": "euler-maruyama", "last_step": "mean:0.1"},
     "ddim of eta 1": {"solver": "ddim", "eta": 1.0},
     "schedule": {"guidance_schedule": "cosine"},
     "init image": {"init_image": IMAGES, "strength": 0.7},

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ldit.checkpoint.run import begun_with
@@ -302,6 +303,8 @@ def save_statistics(request: StatsRequest) -> tuple[int, tuple[int, int]]:
     with report_once():
         if out.suffix != ".npz":
             raise EvaluationError(f"--out {out}: expected a name that ends in .npz")
+        if request.keep_images < 0:
+            raise EvaluationError(f"keep_images: must be 0 or more, got {request.keep_images}")
     with joined(TOGETHER) as world:
         # Check and open everything.
         world.run_on_all(lambda: _check_images(source))
@@ -319,8 +322,18 @@ def save_statistics(request: StatsRequest) -> tuple[int, tuple[int, int]]:
             spatial_covariance=None if spatial is None else spatial.covariance,
             extractor=extractor.name, fingerprint=extractor.fingerprint, resize=extractor.resize, size=stream.size,
         )  # fmt: skip
-        world.from_rank0(lambda: write_statistics(out, statistics))
+        world.from_rank0(lambda: write_statistics(out, statistics, _images_to_keep(request, stream.count)))
         return collected.count, stream.size
+
+
+def _images_to_keep(request: StatsRequest, count: int) -> np.ndarray | None:
+    """`keep_images` images spread over the set, uint8 (N, H, W, 3); None for none."""
+    wanted = min(request.keep_images, count)
+    if not wanted:
+        return None
+    stream = open_stream(request.images, wanted, request.image_size, request.batch_size)
+    parts = [images.permute(0, 2, 3, 1).numpy() for _, images in stream.blocks(0, 1)]
+    return np.concatenate(parts)
 
 
 def _check_images(source: str) -> None:

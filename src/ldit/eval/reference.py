@@ -182,10 +182,10 @@ def _read_about(member: Member) -> dict[str, Any]:
     return {key: about[key] for key in kinds if key != "format"} | {"size": about.get("size")}
 
 
-def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write an .npz file that `read_statistics` and guided-diffusion's evaluator can read, without images. It is
-    written atomically, and the same statistics give the same bytes. EvaluationError when it cannot be written or the
-    statistics are not finite."""
+def write_statistics(path: Path, statistics: Statistics, images: np.ndarray | None = None) -> None:
+    """Write an .npz file that `read_statistics` and guided-diffusion's evaluator can read, the latter only with
+    `images`, uint8 (N, H, W, 3). It is written atomically, and the same statistics give the same bytes. EvaluationError
+    when it cannot be written or the statistics are not finite."""
     arrays = {_MEAN: statistics.mean, _COVARIANCE: statistics.covariance}
     if statistics.spatial_mean is not None and statistics.spatial_covariance is not None:
         arrays |= {_SPATIAL_MEAN: statistics.spatial_mean, _SPATIAL_COVARIANCE: statistics.spatial_covariance}
@@ -204,4 +204,5 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     }
     text = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     numbers = {key: value.detach().cpu().to(torch.float64).numpy() for key, value in arrays.items()}
-    write_npz(path, {**numbers, ABOUT: text})
+    kept = {} if images is None else {IMAGES: images}
+    write_npz(path, {**kept, **numbers, ABOUT: text})

@@ -70,6 +70,8 @@ class StatsRequest(Features):
     """The .npz file to write; replaced if it exists."""
     num: int | None = None
     """Use only this many images, spread over the set (of an .npz the first ones). Default: all."""
+    keep_images: int = 0
+    """Also store this many of them, in guided-diffusion's key arr_0: for precision, recall and KID against the file."""
     image_size: int | None = None
     """Side in pixels to which images of a folder are resized and cropped. Default: the shorter side of the first
     image."""
