@@ -253,7 +253,8 @@ def _check_scheduler(path: Path) -> None:
     for key, expected in _SCHEDULER.items():
         value = data.get(key, expected)
         if value != expected:
-            raise SourceError(f"{path}: {key}: only {expected} is read, got {show(value)}")
+            advice = "; false in the file samples without it" if value is True else ""
+            raise SourceError(f"{path}: {key}: only {expected} is read, got {show(value)}{advice}")
     unused = [f"{key} {show(data[key])}" for key, usual in _GRID.items() if data.get(key, usual) != usual]
     if unused:
         logger.warning("%s: not used, --grid and --steps choose the levels: %s", path, ", ".join(unused))
