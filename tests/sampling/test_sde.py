@@ -13,7 +13,7 @@ from ldit.diffusion.process import Denoised, Level, Process
 from ldit.errors import RequestError
 from ldit.sampling.grids import build_grid
 from ldit.sampling.sde import DIFFUSIONS, LAST_STEPS, parse_last_step
-from ldit.sampling.solvers import find_solver
+from ldit.sampling.solvers import OWN_SETTINGS, find_solver
 
 SIT_FLOW = Flow(time_scale=1.0, data_at=1)
 
@@ -110,6 +110,12 @@ def test_every_coefficient_reaches_mean_and_deviation(form: str, last: str, proc
     missing = 2 * grid[-2].r if (form, last) == ("constant", "mean") else 0.0
     expected = math.sqrt(std**2 - missing)
     assert step.x.std().item() == pytest.approx(expected, rel=4 / math.sqrt(2 * count) + 0.03)
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    assert {name: default for name, (_, default) in OWN_SETTINGS.items()} == {
+        name: getattr(SamplingConfig(), name) for name in OWN_SETTINGS
+    }
 
 
 def test_bad_settings_are_named() -> None:

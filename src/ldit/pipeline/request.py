@@ -21,7 +21,7 @@ from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.resolution import check_scaling
 from ldit.sampling.sde import parse_last_step
-from ldit.sampling.solvers import ADAPTIVE, REVISIONS, find_solver
+from ldit.sampling.solvers import ADAPTIVE, OWN_SETTINGS, REVISIONS, find_solver
 from ldit.sampling.step import Solver
 
 StepNoise = Callable[[int, tuple[int, ...]], Tensor]
@@ -31,9 +31,6 @@ SETTINGS = (
     "guidance_schedule", "rope_scaling", "proportional_attention",
 )  # fmt: skip
 """Fields of a request that replace those of the spec's sampling section unchanged."""
-OF_SOLVERS = {"eta": "ddim", "diffusion": "euler-maruyama", "last_step": "euler-maruyama", "tolerance": ADAPTIVE}
-"""Settings of one solver alone, and which."""
-_DEFAULTS = SamplingConfig()
 STRENGTH = 0.6
 """Default noise time to which a start image is noised: SDEdit's compromise between keeping the image and correcting
 it."""
@@ -75,7 +72,7 @@ class ResolvedRequest:
         settings = {**to_dict(self.settings), "steps": self.steps}
         # Settings that younger versions added are recorded where they have an effect: older records lack them.
         for name in ("diffusion", "last_step", "tolerance"):
-            if OF_SOLVERS[name] != self.settings.solver:
+            if OWN_SETTINGS[name][0] != self.settings.solver:
                 del settings[name]
         if self.settings.solver in REVISIONS:
             settings["solver_revision"] = REVISIONS[self.settings.solver]
@@ -179,8 +176,8 @@ def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: f
     values = {name: getattr(request, name) for name in SETTINGS} | {"grid": _grid(request.grid)}
     given = {name: value for name, value in values.items() if value is not None}
     if "solver" in given and given["solver"] != spec.sampling_defaults.solver:
-        for name in OF_SOLVERS:
-            given.setdefault(name, getattr(_DEFAULTS, name))
+        for name, (_, default) in OWN_SETTINGS.items():
+            given.setdefault(name, default)
     if steps.isdecimal():
         given["steps"] = int(steps)
     settings = replace(spec.sampling_defaults, **given, guidance=guidance)

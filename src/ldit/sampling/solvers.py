@@ -53,6 +53,13 @@ ADAPTIVE = "dopri5"
 REVISIONS = dict.fromkeys(("ab2", "ab3", "ab4", "dpm++2m", "dpm++", "dpm++2m-sde", "unipc2", "euler-maruyama"), 2)
 """Solvers whose images are no longer those of earlier versions: a set that was begun with them is not continued."""
 TOLERANCE = 1e-3
+OWN_SETTINGS: dict[str, tuple[str, float | str]] = {
+    "eta": ("ddim", 0.0),
+    "diffusion": ("euler-maruyama", "sigma"),
+    "last_step": ("euler-maruyama", "tweedie"),
+    "tolerance": (ADAPTIVE, TOLERANCE),
+}
+"""Settings that one solver alone takes: which, and its default."""
 
 
 def find_solver(
@@ -72,12 +79,9 @@ def find_solver(
     if name not in SOLVERS and name != ADAPTIVE:
         raise RequestError(f"solver: expected one of {', '.join((*SOLVERS, ADAPTIVE))}, got {name!r}")
     # Settings that another solver would ignore.
-    for setting, value, default, owner in (
-        ("eta", eta, 0.0, "ddim"),
-        ("diffusion", diffusion, "sigma", "euler-maruyama"),
-        ("last_step", last_step, "tweedie", "euler-maruyama"),
-        ("tolerance", tolerance, TOLERANCE, ADAPTIVE),
-    ):
+    given = {"eta": eta, "diffusion": diffusion, "last_step": last_step, "tolerance": tolerance}
+    for setting, (owner, default) in OWN_SETTINGS.items():
+        value = given[setting]
         if value != default and name != owner:
             shown = value if isinstance(value, str) else f"{value:g}"
             raise RequestError(f"{setting} {shown}: only solver {owner!r} takes it, got {name!r}")
