@@ -31,7 +31,7 @@ def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         extractor_room,
         "open_extractor",
-        lambda name, weights, device: Stub() if name == "stub" else real(name, weights, device),
+        lambda name, weights, device, protocol=None: Stub() if name == "stub" else real(name, weights, device),
     )
 
 

@@ -17,7 +17,7 @@ from ldit.eval import evaluate as evaluation
 
 def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The dict is what --json writes."""
-    monkeypatch.setattr(evaluation, "open_named", lambda name, weights, device: Stub())
+    monkeypatch.setattr(evaluation, "open_named", lambda name, weights, device, protocol=None: Stub())
     model, reference = exported(tmp_path / "model"), folder(tmp_path / "b", noise(9, 1))
     report = ldit.evaluate(model, reference, num=8, extractor="stub", num_inference_steps=2, device="cpu")
     assert capsys.readouterr().out == ""

@@ -100,11 +100,11 @@ def evaluation(folder: Path, layout: str) -> Any:
     config = replace(config, parallel=parallel, heldout=HeldoutConfig(0, 0),
                      eval=EvalConfig(every=1, num=7, batch_size=3, extractor="stub"))  # fmt: skip
     out = folder / f"evaluation-{layout}-{w.size}"
-    extractor.open_extractor = lambda name, weights, device: Stub()
+    extractor.open_extractor = lambda name, weights, device, protocol=None: Stub()
     if layout == "broken":
         w = replace(w, store=dist.FileStore(str(folder / "alarms"), w.size))
         broken, real = Broken(w.rank == w.size - 1), evaluation_hook._SampledBlocks.__base__
-        extractor.open_extractor = lambda name, weights, device: broken
+        extractor.open_extractor = lambda name, weights, device, protocol=None: broken
     with ExitStack() as stack:
         flow._train(Experiment(config=config), out, w, stack)
     found: list[Any] = []

@@ -50,7 +50,7 @@ def test_one_flag_is_enough(tmp_path: Path, names: tuple[str, ...], monkeypatch:
     assert len(kept) == max(len(names), 1) and all((root / name).is_file() for name in kept)
     assert dispatch("train", [str(out), "--train.steps", "2"]) == 0
     # The run's own share stands for a list that the folder does not have.
-    monkeypatch.setattr(evaluation, "open_named", lambda name, weights, device: Stub())
+    monkeypatch.setattr(evaluation, "open_named", lambda name, weights, device, protocol=None: Stub())
     parts = {"heldout": len(kept), "train": 4 * max(len(names), 1) - len(kept)}
     for part, count in (pair for pair in parts.items() if pair[1] > 1):
         report = ldit.evaluate(out, f"{root}@{part}", num=4, extractor="stub", steps=1)

@@ -68,7 +68,7 @@ def test_statistics_of_another_size_are_named(
     """`ldit stats` crops to the side of its first image; the samples have another. With one side for both, the file is
     worth its images."""
     logging.getLogger("ldit").propagate = True
-    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Stub())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device, protocol=None: Stub())
     (tmp_path / "b").mkdir()
     for i, side in enumerate((24, 16, 40, 32, 16, 28)):
         Image.fromarray(noise(1, i, side=side)[0]).save(tmp_path / "b" / f"{i}.png")
@@ -87,7 +87,7 @@ def test_statistics_of_another_size_are_named(
 
 
 def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device, protocol=None: Inceptive())
     assert save_statistics(StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4)) == (
         31,
         (SIDE, SIDE),
@@ -123,7 +123,7 @@ def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, mo
 
 def test_kept_images_give_every_figure(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all images in the file it is worth the folder; its keys are guided-diffusion's, arr_0 first."""
-    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device, protocol=None: Inceptive())
     stats = StatsRequest(images=str(place / "b"), out=tmp_path / "b.npz", batch_size=4, keep_images=31)
     save_statistics(stats)
     with np.load(tmp_path / "b.npz") as file:

@@ -113,7 +113,7 @@ def test_a_cloud_is_spread_over_its_set() -> None:
 
 def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of images, and of statistics, which have no points; where no other figure needs rows."""
-    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device, protocol=None: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
     drawn: list[Axes] = []
     monkeypatch.setattr(outputs, "draw", lambda *given: (drawn.append((figure := draw(*given)).axes[0]), figure)[1])
@@ -137,7 +137,7 @@ def test_an_evaluation_draws_its_figure(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_components_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean and covariance are all that principal components need."""
-    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device, protocol=None: Inceptive())
     folder(tmp_path / "a", noise(12, 0)), folder(tmp_path / "b", noise(9, 1))
     save_statistics(StatsRequest(images=str(tmp_path / "b"), out=tmp_path / "b.npz", batch_size=4))
     found = [

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor, "open_extractor", lambda name, weights, device: Stub())
+    monkeypatch.setattr(extractor, "open_extractor", lambda name, weights, device, protocol=None: Stub())
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -259,7 +259,7 @@ def test_what_is_missing_is_known_before_the_first_step(tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match=r"eval.num: must be at least 2, got 1"):
         train(over(data, {**SETTINGS, "eval.num": 1}), tmp_path / "run")
 
-    def missing(name: str, weights: Path | None, device: Any) -> None:
+    def missing(name: str, weights: Path | None, device: Any, protocol: str | None) -> None:
         raise EvaluationError("no weights")
 
     with monkeypatch.context() as patch:
@@ -287,6 +287,6 @@ def test_conditions_are_said_once_and_few_images_warned_of(tmp_path: Path) -> No
 
 
 def test_inceptions_distance_is_called_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor, "open_extractor", lambda name, weights, device, protocol=None: Inceptive())
     assert train(over(make_folder(tmp_path / "data"), {**SETTINGS, "train.steps": 1}), tmp_path / "run") == 0
     assert "fid" in records(tmp_path / "run")[0]

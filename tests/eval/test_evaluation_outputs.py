@@ -84,7 +84,7 @@ def test_a_report_replaces_a_report(place: Path, tmp_path: Path) -> None:
 
 
 def test_statistics_replace_statistics_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device: Inceptive())
+    monkeypatch.setattr(extractor_room, "open_extractor", lambda name, weights, device, protocol=None: Inceptive())
     np.savez(tmp_path / "pictures.npz", noise(23, 0))
     before = (tmp_path / "pictures.npz").read_bytes()
     for source, words in ((tmp_path / "pictures.npz", "is an input"), (place / "b", "was not made by ldit stats")):

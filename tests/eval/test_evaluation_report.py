@@ -66,7 +66,14 @@ def test_what_both_sides_leave_unsaid(place: Path, tmp_path: Path) -> None:
     adm, hot = str(tmp_path / "adm.npz"), str(tmp_path / "hot.npz")
     np.savez(hot, a, np.eye(23))
     for source, reference, words in (
-        (place / "a", adm, [f"{adm} does not state the weights and resize rule of its statistics: assumed to be ours"]),
+        (
+            place / "a",
+            adm,
+            [
+                f"{adm} does not state the weights and resize rule of its statistics: "
+                "assumed to be those of this evaluation (--protocol)"
+            ],
+        ),
         (adm, place / "b", [f"{adm} holds statistics too: its images are measured"]),
         (place / "a", tmp_path / "large", []),  # cut to the samples' size
         (place / "a", tmp_path / "large.npz", ["images of 8 x 8 are compared with a reference of 16 x 16: "]),

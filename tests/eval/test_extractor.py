@@ -5,14 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from golden import assert_close
 from inception_case import TOLERANCE, io, weights
+from PIL import Image
+from torch import Tensor
 
 from ldit.errors import EvaluationError
 from ldit.eval.extractors import inception_weights, lite0
-from ldit.eval.extractors.extractor import open_extractor
+from ldit.eval.extractors.extractor import open_extractor, open_named
+from ldit.eval.extractors.inception import Inception
+from ldit.eval.extractors.protocol import PROTOCOLS
+from ldit.eval.extractors.resize import tf1_bilinear
 
 CPU = torch.device("cpu")
 
@@ -45,6 +51,52 @@ def test_inception_is_looked_for(published: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(inception_weights, "SHA256", "0" * 64)
     with pytest.raises(EvaluationError, match="is not the published"):
         open_extractor("inception", None, CPU)
+
+
+def test_protocols_of_other_packages(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prepares images as the package does, written here with Pillow or with loops over pixels."""
+    sent: list[Tensor] = []
+    monkeypatch.setattr(Inception, "_features", lambda self, x: sent.append(x) or {"pool": x, "logits_unbiased": x})
+    x = torch.randint(0, 256, (2, 3, 40, 33), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+    def prepared(protocol: str) -> Tensor:
+        extractor = open_extractor("inception", published, CPU, protocol)
+        assert extractor.protocol == protocol  # type: ignore[attr-defined]
+        extractor(x)
+        return sent.pop()
+
+    # torch-fidelity resizes as TensorFlow 1 does.
+    assert torch.equal(prepared("adm"), (tf1_bilinear(x, 299) - 128.0) / 128.0)
+    assert torch.equal(prepared("torch-fidelity"), prepared("adm"))
+
+    # pytorch-fid: pixel i of 299 is at (i + 1/2)·in/299 - 1/2, held within the picture; 0 is -1, and 255 is 1.
+    def weights_of(length: int) -> Tensor:
+        place = ((torch.arange(299, dtype=torch.float64) + 0.5) * length / 299 - 0.5).clamp(0, length - 1)
+        return (1.0 - (place[:, None] - torch.arange(length)).abs()).clamp(min=0.0)
+
+    expected = weights_of(40) @ (x.double() / 127.5 - 1.0) @ weights_of(33).T
+    assert_close(prepared("pytorch-fid"), expected.float(), 2e-5)  # a place up to 40 in fp32, times a step of up to 2
+
+    # clean-fid: Pillow's bicubic of each channel as numbers, not as bytes.
+    def pillow(channel: Tensor) -> Tensor:
+        image = Image.fromarray(channel.float().numpy()).resize((299, 299), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image).clip(0, 255))
+
+    resized = torch.stack([torch.stack([pillow(channel) for channel in image]) for image in x])
+    assert_close(prepared("clean-fid"), (resized - 128.0) / 128.0, 2e-5)
+    # Images of 299 x 299 are not changed, by none.
+    whole = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
+    for protocol in PROTOCOLS.values():
+        before = whole.clone()
+        assert_close(protocol.prepare(whole), whole.float() / 127.5 - 1.0, 0.008)  # 128 or 127.5 in the middle
+        assert torch.equal(whole, before)
+
+
+def test_a_protocol_that_is_not_there(published: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"protocol: expected adm, torch-fidelity, .*, got 'x'"):
+        open_named("inception", published, CPU, "x")
+    with pytest.raises(EvaluationError, match="protocol: is for inception, the extractor is efficientnet-lite0"):
+        open_named("efficientnet-lite0", None, CPU, "adm")
 
 
 def test_lite0() -> None:

@@ -50,6 +50,15 @@ def test_width_one_and_unequal_batches() -> None:
     assert far(of(data[:1], data[1:1], data[1:3], data[3:40], data[40:]), data) < ROUNDING
 
 
+@pytest.mark.parametrize("width", [7, 8, 9, 17])
+def test_bands_of_the_covariance(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of 4 rows, of which the last may be smaller: both triangles, and symmetric to the last bit."""
+    monkeypatch.setattr(moments, "_BAND", 4)
+    data = rows(30, width)
+    found = of(data[:11], data[11:])
+    assert far(found, data) < ROUNDING and torch.equal(found.covariance, found.covariance.T)
+
+
 def test_long_batches_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "_ROWS", 8)
     data = rows(99, 5)

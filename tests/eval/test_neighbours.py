@@ -118,7 +118,8 @@ def test_the_stated_limit(apart: float, told: bool) -> None:
     corner = rows(1, 2048, seed=4)
     step = apart * corner.norm() / 2048**0.5
     near = torch.cat([sign * corner + i * step for sign in (-1, 1) for i in range(4)])
-    radii = neighbours._radii(near, near.mean(0), 1, 4096)
+    near -= near.mean(0)
+    radii = neighbours._radii(near, near.square().sum(1), 1, 4096)
     assert (radii > 0).tolist() == [told] * 8
 
 
@@ -132,9 +133,9 @@ def test_no_more_than_a_tile_of_distances_at_once(monkeypatch: pytest.MonkeyPatc
     """That is what memory depends on. Each pair is multiplied once: half of those within a set, all between the two."""
     sound, sizes = neighbours._squared_distances, []
 
-    def counted(x: Tensor, y: Tensor, centre: Tensor) -> Tensor:
+    def counted(x: Tensor, y: Tensor, x_squares: Tensor, y_squares: Tensor) -> Tensor:
         sizes.append(len(x) * len(y))
-        return sound(x, y, centre)
+        return sound(x, y, x_squares, y_squares)
 
     monkeypatch.setattr(neighbours, "_squared_distances", counted)
     precision_recall(rows(64, seed=1), rows(48, seed=2), tile=16)

@@ -22,6 +22,7 @@ class EvaluateKeywords(TypedDict, total=False):
     extractor: str
     inception_weights: Path | None
     fetch: bool
+    protocol: str | None
     metrics: tuple[str, ...]
     components: int
     bootstrap: int

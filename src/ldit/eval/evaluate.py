@@ -87,7 +87,7 @@ def evaluate(request: EvaluateRequest, say: Callable[[str], None]) -> dict[str, 
     with joined(TOGETHER) as world:
         device = process_device(request.device)
         weights = world.from_rank0(lambda: _weights(request))
-        extractor = world.run_on_all(lambda: open_named(request.extractor, Path(weights) if weights else None, device))
+        extractor = world.run_on_all(lambda: _open_extractor(request, weights, device))
         if request.others:
             return _evaluate_several(request, extractor, world, say)
         return evaluate_with(request, extractor, world, say)
@@ -153,6 +153,10 @@ def _weights(request: Features) -> str | None:
             "fetch: is for Inception's published weights; leave out --inception-weights and --extractor"
         )
     return str(fetch_weights())
+
+
+def _open_extractor(request: Features, weights: str | None, device: torch.device) -> Extractor:
+    return open_named(request.extractor, Path(weights) if weights else None, device, request.protocol)
 
 
 def evaluate_with(
@@ -311,7 +315,7 @@ def save_statistics(request: StatsRequest) -> tuple[int, tuple[int, int]]:
         world.from_rank0(lambda: check_statistics_file(out, source))
         device = process_device(request.device)
         weights = world.from_rank0(lambda: _weights(request))
-        extractor = world.run_on_all(lambda: open_named(request.extractor, Path(weights) if weights else None, device))
+        extractor = world.run_on_all(lambda: _open_extractor(request, weights, device))
         stream = world.run_on_all(lambda: open_stream(source, request.num, request.image_size, request.batch_size))
         # Compute the moments, and write them.
         collected = collect(stream.blocks(world.rank, world.size), extractor, False, world, stream.count)

@@ -26,6 +26,7 @@ def depends(extractor: Extractor, samples: ImageStream, reference: dict[str, Any
         "extractor": extractor.name,
         "extractor_sha256": extractor.fingerprint,
         "resize": extractor.resize,
+        "protocol": getattr(extractor, "protocol", None),
         "samples": samples.about,
         "reference": reference,
     }
@@ -75,7 +76,8 @@ def remarks(
     # The reference.
     if isinstance(reference, Statistics) and not reference.resize:
         lines.append(
-            f"{reference_name} does not state the weights and resize rule of its statistics: assumed to be ours"
+            f"{reference_name} does not state the weights and resize rule of its statistics: assumed to be those of "
+            "this evaluation (--protocol)"
         )
     return [*lines, line] if (line := other_size(samples.size, reference.size)) else lines
 
@@ -129,6 +131,7 @@ def conditions(report: dict[str, Any]) -> dict[str, str]:
         "images": f"{report['num_samples']:,}",
         "labels": str(report["labels"]),
         "extractor": f"{report['extractor']} {report['extractor_sha256'][:12]}",
+        "protocol": report.get("protocol") or "-",
         "resize": report["resize"],
         "evaluations": "-" if evaluations is None else str(evaluations),
     }

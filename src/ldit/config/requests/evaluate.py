@@ -22,6 +22,9 @@ class Features:
     fetch: bool = False
     """Download Inception's published weights (96 MB) into torch.hub's cache, if they are not there; their hash is
     checked."""
+    protocol: str | None = None
+    """How images are resized and scaled for Inception: adm (guided-diffusion, the default), torch-fidelity (the same),
+    pytorch-fid, or clean-fid. Distances of different protocols are not comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)

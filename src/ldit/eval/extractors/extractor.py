@@ -12,6 +12,7 @@ from ldit.errors import EvaluationError
 from ldit.eval.extractors import inception, lite0
 from ldit.eval.extractors.classifier import open_classifier
 from ldit.eval.extractors.inception_weights import check_weights, find_weights
+from ldit.eval.extractors.protocol import protocol_of
 from ldit.eval.features import Extractor, Features
 
 INCEPTION, LITE0 = "inception", "efficientnet-lite0"
@@ -32,6 +33,7 @@ class NetworkExtractor:
     network: Callable[[Tensor], dict[str, Tensor]]
     logits: str
     device: torch.device
+    protocol: str | None = None
 
     def __call__(self, images: Tensor) -> Features:
         rows = _SLICE if self.device.type == "cpu" else max(len(images), 1)
@@ -40,27 +42,34 @@ class NetworkExtractor:
         return Features(joined["pool"], joined.get("spatial"), joined[self.logits])
 
 
-def open_named(name: str, inception_weights: Path | None, device: torch.device) -> Extractor:
-    """The extractor that a request or a run names; `inception_weights` is a file for Inception only."""
-    if inception_weights is not None and name != INCEPTION:
-        raise EvaluationError(f"inception_weights: the extractor is {name}")
-    return open_extractor(name, inception_weights, device)
+def open_named(
+    name: str, inception_weights: Path | None, device: torch.device, protocol: str | None = None
+) -> Extractor:
+    """The extractor that a request or a run names; `inception_weights` and `protocol` are for Inception only."""
+    for given, what in ((inception_weights, "inception_weights"), (protocol, "protocol")):
+        if given is not None and name != INCEPTION:
+            raise EvaluationError(f"{what}: is for {INCEPTION}, the extractor is {name}")
+    return open_extractor(name, inception_weights, device, protocol)
 
 
-def open_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
+def open_extractor(name: str, weights: Path | None, device: torch.device, protocol: str | None = None) -> Extractor:
     """The extractor "inception", "efficientnet-lite0", or a classifier trained by ldit, by its folder or run.
 
-    `weights` is the weight file of the first two, searched for if None. Their networks compute in fp32 without TF32.
+    `weights` is the weight file of the first two, searched for if None; `protocol` is Inception's (`protocol_of`).
+    Their networks compute in fp32 without TF32.
     EvaluationError for an unknown name, and for weights that are missing or not the published ones.
     """
     if device.type == "cpu":
         _keep_freed_memory()
     if name == INCEPTION:
+        rule = protocol_of(protocol)
         path = find_weights(weights)
         digest = check_weights(path)
-        network = inception.load_inception(path, check_hash=False).to(device)
-        widths = (inception.WIDTH, inception.SPATIAL)
-        return NetworkExtractor(name, digest, inception.RESIZE, *widths, "fid", network, "logits_unbiased", device)
+        network = inception.load_inception(path, check_hash=False, protocol=rule).to(device)
+        return NetworkExtractor(
+            name, digest, rule.resize, inception.WIDTH, inception.SPATIAL, "fid", network, "logits_unbiased", device,
+            rule.name,
+        )  # fmt: skip
     if name == LITE0:
         small = lite0.load_lite0(weights).to(device)
         return NetworkExtractor(name, lite0.SHA256, lite0.RESIZE, lite0.WIDTH, 0, f"fd_{name}", small, "logits", device)

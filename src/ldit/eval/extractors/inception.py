@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from ldit.errors import EvaluationError
 from ldit.eval.extractors.folded import Folded, Pair, Place, fill
 from ldit.eval.extractors.inception_weights import check_weights, read_state
-from ldit.eval.extractors.resize import tf1_bilinear
+from ldit.eval.extractors.protocol import ADM, Protocol
 from ldit.precision import unrounded
 
 WIDTH, SPATIAL, CLASSES = 2048, 7 * 17 * 17, 1008
-SIZE = 299
-RESIZE = "299x299, TensorFlow-1 bilinear"
 _SPATIAL_CHANNELS = 7
 
 
@@ -153,6 +151,8 @@ class _Mixed(nn.Module):
 class Inception(nn.Module):
     """uint8 (B, 3, H, W) of any size, in RGB -> {"pool" (B, 2048), "spatial" (B, 2023), "logits_unbiased" (B, 1008)}.
 
+    Images are resized and scaled as `protocol` does.
+
     Pool features are for FID. Spatial features are for sFID: the first 7 channels of the 1x1 branch of Mixed_6d, 17x17,
     flattened with the channel last. The logits omit the head's bias, as TensorFlow's evaluators do for the Inception
     Score.
@@ -161,8 +161,9 @@ class Inception(nn.Module):
     into the convolutions, so the module's names differ from those of the published files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: Protocol = ADM) -> None:
         super().__init__()
+        self.prepare = protocol.prepare
         self.Conv2d_1a_3x3 = Folded((3, 32), (3, 3), 2)
         self.Conv2d_2a_3x3 = Folded((32, 32), (3, 3))
         self.Conv2d_2b_3x3 = Folded((32, 64), (3, 3), padding=(1, 1))
@@ -193,8 +194,7 @@ class Inception(nn.Module):
                 f"inception takes uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
             )
         with unrounded(), torch.autocast(images.device.type, enabled=False):
-            x = tf1_bilinear(images, SIZE).sub_(128.0).div_(128.0)
-            return self._features(x.contiguous(memory_format=torch.channels_last))
+            return self._features(self.prepare(images).contiguous(memory_format=torch.channels_last))
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (B, 64, 147, 147)
@@ -208,7 +208,7 @@ class Inception(nn.Module):
         return {"pool": pool, "spatial": spatial, "logits_unbiased": pool @ self.fc.weight.T}
 
 
-def load_inception(path: Path | str, check_hash: bool = True) -> Inception:
+def load_inception(path: Path | str, check_hash: bool = True, protocol: Protocol = ADM) -> Inception:
     """The network on the CPU, with the weights of the published .pth file, or of a .safetensors file with the same
     names.
 
@@ -221,6 +221,6 @@ def load_inception(path: Path | str, check_hash: bool = True) -> Inception:
     path = Path(path)
     if check_hash:
         check_weights(path)
-    network = Inception()
+    network = Inception(protocol)
     fill(read_state(path), network.places(), network.fc, "fc", str(path))
     return network.eval()

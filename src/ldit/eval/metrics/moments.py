@@ -3,6 +3,9 @@
 Two groups of rows are merged by the update of Chan, Golub & LeVeque (1983): with counts n and m and the offset
 d = mean_m - mean_n, the merged sum of centred products is C_n + C_m + n·m/(n+m)·d·d^T. No difference of large sums
 occurs, so batches and ranks change only rounding: about 1e-15 of the largest entry.
+
+The sum is symmetric, so only its lower triangle is computed, in bands of rows up to the diagonal: 5/8 of the products
+of a full matrix at 2,048 features. What is above the diagonal, outside the squares on it, is never read.
 """
 
 import math
@@ -13,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval.metrics.rows import check_finite, double
+from ldit.eval.metrics.rows import check_finite, float64_home
 from ldit.parallel.world import World
 
-_ROWS = 4096  # converted to float64 at a time
+_ROWS = 1024  # converted to float64 at a time
+_BAND = 512  # rows of the sum of products that are computed together
 
 
 class Moments:
@@ -40,8 +44,12 @@ class Moments:
         """(D, D) float64 on the CPU, over N - 1; EvaluationError for fewer than two rows."""
         if self.count < 2:
             raise EvaluationError(f"a covariance needs at least 2 images, got {self.count}")
-        half = self._products.cpu() / (2.0 * (self.count - 1))
-        return half + half.T
+        covariance = self._products.cpu() / (self.count - 1)
+        for band in self._bands():
+            square = covariance[band, band]
+            square.copy_((square + square.T) / 2.0)  # products of two columns may round otherwise in the other order
+            covariance[: band.start, band] = covariance[band, : band.start].T
+        return covariance
 
     def add(self, rows: Tensor, first: int | None = None) -> None:
         """Add rows (B, D) of any float dtype, on any device. If one is not finite, EvaluationError gives its number,
@@ -49,21 +57,28 @@ class Moments:
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ValueError(f"expected rows {self.width} wide, got the shape {tuple(rows.shape)}")
         check_finite(rows, "features", self.count if first is None else first)
-        for part in rows.split(_ROWS):
-            self._add(double(part))
-
-    def _add(self, rows: Tensor) -> None:
-        """Add one batch with one matrix product, in which the offset of the means is an additional row."""
         if not len(rows):
             return
-        self._go_to(rows.device)
-        rows = rows.to(self._mean.device)
-        mean = rows.mean(dim=0)
+        self._go_to(float64_home(rows.device))
+        # One buffer for all parts: in each, the offset of the means is a row after the centred rows.
+        factors = self._mean.new_empty(min(len(rows), _ROWS) + 1, self.width)
+        for part in rows.detach().split(_ROWS):
+            self._add(part, factors[: len(part) + 1])
+
+    def _add(self, rows: Tensor, factors: Tensor) -> None:
+        """Add rows (B, D) with products of `factors` (B + 1, D), which are overwritten."""
+        centred = factors[:-1].copy_(rows.to(factors.device))
+        mean = centred.mean(dim=0)
         weight = self._join(len(rows))
         offset = mean - self._mean
-        factors = torch.cat([rows - mean, offset[None] * math.sqrt(weight)])
-        self._products.addmm_(factors.T, factors)
+        centred -= mean
+        factors[-1] = offset * math.sqrt(weight)
+        for band in self._bands():
+            self._products[band, : band.stop].addmm_(factors[:, band].T, factors[:, : band.stop])
         self._mean += offset * (len(rows) / self.count)
+
+    def _bands(self) -> list[slice]:
+        return [slice(first, min(first + _BAND, self.width)) for first in range(0, self.width, _BAND)]
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of `other`, which is not changed."""
