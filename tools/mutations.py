@@ -214,7 +214,7 @@ MUTANTS = [
     Mutant("diffusion/flow.py", 'if config.times == "uniform":', "if False:", DIT),
     Mutant("diffusion/flow.py", "dim=1, eps=LEAST_LENGTH", "dim=1", "tests/training/test_switches.py"),
     Mutant("config/recipes/finetune.py", "        process=spec.process,\n", "", DIT),
-    Mutant("checkpoint/layouts/dit_pt.py", "dict(_LEARNT) if spec.process == SIT else {}", "{}", DIT),
+    Mutant("checkpoint/layouts/dit_pt.py", "settings = _sit_settings(spec.process) or {}", "settings: dict[str, str] = {}", DIT),
     # several sources in one table
     Mutant("eval/evaluate.py", "if key not in known:", "if True:", "tests/eval/test_compare.py"),
     Mutant("eval/evaluate.py", "heldout=share or _share_of(request)", "heldout=_share_of(request)", "tests/eval/test_compare.py"),
@@ -236,6 +236,11 @@ MUTANTS = [
     Mutant("eval/metrics/kernel.py", "2.0 * kernel[:, :first].sum()", "kernel[:, :first].sum()", "tests/eval/test_kernel.py"),
     Mutant("eval/metrics/rows.py", "torch.isfinite(torch.stack(rows.aminmax())).all()", "True", "tests/eval/test_moments.py"),
     Mutant("eval/extractors/protocol.py", "align_corners=False", "align_corners=True", "tests/eval/test_extractor.py"),
+    Mutant("diffusion/flow.py", "d / sigma.square()", "d / sigma", "tests/diffusion"),
+    Mutant("diffusion/flow.py", "t = min(noise_time, self._times[1])", "t = noise_time", "tests/diffusion"),
+    Mutant("diffusion/flow.py", "return losses[\"mse\"] if self._of_noise else ", "return ", "tests/diffusion"),
+    Mutant("diffusion/path.py", "-sigma.square() / (alpha * half)", "-sigma.square() / half", "tests/diffusion"),
+    Mutant("diffusion/path.py", "alpha.square() * self._half_beta(t) / sigma", "alpha * self._half_beta(t) / sigma", "tests/diffusion"),
     Mutant("eval/extractors/protocol.py", "bicubic(images, SIZE).sub(128.0)", "tf1_bilinear(images, SIZE).sub(128.0)", "tests/eval/test_extractor.py"),
 ]  # fmt: skip
 

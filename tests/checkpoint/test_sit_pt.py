@@ -14,7 +14,7 @@ from golden import FOLDER
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldit.checkpoint.layouts.dit_pt import SIT
+from ldit.checkpoint.layouts.dit_pt import SIT, content
 from ldit.checkpoint.open import open_source
 from ldit.cli.main import main
 from ldit.config.spec import DDPMConfig, FlowConfig
@@ -71,7 +71,7 @@ def test_a_flag_says_otherwise(tmp_path: Path, raw: dict[str, Tensor]) -> None:
     torch.save(raw, tmp_path / "x.pt")
     torch.save(trained(raw, path_type="GVP"), tmp_path / "y.pt")
     assert process(tmp_path / "x.pt", process="flow") == SIT
-    assert process(tmp_path / "y.pt", process="flow") == SIT
+    assert process(tmp_path / "y.pt", process="flow") == replace(SIT, path="gvp")
     assert process(tmp_path / "y.pt", process="ddpm") == DDPMConfig()
     assert load(tmp_path / "x.pt", heads=HEADS, process="flow").spec.process == SIT
 
@@ -88,9 +88,9 @@ def test_the_log_says_what_was_taken(tmp_path: Path, raw: dict[str, Tensor], cap
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"path_type": "GVP"}, "args.path_type: only SiT's Linear is supported, got 'GVP'"),
+        ({"path_type": "Cosine"}, "args.path_type: expected SiT's Linear, GVP, VP, got 'Cosine'"),
         ({"path_type": "linear"}, "args.path_type"),  # REPA's, whose time runs the other way
-        ({"prediction": "score"}, "args.prediction: only SiT's velocity is supported, got 'score'"),
+        ({"prediction": ["score"]}, "args.prediction: expected SiT's velocity, noise, score, got ['score']"),
     ],
 )
 def test_paths_and_predictions_that_are_not_built(
@@ -98,6 +98,19 @@ def test_paths_and_predictions_that_are_not_built(
 ) -> None:
     torch.save(trained(raw, **settings), tmp_path / "x.pt")
     assert said in fault(open_source, tmp_path / "x.pt", HEADS)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("path_type", ["Linear", "GVP", "VP"])
+def test_paths_and_predictions_of_sit(path_type: str, prediction: str, tmp_path: Path, raw: dict[str, Tensor]) -> None:
+    """Read from the settings of its train.py, and written into them again."""
+    torch.save(trained(raw, path_type=path_type, prediction=prediction), tmp_path / "x.pt")
+    source = open_source(tmp_path / "x.pt", HEADS)
+    found = source.spec.process
+    expected = {"velocity": "v", "noise": "eps", "score": "score"}[prediction]
+    assert found == FlowConfig(prediction=expected, time_scale=1.0, data_at=1, path=path_type.lower())  # type: ignore[arg-type]
+    settings = content(source.spec, {"ema": raw})["args"]
+    assert settings == {"path_type": path_type, "prediction": prediction}
 
 
 def test_folders_say_it_themselves(tmp_path: Path, fault: Fault) -> None:

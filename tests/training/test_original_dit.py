@@ -254,10 +254,10 @@ def test_what_a_file_does_not_state(files: Path, photos: Path, tmp_path: Path) -
         command += ["--train.init-from", str(file), "--train.lr", "1e-30", "--train.precision", "fp32"]
         assert main(command) == 0
         assert torch.allclose(begun_with(run)["blocks.1.mlp.fc1.weight"], weights(LATENTS)["blocks.1.mlp.fc1.weight"])
-    other = argparse.Namespace(path_type="GVP", prediction="velocity")
+    other = argparse.Namespace(path_type="Cosine", prediction="velocity")
     torch.save({"model": weights(LATENTS), "args": other}, tmp_path / "gvp.pt")
     spec = ModelSpec(LATENTS, SIT, AutoencoderConfig())
-    with pytest.raises(SourceError, match="only SiT's Linear is supported"):
+    with pytest.raises(SourceError, match="expected SiT's Linear, GVP, VP"):
         _opened(str(tmp_path / "gvp.pt"), True, spec)
     assert _opened(str(files / "trained.pt"), True, replace(spec, process=DDPMConfig())).spec.process == SIT
 

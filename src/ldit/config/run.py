@@ -32,7 +32,7 @@ from ldit.errors import ConfigError
 RUN_FORMAT = "run-1"
 MOST_NOISES = 64
 """Largest number of noises that are drawn for an image."""
-FLOW_ONLY = ("time_mean", "time_std", "times", "direction")
+FLOW_ONLY = ("time_mean", "time_std", "times", "direction", "loss_weight")
 """Settings of the objective that DDPM does not have."""
 _NOT_OF_DIT = (
     *((f"objective.{name}", 0.0, "the original DiT does not have it") for name in ("augment", "dropout", "route")),
@@ -242,6 +242,7 @@ class RunConfig(BaseRun):
             own = [f"objective.{name}" for name in FLOW_ONLY if getattr(objective, name) != getattr(off, name)]
             if own:
                 raise ConfigError(f"{own[0]}: DDPM draws its times evenly and predicts eps; this setting is flow's")
+        self._check_flow(objective)
         for name in ("time_mean", "time_std") if objective.times == "uniform" else ():
             if getattr(objective, name) != getattr(off, name):
                 raise ConfigError(f"objective.{name}: has no effect with objective.times uniform")
@@ -268,6 +269,20 @@ class RunConfig(BaseRun):
             raise ConfigError(f"objective.route_blocks: two numbers from 1 to {most} are needed, got {first} {last}")
         if objective.route and (self.model.value_residual or first <= self.model.mid_layer < last):
             raise ConfigError("objective.route: goes with neither model.value_residual nor a head between its blocks")
+
+    def _check_flow(self, objective: ObjectiveConfig) -> None:
+        """What goes with one kind of prediction or path alone."""
+        process, off = self.process, ObjectiveConfig()
+        if not isinstance(process, FlowConfig):
+            return
+        of_noise = process.prediction in ("eps", "score")
+        if objective.loss_weight != off.loss_weight and not of_noise:
+            raise ConfigError(f"objective.loss_weight: is for predictions of eps and score, not {process.prediction}")
+        for name in ("min_snr", "direction") if of_noise or process.path != "linear" else ():
+            if getattr(objective, name) != getattr(off, name):
+                raise ConfigError(f"objective.{name}: is for velocity or data on the linear path")
+        if process.path != "linear" and any(stage.shift is not None for stage in self.stages):
+            raise ConfigError(f"stages: shift is for the linear path, not {process.path}")
 
     def _check_stages(self) -> None:
         side, factor = self.data.image_size, self.codec.factor

@@ -231,6 +231,8 @@ class ObjectiveConfig:
     """First and last of those blocks, counted from 1."""
     times: Literal["logit-normal", "uniform"] = "logit-normal"
     """Distribution of flow's times: logit-normal, by time_mean and time_std; or uniform, as in SiT."""
+    loss_weight: Literal["none", "velocity", "likelihood"] = "none"
+    """Weight of times where a flow predicts eps or score: SiT's none, velocity or likelihood."""
 
 
 @dataclass(frozen=True)

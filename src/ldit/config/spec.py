@@ -8,6 +8,8 @@ from ldit.config.serial import from_dict, show, to_dict
 from ldit.errors import ConfigError
 
 FORMAT = 1
+Predicted = Literal["v", "x0", "eps", "score"]
+PathName = Literal["linear", "gvp", "vp"]
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,33 @@ class DDPMConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Straight-line flow between data and noise, with times from 0 to 1."""
+    """Flow between data and noise, with times from 0 to 1, on a straight line by default."""
 
     kind: Literal["flow"] = field(default="flow", kw_only=True)
-    prediction: Literal["v", "x0"] = "v"
-    """What the network predicts: v = velocity, x0 = data."""
+    prediction: Predicted = "v"
+    """What the network predicts: v = velocity, x0 = data, eps = noise, score = -noise/sigma."""
     time_scale: float = 1000.0
     """The network is given the flow's time multiplied by this."""
     data_at: Literal[0, 1] = 0
     """The flow's time at which there is data; noise is at the other end."""
     shift: float = 1.0
     """Shift of times for larger images; above 1 = more noise."""
+    path: PathName = "linear"
+    """Path from data to noise: linear (a straight line), gvp (cosine and sine) or vp (diffusion), as in SiT."""
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
             raise ConfigError(f"process.shift: must be positive, got {self.shift}")
+        if self.path != "linear":
+            for key, only in (("shift", 1.0), ("prediction", self.prediction if self.prediction != "x0" else "v")):
+                if getattr(self, key) != only:
+                    raise ConfigError(f"process.{key}: {getattr(self, key)} is for the linear path, not {self.path}")
 
     @property
     def convention(self) -> str:
         """See `DDPMConfig`. The shift is not part of it: it changes which times occur, not what they mean."""
-        return f"flow of {self.prediction} (time_scale {self.time_scale:g}, data_at {self.data_at})"
+        path = "" if self.path == "linear" else f" on the {self.path} path"
+        return f"flow of {self.prediction}{path} (time_scale {self.time_scale:g}, data_at {self.data_at})"
 
     @property
     def has_time_distribution(self) -> bool:

@@ -12,5 +12,12 @@ def build_process(config: ProcessConfig, objective: ObjectiveConfig = ObjectiveC
     if isinstance(config, DDPMConfig):
         return DDPM(min_snr=objective.min_snr)
     return Flow(
-        config.prediction, config.time_scale, config.data_at, config.shift, objective.min_snr, objective.direction
+        config.prediction,
+        config.time_scale,
+        config.data_at,
+        config.shift,
+        objective.min_snr,
+        objective.direction,
+        config.path,
+        objective.loss_weight,
     )

@@ -24,6 +24,8 @@ from ldit.config.spec import (
     DDPMConfig,
     FlowConfig,
     ModelSpec,
+    PathName,
+    Predicted,
     ProcessConfig,
 )
 from ldit.errors import ConfigError, SourceError
@@ -40,7 +42,9 @@ _OF_REPA = ("enc_type", "projector_depth", "proj_coeff")  # settings of its trai
 
 _VAES = {word: f"stabilityai/sd-vae-ft-{word}" for word in ("mse", "ema")}
 _VAE = _VAES["mse"]
-_LEARNT = {"path_type": "Linear", "prediction": "velocity"}  # SiT's defaults, the only ones that FlowConfig supports
+# SiT's settings path_type and prediction, and ours.
+_PATHS: dict[str, PathName] = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}
+_PREDICTIONS: dict[str, Predicted] = {"velocity": "v", "noise": "eps", "score": "score"}
 
 
 def is_pt(source: str | Path) -> bool:
@@ -94,12 +98,14 @@ def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | Non
     The log says which. SourceError for a path or prediction of SiT that is not supported."""
     if given == "flow" and not _is_repa(settings):
         logger.info("%s is read as a SiT, with data at time 1; in REPA's files they are at time 0", path.name)
-    if given is not None:
-        return (REPA if _is_repa(settings) else SIT) if given == "flow" else DIT
+    if given == "ddpm":
+        return DIT
+    if given == "flow":
+        return REPA if _is_repa(settings) else sit_of(path, settings)
     stated, reason = stated_process(path, settings)
     process = stated or DIT
     names: dict[ProcessConfig, str] = {SIT: "SiT (flow, data at time 1)", REPA: "SiT of REPA (flow, data at time 0)"}
-    words = names.get(process, "DiT (ddpm)")
+    words = names.get(process, "DiT (ddpm)" if process == DIT else f"SiT ({process.convention})")
     logger.info("%s is read as a %s: %s; --process ddpm|flow overrides this", path.name, words, reason)
     return process
 
@@ -112,19 +118,34 @@ def stated_process(path: Path, settings: Mapping[str, Any]) -> tuple[ProcessConf
         if path_type != "linear":
             raise SourceError(f"{path}: args.path_type: only REPA's linear is supported, got {path_type!r:.80}")
         return REPA, "by its projectors"
-    # SiT's train.py stores its path and prediction.
-    stored = {key: settings[key] for key in _LEARNT if key in settings}
-    for key, value in stored.items():
-        if value != _LEARNT[key]:
-            raise SourceError(f"{path}: args.{key}: only SiT's {_LEARNT[key]} is supported, got {value!r:.80}")
-    # Both store the model's name.
-    model = settings.get("model")
+    # SiT's train.py stores its path and prediction. Both store the model's name.
+    stored, model = any(key in settings for key in ("path_type", "prediction")), settings.get("model")
     if stored or model is not None:
-        return SIT if stored or str(model).startswith("SiT") else DIT, "by its settings"
+        return sit_of(path, settings) if stored or str(model).startswith("SiT") else DIT, "by its settings"
     for word, process in (("sit", SIT), ("dit", DIT)):
         if path.name.lower().startswith(word):
             return process, "by its name"
     return None, "neither its settings nor its name mention SiT"
+
+
+def sit_of(path: Path, settings: Mapping[str, Any]) -> FlowConfig:
+    """SiT's process with the path and the prediction in the settings of its train.py. SourceError for unknown ones."""
+    values = []
+    for key, default, known in (("path_type", "Linear", _PATHS), ("prediction", "velocity", _PREDICTIONS)):
+        value = settings.get(key, default)
+        if not isinstance(value, str) or value not in known:
+            raise SourceError(f"{path}: args.{key}: expected SiT's {', '.join(known)}, got {value!r:.80}")
+        values.append(value)
+    return replace(SIT, path=_PATHS[values[0]], prediction=_PREDICTIONS[values[1]])
+
+
+def _sit_settings(process: ProcessConfig) -> dict[str, str] | None:
+    """The inverse of `sit_of`; None for a process that is not SiT's."""
+    for path_type, path in _PATHS.items():
+        for prediction, predicted in _PREDICTIONS.items():
+            if process == replace(SIT, path=path, prediction=predicted):
+                return {"path_type": path_type, "prediction": prediction}
+    return None
 
 
 def _is_repa(settings: Mapping[str, Any]) -> bool:
@@ -142,7 +163,7 @@ def check_dit_pt(spec: ModelSpec) -> list[str]:
     problems = []
     if model.variant != "original":
         problems.append(f"variant {model.variant!r}")
-    if spec.process not in (DIT, SIT):
+    if spec.process != DIT and _sit_settings(spec.process) is None:
         problems.append(f"process {spec.process.kind!r} of other conventions than SiT's")
     published = isinstance(spec.codec, AutoencoderConfig) and replace(spec.codec, name=_VAE) == AutoencoderConfig(_VAE)
     if not published:
@@ -173,7 +194,7 @@ def content(spec: ModelSpec, states: Mapping[str, dict[str, Tensor]]) -> dict[st
     """What such a file holds of `states`, "model" and "ema": one set of weights bare, as the published files are, where
     nothing has to be added; else the layout of its train.py, with autoencoder, path and prediction among the settings.
     """
-    settings: dict[str, str] = dict(_LEARNT) if spec.process == SIT else {}
+    settings = _sit_settings(spec.process) or {}
     vaes = [word for word, name in _VAES.items() if spec.codec == AutoencoderConfig(name)]
     if vaes and spec.codec != AutoencoderConfig(_VAE):
         settings["vae"] = vaes[0]
