@@ -251,8 +251,8 @@ def test_figures_in_the_documents_are_the_codes() -> None:
     bundled = diffusion_recipe("emoji64-class-xs")
     sampling = read_spec(ASSETS / "models" / "emoji64-class-xs").sampling
     assert sampling == bundled.sampling and sampling is not None
-    assert (sampling.solver, sampling.grid, sampling.steps) == ("unipc2", "karras", 20)
-    assert "UniPC-2 on the Karras grid, 20 steps" in card
+    assert (sampling.solver, sampling.grid, sampling.steps) == ("ab4", "karras", 20)
+    assert "AB-4 on the Karras grid, 20 steps" in card
     assert f"guidance {sampling.guidance:g} on all channels above noise time {sampling.guidance_interval[0]:g}" in card
     train = bundled.train
     assert f"{train.steps:,} steps of {train.batch_size}" in card

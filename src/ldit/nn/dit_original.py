@@ -71,7 +71,8 @@ class _PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B, T, D)
+        # (B, T, D), contiguous: the blocks keep the strides, and each of their norms would copy otherwise.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class OriginalDiT(Transformer):

@@ -25,7 +25,7 @@ def _emoji(model: str, patch: int, train: TrainConfig, ema: float) -> RunConfig:
         ),
         process=FlowConfig(prediction="x0"),
         codec=PixelCodecConfig(),
-        sampling=SamplingConfig("unipc2", 20, 3.0, "all", (0.4, 1.0), "karras"),  # docs/solvers.md
+        sampling=SamplingConfig("ab4", 20, 3.0, "all", (0.4, 1.0), "karras"),  # docs/solvers.md
         data=DataConfig("emoji64", 64, flip=False, max_per_class=300),
         train=train,
         optim=OptimConfig(beta2=0.95),
