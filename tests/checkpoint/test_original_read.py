@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_registered_names(
     assert spec.process == DDPMConfig()
     assert spec.codec == AutoencoderConfig("stabilityai/sd-vae-ft-ema", 0.18215, 0.0, 8)
     assert spec.conditioner == ClassConditionerConfig(imagenet_names())
+
+
+def test_names_of_imagenet_are_said_to_be_assumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("ldit").propagate = True
+    caplog.set_level(logging.INFO, "ldit")
+    for names, said in ((None, ["ImageNet's names are assumed"]), (tuple(map(str, range(1000))), [])):
+        args = argparse.Namespace(model="DiT_Llama_600M_patch2", num_classes=1000, class_names=names)
+        torch.save(args, tmp_path / "model_args.pth")
+        caplog.clear()
+        assert original.read_spec(tmp_path, {}).class_names == (names or imagenet_names())
+        assert [message.rpartition(": ")[2] for message in caplog.messages] == said
 
 
 def test_a_registered_name_outweighs_other_settings(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldit.config.spec import SIT, SamplingConfig
+from ldit.config.presets import original_dit
+from ldit.config.requests.sampling import SamplingRequest
+from ldit.config.spec import SIT, AutoencoderConfig, ModelSpec, SamplingConfig
 from ldit.diffusion import DDPM, Flow
 from ldit.diffusion.process import Denoised, Level, Process
 from ldit.errors import RequestError
+from ldit.pipeline.request import check_request
 from ldit.sampling.grids import build_grid
 from ldit.sampling.sde import DIFFUSIONS, LAST_STEPS, parse_last_step
 from ldit.sampling.solvers import OWN_SETTINGS, find_solver
@@ -83,6 +86,18 @@ def test_the_defaults_of_a_sit_file() -> None:
     levels = build_grid(SIT_FLOW, "250", last=0.04)
     times = [level.time for level in levels[:-1]]  # 250 evaluations: linspace(0, 0.96, 250)
     assert times == pytest.approx([0.96 * i / 249 for i in range(250)], abs=1e-12)
+
+
+def test_a_listed_grid_has_its_own_last_step() -> None:
+    """Of a SiT file's default, mean:0.04, the mean is left; a length that is asked for is refused."""
+    spec = ModelSpec(
+        original_dit("S", input_size=8, patch_size=2, in_channels=4, num_classes=2), SIT, AutoencoderConfig()
+    )
+    request = check_request(spec, SamplingRequest(class_labels=[1], grid="1,0.5,0.1"))
+    assert request.settings.last_step == "mean" and [level.noise_time for level in request.levels] == [1, 0.5, 0.1, 0]
+    assert check_request(spec, SamplingRequest(class_labels=[1])).settings.last_step == "mean:0.04"
+    with pytest.raises(RequestError, match="last_step: a length needs"):
+        check_request(spec, SamplingRequest(class_labels=[1], grid="1,0.5,0.1", last_step="mean:0.1"))
 
 
 @pytest.mark.parametrize("process", [Flow(), DDPM()], ids=["flow", "ddpm"])

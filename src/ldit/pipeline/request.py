@@ -178,6 +178,8 @@ def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: f
     if "solver" in given and given["solver"] != spec.sampling_defaults.solver:
         for name, (_, default) in OWN_SETTINGS.items():
             given.setdefault(name, default)
+    if "grid" in given and is_listed(given["grid"]):  # it has its own last step: only the kind of the default applies
+        given.setdefault("last_step", parse_last_step(spec.sampling_defaults.last_step)[0])
     if steps.isdecimal():
         given["steps"] = int(steps)
     settings = replace(spec.sampling_defaults, **given, guidance=guidance)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldit.config.assets import imagenet_names
+from ldit.checkpoint.layouts.class_names import assumed_names
 from ldit.config.model import SWITCHES, ClassModelConfig, ModelConfig, TextModelConfig, model_from_dict
 from ldit.config.presets import PRESETS
 from ldit.config.serial import convert, show
@@ -96,12 +96,12 @@ def read_spec(folder: Path, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
     """The spec from model_args.pth; what it does not state is inferred from the weights' shapes."""
     args = read_args(folder)
     try:
-        return _spec(args, shapes)
+        return _spec(folder, args, shapes)
     except ConfigError as error:
         raise SourceError(f"{folder / ARGS}: {error}") from None
 
 
-def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
+def _spec(folder: Path, args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
     # The network: a size by name plus settings of the Namespace, or all sizes from the Namespace.
     name = getattr(args, "model", None)
     fields: dict[str, Any] = {key: getattr(args, key) for key in _SHARED if hasattr(args, key)}
@@ -115,7 +115,7 @@ def _spec(args: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> Model
     vae = _setting(args, "vae", Literal["ema", "mse"], "ema")
     projection = shapes.get("cap_embedder.1.weight")
     if projection is None:
-        model, conditioner = _class_parts(args, fields, shapes)
+        model, conditioner = _class_parts(folder, args, fields, shapes)
     else:
         model, conditioner = _text_parts(args, fields, projection)
     step = getattr(args, "step", None)
@@ -131,7 +131,7 @@ def _setting(args: argparse.Namespace, name: str, kind: Any, default: Any) -> An
 
 
 def _class_parts(
-    args: argparse.Namespace, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+    folder: Path, args: argparse.Namespace, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[ModelConfig, ConditionerConfig]:
     """Model and conditioner of a class model. Without a row for the null class there is no class dropout."""
     num_classes = _setting(args, "num_classes", int, 1000)
@@ -141,8 +141,9 @@ def _class_parts(
     if image_size % _FACTOR:
         raise ConfigError(f"image_size: {show(image_size)} is not divisible by {_FACTOR}")
     own = {"input_size": image_size // _FACTOR, "num_classes": num_classes, "class_dropout_prob": dropout}
-    names = _setting(args, "class_names", tuple[str, ...], imagenet_names() if num_classes == 1000 else None)
-    return model_from_dict({**fields, **own, "kind": "class"}, "model"), ClassConditionerConfig(names)
+    model = model_from_dict({**fields, **own, "kind": "class"}, "model")
+    names = _setting(args, "class_names", tuple[str, ...], None)
+    return model, ClassConditionerConfig(assumed_names(folder, num_classes) if names is None else names)
 
 
 def _text_parts(
