@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from ladder_arms import ARMS, ORDER, TASKS, Arm, Task, configured, training_flops
 from ladder_points import RESULTS, SEEDS, Job, append, next_job, read_points
-from ladder_table import VARIANT, rates_file, table_of, training_seconds
+from ladder_table import VARIANT, draw, rates_file, table_of, training_seconds
 
 import ldit
 from ldit.checkpoint.run import committed_steps, step_folder
@@ -223,6 +223,8 @@ def table(args: argparse.Namespace, task: Task) -> None:
     print(text)
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
+    if args.figure:
+        draw(args.arms, task, args.figure)
 
 
 def main() -> int:
@@ -239,6 +241,7 @@ def main() -> int:
         one.add_argument("--rounds", type=int, default=5)
         one.add_argument("--json", type=Path)
         one.add_argument("--markdown", type=Path)
+        one.add_argument("--figure", type=Path)
     args = parser.parse_args()
     task = TASKS[args.task]
     if args.classifier is None:

@@ -12,6 +12,7 @@ from ladder_arms import ARMS, Task, configured, training_flops
 from ladder_points import read_points
 
 from ldit.config.run import RunConfig
+from ldit.figure import COLOURS, figure_bytes, new_figure, style
 
 VARIANT = "bf16-compiled"
 """How the ladder trains, among the variants that `rate` measures."""
@@ -108,6 +109,38 @@ def cost(name: str, task: Task, images: float, speeds: dict[str, Any]) -> tuple[
     config = configured(ARMS[name], task, "x", ARMS[name].rates[0], 0, task.steps)
     own = speeds.get(name, {}).get(VARIANT)
     return images, training_flops(config, images), training_seconds(config, own, images) if own else 0.0
+
+
+@style()
+def draw(arms: list[str], task: Task, path: Path) -> None:
+    """Both distances over images, a line an arm: the mean over seeds, and a band from the least to the largest."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    figure = new_figure(10.4, 4.6)
+    for place, (measure, caption) in enumerate((("fd_lite0", "FD Lite0"), ("fd_classifier", "FD classifier"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for number, name in enumerate(name for name in arms if curves(task, name, measure)):
+            seeds = curves(task, name, measure).values()
+            images = [x for x, _ in next(iter(seeds))]
+            values = [[y for _, y in curve] for curve in seeds]
+            columns = list(zip(*values, strict=True))
+            colour, line = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
+            axes.fill_between(images, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, lw=0)
+            axes.plot(images, list(map(mean, columns)), line, color=colour, label=f"{name} ({len(values)})")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        # Plain numbers at the points, and at 1, 2 and 5 of each decade.
+        marked = [*images[:-2], images[-1]]
+        axes.set_xticks(marked, [f"{x / 1000:g}k" for x in marked])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(caption)
+        axes.set_xlabel("training images")
+        if not place:
+            axes.legend(title="arm (seeds)")
+    path.write_bytes(figure_bytes(figure, path.suffix[1:]))
 
 
 def spread_of(values: Sequence[float | None], digits: int, unit: str = "") -> str:
