@@ -23,6 +23,7 @@ from ldit.eval.extractors import extractor as extractor_room
 from ldit.eval.metrics.kernel import kernel_distance
 from ldit.eval.metrics.neighbours import precision_recall
 from ldit.eval.reference import read_statistics
+from ldit.eval.report import table
 from ldit.pipeline.sets.stream import is_images, open_stream
 
 
@@ -119,6 +120,16 @@ def test_saved_statistics_stand_for_their_images(place: Path, tmp_path: Path, mo
     other.fingerprint = "1" * 64
     with pytest.raises(EvaluationError, match=r"statistics of inception with other weights"):
         found(job(place / "a", tmp_path / "b.npz"), other)
+
+
+def test_a_protocol_is_reported_and_splits_its_way(place: Path, tmp_path: Path) -> None:
+    """23 images: one split by ADM's rule, ten by torch-fidelity's."""
+    for protocol, splits in ((None, 1), ("adm", 1), ("torch-fidelity", 10), ("clean-fid", 1)):
+        extractor = Inceptive()
+        extractor.protocol = protocol  # type: ignore[attr-defined]
+        report = found(job(place / "a", place / "b", protocol=protocol), extractor)
+        assert (report["inception_score_splits"], report["protocol"]) == (splits, protocol)
+        assert (f"protocol {protocol}" in table(report)) is (protocol is not None)
 
 
 def test_kept_images_give_every_figure(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldit.errors import EvaluationError
-from ldit.eval.metrics.scores import InceptionScore
+from ldit.eval.metrics.scores import InceptionScore, shuffled_splits
 from ldit.parallel.world import World
 
 
@@ -48,6 +48,31 @@ def test_in_batches(batch: int, splits_of: int) -> None:
     for first in range(0, 50, batch):
         score.add(first, values[first : first + batch])
     check(score, values, splits_of)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(57, 10), (50, 10), (7, 7)])
+def test_shuffled_splits(count: int, splits: int) -> None:
+    """As torch-fidelity has them: equal parts of the images in a shuffled order, which batches and ranks do not see."""
+    values, assigned = logits(count), shuffled_splits(count)
+    order = np.random.RandomState(2020).permutation(count)
+    shuffled = values[torch.from_numpy(order)]
+    expected = []
+    for k in range(splits):
+        part = shuffled[k * count // splits : (k + 1) * count // splits]
+        expected += brute_force(part, len(part))
+    scores = [InceptionScore(assigned=assigned) for _ in range(3)]
+    for first in range(0, count, 4):
+        scores[first % 3].add(first, values[first : first + 4])
+    whole = InceptionScore(assigned=assigned)
+    for part in scores:
+        whole.merge(part)
+    assert whole.value() == pytest.approx((np.mean(expected), np.std(expected), splits), rel=1e-9)
+    lost = InceptionScore(assigned=assigned)
+    lost.add(0, values[:-1])
+    with pytest.raises(ValueError, match="not given every image"):
+        lost.value()
+    with pytest.raises(ValueError, match="was given more than its"):
+        whole.add(0, values[:1])
 
 
 def test_a_short_split_counts_as_much_as_the_others() -> None:

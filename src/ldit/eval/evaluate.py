@@ -25,6 +25,7 @@ from ldit.errors import EvaluationError
 from ldit.eval.compare import compared, table_of
 from ldit.eval.extractors.extractor import open_named
 from ldit.eval.extractors.inception_weights import fetch_weights
+from ldit.eval.extractors.protocol import protocol_of
 from ldit.eval.features import Extractor
 from ldit.eval.measure import collect, measure_reference
 from ldit.eval.metrics.collect import Collected
@@ -37,6 +38,7 @@ from ldit.eval.metrics.metrics import (
     check_reference,
     compute_metrics,
 )
+from ldit.eval.metrics.scores import shuffled_splits
 from ldit.eval.outputs import check_outputs, check_statistics_file, write_outputs
 from ldit.eval.reference import Statistics, open_reference, write_statistics
 from ldit.eval.report import depends, number, remarks, table, too_few
@@ -196,7 +198,8 @@ def evaluate_with(
             samples.on_images = on_images
 
     blocks = samples.blocks(world.rank, world.size)
-    collected = collect(blocks, extractor, plan.rows, world, samples.count, listen=listen)
+    splits = shuffled_splits(samples.count) if protocol_of(request.protocol).shuffled_splits else None
+    collected = collect(blocks, extractor, plan.rows, world, samples.count, listen=listen, splits=splits)
 
     def finish() -> dict[str, Any]:
         # The metrics and what they depend on.

@@ -30,15 +30,17 @@ def collect(
     mark: Callable[[], None] = lambda: None,
     together: bool = False,
     listen: Callable[[Callable[[float], None]], None] = lambda on_images: None,
+    splits: Tensor | None = None,
 ) -> Collected:
     """Features of this rank's blocks, (number of the first image, uint8 (b, 3, H, W)), merged with those of all ranks.
     `mark` is called after each block. `total` is the number of images of all ranks; with 0 there is no progress bar,
     and only moments and scores are kept. `listen` is given what wants to hear of parts of images as they are made.
+    `splits`: see `Collector`.
 
     An error on one rank stops all: at their next block, or, if the ranks make blocks `together`, when the iterators end
     because of the alarm.
     """
-    collector = Collector(world, total, keep_rows)
+    collector = Collector(world, total, keep_rows, splits)
 
     # Each rank works on its own blocks. The alarm is how a rank learns that another has failed.
     def run() -> None:

@@ -24,6 +24,8 @@ class Protocol:
     """The resize rule in words, as in reports and statistics: features of the same rule are comparable."""
     prepare: Callable[[Tensor], Tensor]
     """uint8 (B, 3, H, W) -> a new tensor (B, 3, 299, 299), fp32, about -1 to 1."""
+    shuffled_splits: bool = False
+    """Whether the Inception Score is of ten splits of a shuffled order; else of 5,000 images in their order."""
 
 
 def _tensorflow(images: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         ADM,
-        Protocol("torch-fidelity", _TENSORFLOW, _tensorflow),
+        Protocol("torch-fidelity", _TENSORFLOW, _tensorflow, shuffled_splits=True),
         Protocol("pytorch-fid", "299x299, bilinear about pixel centres, x/127.5-1", _half_pixel),
         Protocol("clean-fid", "299x299, antialiased bicubic", _antialiased),
     )

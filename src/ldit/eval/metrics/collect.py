@@ -34,10 +34,12 @@ class Collector:
     0, for an unknown number of images, only moments and scores are kept.
 
     Memory: moments take 8·D² bytes. With `keep_rows`, which precision, recall, KID and intervals need, add 4·D bytes an
-    image on the host: for all images on the main process, for its share on another rank.
+    image on the host: for all images on the main process, for its share on another rank. `splits` (total,) are those
+    of the Inception Score, where they are not its usual ones.
     """
 
-    def __init__(self, world: World, total: int, keep_rows: bool) -> None:
+    def __init__(self, world: World, total: int, keep_rows: bool, splits: Tensor | None = None) -> None:
+        self.splits = splits
         self.world, self.keep_rows, self.keep_predicted = world, keep_rows, total > 0
         self.pool: Moments | None = None
         self.spatial: Moments | None = None
@@ -51,7 +53,7 @@ class Collector:
         if self.pool is None:
             self.pool = Moments(features.pool.shape[1])
             self.spatial = None if features.spatial is None else Moments(features.spatial.shape[1])
-            self.scores = None if features.logits is None else InceptionScore()
+            self.scores = None if features.logits is None else InceptionScore(assigned=self.splits)
         self.pool.add(features.pool, first)
         if self.spatial is not None and features.spatial is not None:
             self.spatial.add(features.spatial, first)
@@ -72,7 +74,7 @@ class Collector:
         # Merge each kind.
         pool = (self.pool or Moments(shapes[0])).merged(world)
         spatial = (self.spatial or Moments(shapes[1])).merged(world) if shapes[1] else None
-        scores = (self.scores or InceptionScore()).merged(world) if shapes[2] else None
+        scores = (self.scores or InceptionScore(assigned=self.splits)).merged(world) if shapes[2] else None
         rows = self._rows.gathered() if self.keep_rows else None
         if self.keep_rows and pool.count != len(self._rows):
             raise ValueError(f"{len(self._rows)} images were announced, {pool.count} came")

@@ -1,12 +1,14 @@
 """The Inception Score (Salimans et al. 2016), from logits that come in batches and from several ranks.
 
 The score of a split of images is exp(mean KL(p(y|x) || mean p)). The exponent is H(mean p) - mean H(p), so three sums
-suffice for a split: the number of images, the probabilities, and p·log p.
+suffice for a split: the number of images, the probabilities, and p·log p. Images are split in their order, 5,000 at a
+time (guided-diffusion), or shuffled (torch-fidelity).
 """
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,16 @@ from ldit.parallel.world import World
 
 SPLIT = 5000
 """Images in a split, as usual."""
+
+
+def shuffled_splits(count: int, splits: int = 10, seed: int = 2020) -> Tensor:
+    """The split (count,) of each image as torch-fidelity has them: `splits` equal parts of a shuffled order."""
+    splits = max(min(splits, count), 1)
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(count))
+    ends = torch.tensor([k * count // splits for k in range(1, splits)])
+    found = torch.empty(count, dtype=torch.int64)
+    found[order] = torch.bucketize(torch.arange(count), ends, right=True)
+    return found
 
 
 class Score(NamedTuple):
@@ -45,12 +57,13 @@ class _Split:
 
 class InceptionScore:
     """The score over splits of `splits_of` consecutive images, which may come in any order and batches, on any rank.
-    The last split may be smaller and counts as much as the others. Memory: one number for each class and split."""
+    The last split may be smaller and counts as much as the others. `assigned` (N,) gives the split of each image
+    instead, for sets of a known size. Memory: one number for each class and split."""
 
-    def __init__(self, splits_of: int = SPLIT) -> None:
+    def __init__(self, splits_of: int = SPLIT, assigned: Tensor | None = None) -> None:
         if splits_of < 1:
             raise ValueError(f"splits_of: must be at least 1, got {splits_of}")
-        self.splits_of = splits_of
+        self.splits_of, self.assigned = splits_of, assigned
         self._splits: dict[int, _Split] = {}
 
     def add(self, first_index: int, logits: Tensor) -> None:
@@ -58,21 +71,25 @@ class InceptionScore:
         names an image whose logits are not finite; then nothing of the batch is added."""
         check_finite(logits, "logits", first_index)
         # A batch may extend over several splits.
-        done = 0
-        while done < len(logits):
-            index = first_index + done
-            split = index // self.splits_of
-            rows = logits[done : done + (split + 1) * self.splits_of - index]
-            p = torch.softmax(double(rows), dim=1)
-            self._take(split, len(rows), float(torch.xlogy(p, p).sum()), p.sum(dim=0).cpu())
-            done += len(rows)
+        splits = self._of(torch.arange(first_index, first_index + len(logits)))
+        for split in splits.unique().tolist():
+            p = torch.softmax(double(logits[(splits == split).to(logits.device)]), dim=1)
+            self._take(split, len(p), float(torch.xlogy(p, p).sum()), p.sum(dim=0).cpu())
+
+    def _of(self, images: Tensor) -> Tensor:
+        """The split of each image, by their numbers (B,)."""
+        return images // self.splits_of if self.assigned is None else self.assigned[images]
+
+    def _size(self, split: int) -> int:
+        """The number of images of a split; of the last one without an assignment, its largest."""
+        return self.splits_of if self.assigned is None else int((self.assigned == split).sum())
 
     def _take(self, split: int, count: int, negentropy: float, total: Tensor) -> None:
         sums = self._splits.setdefault(split, _Split(len(total)))
         if len(total) != len(sums.total):
             raise ValueError(f"logits of {len(total)} and of {len(sums.total)} classes")
-        if sums.count + count > self.splits_of:
-            raise ValueError(f"split {split} was given more than its {self.splits_of} images")
+        if sums.count + count > self._size(split):
+            raise ValueError(f"split {split} was given more than its {self._size(split)} images")
         sums.add(count, negentropy, total)
 
     def merge(self, other: "InceptionScore") -> None:
@@ -85,7 +102,7 @@ class InceptionScore:
     def merged(self, world: World) -> "InceptionScore":
         """The sums of all ranks' images, merged in the order of the ranks, on every rank."""
         own = [[split, s.count, s.negentropy, s.total.tolist()] for split, s in sorted(self._splits.items())]
-        merged = InceptionScore(self.splits_of)
+        merged = InceptionScore(self.splits_of, self.assigned)
         for part in world.gather(own):
             for split, count, negentropy, total in part:
                 merged._take(split, count, negentropy, torch.tensor(total, dtype=torch.float64))
@@ -96,7 +113,9 @@ class InceptionScore:
         if not self._splits:
             raise EvaluationError("the Inception Score needs at least 1 image, got 0")
         splits = [sums for _, sums in sorted(self._splits.items())]
-        if max(self._splits) != len(splits) - 1 or any(sums.count < self.splits_of for sums in splits[:-1]):
+        whole = splits if self.assigned is not None else splits[:-1]
+        missing = any(sums.count < self._size(split) for split, sums in enumerate(whole))
+        if missing or max(self._splits) != len(splits) - 1:
             raise ValueError("the Inception Score was not given every image from 0 on")
         scores = torch.tensor([sums.score() for sums in splits], dtype=torch.float64)
         return Score(float(scores.mean()), float(scores.std(correction=0)), len(scores))
