@@ -55,7 +55,7 @@ def test_data_tiny(theme: str) -> None:
         assert report["encode_flops_per_image"] > 0 and report["predicted_ratio"] > 1
 
 
-@pytest.mark.parametrize(("theme", "flags"), [("variants", []), ("default", ["--steps", "3", "--batch", "1"])])
+@pytest.mark.parametrize(("theme", "flags"), [("variants", []), ("default", ["--steps", "4", "--batch", "1"])])
 def test_sampling_tiny(theme: str, flags: list[str]) -> None:
     """Outputs are compared in the script, before anything is timed."""
     script = str(ROOT / "benchmarks" / "sampling.py")

@@ -54,7 +54,7 @@ def test_inception_is_looked_for(published: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_protocols_of_other_packages(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each prepares images as the package does, written here with Pillow or with loops over pixels."""
+    """Each prepares images as the package does, written here with Pillow or as a product of matrices."""
     sent: list[Tensor] = []
     monkeypatch.setattr(Inception, "_features", lambda self, x: sent.append(x) or {"pool": x, "logits_unbiased": x})
     x = torch.randint(0, 256, (2, 3, 40, 33), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -84,7 +84,7 @@ def test_protocols_of_other_packages(published: Path, monkeypatch: pytest.Monkey
 
     resized = torch.stack([torch.stack([pillow(channel) for channel in image]) for image in x])
     assert_close(prepared("clean-fid"), (resized - 128.0) / 128.0, 2e-5)
-    # Images of 299 x 299 are not changed, by none.
+    # No protocol resizes images of 299 x 299, or changes what it is given.
     whole = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     for protocol in PROTOCOLS.values():
         before = whole.clone()

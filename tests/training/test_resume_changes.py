@@ -37,7 +37,8 @@ ALLOWED: dict[str, Any] = {
     "parallel.reshard": False, "parallel.timeout": 5.0, "parallel.shard": 1, "guard.nonfinite": "stop",
     "guard.spike": "rollback", "guard.spike_z": 4.0, "guard.limit": 3, "track.wandb": "somewhere",
     "track.tensorboard": True, "eval.every": 3, "eval.num": 9, "eval.reference": "x", "eval.extractor": "x",
-    "eval.inception_weights": "x", "eval.batch_size": 3, "train.cooldown_share": 0.5, "data.fit_model": True,
+    "eval.inception_weights": "x", "eval.batch_size": 3,
+    "eval.protocol": "clean-fid", "train.cooldown_share": 0.5, "data.fit_model": True,
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "train.batch_size": 8, "train.lr": 0.5, "train.warmup": 1, "train.schedule": "cosine", "train.seed": 1,

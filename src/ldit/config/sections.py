@@ -264,6 +264,8 @@ class EvalConfig:
     torch.hub or Hugging Face."""
     batch_size: int = 50
     """Images that one process samples at once."""
+    protocol: Literal["", "adm", "torch-fidelity", "pytorch-fid", "clean-fid"] = ""
+    """How images are resized and scaled for Inception, as in `ldit evaluate`. Default: adm."""
 
 
 @dataclass(frozen=True)

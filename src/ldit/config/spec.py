@@ -69,10 +69,23 @@ class FlowConfig:
         return True
 
     def published_sampling(self, channels: int) -> "SamplingConfig":
-        """See `DDPMConfig`. Of a SiT model they are those of SiT's code: its SDE, guidance of three channels."""
-        if self == SIT:
+        """See `DDPMConfig`. Of a SiT model they are those of SiT's code, with guidance of three channels: its SDE; on
+        curved paths, where `euler-maruyama` has other coefficients than SiT's, its ODE."""
+        if not self.is_sit:
+            return SamplingConfig("heun", 25, 1.5, "all")
+        if self.path == "linear":
             return SamplingConfig("euler-maruyama", 250, 4.0, min(3, channels), last_step="mean:0.04")
-        return SamplingConfig("heun", 25, 1.5, "all")
+        return SamplingConfig("dopri5", 50, 4.0, min(3, channels))
+
+    @property
+    def is_sit(self) -> bool:
+        """Whether times and prediction are of SiT, on any of its paths."""
+        return (self.time_scale, self.data_at, self.shift) == (1.0, 1, 1.0) and self.prediction != "x0"
+
+
+def without_defaults_added(process: dict[str, Any]) -> dict[str, Any]:
+    """A process section without keys that younger versions added, where they are as the process was before."""
+    return {name: value for name, value in process.items() if (name, value) != ("path", "linear")}
 
 
 SIT = FlowConfig(prediction="v", time_scale=1.0, data_at=1)

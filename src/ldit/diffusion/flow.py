@@ -27,7 +27,8 @@ class Flow:
 
     `data_at`: native time of the data, 0 here and 1 in SiT. The network is given native time x `time_scale`, and
     predicts the native velocity ("v"), the data ("x0"), the noise ("eps") or the score, -noise/sigma. `shift`:
-    resolution shift of times (Esser et al. 2024). `min_snr`, `direction` and `weight` change the loss, see `losses`.
+    resolution shift of times (Esser et al. 2024). `min_snr`, `direction` and `loss_weight` change the loss, see
+    `losses`.
     `path` is one of `ldit.diffusion.path`. The data prediction, `shift`, `min_snr` and `direction` are for the linear
     path.
     """
@@ -39,7 +40,19 @@ class Flow:
     min_snr: float = 0.0
     direction: float = 0.0
     path: PathName = "linear"
-    weight: Literal["none", "velocity", "likelihood"] = "none"
+    loss_weight: Literal["none", "velocity", "likelihood"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise ValueError(f"path: expected one of {', '.join(PATHS)}, got {self.path!r}")
+        if self.loss_weight not in ("none", "velocity", "likelihood"):
+            raise ValueError(f"loss_weight: expected none, velocity or likelihood, got {self.loss_weight!r}")
+        if self.loss_weight != "none" and not self._of_noise:
+            raise ValueError(f"loss_weight: is for predictions of eps and score, not {self.prediction}")
+        if self.path != "linear" and (self.prediction == "x0" or self.shift != 1.0):
+            raise ValueError(f"prediction x0 and shift are for the linear path, not {self.path}")
+        if (self.min_snr or self.direction) and (self.path != "linear" or self._of_noise):
+            raise ValueError("min_snr and direction are for velocity or data on the linear path")
 
     @property
     def _path(self) -> Path:
@@ -68,8 +81,8 @@ class Flow:
             t = least + (most - least) * torch.cat([torch.rand((1,), generator=one) for one in generators])
         else:
             normal = torch.cat([torch.randn((1,), generator=one) for one in generators])
-            t = torch.sigmoid(config.time_mean + config.time_std * normal).clamp(least, most)
-        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+            t = torch.sigmoid(config.time_mean + config.time_std * normal)
+        return (self.shift * t / (1.0 + (self.shift - 1.0) * t)).clamp(least, most)
 
     def times_at(self, share: Tensor) -> Tensor:
         """The share itself, where all times are trained."""
@@ -96,7 +109,9 @@ class Flow:
 
     def velocity(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """dx/dt (noise - x0 on the linear path) from a prediction of v or x0; of 2C channels (SiT) only the first C are
-        used."""
+        used. ValueError for other predictions."""
+        if self._of_noise:
+            raise ValueError(f"velocity: the network predicts {self.prediction}")
         out = out[:, : x_t.shape[1]]
         if self.prediction == "x0":
             return (x_t - out) / _per_row(t, x_t).clamp(min=LEAST_TIME)
@@ -108,8 +123,8 @@ class Flow:
 
         With `min_snr` gamma the error counts min(SNR, gamma)·t² in the loss, so that the squared error of the data
         counts min(SNR, gamma) (Hang et al. 2023). With `direction` w the loss has w·(1 - cos) besides, of predicted and
-        true velocity over the channels of each place, logged as "direction" (Yao et al. 2025). With `weight` the error
-        of the noise counts (d/sigma)² ("velocity") or d/sigma² ("likelihood"), where d = sigma·sigma' -
+        true velocity over the channels of each place, logged as "direction" (Yao et al. 2025). With `loss_weight` the
+        error of the noise counts (d/sigma)² ("velocity") or d/sigma² ("likelihood"), where d = sigma·sigma' -
         sigma²·alpha'/alpha (SiT, its loss_weight).
 
         x0, noise (B, C, H, W) fp32; t (B,) in [0, 1]; `predict` is given x_t and `network_time(t)`.
@@ -147,11 +162,11 @@ class Flow:
 
     def _weight(self, t: Tensor) -> Tensor:
         """SiT's weight (B,) of the squared error of the noise."""
-        if self.weight == "none":
+        if self.loss_weight == "none":
             return torch.ones_like(t)
         (alpha, sigma), (alpha_rate, sigma_rate) = self._path.coefficients(t), self._path.rates(t)
         d = sigma * sigma_rate - sigma.square() * alpha_rate / alpha
-        return (d / sigma).square() if self.weight == "velocity" else d / sigma.square()
+        return (d / sigma).square() if self.loss_weight == "velocity" else d / sigma.square()
 
     def heldout_error(self, losses: dict[str, Tensor], t: Tensor) -> Tensor:
         """Squared error (B,) of eps, x_t + (1-t)·v on the linear path, comparable across processes."""
@@ -168,11 +183,11 @@ class Flow:
         return self.level(self._path.time_of_ratio(ratio))
 
     def own_grid(self, steps: str) -> list[Level]:
-        """Uniform in t from 1 to 0, then shifted."""
+        """Uniform in t from 1, or the largest t there is, to 0; then shifted."""
         if not steps.isdecimal() or not 1 <= int(steps) <= MOST_STEPS:
             raise ValueError(f"expected a number from 1 to {MOST_STEPS}, got {steps!r}")
-        count = int(steps)
-        return [self.level(shifted((count - i) / count, self.shift)) for i in range(count)] + [CLEAN]
+        count, most = int(steps), self._times[1]
+        return [self.level(most * shifted((count - i) / count, self.shift)) for i in range(count)] + [CLEAN]
 
     def denoised(self, out: Tensor, x: Tensor, level: Level) -> Denoised:
         """x0 and eps from the first C channels, which predict x0, eps, the score or the velocity."""

@@ -56,7 +56,8 @@ def evaluation_hook(
     options, world = config.eval, context.world
     # Open the extractor and the reference on every rank.
     weights = Path(options.inception_weights) if options.inception_weights else None
-    extractor = world.run_on_all(lambda: open_named(options.extractor, weights, world.device))
+    protocol = options.protocol or None
+    extractor = world.run_on_all(lambda: open_named(options.extractor, weights, world.device, protocol))
     if context.data.cache is not None and not options.reference:
         raise ConfigError("eval.reference: the run trains on latents; name the images, or statistics of `ldit stats`")
     reference = world.run_on_all(lambda: _open_reference(config, extractor, context))

@@ -87,7 +87,9 @@ def _check_fits(statistics: Statistics, extractor: Extractor, path: Path) -> Non
     if statistics.fingerprint not in ("", extractor.fingerprint):
         raise EvaluationError(f"{path}: statistics of {extractor.name} with other weights than these")
     if statistics.resize not in ("", extractor.resize):
-        raise EvaluationError(f"{path}: statistics of images resized by {statistics.resize}, not {extractor.resize}")
+        advice = " (--protocol)" if extractor.metric == "fid" else ""
+        resized = f"{statistics.resize}, not {extractor.resize}{advice}"
+        raise EvaluationError(f"{path}: statistics of images resized by {resized}")
     if len(statistics.mean) != extractor.width:
         raise EvaluationError(f"{path}: {len(statistics.mean)} features, {extractor.name} has {extractor.width}")
     spatial = 0 if statistics.spatial_mean is None else len(statistics.spatial_mean)

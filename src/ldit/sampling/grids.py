@@ -73,8 +73,9 @@ def _shifted(process: Process, count: int, argument: str) -> Iterator[Level]:
         k = math.nan
     if not 0 < k < math.inf:
         raise RequestError(f"grid: shifted:K needs a positive number K, got {argument!r}")
+    most = process.level(1.0).noise_time  # below 1 for processes whose noisiest level is
     for i in range(count):
-        yield process.level(shifted((count - i) / count, k))
+        yield process.level(most * shifted((count - i) / count, k))
 
 
 def _karras(process: Process, count: int) -> Iterator[Level]:
@@ -96,8 +97,8 @@ def _ends(process: Process) -> tuple[float, float]:
     """sigma/alpha of the noisiest and the least noisy level; Karras et al.'s values where the process has no such
     end."""
     first, least = process.level(1.0), process.level(process.least_noise_time) if process.least_noise_time else None
-    high = first.sigma / first.alpha if first.alpha else _RATIOS[0]
-    return high, least.sigma / least.alpha if least else _RATIOS[1]
+    high = first.sigma / first.alpha if first.alpha else math.inf
+    return (high, least.sigma / least.alpha) if least else (min(high, _RATIOS[0]), _RATIOS[1])
 
 
 def _cosine(process: Process, count: int) -> Iterator[Level]:
@@ -122,5 +123,7 @@ def _checked(process: Process, grid: str, levels: list[Level]) -> tuple[Level, .
     """The levels, or RequestError unless noise falls at every step: solvers divide by the differences."""
     if any(b.sigma * a.alpha >= a.sigma * b.alpha for a, b in pairwise(levels)):
         least = f" and not below {process.least_noise_time:g}" if process.least_noise_time else ""
+        most = process.level(1.0).noise_time
+        least += f", from at most {most:g}" if most < 1.0 else ""
         raise RequestError(f"grid {grid!r}: {len(levels) - 1} noise times must fall from step to step{least}")
     return tuple(levels)

@@ -1,7 +1,7 @@
 """Starting weights of a run from another checkpoint (`--train.init_from`)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from ldit.checkpoint.layouts.dit_pt import DIT, ProcessName, PtFile, is_pt, stat
 from ldit.checkpoint.open import Source, open_source
 from ldit.config.model import OriginalDiTConfig, TextModelConfig
 from ldit.config.presets import ORIGINAL_DIT_HEADS
-from ldit.config.spec import SIT, ModelSpec
+from ldit.config.spec import FlowConfig, ModelSpec
 from ldit.errors import SourceError
 from ldit.log import logger
 from ldit.training.state import TrainState
@@ -82,9 +82,12 @@ def _opened(name: str, ema: bool, spec: ModelSpec) -> Source:
     heads = None if (model.hidden_size, model.depth) in ORIGINAL_DIT_HEADS else model.num_heads
     process: ProcessName | None = None
     stated, _ = stated_process(Path(name), PtFile(Path(name), check=False).settings)
-    if spec.process in (DIT, SIT) and stated in (None, spec.process):
+    own = spec.process == DIT or (isinstance(spec.process, FlowConfig) and spec.process.is_sit)
+    if own and stated in (None, spec.process):
         process = "ddpm" if spec.process == DIT else "flow"
-    return open_source(name, heads, ema, process)
+    source = open_source(name, heads, ema, process)
+    # "flow" does not say which of SiT's paths and predictions: those of this run.
+    return replace(source, spec=replace(source.spec, process=spec.process)) if process == "flow" else source
 
 
 def _null(spec: ModelSpec) -> int | None:

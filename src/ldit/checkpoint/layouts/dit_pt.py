@@ -101,7 +101,7 @@ def process_of(path: Path, settings: Mapping[str, Any], given: ProcessName | Non
     if given == "ddpm":
         return DIT
     if given == "flow":
-        return REPA if _is_repa(settings) else sit_of(path, settings)
+        return stated_process(path, settings)[0] or SIT if _is_repa(settings) else sit_of(path, settings)
     stated, reason = stated_process(path, settings)
     process = stated or DIT
     names: dict[ProcessConfig, str] = {SIT: "SiT (flow, data at time 1)", REPA: "SiT of REPA (flow, data at time 0)"}
@@ -115,9 +115,9 @@ def stated_process(path: Path, settings: Mapping[str, Any]) -> tuple[ProcessConf
     SourceError for a path or prediction of SiT that is not supported."""
     if _is_repa(settings):
         path_type = settings.get("path_type", "linear")
-        if path_type != "linear":
-            raise SourceError(f"{path}: args.path_type: only REPA's linear is supported, got {path_type!r:.80}")
-        return REPA, "by its projectors"
+        if path_type not in ("linear", "cosine"):
+            raise SourceError(f"{path}: args.path_type: expected REPA's linear or cosine, got {path_type!r:.80}")
+        return REPA if path_type == "linear" else replace(REPA, path="gvp"), "by its projectors"
     # SiT's train.py stores its path and prediction. Both store the model's name.
     stored, model = any(key in settings for key in ("path_type", "prediction")), settings.get("model")
     if stored or model is not None:

@@ -6,7 +6,7 @@ from ldit.config.model import ClassModelConfig, TextModelConfig
 from ldit.config.recipes.emoji64 import emoji64_class_xs
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, TrainConfig
-from ldit.config.spec import SIT, ModelSpec
+from ldit.config.spec import FlowConfig, ModelSpec
 from ldit.errors import ConfigError
 
 AUGMENT = 0.15
@@ -36,7 +36,8 @@ def finetune(spec: ModelSpec, source: str) -> RunConfig:
 
 def _objective_of(spec: ModelSpec) -> ObjectiveConfig:
     """What a model's network and process need: its own augmentation, and the times of SiT."""
-    objective = ObjectiveConfig(times="uniform") if spec.process == SIT else ObjectiveConfig()
+    is_sit = isinstance(spec.process, FlowConfig) and spec.process.is_sit
+    objective = ObjectiveConfig(times="uniform") if is_sit else ObjectiveConfig()
     has_labels = isinstance(spec.model, ClassModelConfig) and spec.model.augment_labels
     return replace(objective, augment=AUGMENT) if has_labels else objective
 

@@ -24,7 +24,7 @@ class Features:
     checked."""
     protocol: str | None = None
     """How images are resized and scaled for Inception: adm (guided-diffusion, the default), torch-fidelity (the same),
-    pytorch-fid, or clean-fid. Distances of different protocols are not comparable."""
+    pytorch-fid, or clean-fid. Distances of images that were resized differently are not comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)

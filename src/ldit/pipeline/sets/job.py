@@ -20,7 +20,7 @@ from ldit.config.experiment import identity_of, is_of_package, name_of
 from ldit.config.model import without_idle_switches
 from ldit.config.requests.sampling import INTERNAL, ModelRequest, Rule
 from ldit.config.serial import to_dict
-from ldit.config.spec import AutoencoderConfig, ModelSpec
+from ldit.config.spec import AutoencoderConfig, ModelSpec, without_defaults_added
 from ldit.errors import RequestError, brief
 from ldit.pipeline.load import own_network
 from ldit.pipeline.loaded import codec_roots
@@ -101,7 +101,7 @@ def describe(
         "weights": weights_fingerprint(source, request.ema),
         "training": to_dict(spec.training),
         "network": without_idle_switches(to_dict(spec.model)),
-        "process": to_dict(spec.process),
+        "process": without_defaults_added(to_dict(spec.process)),
         "codec": _codec(request, source),
         "guide": None,
         "complete": False,
