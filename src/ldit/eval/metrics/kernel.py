@@ -8,8 +8,8 @@ The kernel is (x·y/D + 1)³. For m samples and m references the estimate is
 
 With the mean c of the references, x·y = (x-c)·(y-c) + (x·c - c·c/2) + (y·c - c·c/2). The first product is of float32,
 which is twice as fast as float64; all else is of float64. The product of centred rows is small for most pairs, and its
-rounding errors differ from pair to pair. So the estimate is within about 1e-11 of one in float64 for features of an
-extractor, where products of float32 rows as they are would be off by 1e-7.
+rounding errors differ from pair to pair. So the estimate is within 1e-9 of one in float64 for features of an extractor,
+where products of float32 rows as they are would be off by some 1e-7.
 """
 
 from collections.abc import Iterator
