@@ -66,7 +66,7 @@ def test_sampling_tiny(theme: str, flags: list[str]) -> None:
         assert list(report["variants"]) == ["plain", "precomputed", "packed", "int8"]
         assert all(row["difference"] <= 0.05 and 0 < row["of_ceiling"] < 1 for row in report["variants"].values())
     else:
-        fast = report["fast"]["3"]
+        fast = report["fast"]["4"]
         assert fast["latent_difference"] <= 1e-3 and fast["evaluation_ratio"] == 10 / fast["evaluations"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -165,8 +166,10 @@ def test_the_table_is_made_of_the_file_alone(results: Path, capsys: pytest.Captu
             ladder.append(TINY, row("published", "full", 1e-4, seed, 6, step, fd))
             ladder.append(TINY, row("cooldown", "full", 1e-3, seed, 6, step, fd - 20))
     ladder.append(TINY, row("cooldown", "tune", 1e-3, 100, 2, 2, 7.0))
-    args = argparse.Namespace(arms=["published", "cooldown"], markdown=tmp_path / "table.md")
+    files = {"markdown": tmp_path / "table.md", "figure": tmp_path / "curves.png"}
+    args = argparse.Namespace(arms=["published", "cooldown"], **files)
     ladder.table(args, TINY)
+    assert Image.open(tmp_path / "curves.png").size[0] > 1000
     text = (tmp_path / "table.md").read_text()
     assert text == capsys.readouterr().out.removesuffix("\n")
     assert "| published | 0.0001 | 2 | 10.5 ± 0.7 | 1.05 ± 0.07 |" in text
