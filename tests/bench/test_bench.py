@@ -90,6 +90,23 @@ def test_rates_are_put_in_relation(seen: list[tuple[str, str]], monkeypatch: pyt
     assert report["ceiling_flops"] is None and "of_ceiling" not in report["variants"][0]
 
 
+def test_the_micro_batch_is_halved_until_it_fits(seen: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the batch only; a micro-batch that was asked for stays."""
+    tried = []
+
+    def small(name: str, config: Any, *_: Any) -> dict[str, Any]:
+        tried.append(config.train.micro_batch_size)
+        if config.train.micro_batch_size > 3:
+            raise torch.cuda.OutOfMemoryError
+        return {"name": name, "fits": True, "images_per_second": 2.0, "first_loss": 1.0}
+
+    monkeypatch.setattr(bench, "_measure", small)
+    report = bench_train(BenchTrainRequest("tiny", batch=12, variants=("fused",), device="cpu"))
+    assert tried == [12, 6, 3] and report["variants"][0]["micro_batch"] == 3
+    report = bench_train(BenchTrainRequest("tiny", batch=12, micro=4, variants=("fused",), device="cpu"))
+    assert not report["variants"][0]["fits"] and tried[3:] == [4]
+
+
 def test_the_ceiling_is_the_best_of_a_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 products of 1,024 on a CPU; products that it emulates are none."""
     seconds = iter((3.0, 2.0, 4.0))

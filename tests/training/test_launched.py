@@ -10,7 +10,7 @@ from runs import ALONE
 
 from ldit.errors import ConfigError, RequestError
 from ldit.parallel.watchdog import Watchdog
-from ldit.parallel.world import Launch, launched, report_once
+from ldit.parallel.world import Launch, launched, let_segments_grow, report_once
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
          "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_JOB_ID", "SLURM_STEP_NODELIST",
@@ -162,3 +162,10 @@ def test_what_all_find_the_first_says(env: dict[str, str]) -> None:
         with pytest.raises(kind, match="mistake") as caught, report_once(RequestError):
             raise kind("mistake")
         assert caught.value.said_elsewhere is silent
+
+
+def test_memory_segments_grow_unless_the_user_has_set_something() -> None:
+    for given in ({}, {"PYTORCH_CUDA_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync"}):
+        environment = dict(given)
+        let_segments_grow(environment)
+        assert environment == (given or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})

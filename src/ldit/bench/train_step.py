@@ -54,7 +54,7 @@ def bench_train(job: BenchTrainRequest) -> dict[str, Any]:
     """Measure every variant; returns the report.
 
     Each has images/s (median and range of rounds), FLOP/s, MFU, share of the measured matrix ceiling, and peak memory;
-    or "fits": false if memory runs out. ConfigError names a flag that is not supported.
+    or "fits": false if memory runs out; "micro_batch" is what was used. ConfigError names a flag that is not supported.
     """
     if job.size not in RECIPES:
         raise ConfigError(f"--size: expected one of {', '.join(RECIPES)}, got {job.size!r}")
@@ -74,11 +74,7 @@ def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     peak = peak_flops(World(device), job.precision)
     variants: list[dict[str, Any]] = []
     for name in job.variants:
-        # Measure. A variant that does not fit must not stop the others.
-        try:
-            row = _measure(name, config, job, device)
-        except torch.cuda.OutOfMemoryError:
-            row = {"name": name, "fits": False}
+        row = _fitted(name, config, job, device)
         # Compare it with the ceiling and the datasheet, and its loss with that of the first variant.
         if row["fits"]:
             rate = row["images_per_second"]
@@ -99,7 +95,6 @@ def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
         "parameters": parameter_count(config.model),
         "tokens": (config.model.input_size // config.model.patch_size) ** 2,
         "batch": job.batch,
-        "micro_batch": job.micro or job.batch,
         "precision": job.precision,
         "recompute": job.recompute,
         "ema": job.ema,
@@ -114,6 +109,22 @@ def bench_config(recipe: str, batch: int, precision: Precision, micro: int | Non
     config = diffusion_recipe(recipe)
     train = replace(config.train, batch_size=batch, micro_batch_size=micro, precision=precision, grad_clip=CLIP)
     return replace(config, train=train)
+
+
+def _fitted(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
+    """The report's row of a variant. Unless the request names a micro-batch, it is the largest part of the batch that
+    fits: halves are tried. A variant that does not fit must not stop the others: its row says so."""
+    micro = job.micro or job.batch
+    while True:
+        train = replace(config.train, micro_batch_size=micro)
+        try:
+            return {**_measure(name, replace(config, train=train), job, device), "micro_batch": micro}
+        except torch.cuda.OutOfMemoryError:
+            if job.micro or micro == 1:
+                return {"name": name, "fits": False, "micro_batch": micro}
+        _free(device)
+        micro = next(size for size in range(micro // 2, 0, -1) if job.batch % size == 0)
+        logger.info("%s: out of memory; with a micro-batch of %d", name, micro)
 
 
 def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:

@@ -7,17 +7,22 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_TOKENS = 128
-_ROUNDINGS = 4  # of the dtype, relative to the largest value: the kernels sum in other orders
+_LENGTHS = (64, 200, 256)  # tokens: kernels of other tiles, and a length that divides none
+# Errors of the output and of gradients in roundings of the dtype, relative to the largest value: kernels sum in other
+# orders, and round probabilities on the way to gradients. In fp32 the efficient kernel uses three TF32 products.
+_HALF, _FP32 = (4, 16), (64, 256)
+_CUDNN = 91500  # cuDNN's kernel is right for all lengths from the version after this
 
 
 def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> Callable[[], AbstractContextManager]:  # type: ignore[type-arg]
-    """A context in which scaled_dot_product_attention uses only kernels that are correct for heads of this width.
+    """A context in which scaled_dot_product_attention uses only kernels that are correct for heads of this width,
+    forward and backward.
 
-    The fastest is tried first: cuDNN's from compute capability 9.0 on, flash attention before. The CPU has one kernel,
-    so the context does nothing there.
+    The fastest is tried first: cuDNN's on compute capability 9.0, flash attention elsewhere. The CPU has one kernel, so
+    the context does nothing there.
     """
     if device.type != "cuda":
         return nullcontext
@@ -27,29 +32,45 @@ def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -
 
 @cache
 def _checked(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[SDPBackend, ...]:
-    # The order, fastest first: cuDNN's kernel overtakes flash attention from Hopper on.
+    # The order, fastest first.
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    place = 0 if torch.cuda.get_device_capability(device) >= (9, 0) else 1
-    order.insert(place, SDPBackend.CUDNN_ATTENTION)
-    # The right answer: plain arithmetic in fp32, on random queries, keys and values.
-    source = torch.Generator(device).manual_seed(0)
-    shape = (1, 2, _TOKENS, head_dim)
-    q, k, v = (torch.randn(shape, generator=source, device=device).to(dtype) for _ in range(3))
-    with sdpa_kernel(SDPBackend.MATH):
-        expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    allowed = _ROUNDINGS * torch.finfo(dtype).eps * expected.abs().max()
-    # Keep the kernels that run here and agree with it.
+    hopper = torch.cuda.get_device_capability(device) == (9, 0) and (torch.backends.cudnn.version() or 0) > _CUDNN
+    order.insert(0 if hopper else 1, SDPBackend.CUDNN_ATTENTION)
+    # Keep the kernels that run here and agree with plain arithmetic in fp32.
     kept = []
     for backend in order:
         try:
-            with sdpa_kernel(backend):
-                out = F.scaled_dot_product_attention(q, k, v)
+            right = all(_agrees(backend, device, dtype, head_dim, tokens) for tokens in _LENGTHS)
         except RuntimeError:  # does not support this width, dtype or device
             continue
-        if bool((out.float() - expected).abs().max() <= allowed):
+        if right:
             kept.append(backend)
         else:
             logging.getLogger("ldit").warning(
                 "attention kernel %s gives wrong results on this GPU and is not used", backend.name
             )
     return (*kept, SDPBackend.MATH)
+
+
+def _agrees(backend: SDPBackend, device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> bool:
+    """Whether a kernel's output and gradients are those of plain arithmetic in fp32, on random inputs."""
+    source = torch.Generator(device).manual_seed(tokens)
+    shape = (1, 2, tokens, head_dim)
+    forward, backward = _FP32 if dtype == torch.float32 else _HALF
+    with torch.inference_mode(False), torch.enable_grad():
+        *inputs, grad = (torch.randn(shape, generator=source, device=device).to(dtype) for _ in range(4))
+        found = _outputs(backend, inputs, grad)
+        expected = _outputs(SDPBackend.MATH, [x.float() for x in inputs], grad.float())
+    for roundings, one, other in zip((forward, *[backward] * 3), found, expected, strict=True):
+        allowed = roundings * torch.finfo(dtype).eps * other.abs().max()
+        if not bool((one.float() - other).abs().max() <= allowed):  # also of NaN
+            return False
+    return True
+
+
+def _outputs(backend: SDPBackend, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """The output of attention, and the gradients of its inputs."""
+    q, k, v = (x.detach().requires_grad_() for x in inputs)
+    with sdpa_kernel(backend):
+        out = F.scaled_dot_product_attention(q, k, v)
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]

@@ -101,9 +101,13 @@ def _blocks(model: nn.Module) -> list[Any]:
 
 
 def sync_gradients(model: nn.Module, on: bool) -> None:
-    """Set whether the next backward pass sums gradients over processes. Only that of the last micro-batch must."""
+    """Set whether the next backward pass sums gradients over the replicas; only that of the last micro-batch must.
+
+    Over the shards gradients are summed in every pass: until they are, each rank holds whole fp32 gradients, 4 bytes a
+    parameter more. That costs a reduce-scatter a micro-batch, which overlaps with the pass.
+    """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(on)
+        model.set_requires_all_reduce(on)
 
 
 def _recomputed(forward: Callable[..., Any], mode: str) -> Callable[..., Any]:

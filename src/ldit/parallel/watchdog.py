@@ -14,7 +14,8 @@ from ldit.parallel.world import World
 
 EXIT = 1
 LISTEN = 3.0  # seconds within which a process that runs sends a heartbeat
-_COLLECTIVES = os.path.join("torch", "distributed")
+# Files of code that waits for other processes: collectives, and with NCCL the host's wait for a copy behind them.
+_COLLECTIVES = (os.path.join("torch", "distributed"), os.path.join("torch", "cuda"))
 
 
 class Watchdog:
@@ -120,6 +121,6 @@ class Watchdog:
         # A collective anywhere in the stack means that it waits for other processes.
         waits = False
         while frame is not None:
-            waits = waits or _COLLECTIVES in frame.f_code.co_filename
+            waits = waits or any(part in frame.f_code.co_filename for part in _COLLECTIVES)
             frame = frame.f_back
         return place, waits

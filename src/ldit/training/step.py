@@ -114,7 +114,7 @@ def _accumulate(state: TrainState, task: Task, batch: Batch) -> dict[str, Tensor
     sums: dict[str, Tensor] = {}
     micros = list(batch.micro(config.micro_batch_size or len(batch)))
     for micro in micros:
-        sync_gradients(model, micro is micros[-1])  # ranks exchange gradients once a step, in the last pass
+        sync_gradients(model, micro is micros[-1])  # replicas exchange gradients once a step, in the last pass
         losses = _without_unreadable(task.losses(model, micro, world.device, dtype), micro)
         (losses["loss"].sum() * factor).backward()
         micro_sums = _sums(losses, len(micro) - len(micro.faults), state.shares.dtype)

@@ -15,8 +15,11 @@ from ldit.nn.layers import Attention, QKVAttention
 from ldit.nn.rope import rotate
 from ldit.parallel.world import World
 
-# Dense bf16 FLOP/s from the datasheets, by a word of the device's name.
-PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165.2e12}
+PEAKS = {
+    "H200": 989.4e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989.4e12, "A100": 312e12, "B200": 2250e12,
+    "L40S": 362e12, "4090": 165.2e12,
+}  # fmt: skip
+"""Dense bf16 FLOP/s from the datasheets by a part of the device's name; the first that fits counts."""
 _SHARE = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
 
 

@@ -21,7 +21,7 @@ class BenchTrainRequest:
     batch: int = 64
     """Images per step."""
     micro: int | None = None
-    """Images per forward pass. Default: the batch."""
+    """Images per forward pass. Default: the batch, or the largest part of it that fits the device."""
     precision: Precision = "bf16"
     """Dtype of computation; master weights are fp32."""
     variants: tuple[Variant, ...] = VARIANTS
