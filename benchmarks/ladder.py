@@ -33,7 +33,8 @@ import ldit
 from ldit.checkpoint.run import committed_steps, step_folder
 from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
-from ldit.errors import RunError
+from ldit.errors import LditError, RunError
+from ldit.figure import check_plotting
 from ldit.nn.build import parameter_count
 from ldit.storage import manifest
 from ldit.storage.atomic import write_json
@@ -219,6 +220,8 @@ def plan(args: argparse.Namespace, task: Task) -> None:
 
 def table(args: argparse.Namespace, task: Task) -> None:
     """The ladder, in Markdown: final distances, and how much less an arm needs for the final distance of another."""
+    if args.figure:
+        check_plotting(args.figure, "--figure")
     text = table_of(args.arms, task)
     print(text)
     if args.markdown:
@@ -252,6 +255,9 @@ def main() -> int:
         args.function(args, task)
     except Stopped as stopped:
         return stopped.code
+    except LditError as error:
+        print(f"ladder.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -68,7 +68,7 @@ def table_of(arms: list[str], task: Task) -> str:
     lines += ["", "Rates tried at a third of the budget (FD Lite0 there):", ""]
     for name in arms:
         rows = sorted((row for row in points if (row["arm"], row["phase"]) == (name, "tune")), key=lambda r: r["rate"])
-        if rows:
+        if rows and any((row["arm"], row["phase"]) == (name, "full") for row in points):
             ends = {rows[0]["rate"], rows[-1]["rate"]}
             best = min(rows, key=lambda row: row["fd_lite0"])["rate"]
             tried = ", ".join(f"{row['rate']:g}: {row['fd_lite0']:.1f}" for row in rows)
@@ -84,7 +84,8 @@ def savings(arms: list[str], against: str, task: Task) -> list[str]:
         return []
     file = rates_file(task)
     speeds = json.loads(file.read_text())["images_per_second"] if file else {}
-    lines = ["", f"How many times less than `{against}` took for its final FD Lite0:", "",
+    lines = ["", f"How many times less than `{against}` took for its final FD Lite0 "
+             "(≥: reached before the first point that was measured; -: not reached, or no speed was measured):", "",
              "| arm | images | FLOPs | seconds |", "|---|---|---|---|"]  # fmt: skip
     for name in arms:
         own, is_bound = curves(task, name, "fd_lite0"), False

@@ -109,7 +109,8 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     # Sample.
     count, steps, used = len(resolved.labels), len(resolved.levels) - 1, resolved.settings
     what = "1 image" if count == 1 else f"{count} images"
-    logger.info("sampling %s: %d steps of %s, guidance %g", what, steps, used.solver, used.guidance)
+    length = f"tolerance {used.tolerance:g} of" if resolved.one_by_one else f"{steps} steps of"
+    logger.info("sampling %s: %s %s, guidance %g", what, length, used.solver, used.guidance)
     decode = request.latents_out is None
     sampler = ImageSampler(pipe, resolved, guide=guide, decode=decode, batch_size=request.batch_size, progress=True)
     samples: list[Sample] = []
