@@ -146,6 +146,8 @@ def test_kept_images_give_every_figure(place: Path, tmp_path: Path, monkeypatch:
         assert report[name] == pytest.approx(whole[name], rel=1e-9)
     save_statistics(replace(stats, keep_images=7))
     assert len(read_statistics(tmp_path / "b.npz").images or ()) == 7
+    few = found(job(place / "a", tmp_path / "b.npz"), Inceptive())
+    assert "reference images of precision, recall and KID 7, " in table(few) and "KID" not in table(whole)
     with pytest.raises(EvaluationError, match="keep_images: must be 0 or more, got -1"):
         save_statistics(replace(stats, keep_images=-1))
 

@@ -126,9 +126,12 @@ def title(report: dict[str, Any]) -> str:
 
 def conditions(report: dict[str, Any]) -> dict[str, str]:
     """What every metric of the report depends on, as texts by name."""
-    evaluations = report["evaluations"]
+    evaluations, reference = report["evaluations"], report.get("reference") or {}
+    # Images in a file of statistics, for the metrics of single images.
+    kept = reference.get("pictures") if "statistics" in reference else None
     return {
         "images": f"{report['num_samples']:,}",
+        "reference images of precision, recall and KID": "-" if kept is None else f"{kept:,}",
         "labels": str(report["labels"]),
         "extractor": f"{report['extractor']} {report['extractor_sha256'][:12]}",
         "protocol": report.get("protocol") or "-",
