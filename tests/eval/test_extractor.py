@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from inception_case import TOLERANCE, io, weights
 from PIL import Image
 from torch import Tensor
 
+from ldit.config.sections import EvalConfig
 from ldit.errors import EvaluationError
 from ldit.eval.extractors import inception_weights, lite0
 from ldit.eval.extractors.extractor import open_extractor, open_named
@@ -90,6 +92,10 @@ def test_protocols_of_other_packages(published: Path, monkeypatch: pytest.Monkey
         before = whole.clone()
         assert_close(protocol.prepare(whole), whole.float() / 127.5 - 1.0, 0.008)  # 128 or 127.5 in the middle
         assert torch.equal(whole, before)
+
+
+def test_a_run_may_name_every_protocol() -> None:
+    assert {*get_args(get_type_hints(EvalConfig)["protocol"])} == {"", *PROTOCOLS}
 
 
 def test_a_protocol_that_is_not_there(published: Path) -> None:

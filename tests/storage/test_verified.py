@@ -129,3 +129,20 @@ def test_blocks_notice_every_kind_of_damage(tmp_path: Path) -> None:
         changed[place] ^= 128
         seen.add(digest(changed))
     assert len(seen) == 9
+
+
+def test_all_parts_of_a_sharded_model_are_remembered(
+    folder: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are verified in threads, which write to one file; reading it takes a while."""
+    names = [f"part-{k}" for k in range(6)]
+    for k, name in enumerate(names):
+        (folder / name).write_bytes(np.random.default_rng(k).bytes(2000))
+    write_json(folder / manifest.NAME, manifest.build(folder))
+    read.clear()
+    sound = verified._read
+    monkeypatch.setattr(verified, "_read", lambda: (sound(), time.sleep(0.01))[0])  # type: ignore[func-returns-value]
+    manifest.verify(folder, names, remembered=True)
+    assert sorted(read) == names
+    manifest.verify(folder, names, remembered=True)
+    assert sorted(read) == names

@@ -52,10 +52,10 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if not self.shift > 0:
             raise ConfigError(f"process.shift: must be positive, got {self.shift}")
-        if self.path != "linear":
-            for key, only in (("shift", 1.0), ("prediction", self.prediction if self.prediction != "x0" else "v")):
-                if getattr(self, key) != only:
-                    raise ConfigError(f"process.{key}: {getattr(self, key)} is for the linear path, not {self.path}")
+        if self.path != "linear" and self.shift != 1.0:
+            raise ConfigError(f"process.shift: {self.shift} is for the linear path, not {self.path}")
+        if self.path != "linear" and self.prediction == "x0":
+            raise ConfigError(f"process.prediction: x0 is for the linear path, not {self.path}")
 
     @property
     def convention(self) -> str:

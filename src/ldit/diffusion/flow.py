@@ -135,7 +135,8 @@ class Flow:
             mse = per_sample((self._noise(out, x_t, t) - noise).square())
             return {"loss": mse * self._weight(t), "mse": mse}
         # For t below LEAST_TIME the target is scaled as the estimate is, so that a perfect x0 still has zero loss.
-        target = self.velocity(x0, x_t, t) if self.prediction == "x0" else self._true_velocity(x0, t, noise)
+        of_data = self.prediction == "x0"
+        target = self.velocity(x0, x_t, t) if of_data else self._path.velocity(x0, noise, _per_row(t, x0))
         velocity = self.velocity(out, x_t, t)
         mse = per_sample((velocity - target).square())
         losses = {"loss": mse, "mse": mse}
@@ -148,12 +149,6 @@ class Flow:
             losses["direction"] = per_sample(1.0 - F.cosine_similarity(velocity, target, dim=1, eps=LEAST_LENGTH))
             losses["loss"] = losses["loss"] + self.direction * losses["direction"]
         return losses
-
-    def _true_velocity(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        if self.path == "linear":
-            return noise - x0
-        alpha_rate, sigma_rate = self._path.rates(_per_row(t, x0))
-        return alpha_rate * x0 + sigma_rate * noise
 
     def _noise(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise from a prediction of itself or of the score."""
@@ -175,7 +170,7 @@ class Flow:
     def level(self, noise_time: float) -> Level:
         """The level at t, on the linear path alpha = 1 - t, sigma = t; the noisiest where t is beyond it."""
         t = min(noise_time, self._times[1])
-        alpha, sigma = self._path.coefficients(_double(t))
+        alpha, sigma = self._path.coefficients(torch.tensor(t, dtype=torch.float64, device="cpu"))
         return Level(float(alpha), float(sigma), (t if self.data_at == 0 else 1.0 - t) * self.time_scale, t)
 
     def level_of_ratio(self, ratio: float) -> Level:
@@ -198,19 +193,12 @@ class Flow:
             eps = out if self.prediction == "eps" else -level.sigma * out
             return Denoised((x - level.sigma * eps) / level.alpha, eps)
         velocity = out if self.data_at == 0 else -out
-        if self.path == "linear":
-            return Denoised(x - level.sigma * velocity, x + level.alpha * velocity)
-        of = [float(term) for term in self._path.terms(_double(level.noise_time))]
-        return Denoised(of[0] * x + of[1] * velocity, of[2] * x + of[3] * velocity)
+        return Denoised(*self._path.estimates(velocity, x, level.noise_time))
 
 
 def shifted(u: float, k: float) -> float:
     """k·u/(1 + (k-1)·u), noisier for k > 1. This form gives exactly 1 for u = 1, never a level beyond pure noise."""
     return k * u / (k * u + (1.0 - u))
-
-
-def _double(t: float) -> Tensor:
-    return torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 def _per_row(t: Tensor, like: Tensor) -> Tensor:

@@ -57,6 +57,14 @@ class Path(Protocol):
         """How data and noise follow from a velocity."""
         ...
 
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """alpha'·x0 + sigma'·noise."""
+        ...
+
+    def estimates(self, v: Tensor, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """x0 and noise of the velocity v at x, by `terms`."""
+        ...
+
 
 class _Linear:
     least_time, ends_in_noise = 0.0, True
@@ -73,8 +81,30 @@ class _Linear:
     def terms(self, t: Tensor) -> Terms:
         return Terms(torch.ones_like(t), -t, torch.ones_like(t), 1.0 - t)
 
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return noise - x0
 
-class _GVP:
+    def estimates(self, v: Tensor, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        return x - t * v, x + (1.0 - t) * v
+
+
+class _Curved:
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def terms(self, t: Tensor) -> Terms:
+        raise NotImplementedError
+
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        alpha_rate, sigma_rate = self.rates(t)
+        return alpha_rate * x0 + sigma_rate * noise
+
+    def estimates(self, v: Tensor, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        of = [float(term) for term in self.terms(torch.tensor(t, dtype=torch.float64, device="cpu"))]
+        return of[0] * x + of[1] * v, of[2] * x + of[3] * v
+
+
+class _GVP(_Curved):
     least_time, ends_in_noise = 0.0, True
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +122,7 @@ class _GVP:
         return Terms(alpha, -2.0 / math.pi * sigma, sigma, 2.0 / math.pi * alpha)
 
 
-class _VP:
+class _VP(_Curved):
     least_time, ends_in_noise = 1e-5, False
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:

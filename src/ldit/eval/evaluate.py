@@ -178,7 +178,8 @@ def evaluate_with(
     against = world.run_on_all(lambda: _open_reference(request, extractor, samples, share))
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)
-    warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics))
+        shuffled = protocol_of(request.protocol).shuffled_splits
+    warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics and not shuffled))
     if world.is_main:
         for line in missing:
             logger.info("left out: %s", line)
@@ -198,7 +199,7 @@ def evaluate_with(
             samples.on_images = on_images
 
     blocks = samples.blocks(world.rank, world.size)
-    splits = shuffled_splits(samples.count) if protocol_of(request.protocol).shuffled_splits else None
+    splits = shuffled_splits(samples.count) if shuffled else None
     collected = collect(blocks, extractor, plan.rows, world, samples.count, listen=listen, splits=splits)
 
     def finish() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def remarks(
     samples: ImageStream, reference: Statistics | ImageStream, compared: tuple[str, str], splits: bool
 ) -> list[str]:
     """Warnings about what the samples and the reference do not state, or do not have in common. `compared` are their
-    names. `splits`: whether the Inception Score is computed, whose splits follow the order of the images."""
+    names. `splits`: whether the Inception Score is computed in splits that follow the order of the images."""
     # The samples.
     name, reference_name = compared
     lines = []

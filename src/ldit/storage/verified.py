@@ -8,6 +8,7 @@ changes a disk's content without the kernel, such as a failing disk: `ldit info 
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ LEAST = 1 << 24
 """Smaller files are hashed faster than it would pay to remember them (16 MiB: about 10 ms)."""
 MOST = 500  # entries; the oldest leave
 _SETTLED = 100_000_000  # ns since the last change: a change within the clock's tick would not show in the times
+_WRITING = threading.Lock()  # the files of a sharded model are verified in threads
 
 
 def cache_folder() -> Path:
@@ -42,17 +44,23 @@ def remember(path: Path, state: tuple[int, ...], sha256: str) -> None:
     try:
         if state_of(path) != state:
             return
-        entries = _read()
-        entries.pop(key := str(path.resolve()), None)
-        entries[key] = [*state, sha256]
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written aside, so that a reader sees the old entries or the new. Of two writers one may lose its entry.
-        temporary = folder / f"verified.json.{os.getpid()}"
-        temporary.write_text(json.dumps(dict(list(entries.items())[-MOST:])), encoding="utf-8")
-        os.replace(temporary, folder / "verified.json")
+        with _WRITING:
+            _write(str(path.resolve()), [*state, sha256])
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return
+
+
+def _write(key: str, entry: list[Any]) -> None:
+    """Add an entry to the file, which is replaced: a reader sees the old entries or the new. Of two processes that write
+    at once, one may lose its entry."""
+    entries = _read()
+    entries.pop(key, None)
+    entries[key] = entry
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"verified.json.{os.getpid()}"
+    temporary.write_text(json.dumps(dict(list(entries.items())[-MOST:])), encoding="utf-8")
+    os.replace(temporary, folder / "verified.json")
 
 
 def _read() -> dict[str, Any]:
