@@ -51,8 +51,8 @@ def remember(path: Path, state: tuple[int, ...], sha256: str) -> None:
 
 
 def _write(key: str, entry: list[Any]) -> None:
-    """Add an entry to the file, which is replaced: a reader sees the old entries or the new. Of two processes that write
-    at once, one may lose its entry."""
+    """Add an entry to the file, which is replaced: a reader sees the old entries or the new. Of two processes that
+    write at once, one may lose its entry."""
     entries = _read()
     entries.pop(key, None)
     entries[key] = entry
