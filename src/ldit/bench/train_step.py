@@ -216,7 +216,12 @@ def _original_step(state: TrainState, task: DiffusionTask, batch: Batch) -> Call
             losses = task.losses(weights.model, micro, state.world.device, COMPUTE[config.precision])
             (losses["loss"].sum() / len(batch)).backward()
             total += losses["loss"].sum().item() / len(batch)
-        update(weights.gradients())
+        grads = [grad.float() for grad in weights.gradients()]
+        for master, grad in zip(weights.masters, grads, strict=True):
+            master.grad = grad
+        update(grads)
+        for master in weights.masters:
+            master.grad = None
         weights.sync_to_model()
         weights.zero_grad()
         return total

@@ -132,6 +132,9 @@ class OptimConfig:
     base_width: int = 0
     """AdamW: multiply the rate of each hidden matrix by the number of its inputs at this width over that here (muP), so
     that a rate tuned at this width serves others; 0 = off."""
+    moments: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How AdamW stores its moments, 8, 4 or 1 bytes a parameter: fp32; bf16, rounded stochastically; int8, the first
+    so, and of the second one number for each 256 of a matrix's row."""
 
 
 @dataclass(frozen=True)

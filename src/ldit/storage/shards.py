@@ -21,7 +21,7 @@ from ldit.storage.manifest import Record
 from ldit.storage.strange import damaged
 from ldit.storage.tensors import read_safetensors
 
-_WORDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+_WORDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int8: "I8"}
 SUFFIX = ".safetensors"
 
 

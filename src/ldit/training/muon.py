@@ -94,14 +94,16 @@ class Muon:
         return turns
 
     @torch.no_grad()
-    def step(self, lr: float, sound: Tensor, number: int = 0) -> None:
-        """Apply the gradients if `sound`, a bool on the device, is true; otherwise change nothing. `number` counts
-        steps, for `every`."""
+    def step(
+        self, grads: Sequence[Tensor], lr: float, sound: Tensor, number: int = 0, factor: Tensor | None = None
+    ) -> None:
+        """Apply gradients, one for each matrix, times `factor` (None = 1), if `sound`, a bool on the device, is true;
+        otherwise change nothing. `number` counts steps, for `every`."""
         ranks = len(self.model_group)
         for turn in self._turns:
             # One matrix for each rank at a time; in the last round some ranks may have none.
             rounds = [turn[first : first + ranks] for first in range(0, len(turn), ranks)]
-            updates = {i: self._momentum(i, sound) for i in turn}
+            updates = {i: self._momentum(i, grads[i], sound, factor) for i in turn}
             wholes: list[Tensor | None] = []
             for indices in rounds:
                 # All ranks send their parts, and this one receives its full matrix.
@@ -137,9 +139,10 @@ class Muon:
         left = iter(found.view_as(stacked).flatten(1, 2))
         return [None if whole is None else next(left) for whole in wholes]
 
-    def _momentum(self, i: int, sound: Tensor) -> Tensor:
-        buffer, grad = self.buffers[i], self.matrices[i].grad
-        assert grad is not None
+    def _momentum(self, i: int, grad: Tensor, sound: Tensor, factor: Tensor | None) -> Tensor:
+        buffer, grad = self.buffers[i], grad.float()
+        if factor is not None:
+            grad = grad * factor
         grad = torch.where(sound, grad, buffer)  # lerp of equals changes nothing, whatever the gradient holds
         buffer.lerp_(grad, 1 - self.settings.momentum)
         return grad.lerp(buffer, self.settings.momentum)

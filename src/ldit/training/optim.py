@@ -2,11 +2,10 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldit.config.model import COND_MOST
 from ldit.config.sections import OptimConfig, TrainConfig
@@ -14,6 +13,8 @@ from ldit.errors import ConfigError
 from ldit.parallel.exchange import ModelGroup
 from ldit.parallel.layout import Layout
 from ldit.precision import DTYPES
+from ldit.training.adamw import AdamW, Row
+from ldit.training.moments import Moments
 from ldit.training.muon import Muon, MuonSettings
 from ldit.training.weights import Weights
 
@@ -27,15 +28,13 @@ _CONDITIONED = re.compile(r"adaLN_modulation|t_embedder")  # their input is the 
 _HIDDEN = re.compile(
     r"((layers|blocks)\.\d+\.|adaLN_modulation|final_layer|mid_head|split|t_embedder\.mlp\.2)\S*weight"
 )
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALAR = Layout(())
 
 
 class Optimizer:
     """AdamW for all parameters, or Muon for the blocks' attention and FFN matrices and AdamW for the rest.
 
     State tensors are named `moment.parameter` and have the parameter's layout: AdamW's `exp_avg`, `exp_avg_sq` and
-    `step` (a scalar), Muon's `momentum`.
+    `step` (a scalar), Muon's `momentum`; see `moments` for other layouts.
     """
 
     def __init__(self, config: OptimConfig, weights: Weights, model_group: ModelGroup) -> None:
@@ -51,20 +50,20 @@ class Optimizer:
             )
         every = zip(weights.names, weights.masters, weights.layouts, chosen, strict=True)
         rows = [row for row in every if row[0] not in weights.fixed]
-        self.matrices = {name: master for name, master, _, muon in rows if muon}
-        self.others = {name: master for name, master, _, muon in rows if not muon}
+        muon = [index for index, row in enumerate(rows) if row[3]]
+        self.matrices = {rows[index][0]: rows[index][1] for index in muon}
         self._layouts = {name: layout for name, _, layout, _ in rows}
-        self.adamw = torch.optim.AdamW(
-            self._groups(config.base_width),
-            lr=1.0,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        # Created here rather than by the first step, because a checkpoint's host memory is sized before it.
-        for p in (p for group in self.adamw.param_groups for p in group["params"]):
-            moments = {moment: torch.zeros_like(p, requires_grad=False) for moment in _MOMENTS}
-            self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        others = [row[:3] for row in rows if not row[3]]
+        shares = self._shares([name for name, *_ in others], config.base_width)
+        every_row = [
+            Row(name, master, layout, shares[name], Moments(master, layout, config.moments))
+            for name, master, layout in others
+        ]
+        self.adamw = AdamW(every_row, config, weights.device)
+        # Places of both kinds among the masters.
+        places = {name: place for place, name in enumerate(weights.names)}
+        self._of_muon = [places[name] for name in self.matrices]
+        self._of_adamw = [places[row.name] for row in every_row]
         # bf16 is usual. Runs in fp32 use fp32, so that different world sizes agree more closely.
         own = torch.float32 if weights.compute == torch.float32 else torch.bfloat16
         pieces = tuple(6 if _ADALN.fullmatch(name) else 3 if _QKV.fullmatch(name) else 1 for name in self.matrices)
@@ -81,51 +80,40 @@ class Optimizer:
             ),
         )
 
-    def _groups(self, base_width: int) -> list[dict[str, Any]]:
-        """AdamW's parameters in groups of one `share` of the learning rate: for hidden matrices the number of their
-        inputs at the base width over the one here (muP, Yang et al. 2022), else 1. A rank may hold no row of a small
-        tensor; those are left out."""
-        groups: dict[float, list[nn.Parameter]] = {}
+    def _shares(self, names: Sequence[str], base_width: int) -> dict[str, float]:
+        """AdamW's share of the learning rate by parameter: for hidden matrices the number of their inputs at the base
+        width over the one here (muP, Yang et al. 2022), else 1."""
         ends = {"x_embedder.weight": COND_MOST, "x_embedder.proj.weight": None}  # the original DiT has no bound
         first = next((name for name in self._layouts if name in ends), None)
-        width, bound = (None, None) if first is None else (self._layouts[first].shape[0], ends[first])
-        if base_width and width is None:
+        if not base_width:
+            return dict.fromkeys(names, 1.0)
+        if first is None:
             raise ConfigError("optim.base_width: is for networks whose parameters are named as DiT's")
-        for name, p in self.others.items():
+        width, bound = self._layouts[first].shape[0], ends[first]
+        shares = {}
+        for name in names:
             is_hidden = len(self._layouts[name].shape) == 2 and _HIDDEN.fullmatch(name) is not None
-            share = 1.0
-            if base_width and width and is_hidden:
-                # The conditioning vector is as wide as the network only up to a bound.
-                most = bound if bound and _CONDITIONED.search(name) else width + base_width
-                share = min(base_width, most) / min(width, most)
-            if p.numel():
-                groups.setdefault(share, []).append(p)
-        return [{"params": parameters, "share": share} for share, parameters in groups.items()]
+            # The conditioning vector is as wide as the network only up to a bound.
+            most = bound if bound and _CONDITIONED.search(name) else width + base_width
+            shares[name] = min(base_width, most) / min(width, most) if is_hidden else 1.0
+        return shares
 
     @torch.no_grad()
-    def step(self, lr: float, sound: Tensor, number: int = 0) -> None:
-        """Apply the masters' gradients if `sound`, a bool on their device, is true; otherwise change nothing. `number`
-        is the number of steps before this one.
-
-        The host does not wait for `sound`: AdamW's fused kernel skips the step itself, as it does for GradScaler.
-        """
-        for group in self.adamw.param_groups:
-            group["lr"] = lr * group["share"]
-        self.adamw.found_inf = (~sound).to(torch.float32)  # type: ignore[attr-defined]
-        self.adamw.grad_scale = None  # type: ignore[attr-defined]
-        self.adamw.step()
-        self.muon.step(lr, sound, number)
+    def step(
+        self, grads: Sequence[Tensor], lr: float, sound: Tensor, number: int = 0, factor: Tensor | None = None
+    ) -> None:
+        """Apply gradients, one for each master, times `factor` (None = 1), if `sound`, a bool on their device, is true;
+        otherwise change nothing. `number` is the number of steps before this one. Their contents are lost."""
+        grads = [grad.float() for grad in grads]
+        if factor is not None:
+            torch._foreach_mul_(grads, factor)
+        self.adamw.step([grads[place] for place in self._of_adamw], lr, sound, number)
+        self.muon.step([grads[place] for place in self._of_muon], lr, sound, number)
 
     def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
         """(name, layout, this rank's part) of every tensor that a checkpoint must hold. All ranks yield the same names:
         a rank without a part of a parameter yields empty moments."""
-        steps = next((moments["step"] for moments in self.adamw.state.values()), torch.zeros(()))
-        for name, p in self.others.items():
-            moments = self.adamw.state[p] if p.numel() else {"step": steps, **dict.fromkeys(_MOMENTS, p.detach())}
-            for moment in _MOMENTS:
-                yield f"{moment}.{name}", self._layouts[name], moments[moment]
-            # The same number for all parameters, but torch keeps one for each.
-            yield f"step.{name}", SCALAR, moments["step"]
+        yield from self.adamw.state()
         for name, buffer in zip(self.matrices, self.muon.buffers, strict=True):
             yield f"momentum.{name}", self._layouts[name], buffer
 

@@ -71,7 +71,8 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     sums = _accumulate(state, task, batch)
     # Squared norms of the local gradients. `shares` counts a parameter once that several ranks hold.
     grads = weights.gradients()
-    squares = torch.stack(torch._foreach_norm(grads)).to(state.shares.dtype).square()  # (parameters,)
+    norms = torch._foreach_norm(grads, 2, torch.float32)  # summed in fp32 whatever the gradients are
+    squares = torch.stack(norms).to(state.shares.dtype).square()  # (parameters,)
     # One all-reduce for everything that ranks must agree on: squared norm, sums, flags. Ranks of a tensor-parallel
     # group see the same samples, so that sums and their count are both a multiple: means are the same.
     names = list(sums)
@@ -91,9 +92,9 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     sound = torch.isfinite(norm) & torch.isfinite(loss) & (loss <= limit) & (count > 0)
     # Start the copy to the host, then queue the optimiser: the copy is complete before the optimiser is.
     host = _HostCopy(report)
-    _scale(grads, norm, config.grad_clip, state.scaler.scale)
+    factor = _factor(norm, config.grad_clip, state.scaler.scale)
     lr = learning_rate(config, state.step + 1)
-    state.optimizer.step(lr, sound, state.step)
+    state.optimizer.step(grads, lr, sound, state.step, factor)
     # The host now learns the result, and updates what it keeps itself: counters, averages, guard, loss scale.
     numbers = host.wait()
     totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))
@@ -145,15 +146,14 @@ def _sums(losses: dict[str, Tensor], count: int, exact: torch.dtype) -> dict[str
     return sums
 
 
-@torch.no_grad()
-def _scale(grads: list[Tensor], norm: Tensor, clip: float, scale: float) -> None:
-    """Divide by the loss scale and clip to norm `clip` (0 = off), in one pass."""
+def _factor(norm: Tensor, clip: float, scale: float) -> Tensor | None:
+    """What gradients are multiplied by: the inverse loss scale, and what clips their norm to `clip` (0 = off)."""
     if not clip and scale == 1.0:
-        return
+        return None
     factor = torch.ones_like(norm) / scale
     if clip:
         factor = factor * torch.where(norm > clip, clip / norm, 1.0)
-    torch._foreach_mul_(grads, factor.to(torch.float32))
+    return factor.to(torch.float32)
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:

@@ -36,6 +36,7 @@ class Weights:
         place: tuple[int, int] = (0, 0),
     ) -> None:
         self.model = model
+        self.device = torch.device(device)
         self.compute = compute
         self.names = list(layouts)
         self.layouts = list(layouts.values())
@@ -48,6 +49,7 @@ class Weights:
         model.to_empty(device=device)
         self._own: list[Tensor] = list(model.parameters())
         self.fixed = frozenset(name for name, own in zip(self.names, self._own, strict=True) if not own.requires_grad)
+        self._grads: list[Tensor | None] = [None] * len(self._own)
         # The master of each parameter, in one of the three cases.
         self.masters: list[nn.Parameter] = []
         for index, own in enumerate(self._own):
@@ -62,13 +64,13 @@ class Weights:
                 self.masters.append(own)
 
     def _into(self, index: int) -> Callable[[Tensor], None]:
-        """A hook that adds a low-precision gradient to the master's as soon as it exists, and frees it: the network
-        never holds all gradients in both precisions."""
+        """A hook that takes a low-precision gradient as soon as it exists. The first micro-batch's is kept as it is;
+        from the second on they are added in fp32."""
 
         def hook(own: Tensor) -> None:
-            master, grad = self.masters[index], own.grad
+            held, grad = self._grads[index], own.grad
             assert grad is not None
-            master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+            self._grads[index] = grad if held is None else held.to(torch.float32).add_(grad)
             own.grad = None
 
         return hook
@@ -101,18 +103,22 @@ class Weights:
             torch._foreach_copy_(self._own, list[Tensor](self.masters))
 
     def gradients(self) -> list[Tensor]:
-        """The masters' fp32 gradients after the last backward pass; zeros for parameters that it did not reach."""
-        for own, master in zip(self._own, self.masters, strict=True):
-            if isinstance(own.grad, DTensor):
-                master.grad, own.grad = own.grad.to_local(), None
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        return [master.grad for master in self.masters if master.grad is not None]
+        """The gradient of each master after the last backward pass; zeros for parameters that it did not reach. In
+        fp32, or in the network's own precision if there was one micro-batch."""
+        for index, own in enumerate(self._own):
+            if own.grad is not None:
+                self._grads[index] = own.grad.to_local() if isinstance(own.grad, DTensor) else own.grad
+        dtypes = {held.dtype for held in self._grads if held is not None}
+        dtype = torch.float32 if len(dtypes) != 1 else dtypes.pop()
+        return [
+            torch.zeros_like(master, dtype=dtype) if held is None else held.to(dtype)
+            for held, master in zip(self._grads, self.masters, strict=True)
+        ]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for own, master in zip(self._own, self.masters, strict=True):
-            own.grad = master.grad = None
+        for index, own in enumerate(self._own):
+            own.grad = self._grads[index] = None
 
     @contextmanager
     @torch.no_grad()
