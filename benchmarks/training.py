@@ -68,12 +68,12 @@ def update(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
         return [p.grad for p in parameters if p.grad is not None]
 
     def ours(given: list[Tensor]) -> None:
-        squares = torch.stack(torch._foreach_norm(state.weights.gradients())).double().square()
+        squares = torch.stack(torch._foreach_norm(given, 2, torch.float32)).double().square()
         norm = squares.sum().sqrt()
-        torch._foreach_mul_(given, torch.where(norm > CLIP, CLIP / norm, 1.0).float())
-        state.optimizer.step(config.train.lr, torch.isfinite(norm))
+        factor = torch.where(norm > CLIP, CLIP / norm, 1.0).float()
         state.updates += 1
-        state.averages.update(state.weights.masters, state.updates)
+        state.update.queue(given, config.train.lr, torch.isfinite(norm), state.updates - 1, factor, state.updates)
+        state.update.settle(state.updates)
 
     times: dict[str, list[float]] = {"ours": [], "plain": []}
     for turn in range(rounds + 1):

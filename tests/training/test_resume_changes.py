@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {"ema.power": (0.1,), "train.micro_batch_size": 4}
 ALLOWED: dict[str, Any] = {
     "train.steps": 4, "train.micro_batch_size": 2, "train.cooldown": 1, "train.log_every": 2,
     "train.checkpoint_every": 1, "train.sample_every": 9, "train.attention_every": 3, "train.keep": 1,
-    "train.keep_every": 2, "train.async_save": True, "ema.snapshot_every": 2, "data.workers": 1,
+    "train.keep_every": 2, "train.async_save": True, "ema.snapshot_every": 2, "ema.host": True, "data.workers": 1,
     "data.timeout": 9.0, "data.verify": False, "data.bad": "skip",
     "heldout.every": 2, "sampling.steps": 5, "sampling.guidance": 2.0, "parallel.recompute": "full",
     "parallel.reshard": False, "parallel.timeout": 5.0, "parallel.shard": 1, "guard.nonfinite": "stop",
@@ -50,14 +50,15 @@ REFUSED: dict[str, Any] = {
     "data.max_pixels": 4096, "data.codec_precision": "bf16", "heldout.num": 3, "objective.time_mean": 1.0,
     "objective.time_std": 2.0, "model.dim": 32, "model.qk_norm": "head", "model.class_dropout_prob": 0.2,
     "model.learn_sigma": False, "process.": FlowConfig(), "optim.chunked": True, "optim.every": 2,
-    "optim.precision": "fp32", "optim.base_width": 8, "objective.min_snr": 5.0, "objective.direction": 0.5,
+    "optim.precision": "fp32", "optim.base_width": 8, "optim.moments": "bf16", "ema.every": 2,
+    "objective.min_snr": 5.0, "objective.direction": 0.5,
     "objective.nearest_of": 2, "objective.mid_weight": 1.0, "objective.augment": 0.1, "objective.dropout": 0.1,
     "objective.route": 0.5, "objective.route_blocks": (1, 1), "model.class_tokens": 2, "model.shared_adaln": True,
     "train.warmup_share": 0.5, "objective.times": "uniform", "objective.loss_weight": "velocity",
 }  # fmt: skip
 COMPANIONS: dict[str, dict[str, Any]] = {
     "optim.chunked": {"optim.kind": "muon"}, "optim.precision": {"optim.kind": "muon"},
-    "optim.every": {"optim.kind": "muon", "optim.chunked": True},
+    "optim.every": {"optim.kind": "muon", "optim.chunked": True}, "ema.every": {"ema.power": ()},
     "objective.augment": {"model.augment_labels": True},
     "objective.route": {"objective.route_blocks": (1, 1)}, "objective.route_blocks": {"objective.route": 0.5},
     "objective.loss_weight": {"process.": FlowConfig(prediction="eps")},
@@ -246,7 +247,7 @@ NEW_SECTIONS = ("guard", "parallel", "track")
 NEW_KEYS = {
     "train": ("cooldown", "keep_every", "async_save", "attention_every", "init_from", "init_ema", "reduce_precision"),
     "optim": ("kind", "momentum"),
-    "ema": ("more", "power", "snapshot_every", "warmup"),
+    "ema": ("more", "power", "snapshot_every", "warmup", "host", "every"),
 }
 OLD_BASE = {"ema.power": (), "train.micro_batch_size": 4}
 

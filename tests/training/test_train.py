@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldit.config.sections import EMAConfig, TrainConfig
 from ldit.config.spec import FlowConfig
 from ldit.data.batch import Batch
-from ldit.training import checkpointing
+from ldit.training import checkpointing, ema
 from ldit.training.ema import Averages
 from ldit.training.optim import learning_rate
 from ldit.training.saver import Staging
@@ -121,6 +121,42 @@ def test_ema_without_warm_up_by_hand() -> None:
         averages.update([torch.tensor([0.0])], n + 1)
     assert averages.main[0].item() == pytest.approx(0.9**3, rel=1e-6)
     assert averages.tracks["ema-0.5"].values[0].item() == pytest.approx(0.5**3, rel=1e-6)
+
+
+def test_averages_at_every_third_update() -> None:
+    """One update with the three decays multiplied, also of the warm-up."""
+    averages = Averages(EMAConfig(0.5, every=3), [torch.tensor([1.0])])
+    averages.start([torch.tensor([1.0])])
+    expected = 1.0
+    for n, value in enumerate([2.0, -1.0, 4.0, 0.5, 3.0, 7.0, 5.0], start=1):
+        averages.update([torch.tensor([value])], n)
+        if n % 3 == 0:
+            kept = min(0.5, n / (9 + n)) * min(0.5, (n - 1) / (8 + n)) * min(0.5, (n - 2) / (7 + n))
+            expected = kept * expected + (1 - kept) * value
+        assert averages.main[0].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_averages_on_the_host(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread works piece by piece and leaves the same bits, also where a run is resumed without it."""
+    monkeypatch.setattr(ema, "CHUNK", 100)
+    config = tiny(precision=precision)
+    states = []
+    for host in (False, True):
+        own = replace(config, ema=EMAConfig(0.9, more=(0.5,), every=2, host=host))
+        state, task, loader = started(own)
+        for batch in loader.from_step(0, 5):
+            train_step(state, task, batch)
+        checkpointing.save_work(tmp_path / str(host), state, task.spec, Staging())()
+        resumed, _, _ = started(replace(own, ema=replace(own.ema, host=not host)))
+        checkpointing.restore(tmp_path / str(host) / "checkpoints" / "step-00000005", resumed)
+        for batch in loader.from_step(5, 8):
+            train_step(resumed, task, batch)
+        states += [state, resumed]
+    found = [[flat(track.values) for track in state.averages.tracks.values()] for state in states]
+    for a, b in ((0, 2), (1, 3)):
+        assert all(torch.equal(x, y) for x, y in zip(found[a], found[b], strict=True))
+    assert not torch.equal(found[0][0], found[1][0])
 
 
 def test_the_first_update_of_the_average() -> None:

@@ -60,6 +60,7 @@ _LEAST = {
     "optim.every": 1,
     "optim.base_width": 0,
     "ema.snapshot_every": 0,
+    "ema.every": 1,
     "heldout.every": 0,
     "heldout.num": 0,
     "guard.spike_z": 0,
@@ -136,6 +137,8 @@ class BaseRun:
                 raise ConfigError(f"{key}: the same value twice")
         if self.ema.snapshot_every and not self.ema.power:
             raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
+        if self.ema.every > 1 and self.ema.power:
+            raise ConfigError("ema.every: power averages (ema.power) are updated at every step")
         # The learning rate's schedule.
         for name in ("warmup", "cooldown"):
             share = getattr(t, f"{name}_share")

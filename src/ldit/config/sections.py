@@ -153,6 +153,11 @@ class EMAConfig:
     warmup: bool = True
     """Let decays warm up: min(decay, (1+n)/(10+n)) at update n = 0, 1, … Without it short runs keep much of their
     initial weights: 61 % of them after 5,000 steps of decay 0.9999."""
+    host: bool = False
+    """Keep the averages in host memory: 4 bytes a parameter less on the GPU. They are updated while the next step
+    computes."""
+    every: int = 1
+    """Update the averages at one of so many steps, with the decays of them all multiplied."""
 
 
 @dataclass(frozen=True)

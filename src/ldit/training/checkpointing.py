@@ -90,6 +90,7 @@ def bytes_needed(state: TrainState) -> int:
 def restore(folder: Path, state: TrainState) -> None:
     """Fill `state` from a verified step folder, bit for bit, however many ranks wrote it."""
     weights, place = state.weights, state.world.model_group.here
+    state.averages.wait()
     # Weights: every rank reads its part of each tensor.
     model = PartReader(folder, MODEL)
     if unknown := model.names() - set(weights.names):

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ldit.errors import ConfigError
 from ldit.parallel.layout import Layout
 
 BLOCK = 256
@@ -61,6 +62,10 @@ class Moments:
         self.layout = layout
         if self.kind == "int8":
             rows, columns = part.shape
+            if columns % BLOCK:
+                raise ConfigError(
+                    f"optim.moments: int8 works on {BLOCK} numbers of a row; parallel.tp {layout.tp} leaves {columns}"
+                )
             self._blocks = replace(layout, shape=(layout.shape[0], layout.shape[1] // BLOCK))
             first = torch.zeros_like(part, dtype=torch.int8)
             self.scale = torch.zeros(rows, columns // BLOCK, device=part.device)

@@ -108,7 +108,13 @@ class Optimizer:
         if factor is not None:
             torch._foreach_mul_(grads, factor)
         self.adamw.step([grads[place] for place in self._of_adamw], lr, sound, number)
-        self.muon.step([grads[place] for place in self._of_muon], lr, sound, number)
+        self.step_muon(grads, lr, sound, number)
+
+    def step_muon(
+        self, grads: Sequence[Tensor], lr: float, sound: Tensor, number: int = 0, factor: Tensor | None = None
+    ) -> None:
+        """Muon's part of `step`, which leaves the gradients as they are."""
+        self.muon.step([grads[place] for place in self._of_muon], lr, sound, number, factor)
 
     def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
         """(name, layout, this rank's part) of every tensor that a checkpoint must hold. All ranks yield the same names:

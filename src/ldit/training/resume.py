@@ -28,6 +28,7 @@ RESUMABLE = {
     "train.keep_every",
     "train.async_save",
     "ema.snapshot_every",
+    "ema.host",
     "data.path",
     "data.fit_model",
     "data.workers",

@@ -7,6 +7,7 @@ from ldit.parallel.world import World
 from ldit.training.ema import Averages
 from ldit.training.guard import Guard, Scaler
 from ldit.training.optim import Optimizer
+from ldit.training.update import update_for
 from ldit.training.weights import Weights
 
 
@@ -17,6 +18,7 @@ class TrainState:
         self.config, self.world, self.weights = config, world, weights
         self.averages = Averages(config.ema, weights.masters)
         self.optimizer = Optimizer(config.optim, weights, world.model_group)
+        self.update = update_for(weights, self.averages, self.optimizer)
         self.scaler = Scaler.of(config.train.precision)
         self.guard = Guard()
         self.step = 0

@@ -94,7 +94,7 @@ def train_step(state: TrainState, task: Task, batch: Batch, flags: Sequence[floa
     host = _HostCopy(report)
     factor = _factor(norm, config.grad_clip, state.scaler.scale)
     lr = learning_rate(config, state.step + 1)
-    state.optimizer.step(grads, lr, sound, state.step, factor)
+    state.update.queue(grads, lr, sound, state.step, factor, state.updates + 1)
     # The host now learns the result, and updates what it keeps itself: counters, averages, guard, loss scale.
     numbers = host.wait()
     totals = dict(zip(names, numbers[1 : 1 + len(names)], strict=True))
@@ -177,8 +177,7 @@ def _conclude(state: TrainState, values: dict[str, float], limit: float, readabl
     finite = math.isfinite(loss) and math.isfinite(values["grad_norm"])
     if finite and loss <= limit:
         state.updates += 1
-        state.averages.update(state.weights.masters, state.updates)
-        state.weights.sync_to_model()
+        state.update.settle(state.updates)
         state.scaler.passed(precision)
         state.guard.accept(loss)
         return ""

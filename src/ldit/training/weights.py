@@ -102,6 +102,12 @@ class Weights:
         if self._copied:
             torch._foreach_copy_(self._own, list[Tensor](self.masters))
 
+    @property
+    def copies(self) -> list[Tensor]:
+        """The network's low-precision copies of the masters; empty where it computes with the masters, or FSDP2 makes
+        the copies."""
+        return list(self._own) if self._copied else []
+
     def gradients(self) -> list[Tensor]:
         """The gradient of each master after the last backward pass; zeros for parameters that it did not reach. In
         fp32, or in the network's own precision if there was one micro-batch."""
