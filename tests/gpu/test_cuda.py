@@ -91,7 +91,7 @@ def test_losses_as_on_the_cpu(recompute: Any, compiled: bool) -> None:
     """Ten fp32 steps, compiled and recomputed or not, against the plain CPU."""
     config = tiny()
     _, expected = after(config, 10)
-    _, found = after(replace(config, parallel=ParallelConfig(recompute=recompute, compile=compiled)), 10, CUDA)
+    _, found = after(replace(config, parallel=ParallelConfig(recompute=recompute, eager=not compiled)), 10, CUDA)
     losses = [[o.values["loss"] for o in outcomes] for outcomes in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-5)
 

@@ -16,6 +16,7 @@ from typing import Any
 import counts
 import torch
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--replicate", type=int, default=1)
     parser.add_argument("--recompute", default="none")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--reshard", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--moments", default="fp32")
@@ -72,21 +73,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.world > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=options.world)
         new_group = dist.new_group
-        dist.new_group = lambda *args, **more: (
-            new_group(*args, **{name: value for name, value in more.items() if name != "timeout"}, backend="fake")
-            if "backend" not in more
-            else new_group(
-                *args, **{**{name: value for name, value in more.items() if name != "timeout"}, "backend": "fake"}
-            )
-        )
+
+        def fake_group(*args: Any, **more: Any) -> Any:
+            return new_group(*args, **{**more, "backend": "fake", "timeout": None})
+
+        dist.new_group = fake_group
         worlds._set_pg_timeout = lambda *args: None
         dist.get_backend_config = lambda *args: "fake"
     # The recipe, with what the options change.
     config = diffusion_recipe(options.recipe)
-    parallel = {"recompute": options.recompute, "tp": options.tp, "replicate": options.replicate}
-    for name in ("compile", "reshard"):
-        if getattr(options, name) is not None:
-            parallel[name] = getattr(options, name)
+    parallel = {
+        "recompute": options.recompute,
+        "tp": options.tp,
+        "replicate": options.replicate,
+        "eager": options.eager,
+    }
+    if options.reshard is not None:
+        parallel["reshard"] = options.reshard
     parts = options.world // options.tp
     config = replace(
         config,
@@ -101,8 +104,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     wait = step._HostCopy.wait
     step._HostCopy.wait = lambda self: [1.0] * len(wait(self))
     ema._average = lambda piece, averages: None  # memory of the host that nobody reads stays address space
-    compiled: Counter[str] = Counter()
-    _count_compilations(compiled)
+    compiled: Counter[str] = Counter(recompiles=0)
+    _count_recompilations(compiled)
     task = DiffusionTask(config, ModelSpec(config.model, config.process, config.codec))
     row: dict[str, Any] = {"recipe": options.recipe, "world": options.world, "local": options.local}
     try:
@@ -113,16 +116,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         images = torch.zeros(options.local, model.in_channels, model.input_size, model.input_size)
         labels = torch.zeros(options.local, dtype=torch.long)
         batch = Batch(images, labels, tuple(range(options.local)))
-        for number in range(options.steps):
+        for _ in range(options.steps):
             torch.cuda.reset_peak_memory_stats()
             counts.reset()
-            comm = Collectives()
             began = time.perf_counter()
-            if number == options.steps - 1 and options.world > 1:
-                with comm:
-                    outcome = step.train_step(state, task, batch)
-            else:
-                outcome = step.train_step(state, task, batch)
+            outcome = step.train_step(state, task, batch)
             row["host_seconds"] = time.perf_counter() - began
             state.averages.wait()
             found = counts.read()
@@ -133,7 +131,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "launches": counts.launches(found),
                 "waits": counts.waits(found),
             }
-        row["compilations"] = dict(compiled)
+        breaks = sum(counters["graph_break"].values())
+        row["compilation"] = {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": breaks, **compiled}
+        # Collectives are counted in another step: what intercepts them also keeps compiled blocks from running.
+        comm = Collectives()
+        if options.world > 1:
+            with comm:
+                step.train_step(state, task, batch)
         row["collectives"] = {name: [n, comm.bytes[name] / 1e9] for name, n in sorted(comm.number.items())}
         for name, n in found.most_common(options.top):
             print(f"{n:6d} {name[:200]}")
@@ -142,20 +146,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def _count_compilations(found: Counter[str]) -> None:
-    """Count graphs that torch.compile makes, and their breaks, into `found`."""
-    from torch._dynamo.utils import counters
-
+def _count_recompilations(found: Counter[str]) -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found["recompiles"] += 1
 
     torch._logging.set_logs(recompiles=True)
-    log = logging.getLogger("torch._dynamo.guards.__recompiles")
-    log.addHandler(Handler())
-    found.update({"recompiles": 0})
-    original = counters["stats"]
-    original.clear()
+    logging.getLogger("torch._dynamo.guards.__recompiles").addHandler(Handler())
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ class BaseRun:
         t = self.train
         if not 0 <= t.seed < 1 << 63:
             raise ConfigError(f"train.seed: must be 0 to 2^63-1, got {show(t.seed)}")
+        if self.parallel.compile and self.parallel.eager:
+            raise ConfigError("parallel.eager: is the opposite of parallel.compile")
         if self.parallel.timeout > MOST_SECONDS:
             raise ConfigError(f"parallel.timeout: at most {MOST_SECONDS:g} s, got {self.parallel.timeout:g}")
         # Batch, and numbers that must be positive.

@@ -192,9 +192,11 @@ class ParallelConfig:
     recompute: Recompute = "none"
     """Activation checkpointing: none, selective (saves matmuls and attention, recomputes the rest), full."""
     compile: bool = False
-    """Compile each block with torch.compile (needs a C++ compiler on the CPU)."""
+    """Compile each block with torch.compile: on by default on GPUs with Triton; on a CPU it needs a C++ compiler."""
     timeout: float = 600.0
     """Seconds without progress after which the run ends and names the stalled rank."""
+    eager: bool = False
+    """Compile nothing on GPUs either."""
 
 
 @dataclass(frozen=True)

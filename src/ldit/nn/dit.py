@@ -94,9 +94,11 @@ class FinalLayer(nn.Module):
 
 
 class Modulations(NamedTuple):
-    """The modulations of a forward pass: (B, 6, D) a block, (B, 2, D) of the final layer and of the second head."""
+    """The modulations of a forward pass: (B, 6, D) a block, (B, 2, D) of the final layer and of the second head. Those
+    of the blocks may come one by one, each computed when its block is next: FSDP2 then gathers no weight before that.
+    """
 
-    blocks: list[Tensor]
+    blocks: Iterable[Tensor]
     final: Tensor
     mid: Tensor | None
 
@@ -185,7 +187,12 @@ class DiT(Transformer):
 
     def modulations(self, vector: Tensor) -> Modulations:
         """The modulations from the conditioning vector."""
-        return self.arranged([layer(vector) for layer in self.adaln_layers()])
+        if self.config.shared_adaln:
+            return self.arranged([layer(vector) for layer in self.adaln_layers()])
+        heads = self.adaln_layers()[self.config.n_layers :]
+        final, *mid = (layer(vector).unflatten(-1, (2, -1)) for layer in heads)
+        each = (cast(nn.Module, block.adaLN_modulation)(vector).unflatten(-1, (6, -1)) for block in self.blocks)
+        return Modulations(each, final, mid[0] if mid else None)
 
     def arranged(self, rows: Sequence[Tensor]) -> Modulations:
         """The modulations from the outputs of `adaln_layers`, each (B, width)."""

@@ -1,6 +1,8 @@
-"""Chooses the attention kernels that torch may use on a GPU, each checked once against plain arithmetic."""
+"""What kernels a GPU has: attention, each kernel checked once against plain arithmetic; and those of Triton."""
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -28,6 +30,20 @@ def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -
         return nullcontext
     order = list(_checked(device, dtype, head_dim))
     return lambda: sdpa_kernel(order, set_priority=True)
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether the device runs kernels of Triton, torch.compile's among them: they need Triton, which comes with CUDA
+    builds of torch on Linux, and a C compiler."""
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if device.type != "cuda" or compiler is None or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @cache

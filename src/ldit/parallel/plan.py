@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ldit.config.sections import ParallelConfig
 from ldit.nn.dit import DiT
+from ldit.nn.kernels import has_triton
 from ldit.nn.layers import Transformer
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import REPLICATE, SHARD, World
@@ -55,7 +56,7 @@ def parallelise(
         for block in blocks:
             block.forward = _recomputed(block.forward, config.recompute)
     # Compilation, of one block at a time: all blocks share one graph, which compiles in seconds.
-    if config.compile:
+    if config.compile or (has_triton(world.device) and not config.eager):
         for block in blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     # FSDP2, around everything before.
@@ -74,8 +75,7 @@ def _shard(
     compute: torch.dtype,
     reduce: torch.dtype,
 ) -> None:
-    """FSDP2: a unit for each block, one for the blocks' modulations (computed before the first block), and one for the
-    rest.
+    """FSDP2: a unit for each block, one for its modulation, which is computed just before it, and one for the rest.
 
     Inputs are not cast, because times and rotary tables must stay fp32.
     """
@@ -86,8 +86,8 @@ def _shard(
     mesh = world.mesh[REPLICATE, SHARD] if world.replicate > 1 else world.mesh[SHARD]
     blocks = _blocks(model)
     modulations = [block.adaLN_modulation for block in blocks if block.adaLN_modulation is not None]
-    if modulations:
-        fully_shard([*modulations], mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
+    for modulation in modulations:
+        fully_shard(modulation, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
     for block in blocks:
         # The backward pass starts with the last block: if it were freed, it would be gathered twice in a row.
         reshard = config.reshard and block is not blocks[-1]

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from ldit.nn.kernels import has_triton
 from ldit.training.ema import Averages
 from ldit.training.optim import Optimizer
 from ldit.training.weights import Weights
@@ -32,17 +32,8 @@ class Update:
 
 def update_for(weights: Weights, averages: Averages, optimizer: Optimizer) -> Update:
     """All in one pass on GPUs with Triton, else pass by pass."""
-    if weights.device.type == "cuda" and has_triton():
+    if has_triton(weights.device):
         from ldit.training.fused_update import FusedUpdate
 
         return FusedUpdate(weights, averages, optimizer)
     return Update(weights, averages, optimizer)
-
-
-def has_triton() -> bool:
-    """Whether Triton is installed, as it is with CUDA builds of torch on Linux."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
