@@ -16,7 +16,7 @@ from ldit.codecs.tiles import Cell, Tiling, apply_tiled
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import CodecError, SourceError
 from ldit.log import logger
-from ldit.precision import unrounded
+from ldit.precision import products, unrounded
 from ldit.storage.tensors import NamedTensors, assign
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ class AutoencoderCodec:
     """The autoencoder in `folder`: `factor` pixels a latent pixel along a side, `channels` channels of a latent.
 
     Scale and shift are those of `config`, the diffusion model's, not the folder's. Tensors go in and come out in fp32;
-    `dtype` is the dtype of the network. Weights and activations are channels_last: on a CPU with AVX-512 (torch 2.13,
+    `dtype` is the dtype of the network. On CPUs weights and activations are channels_last: with AVX-512 (torch 2.13,
     one thread, 256 px, 84 million parameters, fp32) encoding took 3.1 s instead of 4.1, decoding 6.9 instead of 9.0.
+    On GPUs they are contiguous: CUDA's group norm would copy channels_last ones.
     """
 
     device: torch.device
@@ -58,8 +59,9 @@ class AutoencoderCodec:
         self._warn_of_scaling()
         self._open(torch.device(device), dtype)
 
-    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw posterior, each (B, C, H/f, W/f) fp32.
+    def moments(self, images: Tensor, tf32: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw posterior, each (B, C, H/f, W/f) fp32. With
+        `tf32` a GPU may round fp32 products to TF32.
 
         On the codec's device, without gradients. CodecError unless the sides are multiples of `factor`.
         """
@@ -69,7 +71,7 @@ class AutoencoderCodec:
                 f"the autoencoder {self.config.name!r} takes images of 3 channels with sides that are multiples of "
                 f"{self.factor}, got {tuple(images.shape[1:])}"
             )
-        mean, logvar = self._through(_encode, images, Cell(self.factor, 1)).chunk(2, dim=1)
+        mean, logvar = self._through(_encode, images, Cell(self.factor, 1), tf32).chunk(2, dim=1)
         return mean.contiguous(), logvar.contiguous()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class AutoencoderCodec:
             nn.Module.to(self._network, self.device)  # diffusers' own method warns about dtypes
         return self
 
-    def _through(self, part: "_Part", x: Tensor, cell: Cell) -> Tensor:
+    def _through(self, part: "_Part", x: Tensor, cell: Cell, tf32: bool = False) -> Tensor:
         """Run the encoder or decoder; fp32 out.
 
         Rows that overflow in fp16 are computed again in fp32. So the result of an image depends on that image alone,
@@ -112,7 +114,7 @@ class AutoencoderCodec:
         if not len(x):  # not all convolutions take an empty batch
             height, width = (size // cell.input * cell.output for size in x.shape[-2:])
             return x.new_empty(0, 2 * self.channels if part is _encode else 3, height, width)
-        out = self._compute(part, self._network, self.dtype, x, cell)
+        out = self._compute(part, self._network, self.dtype, x, cell, tf32)
         if self.dtype is torch.float16:
             # Rows whose input is finite and whose result is not.
             overflowed = x.isfinite().flatten(1).all(1) & ~out.isfinite().flatten(1).all(1)
@@ -132,13 +134,17 @@ class AutoencoderCodec:
                 self._wide = self._built(torch.float32)
             return self._wide
 
-    def _compute(self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, cell: Cell) -> Tensor:
+    def _compute(
+        self, part: "_Part", net: "KLNetwork", dtype: torch.dtype, x: Tensor, cell: Cell, tf32: bool = False
+    ) -> Tensor:
+        layout = _layout(self.device)
+
         def network(rows: Tensor) -> Tensor:
-            return part(net, rows.to(dtype, memory_format=torch.channels_last))
+            return part(net, rows.to(dtype, memory_format=layout))
 
         pixels = _PIXELS_CPU if self.device.type == "cpu" else _PIXELS
         # Without TF32: a latent cache may be used on other devices than it was made on, so fp32 is fp32 on all of them.
-        with torch.no_grad(), unrounded():
+        with torch.no_grad(), products("tf32") if tf32 else unrounded():
             return apply_tiled(network, x, cell, self.tiling, pixels)
 
     def _open(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -152,7 +158,8 @@ class AutoencoderCodec:
         with torch.device("meta"):
             network = build_network(self.network_config, str(self.folder / CONFIG))
         try:
-            assign(network, _channels_last(read_tensors(self.folder)), str(self.folder), self.device, dtype)
+            tensors = _laid_out(read_tensors(self.folder), _layout(self.device))
+            assign(network, tensors, str(self.folder), self.device, dtype)
         except SourceError as error:
             raise CodecError(str(error)) from None
         network.eval().requires_grad_(False)
@@ -183,11 +190,15 @@ class AutoencoderCodec:
             )
 
 
-def _channels_last(tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
-    """The tensors one by one, convolution weights in channels_last memory format."""
+def _layout(device: torch.device) -> torch.memory_format:
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last
+
+
+def _laid_out(tensors: NamedTensors, layout: torch.memory_format) -> Iterator[tuple[str, Tensor]]:
+    """The tensors one by one, convolution weights in this memory format."""
     for name, tensor in tensors:
         convolution = tensor.layout is torch.strided and tensor.ndim == 4
-        yield name, tensor.contiguous(memory_format=torch.channels_last) if convolution else tensor
+        yield name, tensor.contiguous(memory_format=layout) if convolution else tensor
 
 
 _Part = Callable[["KLNetwork", Tensor], Tensor]

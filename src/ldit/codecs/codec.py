@@ -32,8 +32,8 @@ class Autoencoder(Codec, Protocol):
     channels: int
     """Channels of a latent."""
 
-    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of raw latents, each (B, C, h, w) fp32."""
+    def moments(self, images: Tensor, tf32: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of raw latents, each (B, C, h, w) fp32. With `tf32` a GPU may round fp32 products."""
         ...
 
     def fingerprint(self) -> str:

@@ -66,6 +66,7 @@ class EvaluateKeywords(TypedDict, total=False):
     compile: bool
     graphs: bool
     host_modulation: bool
+    eager: bool
 
 
 def evaluate(source: str | Path, reference: str | Path, **keywords: Unpack[EvaluateKeywords]) -> dict[str, Any]:

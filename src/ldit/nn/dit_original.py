@@ -131,9 +131,9 @@ class OriginalDiT(Transformer):
         # Patches to tokens (B, T, D), plus a position.
         tokens = self.x_embedder(x) + self.position(rows, columns, grid)
         vector = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
-        # The modulations of all blocks, then the blocks: under FSDP they are a unit of their own.
-        modulations = [cast(_Block, block).adaLN_modulation(vector).unflatten(-1, (6, -1)) for block in self.blocks]
-        for block, modulation in zip(self.blocks, modulations, strict=True):
+        for block in self.blocks:
+            # Computed just before its block: under FSDP it is a unit of its own.
+            modulation = cast(_Block, block).adaLN_modulation(vector).unflatten(-1, (6, -1))
             tokens = block(tokens, modulation, 1.0 if grid is None else grid.softmax)
         # Tokens to patches of the output.
         out = self.final_layer(tokens, self.final_layer.adaLN_modulation(vector).unflatten(-1, (2, -1)))

@@ -1,6 +1,6 @@
 """`ldit.load`: opens a source as a Pipeline, which makes images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -14,6 +14,7 @@ from ldit.checkpoint.open import Source, open_source
 from ldit.codecs.autoencoder import AutoencoderCodec
 from ldit.codecs.conditioners import Labels
 from ldit.config.experiment import Experiment
+from ldit.config.model import ClassModelConfig
 from ldit.config.recipes.registry import find_experiment
 from ldit.config.requests.fields import from_keywords
 from ldit.config.requests.sampling import INTERNAL, Machine, ModelRequest, SamplingRequest
@@ -21,6 +22,7 @@ from ldit.config.spec import ModelSpec
 from ldit.diffusion.process import Process
 from ldit.errors import RequestError, SourceError
 from ldit.nn.build import build_model
+from ldit.nn.kernels import has_triton
 from ldit.parallel.world import launched
 from ldit.pipeline.generate import Event, ImageSampler, Sample
 from ldit.pipeline.keywords import SamplingKeywords
@@ -34,6 +36,7 @@ from ldit.sampling.fast.prepare import check_options
 from ldit.storage.tensors import assign
 
 OutputType = Literal["pil", "tensor", "latent"]
+MOST_UNCOMPILED = 2000  # images: a set from this size on takes longer than compiling does
 RUNNING = ("batch_size", "progress", "callback", "cancelled", "preview_every")
 """Keywords that are options of the call itself, not of the images."""
 NOISE = ("initial_noise", "step_noise")
@@ -326,9 +329,19 @@ def open_guide(request: ModelRequest) -> Source | None:
 
 def inference_options(machine: Machine) -> InferenceOptions:
     """The options of the inference copy for a request."""
+    if machine.eager and (machine.graphs or machine.compile):
+        raise RequestError("eager: is the opposite of graphs and compile")
+    graph = True if machine.graphs else False if machine.eager else None
     return InferenceOptions(
-        int8=machine.int8, compiled=machine.compile, graph=machine.graphs, host_modulation=machine.host_modulation
+        int8=machine.int8, compiled=machine.compile, graph=graph, host_modulation=machine.host_modulation
     )
+
+
+def is_compiled(machine: Machine, sources: Iterable[Source | None], device: torch.device, num: int) -> bool:
+    """Whether the networks are compiled for a set of `num` images: when asked, or where it pays off by itself."""
+    fits = all(isinstance(source.spec.model, ClassModelConfig) for source in sources if source is not None)
+    fits = fits and not (machine.int8 or machine.offload or machine.eager)
+    return machine.compile or (fits and num >= MOST_UNCOMPILED and has_triton(device))
 
 
 def checked_device(name: str) -> torch.device:

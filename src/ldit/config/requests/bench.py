@@ -61,7 +61,7 @@ class BenchSampleRequest:
     compile: bool = False
     """Compile the blocks with torch.compile."""
     graphs: bool = field(default=False, metadata=flag("graph"))
-    """Run each evaluation of the network as one CUDA graph (GPU)."""
+    """Run each evaluation of the network as one CUDA graph (GPU); without it kernels are launched one by one."""
     host_modulation: bool = False
     """Keep the adaLN weights in host memory."""
     rounds: int = 3

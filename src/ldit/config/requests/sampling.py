@@ -121,11 +121,14 @@ class Machine:
     int8: bool = False
     """Matrix products in 8 bits (CPU, fp32 weights): faster for wide networks; outputs differ by 1-2 %."""
     compile: bool = False
-    """Compile the blocks with torch.compile: takes seconds to minutes at first, pays off for many images."""
+    """Compile the blocks with torch.compile: takes seconds to minutes at first, pays off for many images. The default
+    on GPUs for class models and sets of 2,000 images or more."""
     graphs: bool = False
-    """Run each evaluation of the network as one CUDA graph (GPU)."""
+    """Run each evaluation of the network as one CUDA graph: the default for class models on a GPU."""
     host_modulation: bool = False
     """Keep the adaLN weights, a quarter of a 600M network, in host memory."""
+    eager: bool = False
+    """On a GPU use no CUDA graphs, and compile nothing for large sets either."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from ldit.pipeline.generate import Done, ImageSampler, Sample
 from ldit.pipeline.load import (
     Pipeline,
     inference_options,
+    is_compiled,
     load_source,
     open_guide,
     open_requested,
@@ -160,6 +161,9 @@ class SampleSet:
         self.source = open_requested(request)
         self.guide = open_guide(request)
         spec = self.source.spec
+        self.request = request = replace(
+            request, compile=is_compiled(request, (self.source, self.guide), self.device, num)
+        )
         # Check the request with the labels of the first block: the rest is the same for every block.
         self.labels = assign_labels(request, build_conditioner(spec))
         self.ranges = cut(num, request.batch_size)

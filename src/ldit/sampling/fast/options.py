@@ -22,8 +22,8 @@ class InferenceOptions:
     """Matrix products of attention and FFN in 8 bits; for fp32 on a CPU."""
     compiled: bool = False
     """torch.compile, block by block."""
-    graph: bool = False
-    """An evaluation is a CUDA graph; on a GPU."""
+    graph: bool | None = None
+    """An evaluation is a CUDA graph. None: on a GPU."""
     host_modulation: bool = False
     """The adaLN weights stay on the host."""
 

@@ -79,7 +79,8 @@ class Prepared(InferenceCopy):
         self._kernels = attention_kernels(self.device, self.dtype, model.config.head_dim)
         self._choosing = _CHOOSING if self.device.type == "cuda" else nullcontext()
         self._tables = TableCache(_MOST_TABLES)
-        self.graphs = Graphs() if inference.graph else None
+        has_graphs = self.device.type == "cuda" if inference.graph is None else inference.graph
+        self.graphs = Graphs() if has_graphs else None
         self._weights_at_start = self._weights_state()
 
     def is_current(self) -> bool:
