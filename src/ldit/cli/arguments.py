@@ -31,8 +31,12 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
 
 
 def _parse(cls: type[T], argv: Sequence[str], prog: str, default: Any) -> T:
-    import tyro  # takes a tenth of a second, which help saves
+    try:
+        import tyro  # takes a tenth of a second, which help saves
+    except ImportError:
+        from ldit.cli.without_tyro import parse_flat
 
+        return expanded(parse_flat(cls, argv, prog))
     # tyro prints its errors in a box and exits: take the first paragraph of it as the message.
     arguments = _spell_booleans(cls, _name_first(cls, list(argv)))
     printed = io.StringIO()

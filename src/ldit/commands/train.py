@@ -38,9 +38,10 @@ from ldit.data.samples import Samples, Unlabelled, fit_classes
 from ldit.data.source import OBJECT, decoding_of, keep_index, open_run_data
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
+from ldit.nn.kernels import attention_kernels, software
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import World, joined, report_once
-from ldit.precision import products
+from ldit.precision import COMPUTE, products
 from ldit.storage.atomic import write_json_atomic
 from ldit.storage.names import RUN_CONFIG, SKIPPED
 from ldit.storage.outputs import put, refuse_inside
@@ -273,7 +274,9 @@ def _run(
         data, config.train.batch_size, config.train.seed, d.flip, d.workers,
         world.data_part, world.data_parts, d.bad, d.timeout,
     )  # fmt: skip
-    # Train.
+    # Train, with attention kernels that are right for the network's heads and tokens.
+    if (shape := _attention(config)) is not None:
+        stack.enter_context(attention_kernels(world.device, COMPUTE[config.train.precision], *shape)())
     narrator = Narrator(state.step, config.train.steps, config.train.batch_size, len(data)) if world.is_main else None
     if narrator is not None:
         stack.enter_context(closing(narrator))
@@ -313,8 +316,18 @@ def _log_start(prepared: _Prepared, out: Path, state: TrainState) -> None:
     epochs = train.steps * train.batch_size / len(data)
     logger.info("steps   %s of %d images: %.3g epochs", f"{train.steps:,}", train.batch_size, epochs)
     layout = f" (replicate {world.replicate} x shard {world.shard} x tp {world.tp})" if world.size > 1 else ""
-    logger.info("device  %s, %d process%s%s", world.device, world.size, "" if world.size == 1 else "es", layout)
+    made_of = software(world.device, COMPUTE[train.precision], *(_attention(config) or (64, 0)))
+    plural = "" if world.size == 1 else "es"
+    logger.info("device  %s, %d process%s%s, %s", world.device, world.size, plural, layout, made_of)
     logger.info("out     %s%s", out, f", from step {state.step}" if state.step else "")
+
+
+def _attention(config: BaseRun) -> tuple[int, int] | None:
+    """(width of a head, number of tokens) of a diffusion model's attention; None for other networks."""
+    if not isinstance(config, RunConfig):
+        return None
+    model = config.model
+    return model.head_dim, (model.input_size // model.patch_size) ** 2
 
 
 def _next(config: BaseRun, out: Path) -> str:

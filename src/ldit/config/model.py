@@ -194,6 +194,10 @@ class OriginalDiTConfig:
         _check_class_fields(self)
 
     @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
     def cond_channels(self) -> int:
         """The original DiT has no additional input channels."""
         return 0

@@ -13,23 +13,34 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _LENGTHS = (64, 200, 256)  # tokens: kernels of other tiles, and a length that divides none
+_LONGEST = 4096  # plain arithmetic takes memory by the square of the length
 # Errors of the output and of gradients in roundings of the dtype, relative to the largest value: kernels sum in other
 # orders, and round probabilities on the way to gradients. In fp32 the efficient kernel uses three TF32 products.
 _HALF, _FP32 = (4, 16), (64, 256)
 _CUDNN = 91500  # cuDNN's kernel is right for all lengths from the version after this
 
 
-def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> Callable[[], AbstractContextManager]:  # type: ignore[type-arg]
+def attention_kernels(
+    device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int = 0
+) -> Callable[[], AbstractContextManager]:  # type: ignore[type-arg]
     """A context in which scaled_dot_product_attention uses only kernels that are correct for heads of this width,
-    forward and backward.
+    forward and backward; `tokens`: also for sequences of this length, up to `_LONGEST`.
 
     The fastest is tried first: cuDNN's on compute capability 9.0, flash attention elsewhere. The CPU has one kernel, so
     the context does nothing there.
     """
     if device.type != "cuda":
         return nullcontext
-    order = list(_checked(device, dtype, head_dim))
+    order = list(_checked(device, dtype, head_dim, min(tokens, _LONGEST)))
     return lambda: sdpa_kernel(order, set_priority=True)
+
+
+def software(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> str:
+    """What a run computes with: the version of torch, and on a GPU that of cuDNN and the attention kernel in use."""
+    if device.type != "cuda":
+        return f"torch {torch.__version__}"
+    kernel = _checked(device, dtype, head_dim, min(tokens, _LONGEST))[0].name.split("_")[0].lower()
+    return f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, {kernel} attention"
 
 
 @cache
@@ -47,16 +58,17 @@ def has_triton(device: torch.device) -> bool:
 
 
 @cache
-def _checked(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[SDPBackend, ...]:
+def _checked(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int = 0) -> tuple[SDPBackend, ...]:
     # The order, fastest first.
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     hopper = torch.cuda.get_device_capability(device) == (9, 0) and (torch.backends.cudnn.version() or 0) > _CUDNN
     order.insert(0 if hopper else 1, SDPBackend.CUDNN_ATTENTION)
     # Keep the kernels that run here and agree with plain arithmetic in fp32.
+    lengths = {*_LENGTHS, tokens} - {0}
     kept = []
     for backend in order:
         try:
-            right = all(_agrees(backend, device, dtype, head_dim, tokens) for tokens in _LENGTHS)
+            right = all(_agrees(backend, device, dtype, head_dim, length) for length in lengths)
         except RuntimeError:  # does not support this width, dtype or device
             continue
         if right:
