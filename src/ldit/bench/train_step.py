@@ -36,6 +36,7 @@ from ldit.training.state import TrainState
 from ldit.training.step import new_state, train_step
 from ldit.training.tasks.diffusion import DiffusionTask
 from ldit.training.telemetry import peak_flops, peak_memory
+from ldit.training.update import update_for
 from ldit.version import __version__
 
 RECIPES = {"tiny": "tiny-cpu", "600m": "imagenet256-600m", "3b": "imagenet256-3b", "7b": "imagenet256-7b"}
@@ -67,7 +68,12 @@ def bench_train(job: BenchTrainRequest) -> dict[str, Any]:
 
 def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     config = bench_config(RECIPES[job.size], job.batch, job.precision, job.micro)
-    config = replace(config, parallel=replace(config.parallel, recompute=job.recompute))
+    config = replace(
+        config,
+        parallel=replace(config.parallel, recompute=job.recompute),
+        optim=replace(config.optim, kind="muon" if job.muon else "adamw", moments=job.moments),
+        ema=replace(config.ema, host=job.host_ema),
+    )
     # FLOPs of an image in a training step, and the most that the device can do.
     flops = 3.0 * forward_flops(config.model, config.model.input_size, config.model.input_size)
     ceiling = matrix_ceiling(device, COMPUTE[job.precision])
@@ -98,6 +104,9 @@ def _report(job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
         "precision": job.precision,
         "recompute": job.recompute,
         "ema": job.ema,
+        "host_ema": job.host_ema,
+        "optimizer": "muon" if job.muon else "adamw",
+        "moments": job.moments,
         "train_flops_per_image": flops,
         "ceiling_flops": ceiling,
         "variants": variants,
@@ -129,13 +138,14 @@ def _fitted(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.
 
 def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch.device) -> dict[str, Any]:
     """The report's row of a variant."""
-    if name == "compiled":
-        config = replace(config, parallel=replace(config.parallel, compile=True))
+    compiled = name == "compiled"
+    config = replace(config, parallel=replace(config.parallel, compile=compiled, eager=not compiled))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     state, task, batch = started(config, device)
     if not job.ema:
         state.averages.tracks.clear()
+        state.update = update_for(state.weights, state.averages, state.optimizer)
     step = step_of(name, state, task, batch)
     # Warm up: the first step compiles and creates the optimiser state, the second lets the allocator settle.
     losses: list[float] = []

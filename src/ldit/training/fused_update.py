@@ -48,7 +48,7 @@ class FusedUpdate(Update):
 
     def __init__(self, weights: Weights, averages: Averages, optimizer: Optimizer) -> None:
         super().__init__(weights, averages, optimizer)
-        self._averages = [] if averages.on_host else averages.main
+        self._averages = [] if averages.on_host or MAIN not in averages.tracks else averages.main
         self._copies = weights.copies
         groups: dict[tuple[str, bool], list[tuple[int, int, Row | None]]] = {}
         rows = {row.name: (index, row) for index, row in enumerate(optimizer.adamw.rows)}

@@ -34,6 +34,12 @@ class BenchTrainRequest:
     """Activation checkpointing: none, selective (saves matmuls and attention, recomputes the rest), full."""
     ema: bool = True
     """Update a moving average of the weights, as training does."""
+    host_ema: bool = False
+    """Keep the average in host memory."""
+    muon: bool = False
+    """Train with Muon instead of AdamW."""
+    moments: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How AdamW stores its moments."""
     device: Literal["cpu", "cuda"] | None = None
     """Device. Default: the GPU where there is one."""
     json: Path | None = None
