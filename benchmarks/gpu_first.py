@@ -327,7 +327,7 @@ ROWS: dict[str, tuple[int, Callable[[], Result]]] = {
     "rotation": (20, rotation),
     "threads": (30, threads),
     "7b-muon": (75, lambda: training("7b", 16, 16, ("compiled",), recompute="full", muon=True)),
-    "saving": (60, saving),
+    "saving": (100, saving),
     "sample-600m": (60, lambda: sampling("600m")),
 }  # fmt: skip
 """Rows in order, each with its time limit in seconds."""

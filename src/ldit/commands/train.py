@@ -42,6 +42,7 @@ from ldit.nn.kernels import attention_kernels, software
 from ldit.parallel.watchdog import Watchdog
 from ldit.parallel.world import World, joined, report_once
 from ldit.precision import COMPUTE, products
+from ldit.readable import size
 from ldit.storage.atomic import write_json_atomic
 from ldit.storage.names import RUN_CONFIG, SKIPPED
 from ldit.storage.outputs import put, refuse_inside
@@ -70,6 +71,7 @@ TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], T
 
 
 TURNED_LOOKED_AT = 64  # images whose EXIF orientation is looked at
+MANY_MICRO = 16  # micro-batches of a step
 
 
 def train(config: str | BaseRun | Experiment, out: str | Path | None = None, data: "UserData | None" = None) -> Path:
@@ -218,7 +220,22 @@ def _build(
         task.resumed(read_any_spec(resume[1]))
         logger.info("resumed from %s", resume[1])
     _log_start(prepared, out, state)
+    _warn_of_gathering(config, state)
     return state
+
+
+def _warn_of_gathering(config: BaseRun, state: TrainState) -> None:
+    """Warn where small micro-batches make weights travel more than they compute."""
+    world, micro = state.world, config.train.micro_batch_size
+    count = config.train.batch_size // world.data_parts // micro if micro else 1
+    if world.shard < 2 or count < MANY_MICRO:
+        return
+    numbers = sum(torch.Size(layout.shape).numel() for layout in state.weights.layouts)
+    each = size(numbers * state.weights.compute.itemsize * (2 if config.parallel.reshard else 1))
+    logger.warning(
+        "train.micro_batch_size %d: %d micro-batches a step, and each gathers %s of weights; a larger one, or none, is "
+        "faster where memory allows", micro, count, each,
+    )  # fmt: skip
 
 
 def _run(

@@ -2,17 +2,18 @@
 
 from ldit.config.presets import preset
 from ldit.config.run import RunConfig
-from ldit.config.sections import DataConfig, TrainConfig
+from ldit.config.sections import DataConfig, ParallelConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig
 
 
-def _imagenet(model: str, image_size: int, batch: int, micro: int) -> RunConfig:
-    """The original's settings: DDPM, AdamW 1e-4, EMA 0.9999, clip 2.0, bf16, q/k norm, 3M steps."""
+def _imagenet(model: str, image_size: int, batch: int, micro: int, reshard: bool = False) -> RunConfig:
+    """The original's settings: DDPM, AdamW 1e-4, EMA 0.9999, clip 2.0, bf16, q/k norm, 3M steps. Gathered weights are
+    freed between the passes (`reshard`) where they take much of the memory."""
     return RunConfig(
         model=preset(model, input_size=image_size // 8, qk_norm=True),
         process=DDPMConfig(),
         codec=AutoencoderConfig(),
-        data=DataConfig("", image_size),
+        data=DataConfig("", image_size, workers=4),
         train=TrainConfig(
             steps=3_000_000,
             batch_size=batch,
@@ -22,6 +23,7 @@ def _imagenet(model: str, image_size: int, batch: int, micro: int) -> RunConfig:
             grad_clip=2.0,
             checkpoint_every=10_000,
         ),
+        parallel=ParallelConfig(reshard=reshard),
     )
 
 
@@ -37,7 +39,7 @@ def imagenet256_3b() -> RunConfig:
 
 def imagenet256_7b() -> RunConfig:
     """Large-DiT 7B at 256 px, batch 512."""
-    return _imagenet("DiT_Llama_7B_patch2", 256, 512, 32)
+    return _imagenet("DiT_Llama_7B_patch2", 256, 512, 32, reshard=True)
 
 
 def imagenet512_3b() -> RunConfig:
