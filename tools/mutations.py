@@ -57,7 +57,7 @@ MUTANTS = [
     Mutant("training/step.py", "norm > clip", "norm < clip", TRAIN),
     Mutant("training/step.py", "torch.ones_like(norm) / scale", "torch.ones_like(norm)", TRAIN),
     Mutant("training/step.py", "state.updates += 1", "pass", TRAIN),
-    Mutant("training/step.py", "state.weights.sync_to_model()", "pass", TRAIN),
+    Mutant("training/update.py", "self.weights.sync_to_model()", "pass", TRAIN),
     Mutant("training/step.py", "    weights.zero_grad()\n", "", TRAIN),
     Mutant("training/step.py", "learning_rate(config, state.step + 1)", "learning_rate(config, state.step)", TRAIN),
     Mutant("training/step.py", "* world.data_parts / config.batch_size", "/ config.batch_size", SHARED),
@@ -65,9 +65,9 @@ MUTANTS = [
     Mutant("training/step.py", "sync_gradients(model, micro is micros[-1])", "sync_gradients(model, False)", SHARED),
     Mutant("training/step.py", "sums[name] + value if sums else value", "value", TRAIN),
     # optimisers
-    Mutant("training/optim.py", "self.adamw.found_inf = (~sound)", "self.adamw.found_inf = (sound & ~sound)", TRAIN),
+    Mutant("training/adamw.py", "found_inf=(~sound)", "found_inf=(sound & ~sound)", TRAIN),
     Mutant("training/optim.py", 'math.sqrt(config.warmup_steps / step)', 'math.sqrt(step / config.warmup_steps)', TRAIN),
-    Mutant("training/optim.py", "self._layouts[name], moments[moment]", "self._layouts[name], torch.zeros_like(p)", TRAIN),
+    Mutant("training/adamw.py", "{row.name}\", layout, part", "{row.name}\", layout, torch.zeros_like(part)", TRAIN),
     Mutant("training/muon.py", "grad = torch.where(sound, grad, buffer)", "pass", TRAIN),
     Mutant("training/muon.py", "buffer.lerp_(grad, 1 - self.settings.momentum)", "buffer.lerp_(grad, self.settings.momentum)", TRAIN),
     Mutant("training/muon.py", "return grad.lerp(buffer, self.settings.momentum)", "return buffer.clone()", TRAIN),
@@ -75,11 +75,11 @@ MUTANTS = [
     Mutant("training/muon.py", "torch.where(sound, moved, matrix, out=matrix)", "matrix.copy_(moved)", TRAIN),
     # averages
     Mutant("training/ema.py", "min(decay, n / (9 + n))", "decay", TRAIN),
-    Mutant("training/ema.py", "1.0 - track.decay(n)", "1.0 - track.decay(n + 1)", TRAIN),
+    Mutant("training/ema.py", "decay(i) for i in range(n - self.every + 1, n + 1)", "decay(i + 1) for i in range(n - self.every + 1, n + 1)", TRAIN),
     Mutant("training/posthoc.py", "math.exp((gamma + 1)", "math.exp(gamma", TRAIN),
     # weights
     Mutant("training/weights.py", "value.copy_(kept)", "pass", TRAIN),
-    Mutant("training/weights.py", "else master.grad.add_(grad)", "else grad.float()", TRAIN),
+    Mutant("training/weights.py", "else held.to(torch.float32).add_(grad)", "else grad", TRAIN),
     Mutant("training/weights.py", "if low <= row < high", "if low < row < high", TRAIN),
     # guard and scaler
     Mutant("training/guard.py", "self.left_out = 0", "pass", TRAIN),
@@ -115,7 +115,7 @@ MUTANTS = [
     Mutant("storage/manifest.py", "return sorted(shares[index])", "return sorted(shares[index])[1:]", CHECKPOINT),
     # what is done to the network
     Mutant("parallel/plan.py", 'if config.recompute != "none":', "if False:", TRAIN),
-    Mutant("parallel/plan.py", "if config.compile:", "if False:", TRAIN),
+    Mutant("parallel/plan.py", "if config.compile or (has_triton(world.device) and not config.eager):", "if False:", TRAIN),
     Mutant("parallel/plan.py", "reshard = config.reshard and block is not blocks[-1]", "reshard = True", SHARED),
     # order, starting points, resume
     Mutant("data/order.py", "manual_seed(self.seed + epoch)", "manual_seed(self.seed)", DATA),
@@ -205,6 +205,20 @@ MUTANTS = [
     Mutant("training/tasks/inputs.py", "(noises - x0[:, None])", "noises", "tests/training/test_switches.py"),
     Mutant("training/tasks/augment.py", "_rotation(-turn),", "_rotation(turn),", "tests/training"),
     Mutant("training/muon.py", "unflatten(1, (self._pieces(first), -1))", "unflatten(1, (1, -1))", "tests/training/test_muon.py"),
+    # AdamW's moments in fewer bits, averages in host memory, the update of a step
+    Mutant("training/moments.py", "+ bits) & -65536", ") & -65536", TRAIN),
+    Mutant("training/moments.py", "+ chance).floor()", ").round()", TRAIN),
+    Mutant("training/moments.py", "torch.where(sound, new, old, out=old)", "old.copy_(new)", TRAIN),
+    Mutant("training/moments.py", "& 0x1FFFF", "& 0xFFFF", TRAIN),
+    Mutant("training/moments.py", "(index + 1) * _GOLDEN", "0", TRAIN),
+    Mutant("training/adamw.py", "squares.mean(-1, keepdim=True)", "squares.amax(-1, keepdim=True)", TRAIN),
+    Mutant("training/adamw.py", "* (lr / bias1)", "* lr", TRAIN),
+    Mutant("training/adamw.py", "1 - lr * self.weight_decay).sub_", "1.0).sub_", TRAIN),
+    Mutant("training/adamw.py", "self.count += sound", "self.count += 1", TRAIN),
+    Mutant("training/ema.py", "if n % self.every:", "if False:", TRAIN),
+    Mutant("training/ema.py", "[first : first + CHUNK], share)", "[:CHUNK], share)", TRAIN),
+    Mutant("training/update.py", "        self.averages.wait()\n", "", TRAIN),
+    Mutant("training/step.py", "torch._foreach_norm(grads, 2, torch.float32)", "torch._foreach_norm(grads)", TRAIN),
     # the original DiT in training, and models as recipes
     Mutant("training/optim.py", " if row[0] not in weights.fixed", "", DIT),
     Mutant("training/optim.py", "3 if _QKV.fullmatch(name) else 1", "1", DIT),

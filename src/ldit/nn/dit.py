@@ -95,8 +95,7 @@ class FinalLayer(nn.Module):
 
 class Modulations(NamedTuple):
     """The modulations of a forward pass: (B, 6, D) a block, (B, 2, D) of the final layer and of the second head. Those
-    of the blocks may come one by one, each computed when its block is next: FSDP2 then gathers no weight before that.
-    """
+    of the blocks may be computed one by one, each just before its block: FSDP2 gathers its weights no earlier."""
 
     blocks: Iterable[Tensor]
     final: Tensor
@@ -189,8 +188,7 @@ class DiT(Transformer):
         """The modulations from the conditioning vector."""
         if self.config.shared_adaln:
             return self.arranged([layer(vector) for layer in self.adaln_layers()])
-        heads = self.adaln_layers()[self.config.n_layers :]
-        final, *mid = (layer(vector).unflatten(-1, (2, -1)) for layer in heads)
+        final, *mid = (one(vector).unflatten(-1, (2, -1)) for one in self.adaln_layers()[self.config.n_layers :])
         each = (cast(nn.Module, block.adaLN_modulation)(vector).unflatten(-1, (6, -1)) for block in self.blocks)
         return Modulations(each, final, mid[0] if mid else None)
 

@@ -35,31 +35,19 @@ def _words(places, seed):
     return word ^ (word >> 16)
 
 
+# fmt: off
 @triton.jit
 def update(
-    table,  # (parameters, _COLUMNS) int64: addresses, and the size
-    grads,  # (parameters,) int64: addresses
-    shares,  # (parameters,) fp32: of the learning rate
-    seeds,  # (parameters,) int64
-    owner,  # (programs,) int32: the parameter of each program
-    tile,  # (programs,) int32: its place in the parameter
+    table, grads, shares, seeds,  # of parameters: (…, COLUMNS) addresses and size, addresses, fp32 shares of lr, int64
+    owner, tile,  # of programs, int32: the parameter of each, and its place in it
     device,  # fp32: whether the step is sound, the gradients' factor, both biases
-    lr,
-    decay,
-    beta1,
-    beta2,
-    average_share,
-    EPSILON: tl.constexpr,
-    KIND: tl.constexpr,  # of the moments: none, fp32, bf16, int8
-    GRAD: tl.constexpr,  # dtypes: fp32, bf16, fp16
-    COPY: tl.constexpr,
-    AVERAGE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CODES: tl.constexpr,
+    lr, decay, beta1, beta2, average_share,
+    EPSILON: tl.constexpr, KIND: tl.constexpr,  # of the moments: none, fp32, bf16, int8
+    GRAD: tl.constexpr, COPY: tl.constexpr,  # dtypes: fp32, bf16, fp16
+    AVERAGE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, CODES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    # fmt: on
     me = tl.program_id(0)
     which = tl.load(owner + me)
     row = table + which * COLUMNS
