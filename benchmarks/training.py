@@ -96,6 +96,39 @@ def update(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     }
 
 
+def moments(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Milliseconds of optimiser + average by the kind of AdamW's moments, in turn; bytes of its state."""
+    states = {}
+    for kind in ("fp32", "bf16", "int8"):
+        config = configured(size)
+        states[kind], _, _ = started(replace(config, optim=replace(config.optim, moments=kind)), device)
+    masters = states["fp32"].weights.masters
+    grads = [torch.randn(m.shape, generator=generator(0, "grad", 0, i)) for i, m in enumerate(masters)]
+    times: dict[str, list[float]] = {kind: [] for kind in states}
+    for turn in range(rounds + 1):
+        for kind, state in states.items():
+            given = [grad.to(device, torch.bfloat16) for grad in grads]
+            sound = torch.ones((), dtype=torch.bool, device=device)
+
+            def call(state: Any = state, given: list[Tensor] = given, sound: Tensor = sound) -> None:
+                state.updates += 1
+                state.update.queue(given, 1e-4, sound, state.updates - 1, None, state.updates)
+                state.update.settle(state.updates)
+
+            seconds = timed(call, device)
+            if turn:
+                times[kind].append(seconds)
+    count = parameter_count(configured(size).model)
+    held = {kind: sum(part.numel() * part.element_size() for _, layout, part in state.optimizer.state() if layout.shape)
+            for kind, state in states.items()}  # fmt: skip
+    return {
+        "parameters": count,
+        "ms": {kind: median(values) * 1000 for kind, values in times.items()},
+        "bytes_per_parameter": {kind: bytes_ / count for kind, bytes_ in held.items()},
+        "all_ms": {kind: [v * 1000 for v in values] for kind, values in times.items()},
+    }
+
+
 def memory(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
     """Peak bytes of two steps, each form in a process of its own."""
     peaks = {}
@@ -171,7 +204,7 @@ def order(size: str, device: torch.device, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    themes = {"update": update, "memory": memory, "save": save, "order": order}
+    themes = {"update": update, "moments": moments, "memory": memory, "save": save, "order": order}
     parser.add_argument("theme", choices=themes)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=MODELS, default="b")

@@ -26,7 +26,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     heads = [line.split()[0] for line in lines]
     assert heads[:6] == ["model", "data", "steps", "device", "out", "step"]
     assert lines[1].endswith(f"{tmp_path / 'data'}: 12 images in 3 classes")
-    assert lines[2] == "steps   2 of 4 images: 0.667 epochs" and lines[3] == "device  cpu, 1 process"
+    assert lines[2] == "steps   2 of 4 images: 0.667 epochs" and lines[3].startswith("device  cpu, 1 process, torch ")
     last = next(line for line in lines if line.startswith("step 2/2"))
     assert re.match(r"step 2/2  epoch 0\.7  loss [\d.]+  grad_norm [\d.]+  lr 0\.001 ", last), last
     assert re.search(r" [\d.]+ images/s  [\d.]+ [MG]B  \d\d:\d\d:\d\d$", last), last

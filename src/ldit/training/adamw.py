@@ -6,6 +6,7 @@ updated and stored again: one parameter at a time, so that they are never all th
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ class AdamW:
 
     def __init__(self, rows: Sequence[Row], config: OptimConfig, device: torch.device) -> None:
         self.rows = list(rows)
-        self.beta1, self.beta2, self.weight_decay = config.beta1, config.beta2, config.weight_decay
+        self._betas = self.beta1, self.beta2 = config.beta1, config.beta2
+        self.weight_decay = config.weight_decay
         self.count = torch.zeros((), device=device)
 
     @torch.no_grad()
@@ -93,7 +95,9 @@ class AdamW:
     def biases(self) -> tuple[Tensor, Tensor]:
         """What the first moment and the root of the second are divided by: scalars on the device. 1 before any step."""
         count = self.count.clamp(min=1)
-        return 1 - self.beta1**count, (1 - self.beta2**count).sqrt()
+        # 1 - beta^count; expm1 keeps the digits that 1 - 0.999 loses in fp32.
+        first, second = (-torch.expm1(count * log(beta)) if beta else count.new_ones(()) for beta in self._betas)
+        return first, second.sqrt()
 
     def state(self) -> Iterator[tuple[str, Layout, Tensor]]:
         """(name, layout, this rank's part) of every tensor that a checkpoint must hold; all ranks yield the same

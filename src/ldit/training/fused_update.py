@@ -81,7 +81,7 @@ class FusedUpdate(Update):
             on_device = to_device(torch.tensor([addresses, seeds]), sound.device)
             update[(len(launch.owner),)](
                 launch.table, on_device[0], launch.shares, on_device[1], launch.owner, launch.tile, device,
-                lr, adamw.weight_decay, adamw.beta1, adamw.beta2, share,
+                float(lr), float(adamw.weight_decay), 1.0 - adamw.beta1, 1.0 - adamw.beta2, float(share),
                 EPSILON=EPS, KIND=_KINDS[launch.kind], GRAD=_FLOATS[given[0].dtype],
                 COPY=_FLOATS[self._copies[0].dtype] if self._copies else 0, AVERAGE=bool(share),
                 ALIGNED=launch.aligned and all(address % ALIGNED == 0 for address in addresses),

@@ -41,7 +41,7 @@ def update(
     table, grads, shares, seeds,  # of parameters: (…, COLUMNS) addresses and size, addresses, fp32 shares of lr, int64
     owner, tile,  # of programs, int32: the parameter of each, and its place in it
     device,  # fp32: whether the step is sound, the gradients' factor, both biases
-    lr, decay, beta1, beta2, average_share,
+    lr, decay, rest1, rest2, average_share,  # rest: 1 - beta of each moment
     EPSILON: tl.constexpr, KIND: tl.constexpr,  # of the moments: none, fp32, bf16, int8
     GRAD: tl.constexpr, COPY: tl.constexpr,  # dtypes: fp32, bf16, fp16
     AVERAGE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, CODES: tl.constexpr,
@@ -75,15 +75,15 @@ def update(
             second_at = _at(tl.load(row + 2), 0, False) + blocks
             first = first * tl.load(scale_at, mask=in_block, other=0.0)[:, None]
             second = tl.load(second_at, mask=in_block, other=0.0)
-            second += (tl.sum(grad * grad, axis=1) / BLOCK - second) * (1 - beta2)
+            second += (tl.sum(grad * grad, axis=1) / BLOCK - second) * rest2
             tl.store(second_at, second, mask=in_block)
             divisor = (tl.sqrt_rn(second) / bias2 + EPSILON)[:, None]
         else:
             second_at = _at(tl.load(row + 2), 0 if KIND == 1 else 1, ALIGNED) + places
             second = tl.load(second_at, mask=inside, other=0.0).to(tl.float32)
-            second += (grad * grad - second) * (1 - beta2)
+            second += (grad * grad - second) * rest2
             divisor = tl.sqrt_rn(second) / bias2 + EPSILON
-        first += (grad - first) * (1 - beta1)
+        first += (grad - first) * rest1
         p = p * (1 - rate * decay) - first / divisor * (rate / bias1)
         tl.store(param, p, mask=inside)
         # Store the moments.

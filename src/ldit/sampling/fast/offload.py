@@ -1,7 +1,7 @@
 """Models larger than the device: blocks stay on the host and are streamed to the device while they compute.
 
-The parameters of a block are streamed as two groups, its modulation and the rest, because networks compute all
-modulations before the first block. On CUDA the weights are in page-locked memory. While one group computes, a second
+The parameters of a block are streamed as two groups, its modulation and the rest, because the modulation is computed
+outside of the block's call. On CUDA the weights are in page-locked memory. While one group computes, a second
 stream copies the group that came next in the last pass. On the CPU the weights are memory-mapped from their files: the
 system reads them, and drops them when memory is short, so that a model may be larger than memory. Weights of another
 dtype than that of the computation are converted a group at a time; others are used in place.
