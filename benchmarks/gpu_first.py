@@ -387,6 +387,7 @@ def main() -> None:
         return
     folder = arguments.out or ROOT / "benchmarks" / "results"
     out = folder / f"{datetime.now(UTC).date().isoformat()}_gpu-first.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
     end = time.perf_counter() + 60 * arguments.minutes
     for name in arguments.rows or ROWS:
         limit = ROWS[name][0] * arguments.patience

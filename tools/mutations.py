@@ -217,7 +217,7 @@ MUTANTS = [
     Mutant("training/adamw.py", "self.count += sound", "self.count += 1", TRAIN),
     Mutant("training/ema.py", "if n % self.every:", "if False:", TRAIN),
     Mutant("training/ema.py", "[first : first + CHUNK], share)", "[:CHUNK], share)", TRAIN),
-    Mutant("training/update.py", "        self.averages.wait()\n", "", TRAIN),
+    Mutant("training/update.py", "        self.averages.settle()\n", "", TRAIN),
     Mutant("training/step.py", "torch._foreach_norm(grads, 2, torch.float32)", "torch._foreach_norm(grads)", TRAIN),
     # the original DiT in training, and models as recipes
     Mutant("training/optim.py", " if row[0] not in weights.fixed", "", DIT),

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ldit.config.sections import OptimConfig
 from ldit.parallel.layout import Layout
 from ldit.training import checkpointing
+from ldit.training import moments as module
 from ldit.training.adamw import AdamW, Row
-from ldit.training.moments import BLOCK, CODES, Moments, _hashed, random_words, seed_of, stochastic_bf16
+from ldit.training.moments import BLOCK, CODES, PIECE, Moments, _hashed, random_words, seed_of, stochastic_bf16
 from ldit.training.saver import Staging
 from ldit.training.step import train_step
 
@@ -48,13 +49,14 @@ def test_stochastic_rounding_is_right_on_average() -> None:
 def test_codes_of_eight_bits() -> None:
     """The largest of a block is exact, others are off by less than a code, and by nothing on average."""
     moments = Moments(torch.zeros(SHAPE), Layout(SHAPE), "int8")
-    first = torch.randn(12, 2, BLOCK, generator=torch.Generator().manual_seed(0))
-    first[3, 1] = 0  # a block without a gradient
-    second = torch.rand(12, 2, 1)
+    (piece,) = moments.pieces()
+    first = torch.randn(24, BLOCK, generator=torch.Generator().manual_seed(0))
+    first[7] = 0  # a block without a gradient
+    second = torch.rand(24, 1)
     total = torch.zeros_like(first)
     for step in range(400):
-        moments.write(first, second, seed_of(step, 0), YES)
-        found, squares = moments.read()
+        moments.write(piece, first, second, seed_of(step, 0), YES)
+        found, squares = moments.read(piece)
         total += found
     assert torch.equal(squares, second)
     largest = first.abs().amax(-1, keepdim=True)
@@ -62,6 +64,19 @@ def test_codes_of_eight_bits() -> None:
     assert ((found - first).abs() <= largest / CODES * (1 + 1e-5)).all()
     # The mean of 400: five standard deviations of at most half a code.
     assert ((total / 400 - first).abs() <= largest / CODES * 0.5 * 5 / 20 + 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_pieces_make_no_difference(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size of pieces, the same bits."""
+    found = []
+    for size in (PIECE, 5 * BLOCK):
+        monkeypatch.setattr(module, "PIECE", size)
+        adamw, p = optimiser(kind, SHAPE)
+        for step in range(3):
+            adamw.step([drawn(step, SHAPE)], 1e-2, YES, step)
+        found.append([p.detach(), *(part for _, _, part in adamw.state())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def optimiser(kind: Any, shape: tuple[int, ...], **more: Any) -> tuple[AdamW, nn.Parameter]:

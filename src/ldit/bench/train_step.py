@@ -145,7 +145,8 @@ def _measure(name: str, config: RunConfig, job: BenchTrainRequest, device: torch
     state, task, batch = started(config, device)
     if not job.ema:
         state.averages.tracks.clear()
-        state.update = update_for(state.weights, state.averages, state.optimizer)
+    # One pass in both forms of ours, whatever is compiled.
+    state.update = update_for(state.weights, state.averages, state.optimizer)
     step = step_of(name, state, task, batch)
     # Warm up: the first step compiles and creates the optimiser state, the second lets the allocator settle.
     losses: list[float] = []

@@ -101,7 +101,8 @@ class AutoencoderCodec:
             self._open(torch.device(device), dtype)
         elif torch.device(device) != self.device:
             self.device, self._wide = torch.device(device), None
-            nn.Module.to(self._network, self.device)  # diffusers' own method warns about dtypes
+            # diffusers' own method warns about dtypes
+            nn.Module.to(self._network, self.device, memory_format=_layout(self.device))  # type: ignore[call-overload]
         return self
 
     def _through(self, part: "_Part", x: Tensor, cell: Cell, tf32: bool = False) -> Tensor:

@@ -27,6 +27,7 @@ from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.experiment import Experiment
+from ldit.config.model import OriginalDiTConfig
 from ldit.config.paths import expanded
 from ldit.config.recipes.registry import is_run_directory
 from ldit.config.run import BaseRun, RunConfig
@@ -333,18 +334,23 @@ def _log_start(prepared: _Prepared, out: Path, state: TrainState) -> None:
     epochs = train.steps * train.batch_size / len(data)
     logger.info("steps   %s of %d images: %.3g epochs", f"{train.steps:,}", train.batch_size, epochs)
     layout = f" (replicate {world.replicate} x shard {world.shard} x tp {world.tp})" if world.size > 1 else ""
-    made_of = software(world.device, COMPUTE[train.precision], *(_attention(config) or (64, 0)))
+    made_of = software(world.device, COMPUTE[train.precision], *(_attention(config) or ()))
     plural = "" if world.size == 1 else "es"
     logger.info("device  %s, %d process%s%s, %s", world.device, world.size, plural, layout, made_of)
     logger.info("out     %s%s", out, f", from step {state.step}" if state.step else "")
 
 
-def _attention(config: BaseRun) -> tuple[int, int] | None:
-    """(width of a head, number of tokens) of a diffusion model's attention; None for other networks."""
+def _attention(config: BaseRun) -> tuple[int, set[int]] | None:
+    """(width of a head, numbers of tokens) of a diffusion model's attention; None for other networks."""
     if not isinstance(config, RunConfig):
         return None
-    model = config.model
-    return model.head_dim, (model.input_size // model.patch_size) ** 2
+    model, factor = config.model, config.codec.factor
+    sides = {model.input_size, *(stage.size // factor for stage in config.stages)}
+    front = 0 if isinstance(model, OriginalDiTConfig) else model.class_tokens
+    patches = {model.patch_size, model.side_unit}  # the trunk's are larger where there are two levels
+    counts = {(side // patch) ** 2 for side in sides for patch in patches}
+    routed = {max(1, round(count * (1 - config.objective.route))) for count in counts}
+    return model.head_dim, {front + count for count in counts | routed}
 
 
 def _next(config: BaseRun, out: Path) -> str:

@@ -139,6 +139,8 @@ class BaseRun:
                 raise ConfigError(f"{key}: the same value twice")
         if self.ema.snapshot_every and not self.ema.power:
             raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
+        if self.ema.every > t.steps:
+            raise ConfigError(f"ema.every: {self.ema.every} is more than train.steps {t.steps}")
         if self.ema.every > 1 and self.ema.power:
             raise ConfigError("ema.every: power averages (ema.power) are updated at every step")
         # The learning rate's schedule.

@@ -41,7 +41,8 @@ class DataConfig:
     max_pixels: int = 1 << 26
     """Most pixels of an image; larger images count as unreadable and are not decoded."""
     codec_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Dtype in which an autoencoder encodes images during training."""
+    """Dtype in which an autoencoder encodes images during training. On GPUs products in fp32 are rounded to TF32 unless
+    train.precision is fp32."""
     verify: bool = True
     """Verify the checksums of a latent cache when the run starts."""
     fit_model: bool = False
@@ -134,7 +135,7 @@ class OptimConfig:
     that a rate tuned at this width serves others; 0 = off."""
     moments: Literal["fp32", "bf16", "int8"] = "fp32"
     """How AdamW stores its moments, 8, 4 or 1 bytes a parameter: fp32; bf16, rounded stochastically; int8, the first
-    so, and of the second one number for each 256 of a matrix's row."""
+    so, and of the second one number for each 128 of a matrix's row. Matrices of other rows, and vectors, keep fp32."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class EMAConfig:
     """Keep the averages in host memory: 4 bytes a parameter less on the GPU. They are updated while the next step
     computes."""
     every: int = 1
-    """Update the averages at one of so many steps, with the decays of them all multiplied."""
+    """Update the averages at one of so many steps, with the decays of them all multiplied. Those of a checkpoint are
+    behind by fewer steps than this."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class ParallelConfig:
     timeout: float = 600.0
     """Seconds without progress after which the run ends and names the stalled rank."""
     eager: bool = False
-    """Compile nothing on GPUs either."""
+    """Compile nothing on GPUs either, and update pass by pass."""
 
 
 @dataclass(frozen=True)

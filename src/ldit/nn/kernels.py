@@ -3,9 +3,11 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,34 +23,44 @@ _CUDNN = 91500  # cuDNN's kernel is right for all lengths from the version after
 
 
 def attention_kernels(
-    device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int = 0
+    device: torch.device, dtype: torch.dtype, head_dim: int, lengths: Collection[int] = ()
 ) -> Callable[[], AbstractContextManager]:  # type: ignore[type-arg]
     """A context in which scaled_dot_product_attention uses only kernels that are correct for heads of this width,
-    forward and backward; `tokens`: also for sequences of this length, up to `_LONGEST`.
+    forward and backward; also for sequences of these `lengths`, where not longer than `_LONGEST`.
 
     The fastest is tried first: cuDNN's on compute capability 9.0, flash attention elsewhere. The CPU has one kernel, so
     the context does nothing there.
     """
     if device.type != "cuda":
         return nullcontext
-    order = list(_checked(device, dtype, head_dim, min(tokens, _LONGEST)))
+    order = list(_checked(device, dtype, head_dim, _bounded(lengths)))
     return lambda: sdpa_kernel(order, set_priority=True)
 
 
-def software(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> str:
-    """What a run computes with: the version of torch, and on a GPU that of cuDNN and the attention kernel in use."""
+def software(device: torch.device, dtype: torch.dtype, head_dim: int = 0, lengths: Collection[int] = ()) -> str:
+    """What a run computes with: the version of torch, and on a GPU that of cuDNN and, for a network with heads, the
+    attention kernel in use."""
     if device.type != "cuda":
         return f"torch {torch.__version__}"
-    kernel = _checked(device, dtype, head_dim, min(tokens, _LONGEST))[0].name.split("_")[0].lower()
-    return f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, {kernel} attention"
+    found = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    if not head_dim:
+        return found
+    return f"{found}, {_checked(device, dtype, head_dim, _bounded(lengths))[0].name.split('_')[0].lower()} attention"
+
+
+def _bounded(lengths: Collection[int]) -> tuple[int, ...]:
+    return tuple(sorted({min(length, _LONGEST) for length in (*_LENGTHS, *lengths)}))
 
 
 @cache
 def has_triton(device: torch.device) -> bool:
     """Whether the device runs kernels of Triton, torch.compile's among them: they need Triton, which comes with CUDA
-    builds of torch on Linux, and a C compiler."""
+    builds of torch on Linux, and a C compiler with Python's headers."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if device.type != "cuda" or compiler is None or torch.cuda.get_device_capability(device) < (7, 0):
+    if device.type != "cuda" or compiler is None or not headers.is_file():
+        return False
+    if torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:
         import triton  # noqa: F401
@@ -58,13 +70,14 @@ def has_triton(device: torch.device) -> bool:
 
 
 @cache
-def _checked(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int = 0) -> tuple[SDPBackend, ...]:
+def _checked(
+    device: torch.device, dtype: torch.dtype, head_dim: int, lengths: tuple[int, ...]
+) -> tuple[SDPBackend, ...]:
     # The order, fastest first.
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     hopper = torch.cuda.get_device_capability(device) == (9, 0) and (torch.backends.cudnn.version() or 0) > _CUDNN
     order.insert(0 if hopper else 1, SDPBackend.CUDNN_ATTENTION)
     # Keep the kernels that run here and agree with plain arithmetic in fp32.
-    lengths = {*_LENGTHS, tokens} - {0}
     kept = []
     for backend in order:
         try:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.compiler.config
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -19,6 +20,7 @@ from ldit.nn.layers import Transformer
 from ldit.parallel.layout import Layout
 from ldit.parallel.world import REPLICATE, SHARD, World
 
+MOST_GRAPHS = 32  # of compiled blocks: one for each form of block, image size, and with or without gradients
 _OPS = torch.ops.aten
 # "selective" saves the expensive operations, matmuls and attention, and recomputes the rest.
 _KEPT = frozenset(
@@ -57,6 +59,7 @@ def parallelise(
             block.forward = _recomputed(block.forward, config.recompute)
     # Compilation, of one block at a time: all blocks share one graph, which compiles in seconds.
     if config.compile or (has_triton(world.device) and not config.eager):
+        torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, MOST_GRAPHS)
         for block in blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     # FSDP2, around everything before.
@@ -87,7 +90,8 @@ def _shard(
     blocks = _blocks(model)
     modulations = [block.adaLN_modulation for block in blocks if block.adaLN_modulation is not None]
     for modulation in modulations:
-        fully_shard(modulation, mesh=mesh, reshard_after_forward=config.reshard, mp_policy=policy)
+        reshard = config.reshard and modulation is not modulations[-1]
+        fully_shard(modulation, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     for block in blocks:
         # The backward pass starts with the last block: if it were freed, it would be gathered twice in a row.
         reshard = config.reshard and block is not blocks[-1]

@@ -339,7 +339,8 @@ def inference_options(machine: Machine) -> InferenceOptions:
 
 def is_compiled(machine: Machine, sources: Iterable[Source | None], device: torch.device, num: int) -> bool:
     """Whether the networks are compiled for a set of `num` images: when asked, or where it pays off by itself."""
-    fits = all(isinstance(source.spec.model, ClassModelConfig) for source in sources if source is not None)
+    given = [source for source in sources if source is not None]
+    fits = all(isinstance(one.spec.model, ClassModelConfig) and own_network(one) is None for one in given)
     fits = fits and not (machine.int8 or machine.offload or machine.eager)
     return machine.compile or (fits and num >= MOST_UNCOMPILED and has_triton(device))
 

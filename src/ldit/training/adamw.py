@@ -81,16 +81,18 @@ class AdamW:
             self._step_one(row, grad, lr * row.share, sound, seed_of(number, index))
 
     def _step_one(self, row: Row, grad: Tensor, lr: float, sound: Tensor, seed: int) -> None:
-        """One parameter whose moments are not fp32."""
-        first, second = row.moments.read()
-        grad, p = grad.view_as(first), row.master.view_as(first)
-        first.lerp_(grad, 1 - self.beta1)
-        squares = grad.square()
-        second.lerp_(squares if second.shape == grad.shape else squares.mean(-1, keepdim=True), 1 - self.beta2)
-        bias1, bias2 = self.biases()
-        moved = p.mul(1 - lr * self.weight_decay).sub_(first / (second.sqrt() / bias2 + EPS) * (lr / bias1))
-        torch.where(sound, moved, p, out=p)
-        row.moments.write(first, second, seed, sound)
+        """One parameter whose moments are not fp32, piece by piece."""
+        master, grad, (bias1, bias2) = row.master.detach().view(-1), grad.reshape(-1), self.biases()
+        for piece in row.moments.pieces():
+            first, second = row.moments.read(piece)
+            given, p = grad[piece].view_as(first), master[piece].view_as(first)
+            first.lerp_(given, 1 - self.beta1)
+            squares = given.square()
+            in_blocks = second.shape != given.shape
+            second.lerp_(squares.mean(-1, keepdim=True) if in_blocks else squares, 1 - self.beta2)
+            moved = p.mul(1 - lr * self.weight_decay).sub_(first / (second.sqrt() / bias2 + EPS) * (lr / bias1))
+            torch.where(sound, moved, p, out=p)
+            row.moments.write(piece, first, second, seed, sound)
 
     def biases(self) -> tuple[Tensor, Tensor]:
         """What the first moment and the root of the second are divided by: scalars on the device. 1 before any step."""

@@ -74,8 +74,19 @@ class Averages:
         """Whether they are kept in host memory."""
         return self._host is not None
 
+    @property
+    def failed(self) -> bool:
+        """Whether averaging in host memory failed; `wait` raises its error."""
+        return self._host is not None and self._host.error is not None
+
+    def settle(self) -> None:
+        """Wait until the weights may change: until their last copies to the host are made and averaged. Without raising
+        the error of that."""
+        if self._host is not None:
+            self._host.settle()
+
     def wait(self) -> None:
-        """Wait until the weights may change: until their last copies to the host are made and averaged."""
+        """The same; raises the error, once."""
         if self._host is not None:
             self._host.wait()
 
@@ -121,7 +132,7 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._buffers: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
 
@@ -139,17 +150,21 @@ class HostCopies:
             try:
                 self._run(values, tracks, device, ready)
             except BaseException as error:
-                self._error = error
+                self.error = error
 
         self._thread = threading.Thread(target=run, name="averages", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait for the thread; raises its error."""
+    def settle(self) -> None:
+        """Wait for the thread."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        error, self._error = self._error, None
+
+    def wait(self) -> None:
+        """Wait for the thread; raises its error, once."""
+        self.settle()
+        error, self.error = self.error, None
         if error is not None:
             raise error
 

@@ -20,7 +20,7 @@ from ldit.training.update import Update
 from ldit.training.update_kernel import update
 from ldit.training.weights import Weights
 
-TILE = 2048  # numbers of one program: 8 blocks of the 8-bit codes
+TILE = 2048  # numbers of one program: 16 blocks of the 8-bit codes
 WARPS = 8
 ALIGNED = 16  # bytes that are read at once where addresses and sizes allow it
 _PARAM, _FIRST, _SECOND, _SCALE, _AVERAGE, _COPY, _SIZE, _COLUMNS = range(8)
@@ -63,7 +63,7 @@ class FusedUpdate(Update):
     def queue(
         self, grads: Sequence[Tensor], lr: float, sound: Tensor, number: int, factor: Tensor | None, n: int
     ) -> None:
-        self.averages.wait()
+        self.averages.settle()
         adamw = self.optimizer.adamw
         self.optimizer.step_muon(grads, lr, sound, number, factor)
         # What the kernel learns on the device: the verdict, the factor, both biases.

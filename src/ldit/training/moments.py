@@ -2,7 +2,8 @@
 
 bf16 keeps 8 bits of a number. At beta2 = 0.999 the second moment moves by a thousandth a step, which rounding to
 nearest loses. Stochastic rounding keeps it on average: a number is rounded up with a probability equal to its place
-between its two neighbours. The random bits are a hash of step, parameter and place, so a resumed run repeats them.
+between its two neighbours. The random bits are a hash of step, parameter and place in
+this rank's part, so a run that is resumed by as many processes repeats them.
 
 int8 is for matrices whose rows are made of whole blocks of `BLOCK` numbers. The first moment is a code of -127 … 127
 times a scale for each block, rounded stochastically. The second moment is one fp32 number for each block, the mean of
@@ -18,8 +19,9 @@ from torch import Tensor
 from ldit.errors import ConfigError
 from ldit.parallel.layout import Layout
 
-BLOCK = 256
+BLOCK = 128
 CODES = 127
+PIECE = 1 << 16  # numbers that are worked on at once, a multiple of BLOCK
 _GOLDEN, _MIX1, _MIX2, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
 
 
@@ -37,7 +39,7 @@ def _hashed(word: int) -> int:
 
 def random_words(count: int, seed: int, device: torch.device) -> Tensor:
     """(count,) int32: the hash of `seed` + place. The arithmetic of int32 wraps, as that of 32-bit words does."""
-    word = torch.arange(count, dtype=torch.int32, device=device) + _signed(seed)
+    word = torch.arange(count, dtype=torch.int32, device=device) + _signed(seed & _WORD)
     word = (word ^ ((word >> 16) & 0xFFFF)) * _MIX1
     word = (word ^ ((word >> 15) & 0x1FFFF)) * _signed(_MIX2)
     return word ^ ((word >> 16) & 0xFFFF)
@@ -83,30 +85,39 @@ class Moments:
         if in_blocks:
             yield "exp_avg_scale", self._blocks, self.scale
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Both moments in fp32. The second has the parameter's shape, or (rows, blocks, 1) in int8: there the first is
-        (rows, blocks, BLOCK)."""
-        if self.kind == "int8":
-            codes = self.first.unflatten(1, (-1, BLOCK)).float()
-            return codes * self.scale[..., None], self.second[..., None].clone()
-        return self.first.float(), self.second.float()
+    def pieces(self) -> Iterator[slice]:
+        """Ranges of the part's numbers, counted from its first, of a size that stays in a processor's cache."""
+        count = self.first.numel()
+        return (slice(start, min(start + PIECE, count)) for start in range(0, count, PIECE))
 
-    def write(self, first: Tensor, second: Tensor, seed: int, sound: Tensor) -> None:
-        """Store moments of the shapes that `read` returns, where `sound`, a bool on the device, is true."""
-        words = random_words(self.first.numel(), seed, self.first.device)
+    def read(self, piece: slice) -> tuple[Tensor, Tensor]:
+        """Both moments of a piece in fp32: (count,) each; in int8 (blocks, BLOCK) and (blocks, 1)."""
+        first = self.first.view(-1)[piece].float()
+        if self.kind != "int8":
+            return first, self.second.view(-1)[piece].float()
+        blocks = _blocks(piece)
+        scale, second = (values.view(-1)[blocks, None] for values in (self.scale, self.second))
+        return first.view(-1, BLOCK) * scale, second.clone()
+
+    def write(self, piece: slice, first: Tensor, second: Tensor, seed: int, sound: Tensor) -> None:
+        """Store moments of a piece, of the shapes that `read` returns, where `sound`, a bool on the device, is true."""
+        put = _putter(sound)
+        codes = self.first.view(-1)[piece]
+        words = random_words(codes.numel(), seed + piece.start, codes.device)
         if self.kind == "bf16":
-            put = _putter(sound)
-            words = words.view_as(self.first)
-            put(self.first, stochastic_bf16(first, words & 0xFFFF))
-            put(self.second, stochastic_bf16(second, (words >> 16) & 0xFFFF))
+            put(codes, stochastic_bf16(first, words & 0xFFFF))
+            put(self.second.view(-1)[piece], stochastic_bf16(second, (words >> 16) & 0xFFFF))
             return
         scale = first.abs().amax(-1) / CODES
         chance = (words & 0xFFFF).view_as(first) / 65536
-        codes = (first / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None] + chance).floor()
-        put = _putter(sound)
-        put(self.first, codes.clamp(-CODES, CODES).to(torch.int8).flatten(1))
-        put(self.scale, scale)
-        put(self.second, second[..., 0])
+        found = (first / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None] + chance).floor()
+        put(codes, found.clamp(-CODES, CODES).to(torch.int8).view(-1))
+        put(self.scale.view(-1)[_blocks(piece)], scale)
+        put(self.second.view(-1)[_blocks(piece)], second[:, 0])
+
+
+def _blocks(piece: slice) -> slice:
+    return slice(piece.start // BLOCK, piece.stop // BLOCK)
 
 
 def _putter(sound: Tensor) -> Callable[[Tensor, Tensor], None]:

@@ -18,7 +18,7 @@ class TrainState:
         self.config, self.world, self.weights = config, world, weights
         self.averages = Averages(config.ema, weights.masters)
         self.optimizer = Optimizer(config.optim, weights, world.model_group)
-        self.update = update_for(weights, self.averages, self.optimizer)
+        self.update = update_for(weights, self.averages, self.optimizer, config.parallel.eager)
         self.scaler = Scaler.of(config.train.precision)
         self.guard = Guard()
         self.step = 0

@@ -79,6 +79,8 @@ class Trainer:
             except Exception:
                 self.saver.settle()  # let a save that has begun finish, whatever ended the run
                 raise
+            finally:
+                self.state.averages.settle()  # a thread must not outlive the interpreter
 
     def _loop(self, received: Sequence[signal.Signals]) -> None:
         state, steps = self.state, self.config.train.steps
@@ -110,7 +112,7 @@ class Trainer:
 
     def _flags(self, received: Sequence[signal.Signals], batch: Batch) -> list[float]:
         flags = [float(bool(received) and received[0] == one) for one in SIGNALS]
-        return [*flags, float(self.saver.failed), float(len(batch.faults))]
+        return [*flags, float(self.saver.failed or self.state.averages.failed), float(len(batch.faults))]
 
     def _skipped(self, outcome: Outcome, batch: Batch) -> list[Fault]:
         """The samples that any rank could not read, by position, each once: the ranks of a tensor-parallel group read
@@ -146,7 +148,8 @@ class Trainer:
         # A save failed on some rank since the last step. There it is raised with its reason.
         if outcome.flags[SAVE_FAILED]:
             self.saver.wait()  # raises where it failed
-            raise RunError("a checkpoint could not be saved by another process")
+            state.averages.wait()
+            raise RunError("a checkpoint could not be saved, or the averages not updated, by another process")
         if outcome.fault not in ("nonfinite", "spike"):
             return False
         # The configuration says what to do: stop, skip the step, or roll back.

@@ -21,7 +21,7 @@ class Update:
     ) -> None:
         """Apply gradients, one for each master, times `factor` (None = 1), if `sound`, a bool on the device, is true.
         `number`: steps before this one. `n`: the number of this update, if it is one."""
-        self.averages.wait()
+        self.averages.settle()
         self.optimizer.step(grads, lr, sound, number, factor)
 
     def settle(self, n: int) -> None:
@@ -30,9 +30,9 @@ class Update:
         self.weights.sync_to_model()
 
 
-def update_for(weights: Weights, averages: Averages, optimizer: Optimizer) -> Update:
-    """All in one pass on GPUs with Triton, else pass by pass."""
-    if has_triton(weights.device):
+def update_for(weights: Weights, averages: Averages, optimizer: Optimizer, eager: bool = False) -> Update:
+    """All in one pass on GPUs with Triton, unless `eager`; else pass by pass."""
+    if has_triton(weights.device) and not eager:
         from ldit.training.fused_update import FusedUpdate
 
         return FusedUpdate(weights, averages, optimizer)

@@ -47,6 +47,10 @@ class Weights:
         if self._copied:
             model.to(compute)
         model.to_empty(device=device)
+        # In the order of the axes: masters, averages and moments are read in pieces.
+        for p in model.parameters():
+            if not isinstance(p, DTensor) and not p.is_contiguous():
+                p.data = p.data.contiguous()
         self._own: list[Tensor] = list(model.parameters())
         self.fixed = frozenset(name for name, own in zip(self.names, self._own, strict=True) if not own.requires_grad)
         self._grads: list[Tensor | None] = [None] * len(self._own)

@@ -161,9 +161,7 @@ class SampleSet:
         self.source = open_requested(request)
         self.guide = open_guide(request)
         spec = self.source.spec
-        self.request = request = replace(
-            request, compile=is_compiled(request, (self.source, self.guide), self.device, num)
-        )
+        inference_options(request)  # raises for options that exclude each other
         # Check the request with the labels of the first block: the rest is the same for every block.
         self.labels = assign_labels(request, build_conditioner(spec))
         self.ranges = cut(num, request.batch_size)
@@ -183,7 +181,10 @@ class SampleSet:
     def sampler(self) -> BlockSampler:
         """A sampler of the set's blocks; reads the weights."""
         request = self.request
+        # Compiled or not: the description says what was asked for, since images differ by rounding alone.
+        compiled = is_compiled(request, (self.source, self.guide), self.device, self.num)
         root, inference = request.local_diffusers_model_root, inference_options(request)
+        inference = replace(inference, compiled=compiled)
         pipe = load_source(self.source, self.device, self.dtype, request.ema, root, request.offload, inference)
         guide = None
         if self.guide is not None:

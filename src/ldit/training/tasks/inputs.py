@@ -57,16 +57,16 @@ class CachedInputs:
 
 
 class EncodedInputs(CachedInputs):
-    """The batch holds images, which are encoded here. On GPUs the products of an fp32 autoencoder are rounded to TF32:
+    """The batch holds images, which are encoded here. With `tf32` products of an fp32 autoencoder are rounded on GPUs:
     in full precision it would take longer than the training step of a network of 600M parameters."""
 
-    def __init__(self, codec: Autoencoder, seed: int) -> None:
+    def __init__(self, codec: Autoencoder, seed: int, tf32: bool = False) -> None:
         super().__init__(codec.config, seed)
-        self.codec = codec
+        self.codec, self.tf32 = codec, tf32
 
     def __call__(self, batch: Batch, device: torch.device, size: int | None = None) -> Tensor:
         images = reduced(to_device(batch.inputs, device), size)
-        return self.drawn(batch, *self.codec.moments(images, tf32=True))
+        return self.drawn(batch, *self.codec.moments(images, tf32=self.tf32))
 
 
 def reduced(images: Tensor, size: int | None) -> Tensor:
@@ -94,7 +94,7 @@ def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple
     logger.info(
         "every step encodes its images: `ldit encode` does that once for all epochs, and data.path then names its cache"
     )
-    return EncodedInputs(codec, config.train.seed), codec
+    return EncodedInputs(codec, config.train.seed, config.train.precision != "fp32"), codec
 
 
 def _autoencoder(
