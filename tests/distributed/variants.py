@@ -53,6 +53,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "gqa": ({}, {}, {}, {"n_kv_heads": 2, "qk_norm": True, "rope": "2d"}),
     "gqa-tp2": ({"tp": 2}, {}, {}, {"n_kv_heads": 2, "qk_norm": True, "rope": "2d"}),
     "bf16": ({}, {"precision": "bf16"}, {}, {}),
+    "moments": ({}, {}, {"moments": "bf16"}, {}),  # rounded by the places in each process's part
     "bf16-tp2": ({"tp": 2}, {"precision": "bf16"}, {}, {}),
     "fp16": ({}, {"precision": "fp16"}, {}, {}),
     "fp16-tp2": ({"tp": 2}, {"precision": "fp16"}, {}, {}),
@@ -85,6 +86,7 @@ def config_of(name: str) -> RunConfig:
         process=FlowConfig(),
         train=replace(config.train, batch_size=8, **train),
         optim=replace(config.optim, **optim),
+        ema=replace(config.ema, host=name.endswith("moments")),
         objective=ObjectiveConfig(**OBJECTIVES.get(name.split("-")[0], {})),
         parallel=ParallelConfig(**parallel),
     )
