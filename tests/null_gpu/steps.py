@@ -1,6 +1,6 @@
 """Training steps of a recipe on a simulated GPU, alone or as one process of many: memory, launches, waits, collectives.
 
-Run by test_steps.py; by hand: `$LDIT_NULL_GPU/run python tests/null_gpu/steps.py --recipe imagenet256-7b --local 64
+Run by test_null_gpu.py; by hand: `$LDIT_NULL_GPU/run python tests/null_gpu/steps.py --recipe imagenet256-7b --local 64
 --micro 32 --world 8`. The last line is a JSON object. Numbers that steer the step are given here, since the device
 computes nothing.
 """
