@@ -337,6 +337,8 @@ def _log_start(prepared: _Prepared, out: Path, state: TrainState) -> None:
     made_of = software(world.device, COMPUTE[train.precision], *(_attention(config) or ()))
     plural = "" if world.size == 1 else "es"
     logger.info("device  %s, %d process%s%s, %s", world.device, world.size, plural, layout, made_of)
+    if config.optim.moments != "fp32":
+        logger.info("moments %s", state.optimizer.adamw.describe())
     logger.info("out     %s%s", out, f", from step {state.step}" if state.step else "")
 
 

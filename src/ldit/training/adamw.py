@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import log
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.optim.adamw import adamw
 
 from ldit.config.sections import OptimConfig
@@ -93,6 +93,16 @@ class AdamW:
             moved = p.mul(1 - lr * self.weight_decay).sub_(first / (second.sqrt() / bias2 + EPS) * (lr / bias1))
             torch.where(sound, moved, p, out=p)
             row.moments.write(piece, first, second, seed, sound)
+
+    def describe(self) -> str:
+        """How the moments are stored: "int8 for 98 % of AdamW's parameters, fp32 for the rest"."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row.moments.kind] = counts.get(row.moments.kind, 0) + Size(row.layout.shape).numel()
+        kind = next((kind for kind in counts if kind != "fp32"), "fp32")
+        share = counts.get(kind, 0) / max(sum(counts.values()), 1)
+        rest = "" if share == 1 else ", fp32 for the rest"
+        return f"{kind} for {share:.0%} of AdamW's parameters{rest}".replace("%", " %")
 
     def biases(self) -> tuple[Tensor, Tensor]:
         """What the first moment and the root of the second are divided by: scalars on the device. 1 before any step."""
