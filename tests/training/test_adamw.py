@@ -30,6 +30,7 @@ def test_the_hash_is_that_of_words() -> None:
     words = random_words(1 << 16, seed, torch.device("cpu"))
     expected = [_hashed((seed + i) & 0xFFFFFFFF) for i in range(100)]
     assert [word & 0xFFFFFFFF for word in words[:100].tolist()] == expected
+    assert len({seed_of(step, index) for step in range(50) for index in range(50)}) == 2500
     for bit in range(32):  # five standard deviations of a fair coin
         assert ((words >> bit) & 1).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 256)
 
