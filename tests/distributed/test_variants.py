@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(900)
 # moves it by lr times the curvature times the offset of the weights; 2e-7 was measured.
 LOSS, NORM = 2e-6, 1e-5
 # A rounding to bf16 or fp16 is off by up to 2e-3 or 2.4e-4; of the thousands that enter a mean most cancel. Measured:
-# 1e-4 and 2.4e-5 of the loss, 8e-4 and 1e-4 of the norm; with moments in bf16, 1e-5 and 9e-5.
-HALF = {"bf16": (1e-3, 8e-3), "fp16": (2e-4, 1e-3), "moments": (5e-5, 5e-4)}
+# 1e-4 and 2.4e-5 of the loss, 8e-4 and 1e-4 of the norm; with moments in bf16, 4e-5 and 1e-4.
+HALF = {"bf16": (1e-3, 8e-3), "fp16": (2e-4, 1e-3), "moments": (2e-4, 1e-3)}
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 COMPILED = ("compiled",) if COMPILER else ()
@@ -87,10 +87,10 @@ def results(alone: dict[str, Any], two: dict[str, Any], four: dict[str, Any]) ->
 
 def kin(name: str) -> str:
     """The variant that a single process trains in the plain way with the same network, optimiser and precision."""
-    first = name.split("-")[0]
+    first, own = name.split("-")[0], ("muon", "head", "gqa", "bf16", "fp16", "moments", "chunked", "switches", "route")
     if first == "original":
         return name
-    return first if first in ("muon", "head", "gqa", "bf16", "fp16", "chunked", "switches", "route") else "plain"
+    return first if first in own else "plain"
 
 
 def far(found: list[float], expected: list[float]) -> float:
@@ -235,10 +235,10 @@ def test_whole_tensors_go_round(processes: int, results: dict[int, dict[str, Any
 
 
 def test_weights_are_freed_between_the_passes(two: dict[str, Any]) -> None:
-    """All but the last block's, with which the backward pass begins, and what belongs to no block; none where they are
-    to be kept."""
+    """All but the last block's and its modulation's, with which the backward pass begins, and what belongs to no block;
+    none where they are to be kept."""
     blocks = [f"layers.{index}" for index in range(3)]
-    assert two["gathered:reshard"] == [[[blocks[2], "rest"], [*blocks[:2], "modulations"]]] * 2
+    assert two["gathered:reshard"] == [[[blocks[2], "modulations", "rest"], [*blocks[:2], "modulations"]]] * 2
     assert two["gathered:keep"] == [[[*blocks, "modulations", "rest"], []]] * 2
 
 

@@ -128,21 +128,7 @@ class BaseRun:
             raise ConfigError("optim.every: goes with optim.chunked")
         if self.optim.kind != "muon" and (self.optim.chunked or self.optim.precision != "run"):
             raise ConfigError("optim.chunked and optim.precision: go with optim.kind muon")
-        # Power averages. Their width is part of a file's name, to four decimals.
-        for width in self.ema.power:
-            if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
-                raise ConfigError(f"ema.power: a relative width must be in (0, 0.28), got {width}")
-            if round(width, 4) != width:
-                raise ConfigError(f"ema.power: at most four decimals, got {width}")
-        for key, values in (("ema.more", (self.ema.decay, *self.ema.more)), ("ema.power", self.ema.power)):
-            if len(set(values)) != len(values):
-                raise ConfigError(f"{key}: the same value twice")
-        if self.ema.snapshot_every and not self.ema.power:
-            raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
-        if self.ema.every > t.steps:
-            raise ConfigError(f"ema.every: {self.ema.every} is more than train.steps {t.steps}")
-        if self.ema.every > 1 and self.ema.power:
-            raise ConfigError("ema.every: power averages (ema.power) are updated at every step")
+        self._check_averages()
         # The learning rate's schedule.
         for name in ("warmup", "cooldown"):
             share = getattr(t, f"{name}_share")
@@ -160,6 +146,23 @@ class BaseRun:
             raise ConfigError("data.path: name the folder of training images (--data.path DIR)")
         if not all(0 <= value <= 255 for value in self.data.background):
             raise ConfigError(f"data.background: three values from 0 to 255, got {show(self.data.background)}")
+
+    def _check_averages(self) -> None:
+        # Power averages. Their width is part of a file's name, to four decimals.
+        for width in self.ema.power:
+            if not 0 < width < 0.28:  # the width of gamma = 0, the plain mean, is 0.2887
+                raise ConfigError(f"ema.power: a relative width must be in (0, 0.28), got {width}")
+            if round(width, 4) != width:
+                raise ConfigError(f"ema.power: at most four decimals, got {width}")
+        for key, values in (("ema.more", (self.ema.decay, *self.ema.more)), ("ema.power", self.ema.power)):
+            if len(set(values)) != len(values):
+                raise ConfigError(f"{key}: the same value twice")
+        if self.ema.snapshot_every and not self.ema.power:
+            raise ConfigError("ema.snapshot_every: there are no power averages (--ema.power 0.05 0.10)")
+        if self.ema.every > self.train.steps:
+            raise ConfigError(f"ema.every: {self.ema.every} is more than train.steps {self.train.steps}")
+        if self.ema.every > 1 and self.ema.power:
+            raise ConfigError("ema.every: power averages (ema.power) are updated at every step")
 
     def with_warmup(self, begun: int | None) -> Self:
         """With the number of warm-up steps in place of a share: that of the run as it was `begun`, else of all steps. A
