@@ -159,6 +159,18 @@ def test_averages_on_the_host(precision: str, tmp_path: Path, monkeypatch: pytes
     assert not torch.equal(found[0][0], found[1][0])
 
 
+def test_averaging_that_fails_ends_the_run_by_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step raises it: other processes would wait. It is kept until all have agreed to end."""
+    state, task, loader = started(replace(tiny(), ema=EMAConfig(0.9, host=True)))
+    monkeypatch.setattr(ema, "_average", lambda piece, averages: 1 / 0)
+    for batch in loader.from_step(0, 3):
+        train_step(state, task, batch)
+    assert state.averages.failed and state.step == 3
+    with pytest.raises(ZeroDivisionError):
+        state.averages.wait()
+    assert not state.averages.failed
+
+
 def test_the_norm_of_gradients_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of one micro-batch stay in bf16; their norm is summed in fp32, where bf16 has an error of 2e-3."""
     state, task, loader = started(tiny(precision="bf16"))

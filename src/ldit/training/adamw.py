@@ -1,7 +1,7 @@
 """AdamW (Loshchilov and Hutter 2019) whose moments may be stored in fewer bits.
 
 With fp32 moments the arithmetic is torch's fused kernel. With others each parameter's moments are read into fp32,
-updated and stored again: one parameter at a time, so that they are never all there in fp32.
+updated and stored again, a piece at a time.
 """
 
 from collections.abc import Iterator, Sequence

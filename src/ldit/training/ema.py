@@ -4,7 +4,6 @@ They may be kept in host memory: a thread copies the weights there while the nex
 """
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldit.config.sections import EMAConfig
+from ldit.training.background import Background
 
 MAIN = "ema"
 CHUNK = 1 << 26  # numbers that are on their way to the host at once: 256 MB
@@ -77,7 +77,7 @@ class Averages:
     @property
     def failed(self) -> bool:
         """Whether averaging in host memory failed; `wait` raises its error."""
-        return self._host is not None and self._host.error is not None
+        return self._host is not None and self._host.failed
 
     def settle(self) -> None:
         """Wait until the weights may change: until their last copies to the host are made and averaged. Without raising
@@ -118,55 +118,32 @@ class Averages:
         values = [m.detach() for m in masters]
         if self._host is not None:
             tracks = [(self._tracks[name].values, share) for name, share in shares.items() if share]
-            if tracks:
-                self._host.start(values, tracks)
+            if tracks and not self.failed:  # after a failure the run ends at the next step, on all ranks together
+                self._host.average(values, tracks)
             return
         for name, share in shares.items():
             if share:
                 torch._foreach_lerp_(self._tracks[name].values, values, share)
 
 
-class HostCopies:
+class HostCopies(Background):
     """Averages tensors of a device into tensors in host memory, on a thread: piece by piece through two pinned buffers,
     so that one is copied while the other is averaged."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self.error: BaseException | None = None
+        super().__init__("averages")
         self._buffers: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
 
-    def start(self, values: Sequence[Tensor], tracks: Sequence[tuple[Sequence[Tensor], float]]) -> None:
+    def average(self, values: Sequence[Tensor], tracks: Sequence[tuple[Sequence[Tensor], float]]) -> None:
         """Start averages += share·(values - averages) for each (averages, share). The values may not change until
-        `wait` returns."""
-        self.wait()
+        `settle` returns."""
         device = next((value.device for value in values if value.is_cuda), None)
         ready = None
         if device is not None:
             ready = torch.cuda.Event()
             ready.record()  # the values are complete when the device has come this far
-
-        def run() -> None:
-            try:
-                self._run(values, tracks, device, ready)
-            except BaseException as error:
-                self.error = error
-
-        self._thread = threading.Thread(target=run, name="averages", daemon=True)
-        self._thread.start()
-
-    def settle(self) -> None:
-        """Wait for the thread."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def wait(self) -> None:
-        """Wait for the thread; raises its error, once."""
-        self.settle()
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
+        self.start(lambda: self._run(values, tracks, device, ready))
 
     @torch.no_grad()
     def _run(

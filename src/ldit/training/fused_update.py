@@ -1,7 +1,7 @@
 """AdamW, the main average and the network's low-precision copy in one pass over memory, as a Triton kernel.
 
 Each number of the state is read and written once: 36 bytes a parameter with bf16 gradients and fp32 moments, where
-separate passes move 64. One launch serves all parameters: the kernel finds their addresses in a table. The arithmetic
+separate passes move 60. One launch serves all parameters: the kernel finds their addresses in a table. The arithmetic
 is that of `adamw` and `ema`, and so are the random bits of `moments`.
 """
 

@@ -2,8 +2,8 @@
 
 bf16 keeps 8 bits of a number. At beta2 = 0.999 the second moment moves by a thousandth a step, which rounding to
 nearest loses. Stochastic rounding keeps it on average: a number is rounded up with a probability equal to its place
-between its two neighbours. The random bits are a hash of step, parameter and place in
-this rank's part, so a run that is resumed by as many processes repeats them.
+between its two neighbours. The random bits are a hash of step, parameter and place in this rank's part, so a run that
+is resumed by as many processes repeats them.
 
 int8 is for matrices whose rows are made of whole blocks of `BLOCK` numbers. The first moment is a code of -127 … 127
 times a scale for each block, rounded stochastically. The second moment is one fp32 number for each block, the mean of

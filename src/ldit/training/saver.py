@@ -1,6 +1,5 @@
 """Asynchronous checkpoints: training waits while the state is copied to the host, a thread writes the copy."""
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldit.errors import RunError
+from ldit.training.background import Background
 
 _ALIGNED = 64
 
@@ -65,45 +65,15 @@ def _unregister(block: Tensor) -> None:
     torch.cuda.cudart().cudaHostUnregister(block.data_ptr())
 
 
-class Saver:
-    """Runs one save at a time on a thread. `failed` tells whether it raised; `wait` raises its error.
-
-    With `asynchronous` false, `start` returns when the save is done.
-    """
+class Saver(Background):
+    """Runs one save at a time. With `asynchronous` false, `start` returns when the save is done."""
 
     def __init__(self, asynchronous: bool) -> None:
+        super().__init__("saver")
         self.asynchronous = asynchronous
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    @property
-    def failed(self) -> bool:
-        return self._error is not None
 
     def start(self, work: Callable[[], object]) -> None:
         """Wait for the previous save, then run `work` on the thread."""
-        self.wait()
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="saver", daemon=True)
-        self._thread.start()
+        super().start(work)
         if not self.asynchronous:
             self.wait()
-
-    def settle(self) -> None:
-        """Wait until nothing is being saved, without raising its error."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def wait(self) -> None:
-        """Wait until nothing is being saved; raises the error of the last save, once."""
-        self.settle()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
