@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant("training/checkpointing.py", '"offset": state.offset,', '"offset": 0,', TRAIN),
     Mutant("training/checkpointing.py", '"scaler": state.scaler.to_json(),', "", TRAIN),
     Mutant("training/checkpointing.py", 'record.get("updates", step)', "step", TRAIN),
-    Mutant("training/saver.py", "self.wait()\n\n        def run", "def run", TRAIN),
+    Mutant("training/background.py", "self.wait()\n\n        def run", "def run", TRAIN),
     Mutant("training/saver.py", "return copy.copy_(value.detach(), non_blocking=True)", "return value.detach()", TRAIN),
     # layouts and exchange
     Mutant("parallel/layout.py", "chunk = -(-(high - low) // self.shard)", "chunk = (high - low) // self.shard", SHARED),
