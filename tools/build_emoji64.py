@@ -118,7 +118,7 @@ def reduce_image(data: bytes) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("names", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()

@@ -12,8 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_tars import END, PNG, member
 
+from ldit.data.byte_strings import ByteStrings
 from ldit.data.formats.labels import class_names, json_object, label_of_text
-from ldit.data.formats.listed import ByteStrings, ListedImages
+from ldit.data.formats.listed import ListedImages
 from ldit.data.formats.metadata import MetadataImages
 from ldit.data.formats.tars import TarImages
 from ldit.data.images.decoding import Decoding

@@ -62,7 +62,9 @@ def test_images_in_the_order_of_the_lines(root: Path) -> None:
     assert (len(data), data.num_before_cap, data.root, data.size, data.names) == (3, 3, root, 4, ("one", "two"))
     assert wheres(data) == ["x/y/d.png", "a.png", "x/ü.png"]
     assert [(int(data[i][0][0, 0, 0]), data[i][1]) for i in range(3)] == [(30, 1), (0, 0), (40, 1)]
-    assert data[0][0].shape == (4, 4, 3) and data.captions is None
+    assert data[0][0].shape == (4, 4, 3)
+    with pytest.raises(DataError, match=r"line 1: no caption"):
+        data.captions()
     lines = ["x/y/d.png\0" + "1\n", "a.png\0" + "0\n", "x/ü.png\0" + "1\n"]
     assert data.fingerprint() == hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -84,9 +86,17 @@ def test_captions_go_with_their_images(root: Path) -> None:
         {"text": "u", "caption": "v"},
     ]
     write(root, *({"file_name": name} | text for name, text in zip(names, texts, strict=True)))
-    assert open_folder(root).captions == ["ein Bär", "b", "", "u"]
-    assert open_folder(root, exclude=["b.png"]).captions == ["ein Bär", "", "u"]
-    assert "line 1: 'text' is a list, not a text" in refused(root, {"file_name": "a.png", "text": ["a"]})
+    with pytest.raises(DataError, match=r"metadata.jsonl, line 3: no caption \(text or caption\)"):
+        open_folder(root).captions()
+    texts[2] = {"text": ["b", "two"], "weights": [1, 3]}
+    write(root, *({"file_name": name} | text for name, text in zip(names, texts, strict=True)))
+    # The table is that of all lines, whatever a held-out list leaves.
+    data = open_folder(root, exclude=["b.png"])
+    captions = data.captions()
+    assert [data.caption_row(i) for i in range(3)] == [0, 2, 3] and len(captions) == 4
+    drawn = [captions.texts[captions.draw(2, u)] for u in (0.0, 0.2499, 0.25, 0.9999)]
+    assert drawn == ["b", "b", "two", "two"] and captions.texts[captions.main(2)] == "two"
+    assert [captions.texts[captions.main(i)] for i in (0, 1, 3)] == ["ein Bär", "b", "u"]
 
 
 def test_lists_and_caps(root: Path) -> None:

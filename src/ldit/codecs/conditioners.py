@@ -1,16 +1,18 @@
-"""Conditioners: turn labels into what the network is given, with a null label and label dropout."""
+"""Conditioners: turn labels or texts into what the network is given, with a null one and dropout."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldit.codecs.text_features import TextFeatures, stacked
 from ldit.config.labels import resolve_labels
 from ldit.config.model import TextModelConfig
-from ldit.config.spec import ModelSpec
+from ldit.config.spec import ModelSpec, TextConditionerConfig
 from ldit.errors import RequestError
+from ldit.nn.conditioning import TextCondition
 
 Labels = int | str | Iterable[int | str] | Tensor | None
 """Class numbers or names as a user gives them: one, a list, or an array."""
@@ -45,8 +47,10 @@ class ClassConditioner:
             listed = [listed]
         return tuple(index for label in listed for index in resolve_labels(label, self.count, self.names))
 
-    def encode(self, labels: Sequence[int], device: torch.device | None = None) -> Tensor:
+    def encode(self, labels: Sequence[int] | Tensor, device: torch.device | None = None) -> Tensor:
         """What the network is given: (B,) int64."""
+        if isinstance(labels, Tensor):
+            return labels.pin_memory().to(device, non_blocking=True) if device and device.type == "cuda" else labels
         return torch.tensor(labels, dtype=torch.int64, device=device)
 
     def encode_null(self, count: int, device: torch.device | None = None) -> Tensor | None:
@@ -64,12 +68,67 @@ class ClassConditioner:
         return self.names[label] if self.names else f"class {label}"
 
 
-Conditioner = ClassConditioner
+@dataclass(frozen=True)
+class TextConditioner:
+    """Texts. A label is the number of a text, and the null label that of `null_text`.
+
+    `features` gives the features of texts; None before an encoder is at hand, when nothing can be encoded yet.
+    `length`: number of tokens to which every batch is padded; None = that of its longest text.
+    """
+
+    texts: Sequence[str]
+    null_text: str
+    dropout: float = 0.0
+    features: TextFeatures | None = field(default=None, repr=False, compare=False)
+    length: int | None = None
+    is_unconditional = False
+
+    @property
+    def count(self) -> int:
+        return len(self.texts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.texts)
+
+    @property
+    def null(self) -> int:
+        return len(self.texts)
+
+    def encode(self, labels: Sequence[int] | Tensor, device: torch.device | None = None) -> TextCondition:
+        """What the network is given: features and mask of B texts."""
+        assert self.features is not None, "the text encoder is not open"
+        numbers = labels.tolist() if isinstance(labels, Tensor) else labels
+        texts = [self.null_text if number == self.null else self.texts[number] for number in numbers]
+        return stacked(self.features(texts), self.length, device)
+
+    def encode_null(self, count: int, device: torch.device | None = None) -> TextCondition:
+        """The null text `count` times, as `encode` gives it."""
+        return self.encode([self.null] * count, device)
+
+    def drop(self, labels: Tensor, u: Tensor) -> Tensor:
+        """Labels (B,) with the null label where u (B,), uniform in [0, 1), is below `dropout`."""
+        return torch.where(u < self.dropout, self.null, labels)
+
+    def name_of(self, label: int) -> str:
+        """The text."""
+        return self.texts[label]
 
 
-def build_conditioner(spec: ModelSpec) -> Conditioner:
-    """The conditioner of a model; RequestError for text models, whose conditioner is not built yet."""
+Conditioner = ClassConditioner | TextConditioner
+
+
+def build_conditioner(spec: ModelSpec, texts: Sequence[str] = (), null_text: str | None = None) -> Conditioner:
+    """The conditioner of a model; of a text model that of `texts`, with `null_text` or its own null text."""
     model = spec.model
     if isinstance(model, TextModelConfig):
-        raise RequestError("text-to-image is not built yet: only its network is")
+        own = text_config(spec)
+        return TextConditioner(texts, own.null if null_text is None else null_text)
     return ClassConditioner(model.num_classes, spec.class_names, model.null_class, model.class_dropout_prob)
+
+
+def text_config(spec: ModelSpec) -> TextConditionerConfig:
+    """The text encoder of a text model; RequestError where the checkpoint does not say which it is."""
+    if isinstance(spec.conditioner, TextConditionerConfig):
+        return spec.conditioner
+    raise RequestError("conditioner: this text model does not say what its text encoder is")

@@ -33,7 +33,7 @@ from ldit.data.latent_cache.encoder import Encoder
 from ldit.data.latent_cache.job import check_cache_dir
 from ldit.data.latent_cache.reader import open_cache
 from ldit.data.latent_cache.writer import CacheJob
-from ldit.data.samples import Samples
+from ldit.data.samples import Captioned, Samples
 from ldit.data.source import keep_index, open_data
 from ldit.errors import ConfigError, DataError
 from ldit.log import logger, setup
@@ -65,6 +65,7 @@ class EncodeKeywords(TypedDict, total=False):
     workers: int
     timeout: float
     device: str | None
+    captions: bool
 
 
 def encode(path: str | Path, out: str | Path, **keywords: Unpack[EncodeKeywords]) -> Path:
@@ -100,16 +101,21 @@ def make_cache(request: EncodeRequest) -> bool:
     with stopped_by_signals():
         launch = launched()
         # Open and check everything before anything is written.
+        source: Samples
+        heldout: Samples | None
         source, heldout = open_data(
             request.path, request.image_size, request.heldout, request.max_per_class, _decoding(request), request.out
         )
+        if request.captions:
+            source, heldout = Captioned(source), None if heldout is None else Captioned(heldout)
         check_cache_dir(request.out, source.root)
         if source.shape != (3, request.image_size, request.image_size):
             raise DataError(f"{source.root} does not hold images: nothing to encode")
         device = process_device(request.device)
         codec = open_autoencoder(request, device)
         heldout_record = None if heldout is None else _record(request, heldout, training=False)
-        cache = CacheJob(request.out, _describe(request, codec, source, heldout), heldout_record)
+        captions = source.captions() if request.captions else None
+        cache = CacheJob(request.out, _describe(request, codec, source, heldout), heldout_record, captions)
         # Begin the cache, or continue it.
         if not cache.begin():
             logger.info("%s is complete: nothing is left to do", request.out)
@@ -173,6 +179,7 @@ def _describe(
         source=_record(request, source, training=True),
         heldout=None if heldout is None else ImagesRecord(len(heldout), heldout.fingerprint()),
         shard_size=request.shard_size,
+        captions=source.captions().fingerprint() if request.captions else "",
     )
 
 

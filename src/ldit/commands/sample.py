@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ldit.checkpoint.run import trained_on
 from ldit.codecs.codec import check_codec
-from ldit.codecs.conditioners import Conditioner, build_conditioner
+from ldit.codecs.conditioners import ClassConditioner, Conditioner, TextConditioner, build_conditioner, text_config
 from ldit.codecs.pixels import labelled_grid, published_grid
+from ldit.codecs.text import check_text_encoder
 from ldit.config.assets import imagenet_names
+from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import SampleRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
@@ -34,6 +36,7 @@ from ldit.pipeline.load import (
     own_process,
 )
 from ldit.pipeline.loaded import codec_roots
+from ldit.pipeline.prompts import request_prompts
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.make import make_set
 from ldit.storage.manifest import check_not_in_checkpoint
@@ -90,16 +93,18 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     opened = open_requested(request)
     _check_outside(request, opened.path)
     weaker = open_guide(request)
-    conditioner = build_conditioner(opened.spec)
     resolved = check_request(
         opened.spec,
-        _sampling(request, opened.spec, conditioner, published),
+        _sampling(request, opened.spec, published),
         process=own_process(opened),
         guide=None if weaker is None else weaker.spec,
     )
-    root = request.local_diffusers_model_root
+    root, conditioner = request.local_diffusers_model_root, resolved.conditioner
+    roots = codec_roots(root, opened.path)
+    if isinstance(opened.spec.model, TextModelConfig):
+        check_text_encoder(text_config(opened.spec), opened.spec.model.cap_feat_dim, roots)
     if request.latents_out is None or resolved.init is not None:
-        check_codec(opened.spec.codec, codec_roots(root, opened.path), opened.spec.model.in_channels)
+        check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
     # Read the weights.
     device, inference = None if request.device is None else checked_device(request.device), inference_options(request)
     pipe = load_source(opened, device, request.dtype, request.ema, root, request.offload, inference)
@@ -162,10 +167,17 @@ def _check_outside(request: SampleRequest, source: Path) -> None:
                 refuse_inside(target, [data])
 
 
-def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner, published: bool) -> SamplingRequest:
+def _sampling(request: SampleRequest, spec: ModelSpec, published: bool) -> SamplingRequest:
     """The request for the sampler, with a label for each image. Start images are one for all, or one per label: these
     are repeated for all images of the label."""
-    changes: dict[str, Any] = {"class_labels": _labels(request, spec, conditioner)}
+    prompts = request_prompts(spec, request)
+    changes: dict[str, Any]
+    if prompts is not None:
+        changes = {"prompts": [prompt for prompt in prompts for _ in range(request.per_class)], "prompts_file": None}
+    else:
+        conditioner = build_conditioner(spec)
+        assert isinstance(conditioner, ClassConditioner)
+        changes = {"class_labels": _labels(request, spec, conditioner)}
     if request.init_image is not None and len(request.init_image) > 1:
         changes["init_image"] = [image for image in request.init_image for _ in range(request.per_class)]
     if published:
@@ -173,7 +185,7 @@ def _sampling(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner,
     return request.sampling(**changes)
 
 
-def _labels(request: SampleRequest, spec: ModelSpec, conditioner: Conditioner) -> list[int | str]:
+def _labels(request: SampleRequest, spec: ModelSpec, conditioner: ClassConditioner) -> list[int | str]:
     """A label for each image: those of the request, each `per_class` times. By default all classes, of many the first
     sixteen, of ImageNet the eight of the original."""
     if not conditioner.is_unconditional and request.num is not None:
@@ -217,6 +229,7 @@ def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec
     settings = {
         "source": request.source,
         "labels": resolved.labels,
+        **_texts(resolved, request),
         "seeds": resolved.seeds,
         "sampling": {**asdict(resolved.settings), "steps": resolved.steps},
         "ema": request.ema,
@@ -227,6 +240,14 @@ def _settings(request: SampleRequest, resolved: ResolvedRequest, spec: ModelSpec
     if resolved.init is not None:
         settings |= {"init_image": [Path(file).name for file in request.init_image], "strength": resolved.strength}
     return settings
+
+
+def _texts(resolved: ResolvedRequest, request: SampleRequest) -> dict[str, Any]:
+    """The prompts by number, and the negative one where there is one."""
+    if not isinstance(resolved.conditioner, TextConditioner):
+        return {}
+    negative = {} if request.negative_prompt is None else {"negative_prompt": request.negative_prompt}
+    return {"prompts": list(resolved.conditioner.texts), **negative}
 
 
 def _save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:

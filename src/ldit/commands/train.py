@@ -27,7 +27,7 @@ from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
 from ldit.config.experiment import Experiment
-from ldit.config.model import OriginalDiTConfig
+from ldit.config.model import OriginalDiTConfig, TextModelConfig
 from ldit.config.paths import expanded
 from ldit.config.recipes.registry import is_run_directory
 from ldit.config.run import BaseRun, RunConfig
@@ -35,7 +35,7 @@ from ldit.data.formats.heldout import HELDOUT, share_of
 from ldit.data.images.decoding import orientation_of
 from ldit.data.images.image_set import ImageSet
 from ldit.data.loader import Loader
-from ldit.data.samples import Samples, Unlabelled, fit_classes
+from ldit.data.samples import Captioned, Samples, Unlabelled, fit_classes
 from ldit.data.source import OBJECT, decoding_of, keep_index, open_run_data
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
@@ -181,13 +181,19 @@ def _warn_of_turned(data: Samples) -> None:
 def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples, Samples | None]:
     """(training, held-out or None): the user's own data set, or what data.path names."""
     config = experiment.config
-    classes = config.model.num_classes if isinstance(config, RunConfig) and not config.data.fit_model else None
+    model = config.model if isinstance(config, RunConfig) else None
+    has_captions = isinstance(model, TextModelConfig)
+    classes = None
+    if model is not None and not isinstance(model, TextModelConfig) and not config.data.fit_model:
+        classes = model.num_classes
     if experiment.data is None:
         # Each rank verifies its share of the shards of a latent cache.
-        return open_run_data(config.data, classes, (world.rank, world.size), out)
+        return open_run_data(config.data, classes, (world.rank, world.size), out, has_captions)
     from ldit.data.user_set import open_user_set
 
     samples = open_user_set(experiment.data, config.data.image_size, decoding_of(config.data))
+    if has_captions:
+        return Captioned(samples), None
     return samples if classes is None else fit_classes(samples, classes), None
 
 

@@ -1,11 +1,12 @@
 """Hooks of a diffusion run that sample images: grids, and evaluation against a reference."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from ldit.codecs.codec import Codec
+from ldit.codecs.conditioners import TextConditioner
 from ldit.codecs.pixels import labelled_grid
 from ldit.config.requests.sampling import SamplingRequest
 from ldit.errors import CodecError
@@ -22,6 +23,7 @@ from ldit.training.tasks.task import Hook, HookContext, Task
 
 SAMPLES_PER_CLASS = 2
 MOST_CLASSES = 16  # in a grid
+MOST_PROMPTS = 24
 LONG = 100  # steps of published defaults that a grid during training does not take
 PREVIEW = {"solver": "unipc2", "grid": "karras", "steps": 20}
 LINE_EVERY = 30.0  # seconds between lines while a grid is sampled
@@ -65,12 +67,22 @@ def grid_request(task: DiffusionTask, settings: dict[str, Any] | None = None) ->
     """A request for the first classes, without guidance if the model has no null class."""
     more = settings or {}
     conditioner = task.conditioner
+    if isinstance(conditioner, TextConditioner):
+        prompts = task.config.text.prompts or _spread(conditioner.texts)
+        request = SamplingRequest(prompts=prompts, guidance=None if conditioner.dropout else 1.0, **more)
+        return check_request(task.spec, request, process=task.process)
     if conditioner.is_unconditional:
         return check_request(task.spec, SamplingRequest(num=6 * SAMPLES_PER_CLASS, **more), process=task.process)
     labels = [label for label in range(min(conditioner.count, MOST_CLASSES)) for _ in range(SAMPLES_PER_CLASS)]
     guidance = 1.0 if conditioner.null is None else None
     request = SamplingRequest(class_labels=labels, guidance=guidance, **more)
     return check_request(task.spec, request, process=task.process)
+
+
+def _spread(texts: Sequence[str]) -> list[str]:
+    """Some texts, evenly spread."""
+    count = min(len(texts), MOST_PROMPTS)
+    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def sample_hook(
@@ -94,11 +106,13 @@ def sample_hook(
             return bool(context.received) and context.world.size == 1
 
         with state.weights.swapped_in(state.averages.main) as model, eager():
-            loaded = LoadedModel(model, task.spec, dtype=COMPUTE[state.config.train.precision], codec=codec)
+            dtype, conditioner = COMPUTE[state.config.train.precision], task.conditioner
+            features = conditioner.features if isinstance(conditioner, TextConditioner) else None
+            loaded = LoadedModel(model, task.spec, dtype=dtype, codec=codec, features=features)
             events = ImageSampler(loaded, request, callback=after, cancelled=is_stopping).events()
             images = [event.image for event in events if isinstance(event, Sample) and event.image is not None]
         if state.world.is_main and len(images) == len(request.labels):
-            captions = [task.conditioner.name_of(label) for label in request.labels]
+            captions = [request.conditioner.name_of(label) for label in request.labels]
             draw = partial(labelled_grid, images, captions, columns=6, scale=2 if images[0].width < 128 else 1)
             save_grid(context.out, state.step, draw)
 

@@ -1,7 +1,8 @@
 """Network configurations and the presets table. Torch-free; defaults are the original constructor's."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from math import isqrt
+from typing import Any, ClassVar, Literal
 
 from ldit.config.serial import convert, show
 from ldit.errors import ConfigError
@@ -140,12 +141,15 @@ class ClassModelConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class TextModelConfig(BackboneConfig):
-    """Text-conditional DiT over rows of patches, padded to `max_seq_len` tokens."""
+    """Text-conditional DiT over rows of patches, each with a token at its end, padded to `max_seq_len` tokens."""
 
     kind: Literal["text"] = field(default="text", kw_only=True)
     max_seq_len: int = 288
+    """Number of tokens of an image with padding: an image of r rows and c columns of patches has r·(c + 1)."""
     cap_feat_dim: int = 5120
+    """Width of the text features."""
     rope_scaling_factor: float = 1.0
+    """Rotary positions are divided by this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +157,27 @@ class TextModelConfig(BackboneConfig):
         _within(self, "cap_feat_dim", 1)
         if not self.rope_scaling_factor > 0:
             raise ConfigError(f"model.rope_scaling_factor: must be positive, got {self.rope_scaling_factor}")
+
+    @property
+    def input_size(self) -> int:
+        """Side of the largest square latent that `max_seq_len` tokens hold."""
+        rows = (isqrt(4 * self.max_seq_len + 1) - 1) // 2  # the largest r with r·(r + 1) tokens
+        return rows * self.patch_size
+
+    @property
+    def side_unit(self) -> int:
+        """See `ClassModelConfig`."""
+        return self.patch_size
+
+    @property
+    def trunk_layers(self) -> int:
+        """Text models have one patch level."""
+        return self.n_layers
+
+    # What class models alone can have.
+    fine_layers: ClassVar[int] = 0
+    class_tokens: ClassVar[int] = 0
+    augment_labels: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -222,8 +247,6 @@ class OriginalDiTConfig:
 
 
 ModelConfig = ClassModelConfig | TextModelConfig | OriginalDiTConfig
-TrainedConfig = ClassModelConfig | OriginalDiTConfig
-"""Networks that `ldit train` trains."""
 
 _MOST = {
     "n_layers": 1024,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any, Self
 
-from ldit.config.model import OriginalDiTConfig, TrainedConfig
+from ldit.config.model import ModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.config.sections import (
     DataConfig,
     EMAConfig,
@@ -16,6 +16,7 @@ from ldit.config.sections import (
     OptimConfig,
     ParallelConfig,
     StageConfig,
+    TextConfig,
     TrackConfig,
     TrainConfig,
 )
@@ -200,7 +201,7 @@ def check_idle(run: BaseRun, rows: Iterable[tuple[str, Any, str]]) -> None:
 class RunConfig(BaseRun):
     """The complete configuration of a run that trains a diffusion model, saved as RUN/config.json."""
 
-    model: TrainedConfig
+    model: ModelConfig
     process: ProcessConfig = field(default_factory=FlowConfig)
     codec: CodecConfig = field(default_factory=PixelCodecConfig)
     sampling: SamplingConfig | None = None
@@ -208,10 +209,12 @@ class RunConfig(BaseRun):
     stages: tuple[StageConfig, ...] = ()
     """The first stages of the run, at smaller sizes; the rest is at data.image_size."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
-        if (fitted := self.fitted(self.model.num_classes)) != self:  # the classes follow when the data are open
+        classes = 0 if isinstance(self.model, TextModelConfig) else self.model.num_classes
+        if (fitted := self.fitted(classes)) != self:  # the classes follow when the data are open
             fitted.check()
             return
         super().check()
@@ -229,6 +232,7 @@ class RunConfig(BaseRun):
             for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
                 if heads is not None and heads % self.parallel.tp:
                     raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
+        self._check_text()
         self._check_objective()
         self._check_stages()
         # Images must become latents of the size that the network takes.
@@ -244,7 +248,24 @@ class RunConfig(BaseRun):
         if not self.data.fit_model:
             return self
         side = self.data.image_size // self.codec.factor
+        if isinstance(self.model, TextModelConfig):
+            rows = side // self.model.patch_size
+            return replace(self, model=replace(self.model, max_seq_len=rows * (rows + 1)))
         return replace(self, model=replace(self.model, num_classes=num_classes, input_size=side))
+
+    def _check_text(self) -> None:
+        if not isinstance(self.model, TextModelConfig):
+            if self.text != TextConfig():
+                raise ConfigError("text: is for text models (model.kind text)")
+            return
+        if not 0 <= self.text.dropout < 1:
+            raise ConfigError(f"text.dropout: must be in [0, 1), got {self.text.dropout}")
+        if self.text.max_tokens < 1:
+            raise ConfigError(f"text.max_tokens: must be at least 1, got {self.text.max_tokens}")
+        if self.objective.route:
+            raise ConfigError("objective.route: is for class models")
+        if self.eval.every:
+            raise ConfigError("eval.every: evaluation during training is for class models; use ldit evaluate")
 
     def _check_objective(self) -> None:
         objective, off = self.objective, ObjectiveConfig()

@@ -248,6 +248,27 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """Text models: captions, and the frozen text encoder."""
+
+    encoder: str = "meta-llama/Llama-2-7b-hf"
+    """Folder or Hub id of the text encoder, a causal or bidirectional model in transformers' layout."""
+    tokenizer: str = ""
+    """Folder or Hub id of its tokenizer. Default: the encoder's."""
+    max_tokens: int = 128
+    """Longer captions are cut to so many tokens."""
+    dropout: float = 0.1
+    """Share of captions that training replaces by the empty one; 0 = no guidance."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Dtype in which the encoder computes."""
+    cache: str = ""
+    """Folder with features of all captions, made by `ldit encode --text`; with a complete one the encoder is not
+    needed."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the sample grids during training, with fixed seeds. Default: captions of the data."""
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """The first steps of a run, at a smaller image size."""
 

@@ -102,12 +102,21 @@ class ClassConditionerConfig:
 
 @dataclass(frozen=True)
 class TextConditionerConfig:
-    """Prompts, embedded by a frozen language model, given by Hub id or relative path."""
+    """Prompts, embedded by a frozen language model."""
 
     kind: Literal["text"] = field(default="text", kw_only=True)
     encoder: str = "meta-llama/Llama-2-7b-hf"
+    """Folder or Hub id of a model in transformers' layout."""
     max_tokens: int = 128
+    """Longer texts are cut to so many tokens."""
     null: str = ""
+    """The text that stands for no prompt."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer. Default: that of the encoder."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_tokens <= 1 << 16:
+            raise ConfigError(f"conditioner.max_tokens: must be 1 to {1 << 16}, got {show(self.max_tokens)}")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""What the loader reads: samples of one shape with a class each, images or cached latents."""
+"""What the loader reads: samples of one shape with a class or captions each, images or cached latents."""
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ldit.data.captions import Captions
 from ldit.data.latent_cache.description import CacheDescription
 from ldit.errors import DataError, some
 
@@ -52,6 +54,14 @@ class Samples(Protocol):
         """Hex sha256 of the set and its order: equal for equal sets only."""
         ...
 
+    def captions(self) -> Captions:
+        """The captions of the samples, by `caption_row`. DataError says what has none."""
+        ...
+
+    def caption_row(self, index: int) -> int:
+        """The place of sample `index` in `captions`, which training and held-out samples may share."""
+        ...
+
 
 class Unlabelled:
     """A set without its classes: no names, every label 0, the null class of a model without classes."""
@@ -76,6 +86,33 @@ class Unlabelled:
     def fingerprint(self) -> str:
         """That of the wrapped set: the samples are the same."""
         return self.data.fingerprint()
+
+    def captions(self) -> Captions:
+        return self.data.captions()
+
+    def caption_row(self, index: int) -> int:
+        return self.data.caption_row(index)
+
+
+class Captioned(Unlabelled):
+    """A set for text models: without classes, and with the row of its captions as the label of a sample."""
+
+    def __init__(self, data: Samples) -> None:
+        """DataError for a set without captions."""
+        super().__init__(data)
+        self._captions = data.captions()
+
+    def read(self, index: int, flip: bool, out: np.ndarray) -> int:
+        """Fill `out` as the wrapped set does; returns the row of the sample's captions."""
+        self.data.read(index, flip, out)
+        return self.data.caption_row(index)
+
+    def captions(self) -> Captions:
+        return self._captions
+
+    def fingerprint(self) -> str:
+        """sha256 of the samples and their captions."""
+        return hashlib.sha256(f"{self.data.fingerprint()} {self._captions.fingerprint()}".encode()).hexdigest()
 
 
 def fit_classes(data: Samples, num_classes: int) -> Samples:

@@ -28,14 +28,15 @@ from ldit.data.formats.table import Opening, format_of
 from ldit.data.images.decoding import Decoding
 from ldit.data.images.image_set import ImageSet
 from ldit.data.latent_cache.description import JOB, is_cache
-from ldit.data.samples import Samples, Unlabelled, fit_classes
+from ldit.data.samples import Captioned, Samples, Unlabelled, fit_classes
 from ldit.errors import DataError
 from ldit.storage.manifest import NAME as MANIFEST
 
 if TYPE_CHECKING:
     from ldit.data.latent_cache.reader import LatentSamples
 
-BUNDLED = ("emoji64",)
+BUNDLED = {"emoji64": "emoji64-styles/3d", "emoji64-styles": "emoji64-styles"}
+"""Folders of the bundled sets, by name."""
 OBJECT = "object:"
 """Prefix of the data path of a run on a data set object; the rest is the name of its class."""
 
@@ -48,7 +49,7 @@ def data_root(path: str) -> Path:
             "gave it (ldit train FILE.py:FUNCTION) or with ldit.train(…, data=…)"
         )
     try:
-        root = ASSETS / path if path in BUNDLED else Path(path).expanduser()
+        root = ASSETS / BUNDLED[path] if path in BUNDLED else Path(path).expanduser()
         if root.is_dir() or has_tars(root):
             return root
         is_file = root.exists()
@@ -71,10 +72,12 @@ def open_run_data(
     num_classes: int | None = None,
     share: tuple[int, int] = (0, 1),
     index_dir: Path | None = None,
+    captions: bool = False,
 ) -> tuple[Samples, Samples | None]:
     """(training, held-out or None) of a run. `num_classes` is the model's number of classes, None for models that take
     any: 0 drops the labels, another number must be that of the set. `share` (i, n): this process verifies the i-th of n
-    shares of a latent cache. `index_dir`: the folder in which `keep_index` may have saved an index.
+    shares of a latent cache. `index_dir`: the folder in which `keep_index` may have saved an index. With
+    `captions` the sets are those of a text model: see `Captioned`.
 
     DataError names what is missing, damaged or does not fit.
     """
@@ -92,6 +95,8 @@ def open_run_data(
         train, heldout = open_data(
             config.path, config.image_size, config.heldout, config.max_per_class, decoding_of(config), index_dir
         )
+    if captions:
+        return Captioned(train), None if heldout is None else Captioned(heldout)
     if num_classes is None:
         return train, heldout
     return fit_classes(train, num_classes), None if heldout is None else fit_classes(heldout, num_classes)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ldit.codecs.pixels import to_pil, to_uint8
 from ldit.errors import RequestError
 from ldit.log import logger
+from ldit.nn.conditioning import TextCondition
 from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.request import ResolvedRequest, as_int
 from ldit.rng import normal
@@ -108,6 +109,7 @@ class ImageSampler:
         self.preview_every = preview_every
         # Open the codec before sampling, so that a missing one is noticed now; encode the start images.
         self.codec = pipe.codec if decode else None
+        self.conditioner = pipe.opened(request.conditioner)
         self._starts: Tensor | None = None
         if request.init is not None:
             from ldit.pipeline.init_image import encoded
@@ -211,12 +213,14 @@ class ImageSampler:
     def _guided(self, rows: range) -> Guided:
         """The network with the labels of these rows, and guidance."""
         request = self.request
-        labels = request.conditioner.encode(request.labels[rows.start : rows.stop], self._home)
-        null = request.conditioner.encode_null(len(rows), self._home)
+        cond: Any = self.conditioner.encode(request.labels[rows.start : rows.stop], self._home)
+        null: Any = self.conditioner.encode_null(len(rows), self._home)
+        if isinstance(cond, TextCondition):
+            cond, null = cond.to(self.pipe.dtype), null.to(self.pipe.dtype)
         settings = request.settings
         return Guided(
             self._networks[0],
-            labels,
+            cond,
             null,
             settings.guidance,
             request.channels,

@@ -19,7 +19,9 @@ class RequestKeywords(TypedDict, total=False):
     num: int | None
     seed: int
     seeds: Iterable[int] | None
-    prompts: Sequence[str] | None
+    prompts: str | Sequence[str] | None
+    prompts_file: Path | None
+    negative_prompt: str | None
     steps: int | str | None
     num_inference_steps: int | str | None
     num_sampling_steps: int | str | None

@@ -27,6 +27,7 @@ from ldit.parallel.world import launched
 from ldit.pipeline.generate import Event, ImageSampler, Sample
 from ldit.pipeline.keywords import SamplingKeywords
 from ldit.pipeline.loaded import LoadedModel
+from ldit.pipeline.prompts import is_text_model
 from ldit.pipeline.request import check_request
 from ldit.precision import DTYPES
 from ldit.sampling.fast import offload as blocks
@@ -86,10 +87,11 @@ class Pipeline(LoadedModel):
     def sample(
         self, class_labels: Labels = None, *, output_type: OutputType = "pil", **keywords: Unpack[SamplingKeywords]
     ) -> list[Image.Image] | Tensor:
-        """One image a label, or `num` images of a model without classes: a list of PIL images, a (B, 3, H, W) tensor in
-        [-1, 1], or latents.
+        """One image a label or prompt, or `num` images of a model without classes: a list of PIL images, a
+        (B, 3, H, W) tensor in [-1, 1], or latents.
 
         Keywords (None: the checkpoint's default, in `spec.sampling_defaults`):
+        prompts (texts, also as the first argument), negative_prompt: for text models.
         num: number of images of a model without classes (default 1, or as many as seeds).
         seed (images get seed, seed+1, …) or seeds (one an image).
         steps (or num_inference_steps), solver, grid, eta, diffusion, last_step, tolerance.
@@ -139,7 +141,11 @@ class Pipeline(LoadedModel):
         # Keywords are of three kinds: options of the call, tensors of noise, and the request.
         options = {name: keywords.pop(name) for name in RUNNING if name in keywords}
         noise = {name: keywords.pop(name) for name in NOISE if name in keywords}
-        request = from_keywords(SamplingRequest, {**keywords, "class_labels": class_labels}, "sample")
+        # What a text model is given first are prompts.
+        first = "prompts" if is_text_model(self.spec) and class_labels is not None else "class_labels"
+        if first in keywords:
+            raise RequestError(f"{first}: given twice")
+        request = from_keywords(SamplingRequest, {**keywords, first: class_labels}, "sample")
         # Check the request. The weights of a guide are read only after that.
         guide = self._opened_guide(request.guide)
         spec = None if guide is None else guide.spec

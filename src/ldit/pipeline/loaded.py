@@ -1,6 +1,7 @@
 """LoadedModel: weights in memory, with what they need to make images: spec, process, device, dtype and codec."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import torch
 from torch import nn
 
 from ldit.codecs.codec import Codec, open_codec
+from ldit.codecs.conditioners import Conditioner, TextConditioner, text_config
+from ldit.codecs.text import TextEncoder, check_text_encoder
+from ldit.codecs.text_features import TextFeatures
+from ldit.config.model import TextModelConfig
 from ldit.config.spec import ModelSpec
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Process
@@ -28,14 +33,16 @@ class LoadedModel:
         codec: Codec | None = None,
         inference: InferenceOptions | None = None,
         process: Process | None = None,
+        features: TextFeatures | None = None,
     ) -> None:
         """`inference`: options of the inference copy that samples; None: the network itself samples. `process` is used
-        instead of the spec's. `dtype` is for networks whose parameters are converted at each use."""
+        instead of the spec's. `dtype` is for networks whose parameters are converted at each use. `features`: those of
+        texts, for a text model; None: from its own encoder."""
         self.model, self.spec, self.source, self.codec_root = model, spec, source, codec_root
         self.inference, self.process = inference, process or build_process(spec.process)
         self._network: Any = None
         self._dtype = dtype
-        self._codec = codec
+        self._codec, self._features = codec, features
         self._opening = threading.RLock()  # held while codec or inference copy is made, so that each is made once
 
     @property
@@ -68,6 +75,20 @@ class LoadedModel:
                 roots, channels = codec_roots(self.codec_root, self.source), self.spec.model.in_channels
                 self._codec = open_codec(self.spec.codec, roots, self.device, self._codec_dtype, channels)
             return self._codec
+
+    def opened(self, conditioner: Conditioner) -> Conditioner:
+        """The conditioner of a request, able to encode. A text encoder is read at the first prompt, into this model's
+        device and dtype; CodecError when it is missing or of another width."""
+        if not isinstance(conditioner, TextConditioner):
+            return conditioner
+        with self._opening:
+            if self._features is None:
+                config, model = text_config(self.spec), self.spec.model
+                assert isinstance(model, TextModelConfig)
+                roots = codec_roots(self.codec_root, self.source)
+                check_text_encoder(config, model.cap_feat_dim, roots)
+                self._features = TextFeatures(lambda: TextEncoder(config, roots, self.device, self._codec_dtype))
+            return replace(conditioner, features=self._features)
 
     @property
     def _codec_dtype(self) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ldit.codecs.conditioners import Conditioner, build_conditioner
+from ldit.codecs.conditioners import ClassConditioner, Conditioner, build_conditioner
 from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import INTERNAL, SamplingRequest
 from ldit.config.serial import to_dict
@@ -17,6 +17,7 @@ from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level, Process
 from ldit.errors import RequestError
 from ldit.pipeline.guide import check_guide
+from ldit.pipeline.prompts import request_prompts
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.resolution import check_scaling
@@ -116,15 +117,14 @@ def check_request(
     is 1 whatever the spec says, and a request for another is an error. `process` is used instead of the spec's. `guide`
     is the spec of the weaker model for autoguidance.
     """
-    # What is not supported yet.
-    if request.prompts is not None or isinstance(spec.model, TextModelConfig):
-        raise RequestError("text-to-image sampling is not built yet")
     if spec.model.cond_channels:
         raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
-    # A label, a seed and a start image for each image.
-    conditioner = build_conditioner(spec)
+    # A label, or a prompt by its number, a seed and a start image for each image.
+    prompts = request_prompts(spec, request)
+    texts = () if prompts is None else tuple(dict.fromkeys(prompts))
+    conditioner = build_conditioner(spec, texts, request.negative_prompt)
     images, seeds = _given_images(request.init_image), _listed_seeds(request.seeds)
-    labels = _labels(request, seeds, images, conditioner)
+    labels = _labels(request, seeds, images, conditioner, None if prompts is None else tuple(map(texts.index, prompts)))
     # Everything that the spec's sampling section has a default for.
     steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
     internal = request.guide == INTERNAL
@@ -138,8 +138,8 @@ def check_request(
     shape = _latent_shape(spec, request.height, request.width)
     _check_guidance(conditioner, settings, has_guide)
     if guide is not None:
-        if isinstance(guide.model, TextModelConfig):
-            raise RequestError("guide: text-to-image sampling is not built yet")
+        if isinstance(guide.model, TextModelConfig) or prompts is not None:
+            raise RequestError("guide: is for class models, or internal (model.mid_layer)")
         trained = _latent_shape(spec, None, None), _latent_shape(guide, None, None)
         check_guide(spec, guide, shape, trained)
     _check_noise(initial_noise, (len(labels), *shape), step_noise)
@@ -199,9 +199,19 @@ def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: f
 
 
 def _labels(
-    request: SamplingRequest, seeds: Sequence[int] | None, images: Sequence[Any] | None, conditioner: Conditioner
+    request: SamplingRequest,
+    seeds: Sequence[int] | None,
+    images: Sequence[Any] | None,
+    conditioner: Conditioner,
+    prompts: tuple[int, ...] | None,
 ) -> tuple[int, ...]:
-    """A class index for each image; a model without classes makes `num` images of label 0."""
+    """A class index for each image, or the number of its prompt; a model without classes makes `num` images of label
+    0."""
+    if prompts is not None and request.num is not None:
+        raise RequestError(f"num {request.num}: this model makes one image a prompt")
+    if prompts is not None:
+        return prompts
+    assert isinstance(conditioner, ClassConditioner)
     labels = conditioner.resolve(request.class_labels)
     if not labels and conditioner.is_unconditional:
         return (0,) * _number(request.num, len(seeds if seeds is not None else images or (0,)))
@@ -255,7 +265,6 @@ def _check_guidance(conditioner: Conditioner, settings: SamplingConfig, has_guid
 def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tuple[int, int, int]:
     """(C, h, w) of the latents; height and width are in pixels, None = as in training."""
     model, factor = spec.model, spec.codec.factor
-    assert not isinstance(model, TextModelConfig)
     trained = model.input_size  # the side of the latents of training
     unit = model.side_unit * factor
     sides = []
@@ -268,6 +277,13 @@ def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tup
         if pixels > MOST_PIXELS:
             raise RequestError(f"{name}: must be at most {MOST_PIXELS} pixels, got {pixels}")
         sides.append(pixels // factor)
+    if isinstance(model, TextModelConfig):
+        tokens = sides[0] // model.patch_size * (sides[1] // model.patch_size + 1)
+        if tokens > model.max_seq_len:
+            raise RequestError(
+                f"height {sides[0] * factor} x width {sides[1] * factor}: {tokens} tokens, the model takes "
+                f"{model.max_seq_len} (max_seq_len)"
+            )
     return (model.in_channels, sides[0], sides[1])
 
 

@@ -1,12 +1,20 @@
-"""Recipes on the bundled emoji64: class models in pixels and latents, and their autoencoder."""
+"""Recipes on the bundled emoji64: class models in pixels and latents, a text model, and their autoencoder."""
 
 import json
 
 from ldit.config.assets import ASSETS, EMOJI_CLASSES
 from ldit.config.autoencoder import AutoencoderModelConfig, AutoencoderRun
-from ldit.config.presets import preset
+from ldit.config.presets import preset, text_preset
 from ldit.config.run import RunConfig
-from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from ldit.config.sections import (
+    DataConfig,
+    EMAConfig,
+    HeldoutConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+)
 from ldit.config.spec import AutoencoderConfig, FlowConfig, PixelCodecConfig, SamplingConfig
 
 
@@ -122,3 +130,41 @@ def _bundled_codec(name: str) -> AutoencoderConfig:
     config = json.loads((ASSETS / "models" / name / "config.json").read_text(encoding="utf-8"))
     factor = 1 << (len(config["block_out_channels"]) - 1)
     return AutoencoderConfig(name, config["scaling_factor"], config["shift_factor"], factor)
+
+
+def emoji64_text() -> RunConfig:
+    """The bundled text model: 6.9M parameters, prompts to emoji in four styles, trains on two CPU cores."""
+    return RunConfig(
+        model=text_preset(
+            "XS",
+            max_seq_len=72,  # 8 rows of 8 patches, each with a token at its end
+            cap_feat_dim=384,
+            n_layers=7,
+            n_kv_heads=2,
+            multiple_of=64,
+            learn_sigma=False,
+            qk_norm=True,
+            rope="2d",
+            shared_adaln=True,
+        ),
+        process=FlowConfig(),
+        codec=_bundled_codec("emoji64-vae"),
+        sampling=SamplingConfig("ab4", 20, 3.0, "all", grid="karras"),
+        data=DataConfig("emoji64-styles", 64, flip=False),
+        train=TrainConfig(
+            steps=20_000,
+            batch_size=64,
+            lr=1e-3,
+            warmup=200,
+            cooldown=4000,
+            precision="bf16",
+            grad_clip=1.0,
+            log_every=50,
+            checkpoint_every=250,
+            sample_every=1000,
+        ),
+        optim=OptimConfig(beta2=0.95),
+        ema=EMAConfig(0.999),
+        heldout=HeldoutConfig(every=500, num=256),
+        text=TextConfig("sentence-transformers/all-MiniLM-L6-v2", max_tokens=32),
+    )

@@ -20,6 +20,7 @@ _HERE = "ldit.config.recipes"
 RECIPES = {
     "emoji64-class-xs": f"{_HERE}.emoji64:emoji64_class_xs",
     "emoji64-class-s": f"{_HERE}.emoji64:emoji64_class_s",
+    "emoji64-text": f"{_HERE}.emoji64:emoji64_text",
     "emoji64-vae": f"{_HERE}.emoji64:emoji64_vae",
     "emoji64-latent-s": f"{_HERE}.emoji64:emoji64_latent_s",
     "finetune-small": f"{_HERE}.finetune:finetune_small",
@@ -37,6 +38,7 @@ RECIPES = {
 EXPERIENCE = {
     "emoji64-class-xs": ("2 CPU cores (bf16), 100 min", "docs/emoji64-class-xs.md"),
     "emoji64-class-s": ("one GPU", "not run yet"),
+    "emoji64-text": ("2 CPU cores (bf16), hours", "docs/emoji64-text.md"),
     "emoji64-vae": ("2 CPU cores (bf16), 70 min", "docs/emoji64-vae.md"),
     "emoji64-latent-s": ("one GPU", "not run yet"),
     "finetune-small": ("2 CPU cores (fp32), an hour", "docs/train.md"),

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from ldit.config.model import TextModelConfig
 from ldit.config.requests.fields import flag
-from ldit.config.run import BaseRun
+from ldit.config.run import BaseRun, RunConfig
 from ldit.config.sections import DataConfig
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import ConfigError
@@ -62,6 +63,8 @@ class EncodeRequest:
     """Seconds that reading one image may take; then the job ends and names the image."""
     device: str | None = field(default=None, metadata=flag(group="Machine"))
     """cpu, cuda, … Default: cuda where there is one."""
+    captions: bool = False
+    """Keep the captions of the images too, for text models; classes are left out."""
 
     def with_recipe(self, config: BaseRun) -> "EncodeRequest":
         """This request with the settings of a run in place of those that are at their defaults, so that the run takes
@@ -70,6 +73,8 @@ class EncodeRequest:
         theirs = {name: getattr(data, name) for name in _SHARED} | {"precision": data.codec_precision}
         if isinstance(codec, AutoencoderConfig):
             theirs["codec"] = codec.name
+        if isinstance(config, RunConfig) and isinstance(config.model, TextModelConfig):
+            theirs["captions"] = True
         own = {entry.name: entry.default for entry in fields(self)}
         return replace(self, **{name: value for name, value in theirs.items() if getattr(self, name) == own[name]})
 

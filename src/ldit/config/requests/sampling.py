@@ -15,13 +15,19 @@ Rule = Literal["balanced", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """What: labels and seed."""
+    """What: labels or prompts, and seed."""
 
     class_labels: Any = field(default=(), metadata=flag(command_line=tuple[str, ...]))
     """Classes of the images, by number or name. Default: all. The grid of `ldit sample` shows only eight of ImageNet's
     classes by default, and at most the first sixteen of other models."""
     seed: int = 0
     """Seed of the noise: image k, counted from 0, uses seed + k."""
+    prompts: Any = field(default=None, metadata=flag(command_line=tuple[str, ...] | None))
+    """Texts, for text models: one image each."""
+    prompts_file: Path | None = None
+    """File with a prompt a line, instead of --prompts."""
+    negative_prompt: str | None = None
+    """Text from which guidance leads away, instead of no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +152,6 @@ class SamplingRequest(Images, Sampler, Guidance, Size):
     strength: float | None = None
     """Noise added to the start images, as a noise time above 0 and at most 1. More noise changes them more. Default:
     0.6."""
-    prompts: Any = field(default=None, metadata=flag(command_line=tuple[str, ...] | None))
-    """Texts, for text-to-image models (not built yet)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,49 +2,18 @@
 
 import hashlib
 from abc import abstractmethod
-from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from ldit.data.captions import Captions
 from ldit.data.formats.image_folder import none_left, subset
 from ldit.data.formats.names import path_key
 from ldit.data.images.decoding import BadImage, Decoding, read_square
 from ldit.data.images.image_set import ImageSet
 from ldit.errors import DataError
-
-
-class ByteStrings:
-    """Many byte strings in one buffer, with 8 bytes of overhead each."""
-
-    def __init__(self, strings: Iterable[bytes] = ()) -> None:
-        self._all, self._ends = bytearray(), array("q")
-        for string in strings:
-            self.append(string)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> bytes:
-        return bytes(self._all[self._ends[index - 1] if index else 0 : self._ends[index]])
-
-    def append(self, string: bytes) -> None:
-        self._all += string
-        self._ends.append(len(self._all))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The strings as "text" and "ends", for a file."""
-        return {"text": np.frombuffer(self._all, np.uint8), "ends": np.frombuffer(self._ends, np.int64)}
-
-    @classmethod
-    def of(cls, text: np.ndarray, ends: np.ndarray) -> "ByteStrings":
-        """The strings that `arrays` wrote."""
-        strings = cls()
-        strings._all += text.tobytes()
-        strings._ends.frombytes(ends.astype(np.int64).tobytes())
-        return strings
 
 
 class Index(Protocol):
@@ -58,6 +27,11 @@ class Index(Protocol):
     @property
     def labels(self) -> np.ndarray:
         """(N,) int32, the class of each listed image."""
+        ...
+
+    @property
+    def captions(self) -> Captions | str:
+        """The captions of the listed images, or why there are none."""
         ...
 
 
@@ -141,6 +115,14 @@ class ListedImages(ImageSet, Generic[IndexT]):
 
     def label(self, index: int) -> int:
         return int(self._labels[self._chosen[index]])
+
+    def captions(self) -> Captions:
+        if isinstance(self.index.captions, str):
+            raise DataError(self.index.captions)
+        return self.index.captions
+
+    def caption_row(self, index: int) -> int:
+        return int(self._chosen[index])
 
     def fingerprint(self) -> str:
         """sha256 of a line for each image, in order: path, class, and size in bytes where it is known."""

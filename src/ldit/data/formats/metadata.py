@@ -4,7 +4,8 @@
 |----------------------------------|----------------------------------------------------------------------------------|
 | "file_name"                      | the image's path below the folder, in any spelling of `path_key`; required        |
 | "label", "class" or "cls"        | its class, an integer or a name (`formats.labels` has the rules)                 |
-| "text" or "caption"              | kept in `captions`                                                               |
+| "text" or "caption"              | its caption, or a list of captions; see `data.captions`                          |
+| "weights"                        | a weight for each caption of a list; by default they are equal                   |
 | others                           | ignored                                                                          |
 
 Blank lines and a byte order mark are ignored.
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from ldit.data.byte_strings import ByteStrings
+from ldit.data.captions import Caption, Captions, CaptionTable, checked
 from ldit.data.formats.image_folder import files_in, is_image
 from ldit.data.formats.labels import LabelTable, json_object, label_of_object
-from ldit.data.formats.listed import ByteStrings, ListedImages
+from ldit.data.formats.listed import ListedImages
 from ldit.data.formats.names import path_key
 from ldit.data.formats.recognise import METADATA, is_tar, other_metadata
 from ldit.errors import DataError, some
@@ -36,8 +39,8 @@ class MetadataIndex:
     file_names: ByteStrings
     labels: np.ndarray  # (N,) int32
     names: tuple[str, ...]
-    captions: list[str] | None
-    """The caption of every listed image, "" where it has none; None where no image has one."""
+    captions: Captions | str
+    """Or why there are none: the first line without a caption."""
 
 
 class MetadataImages(ListedImages[MetadataIndex]):
@@ -49,13 +52,6 @@ class MetadataImages(ListedImages[MetadataIndex]):
 
     def _open(self, index: MetadataIndex | None) -> MetadataIndex:
         return read_metadata(self.root) if index is None else index
-
-    @property
-    def captions(self) -> list[str] | None:
-        """Captions by index, "" where an image has none; None where no image of the folder has one. They are read and
-        checked for text-to-image training, which is still to come: nothing else uses them."""
-        captions = self.index.captions
-        return None if captions is None else [captions[at] for at in self._chosen.tolist()]
 
     def _name(self, at: int) -> str:
         return self.index.file_names[at].decode()
@@ -76,7 +72,7 @@ def read_metadata(root: Path) -> MetadataIndex:
     # A line at a time: the file name, which must be that of a file below the folder, its label and its caption.
     file_names, table, folders = ByteStrings(), LabelTable(), _Folders(root)
     seen: set[bytes] = set()
-    captions: list[str] = []
+    captions, problem = CaptionTable(), ""
     for number, line in _lines(path):
         try:
             data = json_object(line)
@@ -85,15 +81,20 @@ def read_metadata(root: Path) -> MetadataIndex:
             if encoded in seen:
                 raise ValueError(f"{name!r} is listed twice")
             table.add(label_of_object(data))
-            captions.append(_caption(data))
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
         seen.add(encoded)
         file_names.append(encoded)
+        # Captions matter to text models alone: for others a line without one is no error.
+        if not problem:
+            try:
+                captions.add(_captions(data))
+            except ValueError as error:
+                problem = f"{path}, line {number}: {error}"
     # The labels of all images together make the classes.
     labels, names = table.finish(path, root, lambda at: file_names[at].decode())
     _warn_of_unlisted(path, seen)
-    return MetadataIndex(file_names, labels, names, captions if any(captions) else None)
+    return MetadataIndex(file_names, labels, names, problem or captions.finish())
 
 
 def _warn_of_unlisted(path: Path, listed: set[bytes]) -> None:
@@ -135,13 +136,12 @@ def _inside(name: object) -> str:
     return "/".join(parts)
 
 
-def _caption(data: dict[str, Any]) -> str:
+def _captions(data: dict[str, Any]) -> tuple[Caption, ...]:
+    """The captions of a line; ValueError says what is wrong with them."""
     for key in CAPTION_KEYS:
         if (text := data.get(key)) is not None:
-            if not isinstance(text, str):
-                raise ValueError(f"{key!r} is a {type(text).__name__}, not a text")
-            return text
-    return ""
+            return checked(text, data.get("weights"))
+    raise ValueError(f"no caption ({' or '.join(CAPTION_KEYS)})")
 
 
 class _Folders:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ldit.data.byte_strings import ByteStrings
 from ldit.data.formats.image_folder import SUFFIXES
 from ldit.data.formats.labels import NAME_FILES, Label, LabelTable, json_object, label_of_object, label_of_text
-from ldit.data.formats.listed import ByteStrings
 from ldit.data.formats.recognise import PACKED, is_tar
 from ldit.data.formats.tar_members import NEEDS_PLAIN, Archive, Member, members
 from ldit.data.images.limits import MOST_BYTES
@@ -41,6 +41,7 @@ class TarIndex:
     sizes: np.ndarray  # (N,) int32
     shards: np.ndarray  # (N,) int32, place in `tars`
     labels: np.ndarray  # (N,) int32
+    captions: str = "captions in tar shards are not read yet; encode them with metadata.jsonl"
 
     def where(self, at: int) -> str:
         """ "shard.tar/key.jpg"."""

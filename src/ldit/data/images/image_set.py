@@ -6,6 +6,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ldit.data.captions import Captions
+from ldit.errors import DataError
+
 
 class ImageSet(ABC):
     """Square RGB images of one size with a class each (see `ldit.data.samples.Samples`). Reading must be safe from
@@ -20,6 +23,15 @@ class ImageSet(ABC):
     num_before_cap: int
     """Number of images before `max_per_class`."""
     cache: None = None
+
+    def captions(self) -> Captions:
+        """The captions of the images, by `caption_row`. DataError for a set without captions, and names an image
+        without one."""
+        raise DataError(f"{self.root}: its images have no captions, which text models are trained on (docs/data.md)")
+
+    def caption_row(self, index: int) -> int:
+        """The place of image `index` in `captions`, which training and held-out images may share."""
+        return index
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -106,6 +106,9 @@ class CacheDescription:
     heldout: ImagesRecord | None
     """The held-out images, whose cache is in the folder heldout/."""
     shard_size: int
+    captions: str = ""
+    """sha256 of the captions of all images, which lie beside the shards and in which labels are rows; "" = there are
+    none, and labels are classes."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(name, reason) of images that were left out, in the order of the source."""
     shards: tuple[ShardRecord, ...] = ()
@@ -139,6 +142,11 @@ class CacheDescription:
                     f"data.{key}: {show(configured)}, but {where} was made with {show(cached)} "
                     f"(--data.{key.replace('_', '-')} {words})"
                 )
+
+
+def recorded(cache: CacheDescription) -> dict[str, Any]:
+    """The description as JSON; without captions as it was before there were any."""
+    return {key: value for key, value in to_dict(cache).items() if value or key != "captions"}
 
 
 def is_cache(root: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ldit.config.serial import to_dict
+from ldit.data.captions import FILE as CAPTIONS
 from ldit.data.latent_cache.description import (
     HELDOUT,
     JOB,
@@ -17,6 +17,7 @@ from ldit.data.latent_cache.description import (
     is_bookkeeping,
     is_cache,
     is_shard,
+    recorded,
     shard_file,
 )
 from ldit.errors import RequestError, SourceError
@@ -81,11 +82,11 @@ def check_cache_dir(out: Path, source: Path) -> None:
     if is_cache(out):  # another process may have finished it meanwhile
         return
     for name in names:
-        begun = JOB in names and (is_shard(name) or name == HELDOUT)
+        begun = JOB in names and (is_shard(name) or name in (HELDOUT, CAPTIONS))
         if not begun and not is_bookkeeping(name):
             raise RequestError(f"--out {out}: holds {name} and is not an unfinished cache; choose another folder")
 
 
 def job_of(description: CacheDescription) -> dict[str, Any]:
     """A description without what is known only when the cache is complete."""
-    return {key: value for key, value in to_dict(description).items() if key not in RESULTS}
+    return {key: value for key, value in recorded(description).items() if key not in RESULTS}

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ldit.config.serial import show
+from ldit.data.captions import FILE as CAPTIONS
+from ldit.data.captions import Captions, read_captions
 from ldit.data.images.limits import no_file
 from ldit.data.latent_cache.description import HELDOUT, CacheDescription, is_bookkeeping, read_description
 from ldit.errors import DataError, LditError, RunError, SourceError
@@ -30,8 +32,11 @@ class LatentSamples:
     """The samples of a cache: float32 (2C, h, w), the means, then the log-variances, unscaled. Random access from any
     thread: a sample is two reads at known offsets. At most MOST_OPEN files are open."""
 
-    def __init__(self, root: Path, description: CacheDescription, sha256: str) -> None:
-        self.root, self.cache = root, description
+    def __init__(
+        self, root: Path, description: CacheDescription, sha256: str, captions: Captions | None = None
+    ) -> None:
+        """`captions`: those of the images, whose labels are then rows of them."""
+        self.root, self.cache, self._captions = root, description, captions
         self.names = description.names or ()
         self.num_before_cap = description.rows  # the cap was applied when the cache was made
         _, channels, height, width = description.shape
@@ -45,7 +50,8 @@ class LatentSamples:
         self._places, labels = [], [np.empty(0, np.int64)]
         for path, shard in zip(self._paths, description.shards, strict=True):
             self._places.append(_offsets(path, description, shard.rows))
-            labels.append(_labels(path, self._places[-1][2], shard.rows, max(len(self.names), 1)))
+            count = max(len(self.names), 1) if captions is None else len(captions)
+            labels.append(_labels(path, self._places[-1][2], shard.rows, count))
         self._labels = np.concatenate(labels).astype(np.int32)
         self._files = _OpenFiles(MOST_OPEN)
 
@@ -80,6 +86,14 @@ class LatentSamples:
         """The manifest's own checksum, which covers those of all files."""
         return self._sha256
 
+    def captions(self) -> Captions:
+        if self._captions is None:
+            raise DataError(f"{self.root} was made without captions; encode its images again with --captions")
+        return self._captions
+
+    def caption_row(self, index: int) -> int:
+        return int(self._labels[index])
+
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.num_before_cap:
             raise IndexError(f"sample {index} of {self.num_before_cap}")
@@ -87,7 +101,9 @@ class LatentSamples:
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
 
-def open_latents(root: Path, verify: bool = True, share: tuple[int, int] = (0, 1)) -> LatentSamples:
+def open_latents(
+    root: Path, verify: bool = True, share: tuple[int, int] = (0, 1), captions: Captions | None = None
+) -> LatentSamples:
     """The cache in `root`. DataError names what is missing, extra, damaged, or does not fit the description.
 
     Always checked: the manifest's own checksum, the names in the folder, each shard's header and labels. With `verify`
@@ -106,9 +122,13 @@ def open_latents(root: Path, verify: bool = True, share: tuple[int, int] = (0, 1
             manifest.verify(root, [f"{HELDOUT}/{manifest.NAME}"])
         if verify:
             manifest.verify(root, names, share)
+        # The held-out part shares the captions of the training part.
+        if description.captions and captions is None:
+            manifest.verify(root, [CAPTIONS])
+            captions = read_captions(root / CAPTIONS)
     except SourceError as error:
         raise DataError(str(error)) from None
-    return LatentSamples(root, description, body["sha256"])
+    return LatentSamples(root, description, body["sha256"], captions if description.captions else None)
 
 
 def open_cache(
@@ -116,7 +136,9 @@ def open_cache(
 ) -> tuple[LatentSamples, LatentSamples | None]:
     """(training, held-out or None) of a cache; see `open_latents`."""
     train = open_latents(root, verify, share)
-    return train, open_latents(root / HELDOUT, verify, share) if train.cache.heldout is not None else None
+    if train.cache.heldout is None:
+        return train, None
+    return train, open_latents(root / HELDOUT, verify, share, train.captions() if train.cache.captions else None)
 
 
 class _OpenFile:

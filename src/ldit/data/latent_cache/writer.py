@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ldit.config.serial import to_dict
+from ldit.data.captions import FILE as CAPTIONS
+from ldit.data.captions import Captions
 from ldit.data.latent_cache.description import (
     HELDOUT,
     JOB,
@@ -22,6 +24,7 @@ from ldit.data.latent_cache.description import (
     SourceRecord,
     is_bookkeeping,
     read_description,
+    recorded,
     shard_file,
 )
 from ldit.data.latent_cache.job import EncodedShard, Part, job_of
@@ -49,7 +52,10 @@ class CacheJob(SharedJob[EncodedShard]):
 
     ignored = ("codec.name",)  # a path on this machine; the fingerprint is compared instead
 
-    def __init__(self, out: Path, job: CacheDescription, heldout: SourceRecord | None) -> None:
+    def __init__(
+        self, out: Path, job: CacheDescription, heldout: SourceRecord | None, captions: Captions | None = None
+    ) -> None:
+        self._captions = captions
         self.parts = [Part(out, job)]
         if heldout is not None:
             self.parts.append(Part(out / HELDOUT, replace(job, source=heldout, heldout=None)))
@@ -164,6 +170,10 @@ class CacheJob(SharedJob[EncodedShard]):
         sealed: dict[str, Record] = {}
         for part, of_part in reversed(list(zip(self.parts, sidecars, strict=True))):
             place = part.folder.relative_to(self.out)
+            if part is self.parts[0] and self._captions is not None:  # the held-out part shares them
+                path = self.out / CAPTIONS
+                self._put(path, self._captions.save)
+                sealed[CAPTIONS] = Record(path.stat().st_size, manifest.sha256_file(path))
             sealed |= {(place / file).as_posix(): record for file, record in self._seal(part, of_part, sealed).items()}
         return True
 
@@ -179,7 +189,7 @@ class CacheJob(SharedJob[EncodedShard]):
             raise DataError(f"{part.folder}: none of its {cache.source.pictures} images could be encoded")
         # The checksums are those of the sidecars.
         records = {shard.file: sidecar.record for shard, sidecar in zip(shards, sidecars, strict=True)}
-        path, body = part.folder / manifest.NAME, manifest.sealed({**records, **below}, {KEY: to_dict(cache)})
+        path, body = part.folder / manifest.NAME, manifest.sealed({**records, **below}, {KEY: recorded(cache)})
         self._put(path, lambda file: write_json(file, body))
         return {**records, manifest.NAME: Record(path.stat().st_size, manifest.sha256_file(path))}
 

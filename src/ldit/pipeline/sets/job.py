@@ -152,7 +152,8 @@ def cost(request: ResolvedRequest, spec: ModelSpec, weak: bool) -> tuple[int, in
         out = torch.zeros(len(x), channels, *x.shape[2:])
         return (out, out) if mid else out
 
-    settings, label, null = request.settings, request.conditioner.encode([0]), request.conditioner.encode_null(1)
+    settings, label = request.settings, torch.zeros(1, dtype=torch.int64)
+    null = None if request.conditioner.null is None else label
     predict = Guided(
         zeros,
         label,

@@ -1,4 +1,4 @@
-"""Diffusion as a Task: a class-conditional network, a process, and latents of the images."""
+"""Diffusion as a Task: a network, a process, latents of the images, and their classes or captions."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -7,26 +7,36 @@ import torch
 from torch import Tensor, nn
 
 from ldit.codecs.codec import Codec
-from ldit.codecs.conditioners import build_conditioner
+from ldit.codecs.conditioners import Conditioner, build_conditioner
+from ldit.codecs.text import portable_text_model
 from ldit.config.experiment import Experiment, identity_of, is_of_package, name_of
 from ldit.config.kinds import AnySpec
+from ldit.config.model import TextModelConfig
 from ldit.config.run import RunConfig
 from ldit.config.sections import StageConfig
-from ldit.config.spec import AutoencoderConfig, ClassConditionerConfig, ModelSpec
+from ldit.config.spec import (
+    AutoencoderConfig,
+    ClassConditionerConfig,
+    ConditionerConfig,
+    ModelSpec,
+    TextConditionerConfig,
+)
 from ldit.data.batch import Batch
+from ldit.data.captions import Captions
 from ldit.data.samples import Samples
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Prediction, Process, samples_alike
 from ldit.errors import ConfigError
 from ldit.log import logger
 from ldit.nn.build import build_model, forward_flops
-from ldit.nn.conditioning import TrainingInputs
+from ldit.nn.conditioning import TextCondition, TrainingInputs
 from ldit.nn.dit import init_parameter
 from ldit.readable import count
 from ldit.rng import generator, uniform
 from ldit.training.hooks import attention_hook, heldout_hook
 from ldit.training.state import TrainState
 from ldit.training.step import fill_fresh
+from ldit.training.tasks.conditions import open_text_conditioner
 from ldit.training.tasks.inputs import EncodedInputs, Inputs, PlainInputs, open_inputs, to_device, training_noise
 from ldit.training.tasks.own_objects import (
     NetworkBuilder,
@@ -42,10 +52,11 @@ _GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread evenly however 
 
 
 class DiffusionTask:
-    """Class-conditional diffusion. Noise, time and label dropout of a sample depend on (seed, its position) alone.
+    """Diffusion. Noise, time, label dropout and choice of a caption of a sample depend on (seed, its position) alone.
 
     `inputs` makes latents of what the loader reads. `process` and `network` take the place of those that the
     configuration describes (`ldit.Experiment`). `codec` is what images are decoded with, None where it is not found.
+    `conditioner` and `captions` are those of a text model, whose labels are rows of `captions`.
     """
 
     def __init__(
@@ -56,11 +67,13 @@ class DiffusionTask:
         process: Process | None = None,
         network: NetworkBuilder | None = None,
         codec: Codec | None = None,
+        conditioner: Conditioner | None = None,
+        captions: Captions | None = None,
     ) -> None:
         self.config, self.spec, self.inputs, self.codec = config, spec, inputs or PlainInputs(), codec
         self.seed = config.train.seed
         self.process = process or build_process(spec.process, config.objective)
-        self.conditioner = build_conditioner(spec)
+        self.conditioner, self.captions = conditioner or build_conditioner(spec), captions
         self._network = network
         side = config.model.input_size
         # Stages and routing have another number of FLOPs, and a network of the user's an unknown one: no MFU is logged.
@@ -158,16 +171,24 @@ class DiffusionTask:
         return x0, TrainingInputs(augmentation, kept, (first - 1, last), seeds, objective.dropout)
 
     def draw_labels(self, batch: Batch) -> Tensor:
-        """Labels (B,) with the null label in place of a share of them."""
+        """Labels (B,) with the null label in place of a share of them; of a text model one text of each sample."""
+        labels, captions = batch.labels, self.captions
+        if captions is not None:
+            shares = [uniform(self.seed, "caption", 0, position) for position in batch.positions]
+            pairs = zip(labels.tolist(), shares, strict=True)
+            labels = torch.tensor([captions.draw(row, share) for row, share in pairs])
         drawn = torch.tensor([uniform(self.seed, "drop", 0, position) for position in batch.positions])
-        return self.conditioner.drop(batch.labels, drawn)
+        return self.conditioner.drop(labels, drawn)
 
     def evaluate(self, model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Squared error of eps at evenly spread times with fixed noise: overall and by quarter of the time range."""
         share = torch.tensor([(position + 0.5) * _GOLDEN % 1.0 for position in batch.positions])
         t = self.process.times_at(share)
         x0 = self.inputs(batch, device)
-        losses = self._losses(model, batch, x0, batch.labels, t, "heldout", dtype, self.process)
+        labels = batch.labels
+        if self.captions is not None:
+            labels = torch.tensor([self.captions.main(row) for row in labels.tolist()])
+        losses = self._losses(model, batch, x0, labels, t, "heldout", dtype, self.process)
         error = self.process.heldout_error(losses, to_device(t, device)).cpu()
         quarter = (share * HELDOUT_BUCKETS).long()
         buckets = {f"eps_mse_q{q + 1}": error[quarter == q] for q in range(HELDOUT_BUCKETS)}
@@ -189,7 +210,9 @@ class DiffusionTask:
         in_training, device = stream == "noise", x0.device
         draws = self.config.objective.nearest_of if in_training else 1
         noise = training_noise(x0, batch.positions, self.seed, stream, draws)
-        labels, t = to_device(labels, device), to_device(t, device)
+        cond, t = self.conditioner.encode(labels, device), to_device(t, device)
+        if isinstance(cond, TextCondition):
+            cond = cond.to(dtype)
         options: dict[str, Any] = {} if given is None else {"training": given}
         has_mid = in_training and self.config.model.mid_layer > 0
         second: list[Tensor] = []
@@ -197,10 +220,10 @@ class DiffusionTask:
         def predict(x_t: Tensor, time: Tensor) -> Tensor | Prediction:
             x_t = x_t.to(dtype)
             if has_mid:
-                prediction, mid = model(x_t, time, labels, mid=True, **options)
+                prediction, mid = model(x_t, time, cond, mid=True, **options)
                 second.append(mid)
             else:
-                prediction = model(x_t, time, labels, **options)
+                prediction = model(x_t, time, cond, **options)
             check_output(prediction, x_t)
             return prediction
 
@@ -241,7 +264,12 @@ def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) 
         training["network"] = name_of(network)
     if objective is not None and not samples_alike(objective, build_process(config.process)):
         training["process"] = name_of(type(objective))
-    return DiffusionTask(config, model_spec(config, data, training or None), inputs, objective, network, codec)
+    spec = model_spec(config, data, training or None)
+    if not isinstance(config.model, TextModelConfig):
+        return DiffusionTask(config, spec, inputs, objective, network, codec)
+    captions = data.captions()
+    conditioner = open_text_conditioner(config.text, spec, captions, device)
+    return DiffusionTask(config, spec, inputs, objective, network, codec, conditioner, captions)
 
 
 def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None = None) -> ModelSpec:
@@ -251,4 +279,9 @@ def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None
         from ldit.codecs.open import portable_name
 
         codec = replace(codec, name=portable_name(codec.name))
-    return ModelSpec(config.model, config.process, codec, ClassConditionerConfig(names), config.sampling, training)
+    conditioner: ConditionerConfig = ClassConditionerConfig(names)
+    if isinstance(config.model, TextModelConfig):
+        text = config.text
+        tokenizer = portable_text_model(text.tokenizer) if text.tokenizer else None
+        conditioner = TextConditionerConfig(portable_text_model(text.encoder), text.max_tokens, tokenizer=tokenizer)
+    return ModelSpec(config.model, config.process, codec, conditioner, config.sampling, training)

