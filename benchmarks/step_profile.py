@@ -99,7 +99,7 @@ def traced(step: Callable[[], float], dtype: torch.dtype) -> dict[str, Any]:
 def measured(model: ModelConfig, arguments: argparse.Namespace) -> dict[str, Any]:
     """Eager (and compiled) steps in turn, and the trace of an eager one."""
     config = bench_config("imagenet256-600m", arguments.batch, arguments.precision)
-    config = replace(config, model=model, process=DDPMConfig())  # type: ignore[arg-type]
+    config = replace(config, model=model, process=DDPMConfig())
     steps = {}
     for name in ("eager", "compiled") if arguments.compile else ("eager",):
         run = replace(config, parallel=replace(config.parallel, compile=name == "compiled"))

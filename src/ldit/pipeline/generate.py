@@ -15,7 +15,8 @@ from ldit.errors import RequestError
 from ldit.log import logger
 from ldit.nn.conditioning import TextCondition
 from ldit.pipeline.loaded import LoadedModel
-from ldit.pipeline.request import ResolvedRequest, as_int
+from ldit.pipeline.numbers import as_int
+from ldit.pipeline.request import ResolvedRequest
 from ldit.rng import normal
 from ldit.sampling.denoiser import build_denoiser
 from ldit.sampling.fast.oom import in_batches

@@ -1,6 +1,5 @@
 """Checks a sampling request against a spec, before weights are read, and fills in the defaults."""
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level, Process
 from ldit.errors import RequestError
 from ldit.pipeline.guide import check_guide
+from ldit.pipeline.numbers import NO_NUMBER, as_float, as_int
 from ldit.pipeline.prompts import request_prompts
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
@@ -78,27 +78,6 @@ class ResolvedRequest:
         if self.settings.solver in REVISIONS:
             settings["solver_revision"] = REVISIONS[self.settings.solver]
         return settings
-
-
-_NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)  # errors of float(), also of tensors
-
-
-def as_int(name: str, value: Any) -> int:
-    """`value` as an int; it may be an integer of any type, but no bool. RequestError names the argument."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # tensors raise any of these
-        pass
-    raise RequestError(f"{name}: expected a whole number, got {value!r:.80}")
-
-
-def as_float(name: str, value: Any) -> float:
-    """`value` as a float; it may be a number of any type. RequestError names the argument."""
-    try:
-        return float(value)
-    except _NO_NUMBER:
-        raise RequestError(f"{name}: expected a number, got {value!r:.80}") from None
 
 
 def check_request(
@@ -189,7 +168,7 @@ def _settings(spec: ModelSpec, request: SamplingRequest, steps: str, guidance: f
             raise RequestError(f"{name}: expected a name, got {getattr(settings, name)!r:.80}")
     try:
         low, high = map(float, settings.guidance_interval)
-    except _NO_NUMBER:
+    except NO_NUMBER:
         got = repr(settings.guidance_interval)
         raise RequestError(f"guidance_interval: expected two numbers, got {got:.80}") from None
     check_schedule(settings.guidance_schedule)

@@ -158,10 +158,12 @@ def _text_parts(
         "rope_scaling_factor": _setting(args, "rope_scaling_factor", float, 1.0),
     }
     default = TextConditionerConfig()
-    encoder = _setting(args, "lm", str, None) or _setting(args, "tokenizer_path", str, default.encoder)
+    tokenizer = _setting(args, "tokenizer_path", str, None)
+    encoder = _setting(args, "lm", str, None) or tokenizer or default.encoder
     tokens = _setting(args, "max_text_tokens", int, default.max_tokens)
     model = model_from_dict({**fields, **own, "kind": "text"}, "model")
-    return model, TextConditionerConfig(encoder=encoder, max_tokens=tokens)
+    own_tokenizer = None if tokenizer == encoder else tokenizer
+    return model, TextConditionerConfig(encoder=encoder, max_tokens=tokens, tokenizer=own_tokenizer)
 
 
 def training_step(folder: Path) -> int | None:
@@ -239,7 +241,8 @@ def _namespace(spec: ModelSpec) -> argparse.Namespace:
     if isinstance(model, TextModelConfig):
         args.rope_scaling_factor, args.max_seq_len = model.rope_scaling_factor, model.max_seq_len
         if isinstance(spec.conditioner, TextConditionerConfig):
-            args.lm = args.tokenizer_path = spec.conditioner.encoder
+            args.lm = spec.conditioner.encoder
+            args.tokenizer_path = spec.conditioner.tokenizer or args.lm
             args.max_text_tokens = spec.conditioner.max_tokens
     else:
         args.image_size, args.num_classes = model.input_size * _FACTOR, model.num_classes

@@ -21,6 +21,12 @@ class OriginalSampleArguments:
     num_sampling_steps: str = "250"
     seed: int = 0
     class_labels: tuple[str, ...] = ()
+    caption: tuple[str, ...] = ()
+    """Prompts, for a text model: an image each."""
+    negative_caption: str | None = None
+    """Text from which guidance leads away. Default: the empty one."""
+    resolution: str | None = None
+    """Width x height in pixels, such as 512x256. Default: the largest square."""
     num_gpus: int = 1
     ema: bool = True
     """Use the EMA weights; with --no_ema the raw ones."""
@@ -43,6 +49,7 @@ def run(arguments: list[str]) -> int:
     if args.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+    width, height = _size(args.resolution)
     # The image goes into the checkpoint's folder, unless that is sealed: one file more would count as damage.
     folder = Path(args.ckpt)
     if not folder.is_dir() or (folder / "manifest.json").exists():
@@ -51,6 +58,10 @@ def run(arguments: list[str]) -> int:
     request = SampleRequest(
         source=args.ckpt,
         class_labels=args.class_labels,
+        prompts=args.caption or None,
+        negative_prompt=args.negative_caption,
+        width=width,
+        height=height,
         solver="ddpm",
         steps=args.num_sampling_steps,
         guidance=args.cfg_scale,
@@ -73,3 +84,13 @@ def run(arguments: list[str]) -> int:
     for line in make_images(request, published=True):
         print(line)
     return 0
+
+
+def _size(resolution: str | None) -> tuple[int | None, int | None]:
+    """(width, height) of "WxH"; None where it is not given."""
+    if resolution is None:
+        return None, None
+    width, mark, height = resolution.lower().partition("x")
+    if not (mark and width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"resolution: expected WIDTHxHEIGHT in pixels, got {resolution!r:.80}")
+    return int(width), int(height)

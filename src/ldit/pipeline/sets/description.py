@@ -94,6 +94,8 @@ def _of(path: Path, content: dict[str, Any]) -> SetDescription:
     assert isinstance(num, int) and isinstance(network, dict)
     # Classes of the network, their names, and the labels, which are there in the end.
     classes = network.get("num_classes") or None
+    if network.get("kind") == "text" and isinstance(names, list):
+        classes = len(names)  # its prompts
     check("network", classes is None or (type(classes) is int and 0 < classes < MOST_CLASSES))
     check("class_names", names is None or (isinstance(names, list) and all(type(name) is str for name in names)))
     check("class_names", names is None or classes in (None, len(names)))

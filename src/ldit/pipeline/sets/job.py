@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ldit.checkpoint.fingerprint import weights_fingerprint
 from ldit.checkpoint.open import Source
-from ldit.codecs.conditioners import Conditioner, build_conditioner
+from ldit.codecs.conditioners import ClassConditioner, Conditioner, TextConditioner, text_config
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.kl_weights import fingerprint
 from ldit.codecs.open import codec_folder
+from ldit.codecs.text import text_fingerprint, text_folder
 from ldit.config.experiment import identity_of, is_of_package, name_of
 from ldit.config.model import without_idle_switches
 from ldit.config.requests.sampling import INTERNAL, ModelRequest, Rule
@@ -54,13 +55,15 @@ class Labels:
 
 
 def assign_labels(request: ModelRequest, conditioner: Conditioner) -> Labels:
-    """The labels of a set; RequestError for a class that the model lacks, or for labels of a model without classes."""
+    """The labels of a set, of a text model those of its prompts; RequestError for a class that the model lacks, or for
+    labels of a model without classes."""
     if conditioner.is_unconditional:
         if request.class_labels or request.labels is not None:
             given = f"labels {request.labels}" if request.labels is not None else f"class {request.class_labels[0]!r}"
             raise RequestError(f"{given}: this model has no classes")
         return Labels(None, (0,), request.seed)
-    choices = conditioner.resolve(request.class_labels) or tuple(range(conditioner.count))
+    choices = conditioner.resolve(request.class_labels) if isinstance(conditioner, ClassConditioner) else ()
+    choices = choices or tuple(range(conditioner.count))
     return Labels(request.labels or "balanced", choices, request.seed)
 
 
@@ -77,7 +80,8 @@ def describe(
     identified by fingerprints, which takes as long as reading them unless a manifest lists their checksums."""
     spec, factor = source.spec, source.spec.codec.factor
     evaluations, guided = cost(resolved, spec, guide is not None)
-    every_class = labels.choices == tuple(range(build_conditioner(spec).count))
+    conditioner = resolved.conditioner
+    every_class = labels.choices == tuple(range(conditioner.count))
     description = {
         "format": FORMAT,
         "num": num,
@@ -86,7 +90,8 @@ def describe(
         "batch_size": request.batch_size,
         "seed": request.seed,
         "label_rule": labels.rule,
-        "class_names": None if spec.class_names is None else list(spec.class_names),
+        # Of a text model they are the prompts.
+        "class_names": None if conditioner.names is None else list(conditioner.names),
         "classes": None if every_class or labels.rule is None else list(labels.choices),
         # How they are sampled.
         "sampling": resolved.sampling(),
@@ -108,6 +113,8 @@ def describe(
     }
     if own := _own_objects(source, resolved):
         description["experiment"] = own
+    if isinstance(conditioner, TextConditioner):
+        description["text"] = _text(request, source, conditioner)
     if resolved.internal:
         description["guide"] = {"source": INTERNAL}
     if guide is not None:
@@ -179,6 +186,18 @@ def _codec(request: ModelRequest, source: Source) -> dict[str, Any]:
         folder = codec_folder(config.name, codec_roots(request.local_diffusers_model_root, source.path))
         record["weights"] = fingerprint(folder, read_kl_config(folder))
     return record
+
+
+def _text(request: ModelRequest, source: Source, conditioner: TextConditioner) -> dict[str, Any]:
+    """The text encoder, identified by its files, and the text of guidance."""
+    config, roots = text_config(source.spec), codec_roots(request.local_diffusers_model_root, source.path)
+    encoder = text_folder(config.encoder, roots)
+    tokenizer = text_folder(config.tokenizer, roots) if config.tokenizer else encoder
+    return {
+        "encoder": text_fingerprint(encoder, tokenizer),
+        "max_tokens": config.max_tokens,
+        "null": conditioner.null_text,
+    }
 
 
 def _name(source: str) -> str:

@@ -13,15 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldit.checkpoint.run import trained_on
 from ldit.codecs.codec import check_codec
-from ldit.codecs.conditioners import build_conditioner
+from ldit.codecs.conditioners import build_conditioner, text_config
 from ldit.codecs.pixels import to_uint8
+from ldit.codecs.text import check_text_encoder
+from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import ModelRequest
 from ldit.errors import RequestError, RunError
 from ldit.log import logger
@@ -38,6 +40,7 @@ from ldit.pipeline.load import (
     process_device,
 )
 from ldit.pipeline.loaded import codec_roots
+from ldit.pipeline.prompts import request_prompts
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.array import ArrayWriter
 from ldit.pipeline.sets.folder import Block, FolderWriter
@@ -163,17 +166,26 @@ class SampleSet:
         spec = self.source.spec
         inference_options(request)  # raises for options that exclude each other
         # Check the request with the labels of the first block: the rest is the same for every block.
-        self.labels = assign_labels(request, build_conditioner(spec))
+        prompts = request_prompts(spec, request)
+        conditioner = build_conditioner(spec, tuple(dict.fromkeys(prompts or ())), request.negative_prompt)
+        self.labels = assign_labels(request, conditioner)
         self.ranges = cut(num, request.batch_size)
         first = self.ranges[0]
-        block = request.sampling(
-            class_labels=() if self.labels.rule is None else self.labels.of(first),
-            num=len(first) if self.labels.rule is None else None,
-        )
+        labels = self.labels.of(first)
+        changes: dict[str, Any] = {"class_labels": labels, "num": None}
+        if prompts is not None:
+            changes = {"prompts": [conditioner.name_of(label) for label in labels], "prompts_file": None, "num": None}
+        elif self.labels.rule is None:
+            changes = {"class_labels": (), "num": len(first)}
+        block = request.sampling(**changes)
         weaker = None if self.guide is None else self.guide.spec
-        self.resolved = check_request(spec, block, process=own_process(self.source), guide=weaker)
+        resolved = check_request(spec, block, process=own_process(self.source), guide=weaker)
+        # Labels of a block are numbers of all prompts, not of its own alone.
+        self.resolved = replace(resolved, labels=labels, conditioner=conditioner)
         roots = codec_roots(request.local_diffusers_model_root, self.source.path)
         check_codec(spec.codec, roots, spec.model.in_channels)
+        if isinstance(spec.model, TextModelConfig):
+            check_text_encoder(text_config(spec), spec.model.cap_feat_dim, roots)
         # Describe the set, with fingerprints of the weights.
         self.dtype = request.dtype or ("fp32" if self.device.type == "cpu" else "bf16")
         self.description = describe(request, num, self.source, self.guide, self.resolved, self.labels, self.dtype)

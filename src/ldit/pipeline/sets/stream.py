@@ -19,7 +19,6 @@ from torch import Tensor
 from ldit.checkpoint import export
 from ldit.checkpoint.layouts import diffusers_dit, original
 from ldit.checkpoint.run import run_is_begun
-from ldit.codecs.conditioners import build_conditioner
 from ldit.config.requests.sampling import ModelRequest
 from ldit.config.sections import DataConfig
 from ldit.data.formats.image_folder import folders_in
@@ -286,12 +285,13 @@ class GeneratedStream:
 
     def __init__(self, request: ModelRequest, num: int) -> None:
         self.set = SampleSet(request, num)
-        description, spec = self.set.description, self.set.source.spec
+        description = self.set.description
         self.count = num
         height, width = description["size"]
         self.size: tuple[int, int] = (height, width)
-        self.names = spec.class_names or ()
-        self.classes: int | None = build_conditioner(spec).count or None
+        conditioner = self.set.resolved.conditioner
+        self.names = conditioner.names or ()
+        self.classes: int | None = conditioner.count or None
         labels = self.set.labels
         self.labels = None if labels.rule is None else labels.of(range(num))
         self.about = {**conditions(description), "count": num}
