@@ -86,7 +86,7 @@ def test_what_is_missing_is_named_in_one_line(llama: Path, tmp_path: Path, monke
     with pytest.raises(CodecError, match=r"empty: cannot read config\.json"):
         check_text_encoder(TextConditionerConfig(str(tmp_path / "empty")), WIDTH)
     (no_bos / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(CodecError, match="^text encoder .*no-bos: [^\n]*$"):
+    with pytest.raises(CodecError, match=r"^text encoder .*no-bos: [^\n]*$"):
         TextEncoder(TextConditionerConfig(str(no_bos)))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(CodecError, match=r"pip install 'large-dit\[text\]'"):

@@ -61,7 +61,7 @@ def test_one_file(root: Path) -> None:
     packed.write_bytes(gzip.compress((root / "a.tar").read_bytes()))
     assert len(open_data(str(root / "a.tar"), 8, "")[0]) == len(open_data(str(root / "Y.TAR"), 8, "")[0]) == 2
     refused(packed, r"x\.tar\.gz is packed: random access needs a plain tar")
-    refused(root / "note.txt", r"data\.path: .*note\.txt' is a file, neither a folder nor a tar archive")
+    refused(root / "note.txt", r"data\.path: .*note\.txt' is a file, neither a tar archive nor a list")
     refused(root / "gone.tar", r"data\.path: no folder .*gone\.tar")
 
 

@@ -14,7 +14,8 @@ The first row of this table that fits the folder counts (`ldit.data.formats.tabl
 A folder that also holds images of another kind is refused, because those would be left out silently. Hidden files and
 folders that machines make are ignored; other files that are not read are counted in a warning. metadata.csv,
 metadata.parquet and packed tars (.tar.gz) are not read: they are an error where nothing else is there, else a warning
-names them. A path may also be one tar, or the name of a bundled set.
+names them. A path may also be one tar, the original's .yaml, .json or .jsonl (`ldit.data.formats.image_lists`), or the
+name of a bundled set.
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 from ldit.config.assets import ASSETS
 from ldit.config.sections import DataConfig
 from ldit.data.formats.heldout import share_of
-from ldit.data.formats.recognise import has_tars
+from ldit.data.formats.recognise import has_tars, is_image_list
 from ldit.data.formats.table import Opening, format_of
 from ldit.data.images.decoding import Decoding
 from ldit.data.images.image_set import ImageSet
@@ -50,13 +51,13 @@ def data_root(path: str) -> Path:
         )
     try:
         root = ASSETS / BUNDLED[path] if path in BUNDLED else Path(path).expanduser()
-        if root.is_dir() or has_tars(root):
+        if root.is_dir() or has_tars(root) or is_image_list(root):
             return root
         is_file = root.exists()
     except (OSError, RuntimeError) as error:  # a parent folder without permission, or ~user of an unknown user
         raise DataError(f"data.path: cannot look at {path!r}: {getattr(error, 'strerror', None) or error}") from None
     if is_file:
-        raise DataError(f"data.path: {path!r} is a file, neither a folder nor a tar archive")
+        raise DataError(f"data.path: {path!r} is a file, neither a tar archive nor a list (.yaml, .json, .jsonl)")
     where = "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"
     raise DataError(f"data.path: no folder {path!r}{where} (bundled sets: {', '.join(BUNDLED)})")
 

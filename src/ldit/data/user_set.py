@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ldit.data.captions import Captions, CaptionTable, checked
 from ldit.data.formats.names import check_class_names
 from ldit.data.images.decoding import Decoding, to_rgb
 from ldit.data.images.image_set import ImageSet
@@ -90,6 +91,21 @@ class UserSet(ImageSet):
     def fingerprint(self) -> str:
         """sha256 of the object's own fingerprint."""
         return self._fingerprint
+
+    def captions(self) -> Captions:
+        """Of the object's `captions`, a sequence with a text or a list of texts for each sample."""
+        given = getattr(self._data, "captions", None)
+        if given is None:
+            raise DataError(f"data: {self._title} has no captions, which text models are trained on")
+        if len(given) != len(self):
+            raise DataError(f"data: {self._title} has {len(given)} captions for {len(self)} samples")
+        table = CaptionTable()
+        for index in range(len(self)):
+            try:
+                table.add(checked(given[index]))
+            except ValueError as error:
+                raise DataError(f"{self._name(index)}: {error}") from None
+        return table.finish()
 
     def _taken(self, index: int, sample: Any) -> tuple[np.ndarray, int]:
         """(image, class) of what `read` returned, checked and cut."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldit.data.captions import Captions
 from ldit.data.formats.names import check_class_names, path_key
 from ldit.data.images.decoding import BadImage, Decoding, read_square
 from ldit.data.images.image_set import ImageSet
@@ -47,6 +48,13 @@ class Listing:
     """Class folder, or "" without classes -> its images' paths below it, in byte order."""
     unread: Counter[str] = field(default_factory=Counter)
     """Suffix in small letters ("" = none) -> number of files that are neither read as images nor companions of some."""
+    captions: Captions | None = None
+    """Once they are read."""
+
+    def paths(self) -> Iterator[str]:
+        """The paths of all images below the root."""
+        for folder, files in self.images.items():
+            yield from (f"{folder}/{file}" if folder else file for file in files)
 
 
 def list_images(root: Path, with_classes: bool) -> Listing:
@@ -84,7 +92,7 @@ class _ImageFiles(ImageSet):
         listing: Listing | None = None,
     ) -> None:
         listing = self.listed(root) if listing is None else listing
-        self.root, self.size, self.decoding = root, size, decoding
+        self.root, self.size, self.decoding, self._listing = root, size, decoding, listing
         self.files: list[str] = []
         """Paths below `root`, with slashes. Strings: a million Path objects would be half a gigabyte."""
         self.labels: list[int] = []
@@ -104,6 +112,7 @@ class _ImageFiles(ImageSet):
             self.labels.extend([label] * len(chosen))
         if not self.files:
             raise DataError(none_left(root, only))
+        self._rows: dict[str, int] | None = None  # of the captions
         # Small sets keep their decoded images in memory.
         self._memory: dict[int, np.ndarray] | None = {} if len(self.files) * size**2 * 3 <= MEMORY_LIMIT else None
 
@@ -129,6 +138,21 @@ class _ImageFiles(ImageSet):
 
     def source(self, index: int) -> Path:
         return self.root / self.files[index]
+
+    def captions(self) -> Captions:
+        """Those in files beside the images, of the whole listing."""
+        if self._listing.captions is None:
+            from ldit.data.formats.caption_files import captions_beside
+
+            found = captions_beside(self.root, self._listing.paths())
+            object.__setattr__(self._listing, "captions", found)  # held-out and training images share it
+        assert self._listing.captions is not None
+        return self._listing.captions
+
+    def caption_row(self, index: int) -> int:
+        if self._rows is None:
+            self._rows = {path: row for row, path in enumerate(self._listing.paths())}
+        return self._rows[self.files[index]]
 
     def fingerprint(self) -> str:
         """sha256 of the relative names in order: the same order of samples needs the same names."""

@@ -8,7 +8,6 @@ from typing import BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from ldit.data.captions import Captions
 from ldit.data.formats.image_folder import none_left, subset
 from ldit.data.formats.names import path_key
 from ldit.data.images.decoding import BadImage, Decoding, read_square
@@ -27,11 +26,6 @@ class Index(Protocol):
     @property
     def labels(self) -> np.ndarray:
         """(N,) int32, the class of each listed image."""
-        ...
-
-    @property
-    def captions(self) -> Captions | str:
-        """The captions of the listed images, or why there are none."""
         ...
 
 
@@ -115,11 +109,6 @@ class ListedImages(ImageSet, Generic[IndexT]):
 
     def label(self, index: int) -> int:
         return int(self._labels[self._chosen[index]])
-
-    def captions(self) -> Captions:
-        if isinstance(self.index.captions, str):
-            raise DataError(self.index.captions)
-        return self.index.captions
 
     def caption_row(self, index: int) -> int:
         return int(self._chosen[index])

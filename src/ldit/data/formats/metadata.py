@@ -15,12 +15,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ldit.data.byte_strings import ByteStrings
-from ldit.data.captions import Caption, Captions, CaptionTable, checked
+from ldit.data.captions import Captions, CaptionTable
+from ldit.data.formats.caption_files import captions_of_object
 from ldit.data.formats.image_folder import files_in, is_image
 from ldit.data.formats.labels import LabelTable, json_object, label_of_object
 from ldit.data.formats.listed import ListedImages
@@ -28,8 +28,6 @@ from ldit.data.formats.names import path_key
 from ldit.data.formats.recognise import METADATA, is_tar, other_metadata
 from ldit.errors import DataError, some
 from ldit.log import logger
-
-CAPTION_KEYS = ("text", "caption")
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,11 @@ class MetadataImages(ListedImages[MetadataIndex]):
 
     def _open(self, index: MetadataIndex | None) -> MetadataIndex:
         return read_metadata(self.root) if index is None else index
+
+    def captions(self) -> Captions:
+        if isinstance(self.index.captions, str):
+            raise DataError(self.index.captions)
+        return self.index.captions
 
     def _name(self, at: int) -> str:
         return self.index.file_names[at].decode()
@@ -88,7 +91,7 @@ def read_metadata(root: Path) -> MetadataIndex:
         # Captions matter to text models alone: for others a line without one is no error.
         if not problem:
             try:
-                captions.add(_captions(data))
+                captions.add(captions_of_object(data))
             except ValueError as error:
                 problem = f"{path}, line {number}: {error}"
     # The labels of all images together make the classes.
@@ -134,14 +137,6 @@ def _inside(name: object) -> str:
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(f"{name!r} cannot be the name of a file")
     return "/".join(parts)
-
-
-def _captions(data: dict[str, Any]) -> tuple[Caption, ...]:
-    """The captions of a line; ValueError says what is wrong with them."""
-    for key in CAPTION_KEYS:
-        if (text := data.get(key)) is not None:
-            return checked(text, data.get("weights"))
-    raise ValueError(f"no caption ({' or '.join(CAPTION_KEYS)})")
 
 
 class _Folders:

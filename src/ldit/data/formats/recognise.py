@@ -5,6 +5,7 @@ from pathlib import Path
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 METADATA = "metadata.jsonl"
+YAML = (".yaml", ".yml")
 OTHER_LISTS = ("metadata.csv", "metadata.parquet")
 IDX_TRAIN, IDX_HELDOUT = "train", "t10k"
 IDX_IMAGES, IDX_LABELS = ("images", 3), ("labels", 1)  # part of the file's name, axes
@@ -20,6 +21,11 @@ def has_tars(root: Path) -> bool:
 
 def is_tar(name: str) -> bool:
     return name.lower().endswith((".tar", *PACKED)) and not name.startswith(".")
+
+
+def is_image_list(path: Path) -> bool:
+    """Whether a file is one of the original's lists of images, or names some."""
+    return path.suffix.lower() in (*YAML, ".json", ".jsonl") and path.is_file()
 
 
 def has_metadata(root: Path) -> bool:

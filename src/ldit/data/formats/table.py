@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ldit.data.formats.heldout import Make, Pair, default_list, share_of, with_heldout
 from ldit.data.formats.image_folder import ImageFolder, LooseImages, entries, files_in, is_folder, is_image
-from ldit.data.formats.recognise import IDX_HELDOUT, PACKED, has_idx, has_metadata, other_metadata
+from ldit.data.formats.recognise import IDX_HELDOUT, PACKED, has_idx, has_metadata, is_image_list, other_metadata
 from ldit.data.images.decoding import Decoding
 from ldit.data.latent_cache.description import JOB, is_cache, is_shard
 from ldit.errors import DataError
@@ -90,7 +90,7 @@ def format_of(root: Path) -> Format:
     names other files that could be meant as images. DataError for a folder that cannot be listed, and for one that also
     holds images of another kind: those would be left out silently."""
     if not root.is_dir():
-        return TARS
+        return LISTS if is_image_list(root) else TARS
     listing = entries(root)
     folders = sorted((entry.name for entry in listing if is_folder(entry)), key=os.fsencode)
     contents = Contents(root, frozenset(entry.name for entry in listing), tuple(folders))
@@ -202,6 +202,15 @@ def _listed(opening: Opening) -> Make:
     )
 
 
+def _lists(opening: Opening) -> Make:
+    from ldit.data.formats.image_lists import ImageListImages, read_lists
+
+    index = read_lists(opening.root)
+    return lambda exclude, only, most: ImageListImages(
+        opening.root, opening.size, opening.decoding, exclude, only, most, index
+    )
+
+
 def _files(kind: type[ImageFolder] | type[LooseImages], opening: Opening) -> Make:
     root = opening.root
     listing = kind.listed(root)
@@ -214,6 +223,7 @@ def _files(kind: type[ImageFolder] | type[LooseImages], opening: Opening) -> Mak
 
 LOOSE, IN_FOLDERS, ARCHIVES = frozenset({"loose"}), frozenset({"in folders"}), frozenset({"archives"})
 TARS = Format("tars", "tar shards", _has_tars, partial(_open_files, _tars), ARCHIVES)
+LISTS = Format("lists", "the original's lists", lambda c: False, partial(_open_files, _lists))
 LIST = Format(
     "list",
     "a folder with metadata.jsonl",

@@ -41,7 +41,6 @@ class TarIndex:
     sizes: np.ndarray  # (N,) int32
     shards: np.ndarray  # (N,) int32, place in `tars`
     labels: np.ndarray  # (N,) int32
-    captions: str = "captions in tar shards are not read yet; encode them with metadata.jsonl"
 
     def where(self, at: int) -> str:
         """ "shard.tar/key.jpg"."""

@@ -6,7 +6,9 @@ Members whose paths agree up to the first dot of the last component are one samp
 |-------------------------------------------------|-------------------------------------------------------------|
 | KEY.jpg jpeg jfif png webp bmp ppm tif tiff gif | the image, exactly one                                      |
 | KEY.cls                                         | its label, an integer or a name; comes before KEY.json      |
-| KEY.json                                        | an object; "label", "class" or "cls" is the label           |
+| KEY.json                                        | an object; "label", "class" or "cls" is the label, "text"   |
+|                                                 | or "caption" the caption                                    |
+| KEY.txt                                         | its captions, one a line; comes before KEY.json             |
 | other endings, hidden names, names without dot  | ignored                                                     |
 
 A sample's members need not follow each other. One pass over the headers makes the index; then each image is one read
@@ -19,6 +21,8 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from ldit.data.captions import Captions
+from ldit.data.formats.caption_files import captions_in_tars
 from ldit.data.formats.listed import ListedImages
 from ldit.data.formats.tar_index import TarIndex, read_tars, shown, split_name
 from ldit.data.formats.tar_members import Archive
@@ -39,6 +43,10 @@ class TarImages(ListedImages[TarIndex]):
         index = read_tars(self.root) if index is None else index
         self._archives = _OpenArchives(index)
         return index
+
+    def captions(self) -> Captions:
+        """Read from the archives at each call: only text models need them."""
+        return captions_in_tars(self.index)
 
     def keep_index(self, folder: Path) -> None:
         """Write offsets and labels, the result of reading all headers, into `folder`."""
