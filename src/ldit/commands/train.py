@@ -23,6 +23,7 @@ from ldit.checkpoint.run import (
 )
 from ldit.checkpoint.save import check_space
 from ldit.commands.finetune import experiment_of
+from ldit.commands.train_data import open_training_data, warn_of_turned
 from ldit.commands.train_hooks import check_sampling, sampling_hooks
 from ldit.config.autoencoder import AutoencoderRun
 from ldit.config.classifier import ClassifierRun
@@ -32,11 +33,9 @@ from ldit.config.paths import expanded
 from ldit.config.recipes.registry import is_run_directory
 from ldit.config.run import BaseRun, RunConfig
 from ldit.data.formats.heldout import HELDOUT, share_of
-from ldit.data.images.decoding import orientation_of
-from ldit.data.images.image_set import ImageSet
 from ldit.data.loader import Loader
-from ldit.data.samples import Captioned, Samples, Unlabelled, fit_classes
-from ldit.data.source import OBJECT, decoding_of, keep_index, open_run_data
+from ldit.data.samples import Samples
+from ldit.data.source import OBJECT, keep_index
 from ldit.errors import ConfigError
 from ldit.log import logger, silence_other_ranks
 from ldit.nn.kernels import attention_kernels, software
@@ -71,7 +70,6 @@ TASKS: dict[type[BaseRun], str | Callable[[Experiment, Samples, torch.device], T
 }
 
 
-TURNED_LOOKED_AT = 64  # images whose EXIF orientation is looked at
 MANY_MICRO = 16  # micro-batches of a step
 
 
@@ -149,12 +147,12 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     config = experiment.config
     _check_shares(config, world)
     # The data first: the task checks that its network fits them.
-    data, heldout = _open_data(experiment, out, world)
+    data, heldout = open_training_data(experiment, out, world)
     if isinstance(config, RunConfig):
         config = config.fitted(len(data.names))
         experiment = replace(experiment, config=config)
     if world.is_main and not config.data.exif:
-        _warn_of_turned(data)
+        warn_of_turned(data)
     open_task = TASKS[type(config)]
     if isinstance(open_task, str):
         module, _, function = open_task.partition(":")
@@ -162,39 +160,6 @@ def _prepare(experiment: Experiment, out: Path, world: World) -> _Prepared:
     task: Task = open_task(experiment, data, world.device)
     check_sampling(task)
     return _Prepared(config, data, heldout, task)
-
-
-def _warn_of_turned(data: Samples) -> None:
-    """Warn of images that a viewer turns by their EXIF orientation and this run does not: cameras lie on their side."""
-    images = data.data if isinstance(data, Unlabelled) else data
-    if not isinstance(images, ImageSet):
-        return
-    count = min(len(images), TURNED_LOOKED_AT)
-    sources = (images.source(i * len(images) // count) for i in range(count))
-    turned = sum(source is not None and orientation_of(source) != 1 for source in sources)
-    if turned:
-        logger.warning(
-            "%d of %d images looked at are turned by EXIF in viewers; --data.exif turns them here", turned, count
-        )
-
-
-def _open_data(experiment: Experiment, out: Path, world: World) -> tuple[Samples, Samples | None]:
-    """(training, held-out or None): the user's own data set, or what data.path names."""
-    config = experiment.config
-    model = config.model if isinstance(config, RunConfig) else None
-    has_captions = isinstance(model, TextModelConfig)
-    classes = None
-    if model is not None and not isinstance(model, TextModelConfig) and not config.data.fit_model:
-        classes = model.num_classes
-    if experiment.data is None:
-        # Each rank verifies its share of the shards of a latent cache.
-        return open_run_data(config.data, classes, (world.rank, world.size), out, has_captions)
-    from ldit.data.user_set import open_user_set
-
-    samples = open_user_set(experiment.data, config.data.image_size, decoding_of(config.data))
-    if has_captions:
-        return Captioned(samples), None
-    return samples if classes is None else fit_classes(samples, classes), None
 
 
 def _claim(prepared: _Prepared, out: Path, stack: ExitStack) -> dict[str, Any]:
@@ -353,6 +318,8 @@ def _attention(config: BaseRun) -> tuple[int, set[int]] | None:
     if not isinstance(config, RunConfig):
         return None
     model, factor = config.model, config.codec.factor
+    if isinstance(model, TextModelConfig):
+        return model.head_dim, {model.max_seq_len}
     sides = {model.input_size, *(stage.size // factor for stage in config.stages)}
     front = 0 if isinstance(model, OriginalDiTConfig) else model.class_tokens
     patches = {model.patch_size, model.side_unit}  # the trunk's are larger where there are two levels

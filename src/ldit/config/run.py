@@ -233,6 +233,7 @@ class RunConfig(BaseRun):
                 if heads is not None and heads % self.parallel.tp:
                     raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
         self._check_text()
+        self._check_buckets()
         self._check_objective()
         self._check_stages()
         # Images must become latents of the size that the network takes.
@@ -266,6 +267,24 @@ class RunConfig(BaseRun):
             raise ConfigError("objective.route: is for class models")
         if self.eval.every:
             raise ConfigError("eval.every: evaluation during training is for class models; use ldit evaluate")
+
+    def _check_buckets(self) -> None:
+        """What images of several sizes exclude."""
+        if not self.data.buckets:
+            return
+        if isinstance(self.model, OriginalDiTConfig):
+            raise ConfigError("data.buckets: the original DiT has positions of one size")
+        for key, given in (("stages", self.stages), ("objective.augment", self.objective.augment)):
+            if given:
+                raise ConfigError(f"data.buckets: does not go with {key}")
+        if isinstance(self.model, TextModelConfig):
+            side = self.data.image_size // (self.codec.factor * self.model.patch_size)
+            most = side * side + 2 * side  # an end-of-line token for each row of the tallest image
+            if self.model.max_seq_len < most:
+                raise ConfigError(
+                    f"data.buckets: images of {self.data.image_size} pixels have up to {most} tokens "
+                    f"(--model.max-seq-len {most})"
+                )
 
     def _check_objective(self) -> None:
         objective, off = self.objective, ObjectiveConfig()

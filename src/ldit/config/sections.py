@@ -47,6 +47,9 @@ class DataConfig:
     """Verify the checksums of a latent cache when the run starts."""
     fit_model: bool = False
     """Give the model as many classes as the images have, and the input size that follows from image_size."""
+    buckets: bool = False
+    """Keep the aspect of images: each batch has images of one size, of about image_size x image_size pixels and at most
+    four times as long as wide."""
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
 
+import numpy as np
 import torch
 
 from ldit.config.sections import BadImages, DataConfig
 from ldit.data.batch import Batch, Fault
+from ldit.data.buckets import Bucketed, BucketOrder
 from ldit.data.order import EpochOrder
 from ldit.data.samples import Samples
 from ldit.data.workers import Job, Stuck, Workers
 from ldit.errors import DataError, RunError
-from ldit.rng import uniform
+from ldit.rng import generator, uniform
 
 AHEAD = 2  # batches that are read while the consumer works on one
 
@@ -48,10 +50,15 @@ class _Reading:
         flip_seed: int | None,
         bad: BadImages,
         step: int = 0,
+        seed: int = 0,
+        shape: tuple[int, int, int] | None = None,
     ) -> None:
+        # A shape of its own has a batch of a bucket.
+        self.in_bucket = shape is not None
+
         self.data, self.positions, self.indices, self.step = data, positions, indices, step
-        self.flip_seed, self.bad = flip_seed, bad
-        self.inputs = torch.empty(len(indices), *data.shape)
+        self.flip_seed, self.bad, self.seed = flip_seed, bad, seed
+        self.inputs = torch.empty(len(indices), *(shape or data.shape))
         self.labels = torch.empty(len(indices), dtype=torch.int64)
         self.faults: dict[int, str] = {}
 
@@ -69,7 +76,7 @@ class _Reading:
             if self.flip_seed is not None:
                 flip = uniform(self.flip_seed, "flip", 0, position) < 0.5
             try:
-                labels[row] = self.data.read(self.indices[row], flip, inputs[row])
+                labels[row] = self._read(row, flip, inputs[row])
             except DataError as error:
                 if self.bad == "stop":
                     hint = "--data.bad skip leaves bad images out"
@@ -78,6 +85,14 @@ class _Reading:
                     raise DataError(f"{error} ({hint})") from (error.__cause__ or error)
                 inputs[row], labels[row] = 0, 0
                 self.faults[row] = str(error)
+
+    def _read(self, row: int, flip: bool, out: np.ndarray) -> int:
+        if not (self.in_bucket and isinstance(self.data, Bucketed)):
+            return self.data.read(self.indices[row], flip, out)
+        # Like flips, the place of a crop is decided by the position.
+        generated = generator(self.seed, "crop", 0, self.positions[row])
+        u, v = torch.rand(2, generator=generated, dtype=torch.float64).tolist()
+        return self.data.read(self.indices[row], flip, out, (u, v))
 
     def batch(self) -> Batch:
         faults = tuple(
@@ -130,8 +145,9 @@ class Loader:
             raise ValueError(f"a batch of {batch_size} has no part {part} of {parts}")
         self.data, self.batch_size, self.workers = data, batch_size, workers
         self.part, self.share = part, batch_size // parts
-        self.order = EpochOrder(len(data), seed)
-        self.flip_seed = seed if flip else None
+        self.order: EpochOrder | BucketOrder
+        self.order = data.order(batch_size, seed) if isinstance(data, Bucketed) else EpochOrder(len(data), seed)
+        self.seed, self.flip_seed = seed, seed if flip else None
         self.bad, self.timeout = bad, timeout
 
     def from_step(self, first: int, last: int, offset: int = 0) -> Generator[Batch, None, None]:
@@ -172,7 +188,10 @@ class Loader:
         start = offset + step * self.batch_size + self.part * self.share
         positions = range(start, start + self.share)
         indices = self.order.between(positions.start, positions.stop)
-        reading = _Reading(self.data, positions, indices, self.flip_seed, self.bad, step)
+        shape = None
+        if isinstance(self.data, Bucketed) and isinstance(self.order, BucketOrder):
+            shape = self.data.shape_of(self.order.bucket_at(positions.start))
+        reading = _Reading(self.data, positions, indices, self.flip_seed, self.bad, step, self.seed, shape)
         if fill:
             reading.fill(0, self.share)
         return reading

@@ -50,7 +50,7 @@ class ListedImages(ImageSet, Generic[IndexT]):
         max_per_class: int = 0,
         index: IndexT | None = None,
     ) -> None:
-        self.root, self.size, self._decoding = root, size, decoding
+        self.root, self.size, self.decoding = root, size, decoding
         self.index = self._open(index)
         self.names, self._labels = self.index.names, self.index.labels
         left_out, kept = frozenset(map(path_key, exclude)), None if only is None else frozenset(map(path_key, only))
@@ -91,7 +91,7 @@ class ListedImages(ImageSet, Generic[IndexT]):
         """(size, size, 3) uint8 and its class; DataError names an image that cannot be read."""
         at = int(self._chosen[index])
         try:
-            image = read_square(self._source(at), self.size, self._decoding)
+            image = read_square(self._source(at), self.size, self.decoding)
         except BadImage as error:
             raise DataError(f"cannot read image {self._path(at)}: {error}") from None
         return image, int(self._labels[at])

@@ -150,6 +150,21 @@ def orientation_of(source: Path | BinaryIO) -> int:
         return 1
 
 
+def dimensions(source: Path | BinaryIO, decoding: Decoding) -> tuple[int, int] | None:
+    """(width, height) of the image that `open_image` gives, from its header; None where that cannot be read."""
+    try:
+        data = _read(source)
+        reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
+        if reader is None:
+            return None
+        image = reader(HeaderLimit(data), "")
+        check_size(*image.size, decoding.max_pixels)
+        turned = decoding.exif and _orientation(image) > 4
+    except Exception:
+        return None
+    return image.size[::-1] if turned else image.size
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
     """The file for reading. BadImage when there is no file, or it is a folder or a pipe (reading it would never end);

@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ldit.data.captions import Captions
+from ldit.data.images.decoding import Decoding
 from ldit.errors import DataError
 
 
@@ -23,6 +24,8 @@ class ImageSet(ABC):
     num_before_cap: int
     """Number of images before `max_per_class`."""
     cache: None = None
+    decoding: Decoding = Decoding()
+    """How its files become images."""
 
     def captions(self) -> Captions:
         """The captions of the images, by `caption_row`. DataError for a set without captions, and names an image
@@ -72,8 +75,11 @@ class ImageSet(ABC):
     def read(self, index: int, flip: bool, out: np.ndarray) -> int:
         """Fill `out` (3, S, S) fp32 with value/127.5 - 1, mirrored left to right with `flip`; returns the class."""
         image, label = self[index]
-        if flip:
-            image = image[:, ::-1]
-        np.divide(image.transpose(2, 0, 1), np.float32(127.5), out=out)
-        out -= 1
+        normalise(image[:, ::-1] if flip else image, out)
         return label
+
+
+def normalise(image: np.ndarray, out: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) as value/127.5 - 1 into `out`, float32 (3, H, W)."""
+    np.divide(image.transpose(2, 0, 1), np.float32(127.5), out=out)
+    out -= 1
