@@ -135,7 +135,7 @@ def test_text_model(tmp_path: Path, same: Callable[..., bool]) -> None:
     torch.save(weights, tmp_path / "consolidated_ema.00-of-01.pth")
     source = open_source(tmp_path)
     assert source.spec.model == case.config
-    assert source.spec.conditioner == TextConditionerConfig("some/llm")
+    assert source.spec.conditioner == TextConditionerConfig("some/llm", tokenizer="other")
     assert source.has_ema() and not source.has_raw()
     model = load_model(source)
     assert same(model.state_dict(), weights)

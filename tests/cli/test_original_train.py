@@ -16,9 +16,9 @@ from PIL import Image
 from ldit.cli.arguments import parse
 from ldit.cli.original.train import OriginalTrainArguments, run, run_config
 from ldit.commands.original_run import check_start
-from ldit.config.presets import PRESETS, preset
+from ldit.config.presets import PRESETS, preset, text_preset
 from ldit.config.run import RunConfig
-from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TrainConfig
+from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TextConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, PixelCodecConfig
 from ldit.errors import ConfigError
 
@@ -102,6 +102,7 @@ FLAGS: list[tuple[Sequence[str], RunConfig]] = [
     (["--qk_norm"], changed("model", qk_norm=True)),
     (["--init_from", "there"], changed("train", init_from="there")),
     (["--no_auto_resume", "--resume", "x", "--master_port", "9000"], DEFAULT),
+    (["--model_parallel_size", "2"], changed("parallel", tp=2)),
 ]
 
 
@@ -115,9 +116,30 @@ def test_each_flag(flags: list[str], expected: RunConfig) -> None:
 def test_every_flag_is_tested() -> None:
     given = {flag.removeprefix("--") for flags, _ in FLAGS for flag in flags if flag.startswith("--")}
     fields = set(OriginalTrainArguments.__dataclass_fields__)
-    assert fields - given - {"auto_resume", "results_dir", "local_diffusers_model_root"} == set()
+    of_text = {"lm", "tokenizer_path", "caption_dropout_prob", "max_text_tokens", "rope_scaling_factor"}
+    assert fields - given - {"auto_resume", "results_dir", "local_diffusers_model_root"} == of_text
     assert parsed("--no_auto_resume").auto_resume is False
     assert (parsed("--resume", "x").resume, parsed("--master_port", "9").master_port) == (Path("x"), 9)
+
+
+def test_flags_of_text_models(tmp_path: Path) -> None:
+    lm = tmp_path / "lm"
+    lm.mkdir()
+    (lm / "config.json").write_text('{"hidden_size": 4096}')
+    config = run_config(parsed("--lm", str(lm), "--data_path", "set.yaml", "--tokenizer_path", "there"))
+    config.check()
+    text = TextConfig(str(lm), "there", 128, 0.1, "bf16")
+    model = text_preset("DiT_Llama_600M_patch2", max_seq_len=288, cap_feat_dim=4096)
+    assert config.text == text and config.model == model
+    assert config.data == DataConfig("set.yaml", 256, flip=False, workers=4, buckets=True)
+    more = ["--caption_dropout_prob", "0.2", "--max_text_tokens", "64", "--rope_scaling_factor", "2", "--qk_norm"]
+    large = run_config(parsed("--lm", str(lm), "--image_size", "512", *more))
+    assert large.text == TextConfig(str(lm), "", 64, 0.2, "bf16")
+    assert large.model == replace(model, max_seq_len=1088, rope_scaling_factor=2.0, qk_norm=True)
+    assert run_config(parsed("--tokenizer_path", str(lm))).text == TextConfig(str(lm), "", 128, 0.1, "bf16")
+    for flags in more[:2], more[2:4], more[4:6]:
+        with pytest.raises(ConfigError, match=f"{flags[0]}: is for text models"):
+            run_config(parsed(*flags))
 
 
 def test_pixels_take_any_even_size() -> None:
@@ -292,7 +314,30 @@ SCRIPTS = {
 
 
 def test_every_script_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "exps").glob("*.sh")} == SCRIPTS.keys() | {"table"}  # test_evaluate.py's
+    own = {"table", "dit_llama_t2i_3B_bs512_lr1e-4_bf16_qknorm"}  # of test_evaluate.py, and below
+    assert {path.stem for path in (ROOT / "exps").glob("*.sh")} == SCRIPTS.keys() | own
+
+
+def test_the_script_of_the_text_model(tmp_path: Path) -> None:
+    flags = _printed("dit_llama_t2i_3B_bs512_lr1e-4_bf16_qknorm", ["/set.yaml", str(tmp_path)], tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden_size": 4096}')
+    config = run_config(parse(OriginalTrainArguments, flags, "train.py"))
+    config.check()
+    assert config.model == text_preset("DiT_Llama_3B_patch2", max_seq_len=288, cap_feat_dim=4096, qk_norm=True)
+    assert (config.data.path, config.text.encoder, config.train.batch_size) == ("/set.yaml", str(tmp_path), 512)
+
+
+def _printed(name: str, given: list[str], tmp_path: Path) -> list[str]:
+    """What a script gives to train.py."""
+    stub = tmp_path / "torchrun"
+    stub.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    stub.chmod(0o755)
+    script = ROOT / "exps" / f"{name}.sh"
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run([script, *given], env=env, capture_output=True, text=True, cwd=tmp_path)
+    launcher, count, program_path, *flags = json.loads(done.stdout)
+    assert (launcher, count) == ("--nproc_per_node", "8") and Path(program_path).resolve() == ROOT / "train.py"
+    return [str(flag) for flag in flags]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ldit.commands.train import train
 from ldit.config.model import TextModelConfig
 from ldit.config.run import RunConfig
 from ldit.config.sections import TextConfig
-from ldit.errors import RequestError
+from ldit.errors import CodecError, ConfigError, DataError, RequestError
 from ldit.nn.build import build_model
 from ldit.nn.dit import init_parameter
 from ldit.nn.rope import raster_table
@@ -123,14 +124,14 @@ def test_what_a_text_model_refuses(llama: Path, tmp_path: Path) -> None:
         ldit.load("emoji64-class-xs").sample_latents(prompts="a", steps=1)
 
 
-def text_run(data: Path, llama: Path, changes: dict[str, Any] | None = None) -> RunConfig:
+def text_run(data: Path, llama: Path, changes: dict[str, Any] | None = None, cache: str = "") -> RunConfig:
     """A small run of a pixel text model."""
     base = small({"data.path": str(data), "train.batch_size": 4, "train.checkpoint_every": 2, **(changes or {})})
     model = TextModelConfig(
         patch_size=2, in_channels=3, dim=16, n_layers=1, n_heads=2, multiple_of=16,
         max_seq_len=SIDE // 2 * (SIDE // 2 + 1), cap_feat_dim=WIDTH, qk_norm=True,
     )  # fmt: skip
-    text = TextConfig(str(llama), max_tokens=8, dropout=0.25, prompts=("a red cat", "the sun"))
+    text = TextConfig(str(llama), max_tokens=8, dropout=0.25, prompts=("a red cat", "the sun"), cache=cache)
     return replace(base, model=model, text=text)
 
 
@@ -174,6 +175,50 @@ def test_training_resumes_exactly_and_samples(llama: Path, tmp_path: Path) -> No
     one = np.asarray(pipe(["the green dog"], seed=3, steps=2)[0])
     files = sorted(made.rglob("*.png"))
     assert np.array_equal(one, np.asarray(Image.open(files[3])))
+
+
+def test_a_cache_takes_the_encoders_place(llama: Path, tmp_path: Path) -> None:
+    data, own = save_captioned(tmp_path / "data", side=SIDE), tmp_path / "own"
+    shutil.copytree(llama, own)
+    flags = ["--text", "--encoder", str(own), "--max-tokens", "8", "--image-size", str(SIDE)]
+    assert main(["encode", str(data), "--out", str(tmp_path / "texts"), *flags]) == 0
+
+    def config(steps: int, **text: Any) -> RunConfig:
+        base = text_run(data, own, {"train.steps": steps})
+        return replace(base, text=replace(base.text, prompts=(), **text))
+
+    train(config(5), tmp_path / "live")
+    train(config(3, cache=str(tmp_path / "texts")), tmp_path / "cached")
+    # What may change in a resumed run, and what may not.
+    said: list[tuple[dict[str, Any], str]] = [
+        ({"dropout": 0.5}, "text.dropout 0.25 -> 0.5"),
+        ({"max_tokens": 9}, "text.max_tokens 8 -> 9"),
+        ({"encoder": str(llama)}, "text.encoder"),
+        ({"tokenizer": str(llama)}, "text.tokenizer"),
+        ({"precision": "bf16"}, "text.precision 'fp32' -> 'bf16'"),
+    ]
+    for changes, words in said:
+        with pytest.raises(ConfigError, match=f"another run.*{words}"):
+            train(config(5, **changes), tmp_path / "cached")
+    # With the cache the encoder is not needed; without it, it is.
+    shutil.rmtree(own)
+    train(config(5, cache=str(tmp_path / "texts")), tmp_path / "cached")
+    assert losses(tmp_path / "live") == losses(tmp_path / "cached")
+    with pytest.raises(CodecError, match=r"own' was not found"):
+        train(config(6), tmp_path / "cached")
+    # A cache of another encoder is refused, and one that lacks texts is completed by the encoder.
+    other = save_llama(tmp_path / "other", num_hidden_layers=1)
+    with pytest.raises(CodecError, match=r"texts was made with encoder of fingerprint \w{16}, the run has"):
+        train(text_run(data, other, {"train.steps": 1}, cache=str(tmp_path / "texts")), tmp_path / "new")
+    shutil.copytree(llama, own)
+    rows = (data / "metadata.jsonl").read_text().replace("a moon", "a red moon")
+    (data / "metadata.jsonl").write_text(rows)
+    train(config(1, cache=str(tmp_path / "texts")), tmp_path / "lacking")
+    # Another encoder at the same place is noticed.
+    shutil.rmtree(own)
+    shutil.copytree(other, own)
+    with pytest.raises(DataError, match="the text encoder differs"):
+        train(config(2), tmp_path / "lacking")
 
 
 def test_captions_are_drawn_by_position(llama: Path, tmp_path: Path) -> None:

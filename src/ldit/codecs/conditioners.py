@@ -73,7 +73,8 @@ class TextConditioner:
     """Texts. A label is the number of a text, and the null label that of `null_text`.
 
     `features` gives the features of texts; None before an encoder is at hand, when nothing can be encoded yet.
-    `length`: number of tokens to which every batch is padded; None = that of its longest text.
+    `length`: number of tokens to which every batch is padded; None = that of its longest text. `encoder`: fingerprint
+    of the encoder, where it is known.
     """
 
     texts: Sequence[str]
@@ -81,6 +82,7 @@ class TextConditioner:
     dropout: float = 0.0
     features: TextFeatures | None = field(default=None, repr=False, compare=False)
     length: int | None = None
+    encoder: str = ""
     is_unconditional = False
 
     @property

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldit.codecs.text import TextEncoder
+from ldit.codecs.text_cache import TextCache
 from ldit.nn.conditioning import TextCondition
 
 MEMORY = 1 << 29
@@ -14,11 +15,13 @@ MEMORY = 1 << 29
 
 
 class TextFeatures:
-    """The features of texts, each (T, F). They are kept in memory until `memory` bytes are full. The encoder is opened
-    at the first text that is in neither memory nor cache."""
+    """The features of texts, each (T, F): of `cache` where it has them, else of the encoder, which is opened at the
+    first text that needs it. What it computed is kept in memory until `memory` bytes are full."""
 
-    def __init__(self, open_encoder: Callable[[], TextEncoder], memory: int = MEMORY) -> None:
-        self._open_encoder, self._memory = open_encoder, memory
+    def __init__(
+        self, open_encoder: Callable[[], TextEncoder], memory: int = MEMORY, cache: TextCache | None = None
+    ) -> None:
+        self._open_encoder, self._memory, self._cache = open_encoder, memory, cache
         self._encoder: TextEncoder | None = None
         self._kept: dict[str, Tensor] = {}
         self._lock = threading.Lock()  # requests may come from several threads
@@ -26,6 +29,10 @@ class TextFeatures:
     def __call__(self, texts: Sequence[str]) -> list[Tensor]:
         with self._lock:
             found = {text: self._kept[text] for text in texts if text in self._kept}
+            if self._cache is not None:
+                for text in dict.fromkeys(texts):
+                    if (features := self._cache.get(text)) is not None:
+                        found[text] = features
             missing = [text for text in dict.fromkeys(texts) if text not in found]
             if missing:
                 found.update(zip(missing, self._encoded(missing), strict=True))

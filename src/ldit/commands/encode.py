@@ -14,6 +14,7 @@ import torch
 from ldit.codecs import codec as codecs
 from ldit.codecs.kl_config import read_kl_config
 from ldit.codecs.open import SAMPLING_HELP, codec_folder
+from ldit.commands.encode_text import make_text_cache
 from ldit.commands.finetune import experiment_of
 from ldit.config.requests.encode import EncodeRequest
 from ldit.config.requests.fields import from_keywords
@@ -66,6 +67,10 @@ class EncodeKeywords(TypedDict, total=False):
     timeout: float
     device: str | None
     captions: bool
+    text: bool
+    encoder: str
+    tokenizer: str
+    max_tokens: int
 
 
 def encode(path: str | Path, out: str | Path, **keywords: Unpack[EncodeKeywords]) -> Path:
@@ -99,6 +104,8 @@ def make_cache(request: EncodeRequest) -> bool:
     if request.recipe:
         request = request.with_recipe(experiment_of(request.recipe).config)
     with stopped_by_signals():
+        if request.text:
+            return make_text_cache(request)
         launch = launched()
         # Open and check everything before anything is written.
         source: Samples

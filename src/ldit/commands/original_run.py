@@ -1,9 +1,10 @@
-"""Checks the original's flags --resume and --no_auto_resume against a run directory."""
+"""What the original's flags need to know: whether a run directory fits them, and the width of text features."""
 
 import re
 from pathlib import Path
 
 from ldit.checkpoint.run import committed_steps
+from ldit.codecs.text import feature_width, text_folder
 from ldit.errors import ConfigError
 from ldit.storage.names import CHECKPOINTS
 
@@ -51,3 +52,8 @@ def _newest_original(out: Path) -> Path | None:
     folder = out / CHECKPOINTS
     names = [path for path in folder.iterdir() if _ORIGINAL_STEP.fullmatch(path.name)] if folder.is_dir() else []
     return max((path for path in names if any(path.glob("consolidated*.pth"))), key=lambda p: int(p.name), default=None)
+
+
+def text_width(encoder: str) -> int:
+    """Width of the features of a text encoder; CodecError when there is none of this name."""
+    return feature_width(text_folder(encoder))

@@ -36,6 +36,8 @@ RESUMABLE = {
     "data.verify",
     "data.bad",
     "heldout.every",
+    "text.cache",
+    "text.prompts",
 }
 OBJECTS = ("objective", "network")
 """Keys of the record that name the user's objects; None = the package's own."""
@@ -110,6 +112,9 @@ def _same_data(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old.get("codec") != new.get("codec"):
         before, now = (str(record["codec"])[:12] for record in (old, new))
         raise DataError(f"the autoencoder differs from that of {folder}: fingerprint {before} there, {now} now")
+    if old.get("text") != new.get("text"):
+        before, now = (str(record.get("text"))[:12] for record in (old, new))
+        raise DataError(f"the text encoder differs from that of {folder}: fingerprint {before} there, {now} now")
     if _without_objects(old) != _without_objects(new):
         raise DataError(
             f"the training images differ from those of {folder}: {old.get('pictures')} there, "

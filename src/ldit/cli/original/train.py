@@ -1,28 +1,29 @@
-"""The original's train.py for class-conditional models: its flags and defaults as a run of ours."""
+"""The original's train.py, for class and text models: its flags and defaults as a run of ours."""
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ldit.cli.arguments import parse
-from ldit.config.presets import preset
+from ldit.config.model import ModelConfig
+from ldit.config.presets import preset, text_preset
 from ldit.config.run import RunConfig
-from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TrainConfig
+from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TextConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, CodecConfig, DDPMConfig, PixelCodecConfig
 from ldit.errors import ConfigError, LditError
 
 
 @dataclass(frozen=True)
 class OriginalTrainArguments:
-    """Train a class-conditional Large-DiT with the original's flags and defaults. Rerun the same command to resume.
-    `ldit train` has more flags."""
+    """Train a Large-DiT with the original's flags and defaults, a text model with --lm or a YAML file of lists. Rerun
+    the same command to resume. `ldit train` has more flags."""
 
     model: str
     """DiT_Llama_600M_patch2, DiT_Llama_3B_patch2, DiT_Llama_7B_patch2, or one of ours: XS, S, B, L."""
     data_path: str
-    """Folder of class folders."""
+    """Folder of class folders; for a text model a YAML file that names lists of images, or any captioned set."""
     results_dir: Path
     """Directory of the run."""
     image_size: int = 256
@@ -59,6 +60,18 @@ class OriginalTrainArguments:
     """Step to continue from; it must be the newest in --results_dir."""
     init_from: Path | None = None
     """Checkpoint to fine-tune: the run starts with its weights (not EMA)."""
+    lm: str | None = None
+    """Text models: folder or Hub id of the frozen language model. Default: that of --tokenizer_path."""
+    tokenizer_path: str | None = None
+    """Text models: folder or Hub id of its tokenizer. Default: meta-llama/Llama-2-7b-hf, or that of --lm."""
+    caption_dropout_prob: float = 0.1
+    """Text models: share of captions replaced by the empty one."""
+    max_text_tokens: int = 128
+    """Text models: longer captions are cut."""
+    rope_scaling_factor: float = 1.0
+    """Text models: rotary positions are divided by this."""
+    model_parallel_size: int = 1
+    """Number of processes that each layer is split over."""
     master_port: int | None = None
     """Port at which the processes connect. Default: torchrun's choice, or a port derived from the Slurm job's id."""
 
@@ -84,6 +97,11 @@ _NAMES = {
     "train.checkpoint_every": "--ckpt_every",
     "train.init_from": "--init_from",
     "optim.weight_decay": "--wd",
+    "text.encoder": "--lm",
+    "text.dropout": "--caption_dropout_prob",
+    "text.max_tokens": "--max_text_tokens",
+    "model.rope_scaling_factor": "--rope_scaling_factor",
+    "parallel.tp": "--model_parallel_size",
 }
 _NAME = re.compile(r"(?<![\w./-])(" + "|".join(map(re.escape, _NAMES)) + r")(?![\w/-]|\.\w)")
 
@@ -122,16 +140,11 @@ def run_config(args: OriginalTrainArguments) -> RunConfig:
     # The other flags are sections' fields under another name.
     reduce = args.grad_precision or args.precision
     return RunConfig(
-        model=preset(
-            args.model,
-            input_size=args.image_size // codec.factor,
-            in_channels=3 if pixels else 4,
-            num_classes=args.num_classes,
-            qk_norm=args.qk_norm,
-        ),
+        model=_model(args, codec),
         process=DDPMConfig(),
         codec=codec,
-        data=DataConfig(args.data_path, args.image_size, workers=args.num_workers),
+        data=_data(args),
+        text=_text(args),
         train=TrainConfig(
             steps=args.max_steps,
             batch_size=args.global_batch_size,
@@ -148,8 +161,51 @@ def run_config(args: OriginalTrainArguments) -> RunConfig:
             init_ema=False,
         ),
         optim=OptimConfig(weight_decay=args.wd),
-        parallel=_parallel(args.data_parallel),
+        parallel=replace(_parallel(args.data_parallel), tp=args.model_parallel_size),
     )
+
+
+def is_text(args: OriginalTrainArguments) -> bool:
+    """Whether the flags are of the original's text models."""
+    return bool(args.lm or args.tokenizer_path) or Path(args.data_path).suffix.lower() in (".yaml", ".yml")
+
+
+def _model(args: OriginalTrainArguments, codec: CodecConfig) -> ModelConfig:
+    side, channels = args.image_size // codec.factor, 3 if isinstance(codec, PixelCodecConfig) else 4
+    if not is_text(args):
+        return preset(
+            args.model, input_size=side, in_channels=channels, num_classes=args.num_classes, qk_norm=args.qk_norm
+        )
+    from ldit.commands.original_run import text_width
+
+    # Tokens of the tallest bucket: the original's own default holds those of 256 pixels.
+    rows = side // 2
+    return text_preset(
+        args.model,
+        in_channels=channels,
+        qk_norm=args.qk_norm,
+        max_seq_len=rows * rows + 2 * rows,
+        cap_feat_dim=text_width(_text(args).encoder),
+        rope_scaling_factor=args.rope_scaling_factor,
+    )
+
+
+def _data(args: OriginalTrainArguments) -> DataConfig:
+    """Text models have aspect buckets, and mirror no image: captions say left and right."""
+    text = is_text(args)
+    return DataConfig(args.data_path, args.image_size, flip=not text, workers=args.num_workers, buckets=text)
+
+
+def _text(args: OriginalTrainArguments) -> TextConfig:
+    if not is_text(args):
+        for name in ("caption_dropout_prob", "max_text_tokens", "rope_scaling_factor"):
+            if getattr(args, name) != getattr(OriginalTrainArguments, name):
+                raise ConfigError(f"--{name}: is for text models (--lm)")
+        return TextConfig()
+    encoder = args.lm or args.tokenizer_path or TextConfig.encoder
+    tokenizer = "" if args.tokenizer_path in (None, encoder) else args.tokenizer_path
+    precision: Any = args.precision if args.precision != "tf32" else "fp32"
+    return TextConfig(encoder, tokenizer or "", args.max_text_tokens, args.caption_dropout_prob, precision)
 
 
 def _codec(args: OriginalTrainArguments) -> CodecConfig:

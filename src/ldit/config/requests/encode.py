@@ -7,13 +7,21 @@ from typing import Literal
 from ldit.config.model import TextModelConfig
 from ldit.config.requests.fields import flag
 from ldit.config.run import BaseRun, RunConfig
-from ldit.config.sections import DataConfig
+from ldit.config.sections import DataConfig, TextConfig
 from ldit.config.spec import AutoencoderConfig
 from ldit.errors import ConfigError
 
 _SHARED = ("image_size", "heldout", "max_per_class", "bad", "exif", "background", "max_pixels", "workers", "timeout")
 """Settings of images that a run has under the same names."""
-_LEAST = {"image_size": 1, "batch_size": 1, "shard_size": 1, "workers": 0, "max_per_class": 0, "max_pixels": 1}
+_LEAST = {
+    "image_size": 1,
+    "batch_size": 1,
+    "shard_size": 1,
+    "max_tokens": 1,
+    "workers": 0,
+    "max_per_class": 0,
+    "max_pixels": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,14 @@ class EncodeRequest:
     """cpu, cuda, … Default: cuda where there is one."""
     captions: bool = False
     """Keep the captions of the images too, for text models; classes are left out."""
+    text: bool = field(default=False, metadata=flag(group="Text"))
+    """Cache the text features of all captions instead of latents (text.cache of a run)."""
+    encoder: str = field(default=TextConfig.encoder, metadata=flag(group="Text"))
+    """Text encoder: a folder or Hub id."""
+    tokenizer: str = field(default="", metadata=flag(group="Text"))
+    """Its tokenizer. Default: that of the encoder."""
+    max_tokens: int = field(default=TextConfig.max_tokens, metadata=flag(group="Text"))
+    """Longer captions are cut to so many tokens."""
 
     def with_recipe(self, config: BaseRun) -> "EncodeRequest":
         """This request with the settings of a run in place of those that are at their defaults, so that the run takes
@@ -74,7 +90,12 @@ class EncodeRequest:
         if isinstance(codec, AutoencoderConfig):
             theirs["codec"] = codec.name
         if isinstance(config, RunConfig) and isinstance(config.model, TextModelConfig):
-            theirs["captions"] = True
+            theirs["captions"] = not self.text
+            if self.text:
+                own_text = config.text
+                theirs |= {
+                    name: getattr(own_text, name) for name in ("encoder", "tokenizer", "max_tokens", "precision")
+                }
         own = {entry.name: entry.default for entry in fields(self)}
         return replace(self, **{name: value for name, value in theirs.items() if getattr(self, name) == own[name]})
 

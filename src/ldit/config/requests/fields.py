@@ -12,8 +12,8 @@ T = TypeVar("T")
 ALIASES, POSITIONAL, TYPE, GROUP, METAVAR = "aliases", "positional", "type", "group", "metavar"
 """Keys of a field's metadata."""
 HEADINGS = (
-    "Options", "What", "Sampler", "Guidance", "Size", "Set", "Metrics", "Features", "Autoencoder", "Decoding", "Files",
-    "Checkpoint", "Machine",
+    "Options", "What", "Sampler", "Guidance", "Size", "Set", "Metrics", "Features", "Autoencoder", "Text", "Decoding",
+    "Files", "Checkpoint", "Machine",
 )  # fmt: skip
 """Headings of help in order; a request's class has one as the first word of its docstring. The sections of a
 configuration follow."""

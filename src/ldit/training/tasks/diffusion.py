@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldit.codecs.codec import Codec
-from ldit.codecs.conditioners import Conditioner, build_conditioner
+from ldit.codecs.conditioners import Conditioner, TextConditioner, build_conditioner
 from ldit.codecs.text import portable_text_model
 from ldit.config.experiment import Experiment, identity_of, is_of_package, name_of
 from ldit.config.kinds import AnySpec
@@ -93,6 +93,8 @@ class DiffusionTask:
         }
         if isinstance(self.inputs, EncodedInputs):
             record["codec"] = self.inputs.codec.fingerprint()
+        if isinstance(self.conditioner, TextConditioner) and self.conditioner.encoder:
+            record["text"] = self.conditioner.encoder
         return record
 
     def network(self) -> nn.Module:
@@ -268,7 +270,7 @@ def open_diffusion(experiment: Experiment, data: Samples, device: torch.device) 
     if not isinstance(config.model, TextModelConfig):
         return DiffusionTask(config, spec, inputs, objective, network, codec)
     captions = data.captions()
-    conditioner = open_text_conditioner(config.text, spec, captions, device)
+    conditioner = open_text_conditioner(config.text, spec, captions, device, config.data.verify)
     return DiffusionTask(config, spec, inputs, objective, network, codec, conditioner, captions)
 
 
