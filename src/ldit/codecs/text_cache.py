@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ldit.config.serial import from_dict, to_dict
@@ -26,6 +25,7 @@ from ldit.storage.manifest import Record
 from ldit.storage.names import WORK
 from ldit.storage.shards import ShardWriter
 from ldit.storage.shared_job import SharedJob, cut
+from ldit.storage.tensors import read_safetensors
 
 VERSION = 1
 KEY = "texts"  # of the manifest
@@ -226,12 +226,10 @@ class _Shard:
 
     def __init__(self, path: Path, job: TextCacheDescription) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                keys = file.get_tensor("keys").numpy()
-                self._ends = file.get_tensor("ends").numpy()
-                self._features: Tensor = file.get_tensor("features")  # pages are read when they are used
-        except Exception as error:
-            raise CodecError(f"text cache: {path} is damaged: {' '.join(str(error).split())[:200]}") from None
+            tensors = dict(read_safetensors(path))  # their pages are read when they are used
+            keys, self._ends, self._features = tensors["keys"].numpy(), tensors["ends"].numpy(), tensors["features"]
+        except (SourceError, KeyError) as error:
+            raise CodecError(f"text cache: {path} is damaged: {error}") from None
         if keys.shape != (len(self._ends), 2) or self._features.shape != (self._ends[-1], job.width):
             raise CodecError(f"text cache: {path} is damaged: its parts do not fit together")
         self.keys = np.ascontiguousarray(keys).view(f"V{_KEY_BYTES}")[:, 0]
