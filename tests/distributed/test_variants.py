@@ -38,10 +38,10 @@ COMPILED_TWO = ("compiled-selective", "compiled-tp2", "route-compiled") if COMPI
 KINDS = ("plain", "muon-tp2", "replicate")
 
 ALONE = ["plain", "accumulate2", "recompute", "selective", *COMPILED, "muon", "head", "gqa", "bf16", "fp16",
-         "moments", "chunked", "switches", "route", "original", "original-muon", "original-bf16"]  # fmt: skip
+         "moments", "chunked", "switches", "route", "text", "original", "original-muon", "original-bf16"]  # fmt: skip
 TWO = ["plain", "accumulate", "looked-at", "looked-at-keep", "tp2", *COMPILED_TWO, "muon",
        "head-tp2", "gqa-tp2", "bf16", "moments", "bf16-tp2", "fp16-tp2", "chunked", "switches-tp2", "route",
-       "original", "original-muon", "original-bf16"]  # fmt: skip
+       "text", "text-tp2", "original", "original-muon", "original-bf16"]  # fmt: skip
 FOUR = ["plain", "tp4", "tp2-recompute", "replicate", "muon-tp2", "chunked-tp2", "switches", "original-muon"]
 PAIRS = [(1, n) for n in ALONE if n in ("accumulate2", "recompute", "selective", "compiled")]
 PAIRS += [(2, n) for n in TWO] + [(4, n) for n in FOUR]
@@ -87,7 +87,8 @@ def results(alone: dict[str, Any], two: dict[str, Any], four: dict[str, Any]) ->
 
 def kin(name: str) -> str:
     """The variant that a single process trains in the plain way with the same network, optimiser and precision."""
-    first, own = name.split("-")[0], ("muon", "head", "gqa", "bf16", "fp16", "moments", "chunked", "switches", "route")
+    first, own = name.split("-")[0], ("muon", "head", "gqa", "bf16", "fp16", "moments", "chunked", "switches", "route",
+                                         "text")  # fmt: skip
     if first == "original":
         return name
     return first if first in own else "plain"

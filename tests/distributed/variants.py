@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from runs import ALONE, after
 
-from ldit.config.model import OriginalDiTConfig
+from ldit.config.model import OriginalDiTConfig, TextModelConfig
 from ldit.config.recipes.registry import recipe
 from ldit.config.run import RunConfig
 from ldit.config.sections import ObjectiveConfig, ParallelConfig
@@ -63,6 +63,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[s
     "switches-tp2": ({"tp": 2}, {"micro_batch_size": 2}, {}, SWITCHES),
     "route": ({}, {}, {}, {}),
     "route-compiled": ({"compile": True}, {}, {}, {}),
+    "text": ({}, {}, {}, {}),
+    "text-tp2": ({"tp": 2}, {"micro_batch_size": 2}, {}, {}),
     "original": ({"recompute": "full"}, {}, {"weight_decay": 0.1}, {}),
     "original-muon": ({"reshard": False}, {"micro_batch_size": 2}, {"kind": "muon", "chunked": True}, {}),
     "original-bf16": ({}, {"precision": "bf16"}, {}, {}),
@@ -80,6 +82,12 @@ def config_of(name: str) -> RunConfig:
     network: Any = replace(config.model, learn_sigma=False, **{"qk_norm": True, **model})
     if name.startswith("original"):
         network = OriginalDiTConfig(16, 4, 3, 64, 2, 4, num_classes=9, learn_sigma=False)
+    if name.startswith("text"):
+        network = TextModelConfig(
+            patch_size=4, in_channels=3, dim=64, n_layers=2, n_heads=4, multiple_of=16, learn_sigma=False, qk_norm=True,
+            rope="2d", max_seq_len=22, cap_feat_dim=24, mid_layer=1, shared_adaln=False,
+        )  # fmt: skip
+        config = replace(config, data=replace(config.data, path="emoji64-styles"))
     return replace(
         config,
         model=network,

@@ -28,6 +28,7 @@ class EvaluateKeywords(TypedDict, total=False):
     bootstrap: int
     json: Path | None
     figure: Path | None
+    matcher: str | None
     class_labels: tuple[int | str, ...]
     labels: Rule | None
     seed: int

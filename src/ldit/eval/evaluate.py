@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ from ldit.storage.atomic import json_text
 from ldit.storage.outputs import put
 from ldit.training.telemetry import peak_memory
 from ldit.version import __version__
+
+if TYPE_CHECKING:
+    from ldit.eval.matching import Matching
 
 ASIDE = ("_deviation", "_interval", "_subset", "_splits")
 """Suffixes of report keys that belong to a metric and are not metrics themselves."""
@@ -178,6 +181,7 @@ def evaluate_with(
     against = world.run_on_all(lambda: _open_reference(request, extractor, samples, share))
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)
+        matching = _open_matching(request, extractor, samples, against)
         shuffled = protocol_of(request.protocol).shuffled_splits
     warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics and not shuffled))
     if world.is_main:
@@ -200,11 +204,15 @@ def evaluate_with(
 
     blocks = samples.blocks(world.rank, world.size)
     splits = shuffled_splits(samples.count) if shuffled else None
-    collected = collect(blocks, extractor, plan.rows, world, samples.count, listen=listen, splits=splits)
+    rows = plan.rows or matching is not None
+    collected = collect(blocks, extractor, rows, world, samples.count, listen=listen, splits=splits)
 
     def finish() -> dict[str, Any]:
         # The metrics and what they depend on.
         report = _report(collected, reference, plan, extractor, samples, process_device(request.device))
+        if matching is not None and collected.rows is not None:
+            found = matching.metrics(collected.rows)
+            report |= {**found, "figures": [*report["figures"], *found], "matcher": request.matcher}
         report |= {"compared": list(pair), "num_samples": collected.count}
         report |= {"num_reference": reference.count, **depends(extractor, samples, about)}
         report |= {"seconds": time.perf_counter() - began, "peak_memory": peak_memory(world.device)}
@@ -222,6 +230,25 @@ def evaluate_with(
         return report
 
     return world.from_rank0(finish)
+
+
+def _open_matching(
+    request: EvaluateRequest, extractor: Extractor, samples: ImageStream, reference: Statistics | ImageStream
+) -> "Matching | None":
+    """The matcher of a request, for the captions of the samples among those of the reference, or among their own where
+    it has none."""
+    if request.matcher is None:
+        return None
+    from ldit.eval.matching import Matching, open_matcher
+
+    matcher = open_matcher(request.matcher)
+    if extractor.name != matcher.config.extractor:
+        raise EvaluationError(f"matcher: takes features of {matcher.config.extractor}, not of {extractor.name}")
+    captions = samples.captions()
+    if captions is None:
+        raise EvaluationError(f"matcher: the images of {request.source} have no captions")
+    others = None if isinstance(reference, Statistics) else reference.captions()
+    return Matching(matcher, captions, others or captions)
 
 
 def _open_samples(request: EvaluateRequest) -> ImageStream:

@@ -115,7 +115,7 @@ def table(report: dict[str, Any]) -> str:
 
 def better(name: str) -> str:
     """An arrow to the better side of a metric."""
-    return "↑" if name in ("inception_score", "precision", "recall") else "↓"
+    return "↑" if name in ("inception_score", "precision", "recall", "caption_top1") else "↓"
 
 
 def title(report: dict[str, Any]) -> str:

@@ -54,6 +54,9 @@ class EvaluateRequest(Features, ModelRequest):
     whole covariance; 0 = off."""
     bootstrap: int = 0
     """Resamples, such as 1000, for a 95 % interval of that distance; 0 = no interval."""
+    matcher: str | None = None
+    """Image-caption matcher, a folder or the bundled emoji64-matcher: measures how well images follow their prompts
+    (caption_rank, caption_top1); with the extractor efficientnet-lite0."""
     batch_size: int = 50
     """Images that are sampled, and go through the extractor, at once."""
     json: Path | None = field(default=None, metadata=flag(group="Files"))

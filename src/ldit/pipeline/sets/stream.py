@@ -41,6 +41,8 @@ from ldit.storage.npz import LABELS, members, open_images, read_array
 
 PARTS = ("train", "heldout")
 READERS = 2
+MADE_OF_TEXT = "text"
+"""The key of a set's description that says which text encoder made it."""
 
 
 class ImageStream(Protocol):
@@ -64,6 +66,10 @@ class ImageStream(Protocol):
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Yields (number of the first image, uint8 (b, 3, H, W) on the CPU) for each block of process `rank` of
         `size`."""
+        ...
+
+    def captions(self) -> list[str] | None:
+        """The prompt or main caption of each image, if known."""
         ...
 
 
@@ -163,6 +169,16 @@ class FolderStream:
     def size(self) -> tuple[int, int]:
         return (self.side, self.side)
 
+    def captions(self) -> list[str] | None:
+        """The prompts of a set made by ldit, else the captions of the data."""
+        if MADE_OF_TEXT in self.about:
+            return _prompts(self)
+        try:
+            captions = self.data.captions()
+        except DataError:
+            return None
+        return [captions.texts[captions.main(self.data.caption_row(row))] for row in self.rows]
+
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Threads read the next block while the caller handles this one."""
         firsts = list(range(0, self.count, self.block))[rank::size]
@@ -258,6 +274,9 @@ class NpzStream:
                 raise member.refuse(f"holds the label {extreme}")
         return tuple(labels.tolist())
 
+    def captions(self) -> list[str] | None:
+        return _prompts(self) if MADE_OF_TEXT in self.about else None
+
     @property
     def size(self) -> tuple[int, int]:
         height, width, _ = self.images.shape
@@ -280,6 +299,11 @@ class NpzStream:
                 yield first, _channels_first(rows)
 
 
+def _prompts(stream: ImageStream) -> list[str] | None:
+    """The prompts of images of a text model, whose labels are their numbers."""
+    return None if stream.labels is None else [stream.names[label] for label in stream.labels]
+
+
 class GeneratedStream:
     """Images sampled from a model block by block, not saved; the same images as those of `ldit sample --num`."""
 
@@ -297,6 +321,9 @@ class GeneratedStream:
         self.about = {**conditions(description), "count": num}
         self.on_images: Callable[[float], None] = lambda count: None
         """Called with parts of images as they are made."""
+
+    def captions(self) -> list[str] | None:
+        return _prompts(self) if MADE_OF_TEXT in self.about else None
 
     def blocks(self, rank: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """Reads the weights at the first block."""
