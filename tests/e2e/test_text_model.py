@@ -106,11 +106,10 @@ def test_what_a_text_model_refuses(llama: Path, tmp_path: Path) -> None:
         ({"prompts": "a\0b"}, "holds characters that are no text"),
         ({"prompts": "a" * 70000}, "70,000 characters"),
         ({"prompts": "a", "num": 2}, "makes one image a prompt"),
-        ({"prompts": "a", "height": 512, "width": 512}, r"height 512 x width 512: 1056 tokens, the model takes 288"),
         ({"prompts": "a", "prompts_file": tmp_path / "no"}, "not both"),
         ({"prompts_file": tmp_path / "no"}, "cannot read"),
         ({"prompts": "a", "negative_prompt": 1}, "negative_prompt: expected a text"),
-        ({"prompts": "a", "rope_scaling": "ntk"}, "positions of text models"),
+        ({"prompts": "a", "proportional_attention": True}, "not for text models"),
     ):
         with pytest.raises(RequestError, match=said):
             pipe.sample_latents(**{"steps": 1, **keywords})

@@ -193,11 +193,33 @@ def test_more_tokens_than_the_originals_table(rope: str) -> None:
     assert (out - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
-def test_a_text_model_says_that_it_cannot() -> None:
-    model = network(TextModelConfig(dim=32, n_layers=1, n_heads=4, multiple_of=16, max_seq_len=24, cap_feat_dim=12))
+@pytest.mark.parametrize("rope", ["raster", "2d"])
+def test_a_text_model_takes_scaled_positions(rope: str) -> None:
+    """Rows end with a token of their own, which counts as a column; padding continues below the image."""
+    sizes: dict[str, Any] = {"dim": 32, "n_layers": 1, "n_heads": 4, "multiple_of": 16, "max_seq_len": 24}
+    model = network(TextModelConfig(**sizes, cap_feat_dim=12, rope=rope, rope_scaling_factor=1.5))  # type: ignore[arg-type]
     condition = TextCondition(torch.randn(1, 2, 12), torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="grid: positions of text models"):
-        model(torch.randn(1, 4, 4, 4), torch.zeros(1), condition, grid=GridScale())
+    x, t = torch.randn(1, 4, 12, 16), torch.tensor([5.0])  # 6 rows of 9 tokens: more than in training
+    before = model(x, t, condition)
+    same = model(x, t, condition, grid=GridScale())
+    assert before.shape == (1, 8, 12, 16) and (same - before).abs().max() <= 64 * EPS * before.abs().max()
+    fields: dict[str, Any] = {"rows": 2.0, "columns": 2.0, "ntk_rows": 2.0, "ntk_columns": 2.0}
+    for name, value in ({**fields, "stride": 5} if rope == "raster" else fields).items():
+        changed = model(x, t, condition, grid=replace(GridScale(), **{name: value}))
+        assert (changed - same).abs().max() > 1e-4 * before.abs().max(), name
+    # The angles, worked out by hand: interpolated by 2 along rows, and by the model's own 1.5.
+    table = model.positions(x, GridScale(rows=2.0, stride=7 if rope == "raster" else None))
+    assert table.shape == (54, 4, 2)
+    row, column = 5, 3
+    angles = [math.atan2(*table[row * 9 + column, i].flip(0).tolist()) for i in range(4)]
+    if rope == "raster":
+        expected = [(row * 7 / 3.0 + column / 1.5) * 10000 ** (-i / 4) for i in range(4)]
+    else:
+        expected = [row / 3.0 * 10000 ** (-i / 2) for i in range(2)] + [
+            column / 1.5 * 10000 ** (-i / 2) for i in range(2)
+        ]
+    for angle, own in zip(angles, expected, strict=True):
+        assert math.sin(angle - own) == pytest.approx(0, abs=1e-5) and math.cos(angle - own) > 0
 
 
 # --- the published widths ---------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class DiT(Transformer):
     `model(x, t, cond)` with a TextCondition and x as above or a list of (C, H_i, W_i); a list gives a list.
     t goes into the sinusoids unchanged: the index 0..999 for DDPM models, native time x time_scale for flow models.
     The output has config.out_channels channels. Height and width may be any multiples of config.side_unit. `grid`
-    (class models only) sets how positions are computed at sizes other than the training size. With `mid` the output of
+    sets how positions are computed at sizes other than the training size. With `mid` the output of
     the second head (config.mid_layer) is returned besides. `training` holds what a network is given in training alone.
 
     The tokens' way: class tokens (config.class_tokens) and one token a patch; the blocks; the final layer. With
@@ -291,9 +291,7 @@ class DiT(Transformer):
         With two patch levels the table of the small patches follows that of the trunk's."""
         config, device = self.config, self.x_embedder.weight.device
         if isinstance(config, TextModelConfig):
-            if grid is not None:
-                raise ValueError("grid: positions of text models are not scaled yet")
-            return self.layout.rope(config.rope, x, config.head_dim, config.rope_scaling_factor, device)
+            return self.layout.rope(config.rope, x, config.head_dim, config.rope_scaling_factor, device, grid)
         if not isinstance(x, Tensor):
             raise ValueError("a class model takes one (B, C, H, W) tensor")
         tables = []

@@ -4,12 +4,12 @@ A patch is ordered (C, p_row, p_col) in input tokens and (p_row, p_col, C) in ou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ldit.nn.rope import GridScale, attention_scaled, grid_table, raster_table, scaled_raster_table
+from ldit.nn.rope import AS_TRAINED, GridScale, attention_scaled, grid_table, raster_table, scaled_raster_table
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
@@ -68,13 +68,13 @@ class TextLayout:
     def _pack(self, x: Tensor, embed: nn.Module, eol: Tensor, pad: Tensor) -> Tensor:
         tokens = embed(patchify(x, self.patch))  # (B, rows, columns, D)
         b, rows, columns, dim = tokens.shape
-        count = rows * (columns + 1)
-        if count > self.length:
-            raise ValueError(
-                f"size {x.shape[2]}x{x.shape[3]} needs {count} tokens, more than max_seq_len {self.length}"
-            )
-        with_eol = torch.cat([tokens, eol.expand(b, rows, 1, dim)], dim=2).flatten(1, 2)  # (B, count, D)
-        return torch.cat([with_eol, pad.expand(b, self.length - count, dim)], dim=1)  # (B, length, D)
+        with_eol = torch.cat([tokens, eol.expand(b, rows, 1, dim)], dim=2).flatten(1, 2)  # (B, rows·(columns + 1), D)
+        missing = self._length(rows, columns + 1) - with_eol.shape[1]
+        return torch.cat([with_eol, pad.expand(b, missing, dim)], dim=1)  # (B, length, D)
+
+    def _length(self, rows: int, columns: int) -> int:
+        """Tokens of an image with padding: of one larger than any in training, as many as it has."""
+        return max(self.length, rows * columns)
 
     def unpack(self, tokens: Tensor, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         if isinstance(x, Tensor):
@@ -87,15 +87,28 @@ class TextLayout:
         return unpatchify(grid[:, :, :-1], self.patch)
 
     def rope(
-        self, kind: str, x: Tensor | Sequence[Tensor], head_dim: int, scale: float, device: torch.device
+        self,
+        kind: str,
+        x: Tensor | Sequence[Tensor],
+        head_dim: int,
+        scale: float,
+        device: torch.device,
+        grid: GridScale | None = None,
     ) -> Tensor:
-        """Rotary table of every token, padding included: by sequence index for "raster", by row and column for "2d"."""
-        if kind == "raster":
-            return raster_table(self.length, head_dim, device, scale)
+        """Rotary table of every token, padding included: by sequence index for "raster", by row and column for "2d";
+        with `grid` scaled. Its softmax is not for text models, whose queries attend to the text as well."""
         shapes = [x.shape[-2:]] if isinstance(x, Tensor) else [image.shape[-2:] for image in x]
         tables = []
         for height, width in shapes:
             rows, columns = height // self.patch, width // self.patch + 1  # end-of-line tokens are a column
-            padded_rows = -(-self.length // columns)  # padding continues below the image
-            tables.append(grid_table(max(rows, padded_rows), columns, head_dim, device, scale)[: self.length])
-        return tables[0] if len(tables) == 1 else torch.stack(tables)
+            length = self._length(rows, columns)
+            padded_rows = -(-length // columns)  # padding continues below the image
+            if kind == "2d":
+                table = grid_table(padded_rows, columns, head_dim, device, scale, grid or AS_TRAINED)
+            elif grid is None:
+                table = raster_table(length, head_dim, device, scale)
+            else:
+                own = replace(grid, rows=grid.rows * scale, columns=grid.columns * scale)
+                table = scaled_raster_table(padded_rows, columns, head_dim, own, device)
+            tables.append(table[:length])
+        return tables[0] if len(tables) == 1 or kind == "raster" else torch.stack(tables)

@@ -256,13 +256,6 @@ def _latent_shape(spec: ModelSpec, height: int | None, width: int | None) -> tup
         if pixels > MOST_PIXELS:
             raise RequestError(f"{name}: must be at most {MOST_PIXELS} pixels, got {pixels}")
         sides.append(pixels // factor)
-    if isinstance(model, TextModelConfig):
-        tokens = sides[0] // model.patch_size * (sides[1] // model.patch_size + 1)
-        if tokens > model.max_seq_len:
-            raise RequestError(
-                f"height {sides[0] * factor} x width {sides[1] * factor}: {tokens} tokens, the model takes "
-                f"{model.max_seq_len} (max_seq_len)"
-            )
     return (model.in_channels, sides[0], sides[1])
 
 

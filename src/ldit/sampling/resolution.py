@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from ldit.config.model import ClassModelConfig, ModelConfig, OriginalDiTConfig
+from ldit.config.model import ClassModelConfig, ModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.diffusion.process import Process
 from ldit.errors import RequestError
 from ldit.nn.rope import GridScale
@@ -34,7 +34,8 @@ SCALINGS: tuple[str, ...] = get_args(Scaling)
 class Positioned:
     """A network with scaled positions, called as `network(x, time, cond)`; see `positioned`.
 
-    `side`: rows and columns of tokens in training. `rows`, `columns`: those of the images to be sampled.
+    `side`: rows and columns of tokens in training; `stride`: tokens of a row there. `rows`, `columns`: those of the
+    images to be sampled.
     """
 
     network: Any
@@ -45,6 +46,7 @@ class Positioned:
     columns: int
     scaling: Scaling
     proportional: bool
+    stride: int
 
     def __call__(self, x: Tensor, time: Tensor, cond: Any, **more: Any) -> Any:
         """x (B, C, H, W), time (B,) the same in all rows -> the network's output."""
@@ -68,7 +70,7 @@ class Positioned:
             ntk_rows=rows ** (1.0 - w_rows),
             ntk_columns=columns ** (1.0 - w),
             softmax=proportion(self.rows * self.columns, self.side**2) if self.proportional else 1.0,
-            stride=self.side if self.raster and self.scaling != "none" else None,
+            stride=self.stride if self.raster and self.scaling != "none" else None,
         )
 
 
@@ -88,22 +90,22 @@ def positioned(
     RequestError for an unknown scaling, and for networks whose positions cannot be scaled.
     """
     check_scaling(config, scaling, proportional)
-    if not isinstance(config, (ClassModelConfig, OriginalDiTConfig)):
-        return network
     side = config.input_size // config.patch_size
     if (rows, columns) == (side, side) or (scaling == "none" and not proportional):
         return network
-    raster = isinstance(config, ClassModelConfig) and config.rope == "raster"
+    raster = not isinstance(config, OriginalDiTConfig) and config.rope == "raster"
     known: Scaling = scaling  # type: ignore[assignment]
-    return Positioned(network, process, raster, side, rows, columns, known, proportional)
+    # Rows of text models have a token more, the end of the line.
+    stride = side + isinstance(config, TextModelConfig)
+    return Positioned(network, process, raster, side, rows, columns, known, proportional, stride)
 
 
 def check_scaling(config: ModelConfig, scaling: str, proportional: bool = False) -> None:
     """RequestError unless the network of `config` supports this scaling."""
     if scaling not in SCALINGS:
         raise RequestError(f"rope_scaling: expected {', '.join(SCALINGS[:-1])} or {SCALINGS[-1]}, got {scaling!r}")
-    if (scaling != "none" or proportional) and not isinstance(config, (ClassModelConfig, OriginalDiTConfig)):
-        raise RequestError(f"rope_scaling {scaling}: positions of text models are not scaled yet")
+    if proportional and isinstance(config, TextModelConfig):
+        raise RequestError("proportional_attention: not for text models, whose queries attend to the text as well")
     if proportional and isinstance(config, ClassModelConfig) and (config.fine_layers or config.class_tokens):
         raise RequestError("proportional_attention: not for models with class tokens or two patch levels")
 
