@@ -8,6 +8,7 @@ The first row of this table that fits the folder counts (`ldit.data.formats.tabl
 | train-images-idx3-ubyte and such   | idx     | IDX files (MNIST kind)                                         |
 | metadata.jsonl                     | list    | the images it lists                                            |
 | *.tar                              | tars    | their images                                                   |
+| *.parquet, or state.json           | tables  | the images in their rows                                       |
 | images, and none in folders        | loose   | loose images, without classes                                  |
 | folders                            | folders | class folders                                                  |
 

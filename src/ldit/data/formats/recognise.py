@@ -6,6 +6,8 @@ from pathlib import Path
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 METADATA = "metadata.jsonl"
 YAML = (".yaml", ".yml")
+STATE, PARTS_OF_SET = "state.json", "dataset_dict.json"
+"""Files of folders that `datasets` saved: of a part, and of a set of parts."""
 OTHER_LISTS = ("metadata.csv", "metadata.parquet")
 IDX_TRAIN, IDX_HELDOUT = "train", "t10k"
 IDX_IMAGES, IDX_LABELS = ("images", 3), ("labels", 1)  # part of the file's name, axes

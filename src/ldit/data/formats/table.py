@@ -13,7 +13,17 @@ from pathlib import Path
 
 from ldit.data.formats.heldout import Make, Pair, default_list, share_of, with_heldout
 from ldit.data.formats.image_folder import ImageFolder, LooseImages, entries, files_in, is_folder, is_image
-from ldit.data.formats.recognise import IDX_HELDOUT, PACKED, has_idx, has_metadata, is_image_list, other_metadata
+from ldit.data.formats.recognise import (
+    IDX_HELDOUT,
+    OTHER_LISTS,
+    PACKED,
+    PARTS_OF_SET,
+    STATE,
+    has_idx,
+    has_metadata,
+    is_image_list,
+    other_metadata,
+)
 from ldit.data.images.decoding import Decoding
 from ldit.data.latent_cache.description import JOB, is_cache, is_shard
 from ldit.errors import DataError
@@ -140,6 +150,12 @@ def _has_tars(contents: Contents) -> bool:
     return packed is not None and image is None
 
 
+def _has_tables(contents: Contents) -> bool:
+    """Parquet files, but for a list of images in that format, or what `datasets` saved."""
+    tables = (name for name in contents.files if name.lower().endswith(".parquet") and name not in OTHER_LISTS)
+    return next(tables, None) is not None or not contents.names.isdisjoint((STATE, PARTS_OF_SET))
+
+
 def _has_unread_list(contents: Contents) -> bool:
     """A list in a format that is not read, which opening refuses: the images would be read without their labels."""
     other = other_metadata(contents.root)
@@ -211,6 +227,18 @@ def _lists(opening: Opening) -> Make:
     )
 
 
+def _tables(opening: Opening) -> Make:
+    from ldit.data.formats.tables import TableImages, read_tables
+
+    if (opening.root / PARTS_OF_SET).exists():
+        parts = sorted(entry.name for entry in entries(opening.root) if is_folder(entry))
+        raise DataError(f"{opening.root} holds the parts {', '.join(parts)} of a set: name one of these folders")
+    index = read_tables(opening.root)
+    return lambda exclude, only, most: TableImages(
+        opening.root, opening.size, opening.decoding, exclude, only, most, index
+    )
+
+
 def _files(kind: type[ImageFolder] | type[LooseImages], opening: Opening) -> Make:
     root = opening.root
     listing = kind.listed(root)
@@ -236,6 +264,7 @@ FORMATS = (
     Format("idx", "a set of IDX files", lambda c: has_idx(c.root), _open_idx),
     LIST,
     TARS,
+    Format("tables", "tables of images", _has_tables, partial(_open_files, _tables)),
     replace(LIST, is_here=_has_unread_list),
     Format("loose", "loose images", _has_loose_images, partial(_open_files, partial(_files, LooseImages)), LOOSE),
     Format("folders", "class folders", lambda c: True, partial(_open_files, partial(_files, ImageFolder)), IN_FOLDERS),
