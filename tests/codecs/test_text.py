@@ -61,6 +61,16 @@ def test_features_of_the_packaged_encoder() -> None:
         torch.testing.assert_close(found.features[row, : len(expected)], expected, rtol=0, atol=5e-6)
 
 
+def test_streamed_layers_give_the_same_features(llama: Path) -> None:
+    plain, streamed = (TextEncoder(TextConditionerConfig(str(llama)), offload=offload) for offload in (False, True))
+    assert all(p.numel() == 0 for p in streamed.model.layers.parameters())
+    for _ in range(2):
+        assert streamed(CAPTIONS).features.equal(plain(CAPTIONS).features)
+        assert all(p.numel() == 0 for p in streamed.model.layers.parameters())
+    rest = [p for name, p in streamed.model.named_parameters() if not name.startswith("layers")]
+    assert rest and all(p.numel() for p in rest)
+
+
 def test_fingerprint_covers_weights_and_tokenizer(llama: Path, tmp_path: Path) -> None:
     other = save_llama(tmp_path / "other")
     assert text_fingerprint(llama, llama) == text_fingerprint(other, other)

@@ -220,6 +220,16 @@ def test_a_cache_takes_the_encoders_place(llama: Path, tmp_path: Path) -> None:
         train(config(2), tmp_path / "lacking")
 
 
+def test_fine_tuning_starts_from_the_model(llama: Path, tmp_path: Path) -> None:
+    data = save_captioned(tmp_path / "data", side=SIDE)
+    base = train(text_run(data, llama, {"train.steps": 2}), tmp_path / "base")
+    flags = ["--data.path", str(data), "--train.steps", "2", "--train.batch-size", "4", "--train.sample-every", "0"]
+    assert main(["train", str(base / "checkpoints/step-00000002"), "--out", str(tmp_path / "tuned"), *flags]) == 0
+    config = RunConfig.from_json(json.loads((tmp_path / "tuned/config.json").read_text()))
+    assert config.text == TextConfig(str(llama), max_tokens=8) and not config.data.flip
+    assert config.model == text_run(data, llama).model and len(ldit.load(tmp_path / "tuned")("a red cat", steps=2)) == 1
+
+
 def test_captions_are_drawn_by_position(llama: Path, tmp_path: Path) -> None:
     from ldit.data.loader import load_batch
     from ldit.data.source import open_run_data

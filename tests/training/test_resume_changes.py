@@ -57,7 +57,7 @@ REFUSED: dict[str, Any] = {
     "objective.route": 0.5, "objective.route_blocks": (1, 1), "model.class_tokens": 2, "model.shared_adaln": True,
     "train.warmup_share": 0.5, "data.buckets": True, "objective.times": "uniform", "objective.loss_weight": "velocity",
 }  # fmt: skip
-TEXT = ("encoder", "tokenizer", "max_tokens", "dropout", "precision", "cache", "prompts")
+TEXT = ("encoder", "tokenizer", "max_tokens", "dropout", "precision", "cache", "prompts", "offload")
 COMPANIONS: dict[str, dict[str, Any]] = {
     "optim.chunked": {"optim.kind": "muon"}, "optim.precision": {"optim.kind": "muon"},
     "optim.every": {"optim.kind": "muon", "optim.chunked": True}, "ema.every": {"ema.power": ()},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldit.config.spec import TextConditionerConfig
 from ldit.errors import CodecError, SourceError
@@ -38,7 +38,9 @@ class TextEncoder:
         roots: Sequence[Path] = (),
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> None:
+        """`offload`: keep the layers in host memory and stream them to the device at every pass."""
         self.config, self.device = config, torch.device(device)
         transformers = _transformers()
         self.folder = text_folder(config.encoder, roots)
@@ -51,7 +53,8 @@ class TextEncoder:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.tokenizer_folder)
         except Exception as error:  # of many types
             raise CodecError(f"text encoder {self.folder}: {' '.join(str(error).split())[:300]}") from None
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        self.model = stream_layers(model, self.device) if offload else model.to(self.device)
         self.width = int(own.d_model if own.is_encoder_decoder else own.hidden_size)
         self.is_causal = any(getattr(module, "is_causal", False) for module in self.model.modules())
         if self.is_causal:
@@ -101,6 +104,39 @@ class TextEncoder:
     def fingerprint(self) -> str:
         """Of the encoder and the tokenizer, see `text_fingerprint`."""
         return text_fingerprint(self.folder, self.tokenizer_folder)
+
+
+def stream_layers(model: Any, device: torch.device) -> Any:
+    """Put a model on `device`, but for its layers, the longest list of modules in it: their weights stay on the host and
+    are on the device while the layer computes. A pass reads all weights once from host memory."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=len)
+    hosted = {id(p) for p in layers.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in hosted:
+            parameter.data = parameter.data.to(device)
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffer.to(device))
+    for layer in layers:
+        _stream(layer, device)
+    return model
+
+
+def _stream(layer: nn.Module, device: torch.device) -> None:
+    own = {name: p.data.pin_memory() if device.type == "cuda" else p.data for name, p in layer.named_parameters()}
+
+    def fetch(*_: Any) -> None:
+        for name, p in layer.named_parameters():
+            p.data = own[name].to(device, non_blocking=True)
+
+    def free(*_: Any) -> None:
+        for _, p in layer.named_parameters():
+            p.data = p.data.new_empty(0)
+
+    free()
+    layer.register_forward_pre_hook(fetch)
+    layer.register_forward_hook(free)
 
 
 def text_fingerprint(folder: Path, tokenizer: Path) -> str:

@@ -269,6 +269,9 @@ class TextConfig:
     needed."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample grids during training, with fixed seeds. Default: captions of the data."""
+    offload: bool = False
+    """Keep the encoder's layers in host memory and stream them to the GPU: a 7B language model then needs less than a
+    gigabyte there."""
 
 
 @dataclass(frozen=True)

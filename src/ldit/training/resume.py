@@ -37,6 +37,7 @@ RESUMABLE = {
     "data.bad",
     "heldout.every",
     "text.cache",
+    "text.offload",
     "text.prompts",
 }
 OBJECTS = ("objective", "network")

@@ -5,8 +5,8 @@ from dataclasses import replace
 from ldit.config.model import ClassModelConfig, TextModelConfig
 from ldit.config.recipes.emoji64 import emoji64_class_xs
 from ldit.config.run import RunConfig
-from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, TrainConfig
-from ldit.config.spec import FlowConfig, ModelSpec
+from ldit.config.sections import DataConfig, EMAConfig, HeldoutConfig, ObjectiveConfig, TextConfig, TrainConfig
+from ldit.config.spec import FlowConfig, ModelSpec, TextConditionerConfig
 from ldit.errors import ConfigError
 
 AUGMENT = 0.15
@@ -19,10 +19,14 @@ def finetune_small() -> RunConfig:
 
 
 def finetune(spec: ModelSpec, source: str) -> RunConfig:
-    """The same from the model `source`, whose network, process, codec and sampling defaults `spec` describes.
-    ConfigError for a text model."""
+    """The same from the model `source`, whose network, process, codec, text encoder and sampling defaults `spec`
+    describes. ConfigError for a text model that does not say what its encoder is."""
+    text = TextConfig()
     if isinstance(spec.model, TextModelConfig):
-        raise ConfigError(f"{source} is a text model; ldit train trains class models")
+        if not isinstance(spec.conditioner, TextConditionerConfig):
+            raise ConfigError(f"{source} does not say what its text encoder is")
+        own = spec.conditioner
+        text = TextConfig(own.encoder, own.tokenizer or "", own.max_tokens)
     base = RunConfig(
         model=spec.model,
         process=spec.process,
@@ -30,6 +34,7 @@ def finetune(spec: ModelSpec, source: str) -> RunConfig:
         sampling=spec.sampling,
         data=DataConfig("", spec.model.input_size * spec.codec.factor),
         objective=_objective_of(spec),
+        text=text,
     )
     return _finetuned(base, source, 1e-4)
 
@@ -44,9 +49,11 @@ def _objective_of(spec: ModelSpec) -> ObjectiveConfig:
 
 def _finetuned(base: RunConfig, source: str, rate: float) -> RunConfig:
     """Warm-up and cool-down are shares of the steps, so that steps alone can be given."""
+    is_text = isinstance(base.model, TextModelConfig)  # captions say left and right, and there are no classes to count
+    data = DataConfig("", base.data.image_size, flip=not is_text, exif=True, heldout="0.1", fit_model=not is_text)
     return replace(
         base,
-        data=DataConfig("", base.data.image_size, exif=True, heldout="0.1", fit_model=True),
+        data=data,
         train=TrainConfig(
             steps=2000,
             batch_size=32,

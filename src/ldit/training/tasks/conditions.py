@@ -33,7 +33,7 @@ def open_text_conditioner(
             logger.warning("text.cache: %s lacks %s texts, which are encoded in the step", text.cache, f"{missing:,}")
     if missing:
         check_text_encoder(config, model.cap_feat_dim)
-    features = TextFeatures(lambda: TextEncoder(config, (), device, DTYPES[text.precision]), cache=cache)
+    features = TextFeatures(lambda: TextEncoder(config, (), device, DTYPES[text.precision], text.offload), cache=cache)
     # Every batch has the same number of text tokens: compiled blocks and GPU kernels then see one shape.
     encoder = _fingerprint(config) if cache is None else cache.job.encoder
     return TextConditioner(captions.texts, config.null, text.dropout, features, config.max_tokens, encoder)
