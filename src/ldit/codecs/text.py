@@ -107,8 +107,8 @@ class TextEncoder:
 
 
 def stream_layers(model: Any, device: torch.device) -> Any:
-    """Put a model on `device`, but for its layers, the longest list of modules in it: their weights stay on the host and
-    are on the device while the layer computes. A pass reads all weights once from host memory."""
+    """Put a model on `device`, but for its layers, the longest list of modules in it: their weights stay on the host
+    and are on the device while the layer computes. A pass reads all weights once from host memory."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = max(lists, key=len)
     hosted = {id(p) for p in layers.parameters()}
@@ -131,7 +131,7 @@ def _stream(layer: nn.Module, device: torch.device) -> None:
             p.data = own[name].to(device, non_blocking=True)
 
     def free(*_: Any) -> None:
-        for _, p in layer.named_parameters():
+        for p in layer.parameters():
             p.data = p.data.new_empty(0)
 
     free()
