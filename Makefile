@@ -1,6 +1,8 @@
 # Everything works on a bare machine with Python >= 3.11 and make: each target sets up .venv first if needed.
 PYTHON ?= python3
 BIN := .venv/bin
+PROMPTS := "3d red apple" "noto tiger face" "flat rocket" "twemoji pizza" "3d firefighter, dark skin tone" \
+	"noto mermaid, medium skin tone" "flat grinning face" "twemoji flag of japan"
 
 .PHONY: demo test test-crash soak lint format clean
 
@@ -17,7 +19,8 @@ BIN := .venv/bin
 
 demo: .venv/.runtime
 	$(BIN)/ldit sample --ckpt emoji64-class-xs --class-labels animals food smileys travel --per-class 4 --image-save-path demo.png
-	@echo "$(CURDIR)/demo.png"
+	$(BIN)/ldit sample emoji64-text --prompts $(PROMPTS) --seed 1 --image-save-path demo-text.png
+	@echo "$(CURDIR)/demo.png $(CURDIR)/demo-text.png"
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
@@ -38,4 +41,4 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache demo.png
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache demo.png demo-text.png

@@ -1,6 +1,7 @@
 """The codec of pixel models; tensors <-> images, and grids of images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).cpu().numpy()]
 
 
+MOST_LINES = 3
+"""Of a caption in a grid."""
+
+
 def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.Image:
     """The original's sample.png of (B, 3, H, W): black padding, clamp to [-1, 1], (x+1)/2·255 + 0.5 truncated."""
     array = ((images.float().clamp(-1, 1) + 1) / 2 * 255 + 0.5).clamp(0, 255).to(torch.uint8)
@@ -54,28 +59,46 @@ def published_grid(images: Tensor, columns: int = 4, padding: int = 2) -> Image.
 def labelled_grid(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, padding: int = 6, scale: int = 1
 ) -> Image.Image:
-    """Images on white with a line of text below each, cut to the image's width; sides multiplied by `scale`."""
-    # The canvas: cells of an image and a line of text, with padding around them.
+    """Images on white with a caption below each, of as many lines as the longest needs, at most `MOST_LINES`; sides
+    multiplied by `scale`."""
+    # The canvas: cells of an image and its caption, with padding around them.
     width, height = (side * scale for side in images[0].size)
     size = max(10, min(14, width // 6))
     font = ImageFont.load_default(size=size)
-    text_height = int(size * 1.6)
+    wrapped = [_wrapped(caption, width, font) for caption in captions]
+    line_height = int(size * 1.25)
+    text_height = int(size * 1.6) + line_height * (max(map(len, wrapped), default=1) - 1)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     canvas = Image.new(
         "RGB", (columns * (width + padding) + padding, rows * (height + text_height + padding) + padding), "white"
     )
     draw = ImageDraw.Draw(canvas)
-    # Paste each image and write its caption below, shortened until it fits.
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    # Paste each image and write its caption below.
+    for i, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
         left, top = (
             (i % columns) * (width + padding) + padding,
             (i // columns) * (height + text_height + padding) + padding,
         )
         enlarged = image if scale == 1 else image.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(enlarged, (left, top))
-        caption = " ".join(caption.split())  # Pillow measures one line of text only
-        while caption and draw.textlength(caption, font=font) > width:
-            caption = caption[:-1]
-        draw.text((left + width // 2, top + height + 2), caption, fill="black", font=font, anchor="ma")
+        for number, line in enumerate(lines):
+            place = left + width // 2, top + height + 2 + number * line_height
+            draw.text(place, line, fill="black", font=font, anchor="ma")
     return canvas
+
+
+def _wrapped(caption: str, width: int, font: Any) -> list[str]:
+    """A caption in lines of at most `width` pixels, broken between words; what does not fit is cut."""
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1] or len(lines) == MOST_LINES:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    for number, line in enumerate(lines):
+        while line and font.getlength(line) > width:
+            line = line[:-1]
+        lines[number] = line
+    return lines
