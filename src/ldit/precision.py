@@ -10,7 +10,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The dtype of activations, by precision policy. tf32: activations are fp32, matrix products are rounded.
 COMPUTE = {**DTYPES, "tf32": torch.float32}
 
-_WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16"}
+_WORDS = {"float32": "fp32", "F32": "fp32", "bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16",
+          "int8": "int8", "I8": "int8"}  # fmt: skip
 
 
 def dtype_word(name: str) -> str:

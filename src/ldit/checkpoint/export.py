@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldit.checkpoint.eight_bits import SCALE, packed, unpacked
 from ldit.config.autoencoder import AUTOENCODER
 from ldit.config.kinds import AnySpec, spec_from_json
 from ldit.config.spec import ModelSpec
@@ -34,8 +35,10 @@ def write_export(
     ema: NamedTensors | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the files into an existing folder (see `atomic.committed`)."""
+    """Write the files into an existing folder (see `atomic.committed`); int8 as `eight_bits` does."""
     write_json(folder / CONFIG, spec.to_json())
+    if dtype == torch.int8:
+        weights, ema, dtype = packed(weights), None if ema is None else packed(ema), None
     write_safetensors(folder / f"{MODEL}.safetensors", weights, dtype)
     if ema is not None:
         write_safetensors(folder / f"{EMA}.safetensors", ema, dtype)
@@ -103,7 +106,7 @@ def kept(folder: Path) -> tuple[str, ...]:
 def read_weights(folder: Path, ema: bool) -> Iterator[tuple[str, Tensor]]:
     """Named tensors, memory-mapped, one by one; not verified."""
     for name in weight_files(folder, ema):
-        yield from read_safetensors(folder / name)
+        yield from unpacked(read_safetensors(folder / name))
 
 
 def weight_shapes(folder: Path, ema: bool) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -111,4 +114,4 @@ def weight_shapes(folder: Path, ema: bool) -> dict[str, tuple[tuple[int, ...], s
     shapes = {}
     for name in weight_files(folder, ema):
         shapes.update(safetensors_shapes(folder / name))
-    return shapes
+    return {name: entry for name, entry in shapes.items() if not name.endswith(SCALE)}

@@ -23,6 +23,10 @@ from ldit.storage.outputs import whole, whole_folder
 CODEC = "codec"  # folder of the codec in an export, and its name in config.json
 
 
+WRITTEN = {**DTYPES, "int8": torch.int8}
+"""Dtypes of exports."""
+
+
 def run(request: ConvertRequest) -> int:
     """`ldit convert`."""
     r = request
@@ -49,6 +53,8 @@ def convert(
         for words, given in (("heads are those", heads), ("process is that", process)):
             if given is not None:
                 raise SourceError(f"{source} is an autoencoder; {words} of a DiT .pt")
+        if dtype == "int8":
+            raise SourceError(f"{source} is an autoencoder; int8 is for diffusion models")
         return _convert_autoencoder(Path(source), out, to, dtype)
     # Refuse what cannot be written, before weights are read.
     opened = open_source(source, heads, process=process)
@@ -73,7 +79,7 @@ def convert(
         weights = opened.tensors(ema=not raw)
         average = opened.tensors(ema=True) if raw and ema else None
         if to == "ldit":
-            write_export(folder, _with_codec(opened.spec, codec, folder), weights, average, DTYPES.get(dtype or ""))
+            write_export(folder, _with_codec(opened.spec, codec, folder), weights, average, WRITTEN.get(dtype or ""))
         else:
             step = (opened.spec.training or {}).get("step")
             # The original samples from EMA by default: a single set of weights is written as both.

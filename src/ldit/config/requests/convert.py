@@ -21,8 +21,9 @@ class ConvertRequest:
     """New folder for the result (a new file for pt)."""
     to: Layout = "ldit"
     """Layout to write: ldit, original (Large-DiT), diffusers, or pt (DiT)."""
-    dtype: Dtype | None = None
-    """Dtype of the written weights (ldit and diffusers). Default: that of the source."""
+    dtype: Dtype | Literal["int8"] | None = None
+    """Dtype of the written weights (ldit and diffusers); int8 (ldit): matrices in 8 bits, with a scale for each row.
+    Default: that of the source."""
     ema_only: bool = False
     """Write only the EMA weights, as the diffusers layout always does."""
     heads: int | None = None
