@@ -1,6 +1,9 @@
 """Raw latents of an autoencoder <-> scaled latents of a diffusion model. Pure tensors."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldit.config.spec import AutoencoderConfig
@@ -29,3 +32,8 @@ def _per_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tens
     if isinstance(value, tuple):
         return torch.tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
     return value
+
+
+def enlarged(latents: Tensor, size: Sequence[int]) -> Tensor:
+    """Latents (B, C, h, w) interpolated to (B, C, *size), as the second stage of a cascade is given them."""
+    return F.interpolate(latents, tuple(size), mode="bilinear", align_corners=False)

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def _run_set(request: SampleRequest, num: int, out: Path) -> int:
         raise RequestError("latents_out: a set holds images; leave out --latents-out, or --num")
     if request.per_class != 1:
         raise RequestError(f"per_class {request.per_class}: a set is shared out evenly; num is all its images")
-    for name, value in (("init_image", request.init_image), ("seeds", request.seeds)):
+    given = (("init_image", request.init_image), ("from_image", request.from_image), ("base", request.base))
+    for name, value in (*given, ("seeds", request.seeds)):
         if value:
             raise RequestError(
                 f"{name}: sets are made from noise of --seed alone; leave out --num or --{name.replace('_', '-')}"
@@ -93,6 +94,10 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     opened = open_requested(request)
     _check_outside(request, opened.path)
     weaker = open_guide(request)
+    # Of a cascade the small images first; the first stage's weights are freed before those of the second are read.
+    if request.base is not None:
+        yield f"first stage: {request.base}"
+        request = replace(request, from_image=_small(request))
     resolved = check_request(
         opened.spec,
         _sampling(request, opened.spec, published),
@@ -140,6 +145,20 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     yield str(request.image_save_path)
 
 
+def _small(request: SampleRequest) -> list[Image.Image]:
+    """The images of the first stage of a cascade, from the same labels or prompts and seeds."""
+    if request.from_image is not None:
+        raise RequestError("base: give images to enlarge, or a model that makes them, not both")
+    own = replace(request, source=str(request.base), base=None, guide=None, height=None, width=None, init_image=None)
+    opened = open_requested(own)
+    resolved = check_request(opened.spec, _sampling(own, opened.spec, False), process=own_process(opened))
+    device, inference = None if own.device is None else checked_device(own.device), inference_options(own)
+    root = own.local_diffusers_model_root
+    pipe = load_source(opened, device, own.dtype, own.ema, root, own.offload, inference)
+    events = ImageSampler(pipe, resolved, batch_size=own.batch_size, progress=True).events()
+    return [event.image for event in events if isinstance(event, Sample) and event.image is not None]
+
+
 def _check_targets(request: SampleRequest) -> None:
     """RequestError when a file or folder of the request cannot be written."""
     grid, singles, latents = request.image_save_path, request.out, request.latents_out
@@ -180,6 +199,8 @@ def _sampling(request: SampleRequest, spec: ModelSpec, published: bool) -> Sampl
         changes = {"class_labels": _labels(request, spec, conditioner)}
     if request.init_image is not None and len(request.init_image) > 1:
         changes["init_image"] = [image for image in request.init_image for _ in range(request.per_class)]
+    if request.from_image is not None and request.base is None and len(request.from_image) > 1:
+        changes["from_image"] = [image for image in request.from_image for _ in range(request.per_class)]
     if published:
         changes["guidance_channels"] = min(3, spec.model.in_channels)
     return request.sampling(**changes)

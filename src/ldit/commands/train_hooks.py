@@ -33,7 +33,8 @@ def check_sampling(task: Task) -> None:
     """CodecError or RequestError for samples that the run cannot make; called before the run directory is touched."""
     if not isinstance(task, DiffusionTask):
         return
-    grid_request(task)
+    if not task.config.cascade.size:
+        grid_request(task)
     if task.codec is None and task.config.eval.every:
         raise CodecError("eval.every: evaluation needs the autoencoder, which was not found")
 
@@ -46,6 +47,9 @@ def sampling_hooks(task: Task, context: HookContext) -> list[Hook]:
     if codec is None:
         if config.train.sample_every:
             logger.warning("no sample grids during training: the autoencoder was not found")
+        return []
+    if config.cascade.size:
+        logger.info("no sample grids of the second stage of a cascade")
         return []
     hooks = [Hook(config.train.sample_every, sample_hook(task, preview_of(task), codec, context), after_save=True)]
     if config.eval.every:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any, Self
 
+from ldit.config.conditions import check_buckets, check_cascade, check_text
 from ldit.config.model import ModelConfig, OriginalDiTConfig, TextModelConfig
 from ldit.config.sections import (
     DataConfig,
@@ -22,6 +23,7 @@ from ldit.config.sections import (
 )
 from ldit.config.serial import from_dict, show, to_dict
 from ldit.config.spec import (
+    CascadeConfig,
     CodecConfig,
     FlowConfig,
     PixelCodecConfig,
@@ -210,6 +212,7 @@ class RunConfig(BaseRun):
     """The first stages of the run, at smaller sizes; the rest is at data.image_size."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
     def check(self) -> None:
         """ConfigError naming the key whose value cannot work, whatever the number of processes."""
@@ -224,16 +227,14 @@ class RunConfig(BaseRun):
             if value < least:
                 raise ConfigError(f"eval.{key}: must be at least {least}, got {value}")
         # What is not supported in training.
-        if self.model.cond_channels:
-            raise ConfigError("model.cond_channels: training with extra input channels is not built yet")
         if isinstance(self.model, OriginalDiTConfig):
             check_idle(self, _NOT_OF_DIT)
         else:
             for key, heads in (("n_heads", self.model.n_heads), ("n_kv_heads", self.model.n_kv_heads)):
                 if heads is not None and heads % self.parallel.tp:
                     raise ConfigError(f"parallel.tp: {self.parallel.tp} does not divide model.{key} {heads}")
-        self._check_text()
-        self._check_buckets()
+        for check in (check_text, check_buckets, check_cascade):
+            check(self)
         self._check_objective()
         self._check_stages()
         # Images must become latents of the size that the network takes.
@@ -253,38 +254,6 @@ class RunConfig(BaseRun):
             rows = side // self.model.patch_size
             return replace(self, model=replace(self.model, max_seq_len=rows * (rows + 1)))
         return replace(self, model=replace(self.model, num_classes=num_classes, input_size=side))
-
-    def _check_text(self) -> None:
-        if not isinstance(self.model, TextModelConfig):
-            if self.text != TextConfig():
-                raise ConfigError("text: is for text models (model.kind text)")
-            return
-        if not 0 <= self.text.dropout < 1:
-            raise ConfigError(f"text.dropout: must be in [0, 1), got {self.text.dropout}")
-        if self.text.max_tokens < 1:
-            raise ConfigError(f"text.max_tokens: must be at least 1, got {self.text.max_tokens}")
-        if self.objective.route:
-            raise ConfigError("objective.route: is for class models")
-        if self.eval.every:
-            raise ConfigError("eval.every: evaluation during training is for class models; use ldit evaluate")
-
-    def _check_buckets(self) -> None:
-        """What images of several sizes exclude."""
-        if not self.data.buckets:
-            return
-        if isinstance(self.model, OriginalDiTConfig):
-            raise ConfigError("data.buckets: the original DiT has positions of one size")
-        for key, given in (("stages", self.stages), ("objective.augment", self.objective.augment)):
-            if given:
-                raise ConfigError(f"data.buckets: does not go with {key}")
-        if isinstance(self.model, TextModelConfig):
-            side = self.data.image_size // (self.codec.factor * self.model.patch_size)
-            most = side * side + 2 * side  # an end-of-line token for each row of the tallest image
-            if self.model.max_seq_len < most:
-                raise ConfigError(
-                    f"data.buckets: images of {self.data.image_size} pixels have up to {most} tokens "
-                    f"(--model.max-seq-len {most})"
-                )
 
     def _check_objective(self) -> None:
         objective, off = self.objective, ObjectiveConfig()

@@ -186,6 +186,16 @@ class SamplingConfig:
     """Relative error that dopri5 allows in a step; the absolute one is a thousandth of it."""
 
 
+@dataclass(frozen=True)
+class CascadeConfig:
+    """A second stage: the network also sees each image at a smaller size, enlarged to its own (model.cond_channels)."""
+
+    size: int = 0
+    """Side of the small images in pixels; 0 = none, the model is no second stage."""
+    noise: float = 0.1
+    """Training adds noise to them, of a deviation drawn evenly up to this: those of a first stage have faults."""
+
+
 ProcessConfig = DDPMConfig | FlowConfig
 ConditionerConfig = ClassConditionerConfig | TextConditionerConfig
 CodecConfig = PixelCodecConfig | AutoencoderConfig
@@ -204,6 +214,7 @@ class ModelSpec(dict[str, Any]):
     conditioner: ConditionerConfig | None = None
     sampling: SamplingConfig | None = None
     training: dict[str, Any] | None = None
+    cascade: CascadeConfig | None = None
 
     def __post_init__(self) -> None:
         names, model = self.class_names, self.model
@@ -228,7 +239,7 @@ class ModelSpec(dict[str, Any]):
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"format": FORMAT}
-        for name in ("model", "process", "conditioner", "codec", "sampling", "training"):
+        for name in ("model", "process", "conditioner", "codec", "sampling", "training", "cascade"):
             if getattr(self, name) is not None:
                 out[name] = to_dict(getattr(self, name))
         return out

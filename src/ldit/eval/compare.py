@@ -13,7 +13,7 @@ from ldit.readable import table
 MOST_DIFFERENCES = 40
 _LONGEST = 40  # characters of a value
 _ABSENT = "-"
-_USED = ("format", "sampling", "process", "codec", "conditioner", "training")
+_USED = ("format", "sampling", "process", "codec", "conditioner", "training", "cascade")
 
 
 def compared(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ldit.codecs.pixels import to_pil, to_uint8
 from ldit.errors import RequestError
 from ldit.log import logger
 from ldit.nn.conditioning import TextCondition
+from ldit.pipeline.cascade import seeing, small_latents
 from ldit.pipeline.loaded import LoadedModel
 from ldit.pipeline.numbers import as_int
 from ldit.pipeline.request import ResolvedRequest
@@ -111,6 +112,7 @@ class ImageSampler:
         # Open the codec before sampling, so that a missing one is noticed now; encode the start images.
         self.codec = pipe.codec if decode else None
         self.conditioner = pipe.opened(request.conditioner)
+        self._small = None if request.small is None else small_latents(request.small, pipe.codec, request.shape)
         self._starts: Tensor | None = None
         if request.init is not None:
             from ldit.pipeline.init_image import encoded
@@ -218,9 +220,12 @@ class ImageSampler:
         null: Any = self.conditioner.encode_null(len(rows), self._home)
         if isinstance(cond, TextCondition):
             cond, null = cond.to(self.pipe.dtype), null.to(self.pipe.dtype)
-        settings = request.settings
+        settings, networks = request.settings, self._networks
+        if self._small is not None:
+            small = self._small[rows.start : rows.stop] if len(self._small) > 1 else self._small
+            networks = [seeing(network, small.to(self.pipe.device)) for network in networks]
         return Guided(
-            self._networks[0],
+            networks[0],
             cond,
             null,
             settings.guidance,
@@ -228,7 +233,7 @@ class ImageSampler:
             settings.guidance_interval,
             self.pipe.dtype,
             settings.guidance_schedule,
-            None if self.guide is None else self._networks[1],
+            None if self.guide is None else networks[1],
             request.internal,
         )
 

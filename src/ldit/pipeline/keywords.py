@@ -43,6 +43,7 @@ class RequestKeywords(TypedDict, total=False):
     rope_scaling: str | None
     proportional_attention: bool | None
     init_image: InitImage
+    from_image: InitImage
     strength: float | None
 
 

@@ -15,6 +15,7 @@ from ldit.config.spec import ModelSpec, SamplingConfig
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Level, Process
 from ldit.errors import RequestError
+from ldit.pipeline.cascade import small_images
 from ldit.pipeline.guide import check_guide
 from ldit.pipeline.numbers import NO_NUMBER, as_float, as_int
 from ldit.pipeline.prompts import request_prompts
@@ -45,7 +46,7 @@ class ResolvedRequest:
     `internal`: whether the model's own second head guides.
 
     `init` are the start images, one for all or one each, cropped to the requested size; then `levels` begin at
-    `strength`."""
+    `strength`. `small` are the images that the second stage of a cascade enlarges, one for all or one each."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -62,6 +63,7 @@ class ResolvedRequest:
     internal: bool = False
     init: tuple[Image.Image, ...] | None = None
     strength: float | None = None
+    small: tuple[Image.Image, ...] | None = None
 
     @property
     def one_by_one(self) -> bool:
@@ -96,8 +98,6 @@ def check_request(
     is 1 whatever the spec says, and a request for another is an error. `process` is used instead of the spec's. `guide`
     is the spec of the weaker model for autoguidance.
     """
-    if spec.model.cond_channels:
-        raise RequestError("model.cond_channels: sampling with extra input channels is not built yet")
     # A label, or a prompt by its number, a seed and a start image for each image.
     prompts = request_prompts(spec, request)
     texts = () if prompts is None else tuple(dict.fromkeys(prompts))
@@ -146,6 +146,7 @@ def check_request(
         internal=internal,
         init=_init(spec, images, shape, len(labels)),
         strength=strength,
+        small=small_images(spec, request.from_image, shape, len(labels)),
     )
 
 

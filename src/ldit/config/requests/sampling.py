@@ -149,6 +149,8 @@ class SamplingRequest(Images, Sampler, Guidance, Size):
     init_image: Any = field(default=None, metadata=flag(command_line=tuple[Path, ...] | None))
     """Image files to start from instead of noise: one for all, or one for each label. They are resized and cropped to
     the sampled size."""
+    from_image: Any = field(default=None, metadata=flag(command_line=tuple[Path, ...] | None))
+    """Small images to enlarge, for the second stage of a cascade: one for all, or one for each label or prompt."""
     strength: float | None = None
     """Noise added to the start images, as a noise time above 0 and at most 1. More noise changes them more. Default:
     0.6."""
@@ -181,5 +183,8 @@ class SampleRequest(SamplingRequest, ModelRequest):
     out: Path | None = None
     """Folder for single PNGs, in addition to the grid. With --num: folder of the set (no grid is made), or FILE.npz
     with arr_0 = images (N, H, W, 3) and arr_1 = labels."""
+    base: str | None = field(default=None, metadata=flag(group="What"))
+    """First stage of a cascade: a model that makes the small images from the same labels or prompts and seeds, which
+    this one enlarges."""
     latents_out: Path | None = None
     """Write latents to this file (.safetensors, .npy or .pt) instead of images. No autoencoder is needed."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldit.codecs.codec import Codec
 from ldit.codecs.conditioners import Conditioner, TextConditioner, build_conditioner
+from ldit.codecs.latents import enlarged
 from ldit.codecs.text import portable_text_model
 from ldit.config.experiment import Experiment, identity_of, is_of_package, name_of
 from ldit.config.kinds import AnySpec
@@ -130,8 +131,9 @@ class DiffusionTask:
         stage, process = self.stage_of(batch)
         t = self.draw_times(batch)
         x0 = self.inputs(batch, device, None if stage is None else stage.size)
+        small = self._small(batch, x0, noisy=True)
         x0, given = self._training_inputs(x0, batch)
-        losses = self._losses(model, batch, x0, self.draw_labels(batch), t, "noise", dtype, process, given)
+        losses = self._losses(model, batch, x0, self.draw_labels(batch), t, "noise", dtype, process, given, small)
         return {**losses, "time": to_device(process.noise_times(t), device)}
 
     def stage_of(self, batch: Batch) -> tuple[StageConfig | None, Process]:
@@ -143,6 +145,21 @@ class DiffusionTask:
                 own: Any = self.process
                 return stage, own if stage.shift is None else replace(own, shift=stage.shift)
         return None, self.process
+
+    def _small(self, batch: Batch, x0: Tensor, noisy: bool) -> Tensor | None:
+        """The images at a smaller size, enlarged to that of x0, for the second stage of a cascade; None for others. In
+        training with noise, whose deviation is drawn as well, by (seed, position)."""
+        cascade = self.config.cascade
+        if not cascade.size:
+            return None
+        small = self.inputs(batch, x0.device, cascade.size)
+        if noisy and cascade.noise:
+            drawn = [generator(self.seed, "cascade", 0, position) for position in batch.positions]
+            rows = [
+                cascade.noise * torch.rand((), generator=g) * torch.randn(small.shape[1:], generator=g) for g in drawn
+            ]
+            small = small + to_device(torch.stack(rows), small.device)
+        return enlarged(small, x0.shape[2:])
 
     def draw_times(self, batch: Batch) -> Tensor:
         """Training times (B,) on the CPU."""
@@ -190,7 +207,8 @@ class DiffusionTask:
         labels = batch.labels
         if self.captions is not None:
             labels = torch.tensor([self.captions.main(row) for row in labels.tolist()])
-        losses = self._losses(model, batch, x0, labels, t, "heldout", dtype, self.process)
+        small = self._small(batch, x0, noisy=False)
+        losses = self._losses(model, batch, x0, labels, t, "heldout", dtype, self.process, small=small)
         error = self.process.heldout_error(losses, to_device(t, device)).cpu()
         quarter = (share * HELDOUT_BUCKETS).long()
         buckets = {f"eps_mse_q{q + 1}": error[quarter == q] for q in range(HELDOUT_BUCKETS)}
@@ -207,6 +225,7 @@ class DiffusionTask:
         dtype: torch.dtype,
         process: Process,
         given: TrainingInputs | None = None,
+        small: Tensor | None = None,
     ) -> dict[str, Tensor]:
         # Held-out losses are measured with plain noise and the last head, whatever training draws.
         in_training, device = stream == "noise", x0.device
@@ -221,11 +240,12 @@ class DiffusionTask:
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor | Prediction:
             x_t = x_t.to(dtype)
+            seen = x_t if small is None else torch.cat([x_t, small.to(dtype)], dim=1)
             if has_mid:
-                prediction, mid = model(x_t, time, cond, mid=True, **options)
+                prediction, mid = model(seen, time, cond, mid=True, **options)
                 second.append(mid)
             else:
-                prediction = model(x_t, time, cond, **options)
+                prediction = model(seen, time, cond, **options)
             check_output(prediction, x_t)
             return prediction
 
@@ -286,4 +306,5 @@ def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None
         text = config.text
         tokenizer = portable_text_model(text.tokenizer) if text.tokenizer else None
         conditioner = TextConditionerConfig(portable_text_model(text.encoder), text.max_tokens, tokenizer=tokenizer)
-    return ModelSpec(config.model, config.process, codec, conditioner, config.sampling, training)
+    cascade = config.cascade if config.cascade.size else None
+    return ModelSpec(config.model, config.process, codec, conditioner, config.sampling, training, cascade)

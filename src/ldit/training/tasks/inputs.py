@@ -86,8 +86,9 @@ def open_inputs(config: RunConfig, data: Samples, device: torch.device) -> tuple
     # Latent models: from a cache, or from images.
     codec = _autoencoder(config, config.codec, data, device)
     if data.cache is not None:
-        if config.stages:
-            raise ConfigError(f"stages: the latents of {data.root} have one size; train on the images")
+        for key, given in (("stages", config.stages), ("cascade.size", config.cascade.size)):
+            if given:
+                raise ConfigError(f"{key}: the latents of {data.root} have one size; train on the images")
         _check_cache(config, config.codec, data.root, data.cache, codec)
         return CachedInputs(config.codec, config.train.seed), codec
     assert codec is not None
