@@ -20,7 +20,7 @@ def save_llama(folder: Path, bos: bool = True, **changes: Any) -> Path:
     config = LlamaConfig(
         **{
             "vocab_size": len(WORDS) + 4, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, **changes,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, **changes,
         }
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -90,6 +90,8 @@ def test_what_is_missing_is_named_in_one_line(llama: Path, tmp_path: Path, monke
         TextEncoder(TextConditionerConfig(str(no_bos)))
     with pytest.raises(CodecError, match=r"its features are 32 wide, the model takes 64 \(cap_feat_dim\)"):
         check_text_encoder(TextConditionerConfig(str(llama)), 64)
+    with pytest.raises(CodecError, match="takes at most 256 tokens, max_tokens is 300"):
+        check_text_encoder(TextConditionerConfig(str(llama), 300), WIDTH)
     with pytest.raises(CodecError, match="'nowhere' was not found: no such folder"):
         check_text_encoder(TextConditionerConfig("nowhere"), WIDTH)
     (tmp_path / "empty").mkdir()

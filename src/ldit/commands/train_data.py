@@ -1,15 +1,16 @@
 """The data of a run: opened, and fitted to the model, with classes, captions or aspect buckets."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from ldit.config.experiment import Experiment
 from ldit.config.model import TextModelConfig
 from ldit.config.run import RunConfig
-from ldit.data.buckets import Bucketed, bucket_sizes
+from ldit.data.buckets import Bucketed, bucket_sizes, images_of
 from ldit.data.images.decoding import orientation_of
-from ldit.data.images.image_set import ImageSet
-from ldit.data.samples import Captioned, Samples, Unlabelled, fit_classes
+from ldit.data.samples import Captioned, Samples, fit_classes
 from ldit.data.source import decoding_of, open_run_data
+from ldit.errors import ConfigError, DataError
 from ldit.log import logger
 from ldit.parallel.world import World
 
@@ -18,12 +19,15 @@ TURNED_LOOKED_AT = 64  # images whose EXIF orientation is looked at
 
 def warn_of_turned(data: Samples) -> None:
     """Warn of images that a viewer turns by their EXIF orientation and this run does not: cameras lie on their side."""
-    images = data.data if isinstance(data, Unlabelled) else data
-    if not isinstance(images, ImageSet):
+    images = images_of(data)
+    if images is None:
         return
     count = min(len(images), TURNED_LOOKED_AT)
-    sources = (images.source(i * len(images) // count) for i in range(count))
-    turned = sum(source is not None and orientation_of(source) != 1 for source in sources)
+    turned = 0
+    for i in range(count):
+        with suppress(DataError):  # a bad image is told of when it is read
+            source = images.source(i * len(images) // count)
+            turned += source is not None and orientation_of(source) != 1
     if turned:
         logger.warning(
             "%d of %d images looked at are turned by EXIF in viewers; --data.exif turns them here", turned, count
@@ -45,6 +49,8 @@ def open_training_data(experiment: Experiment, out: Path, world: World) -> tuple
             sizes = bucket_sizes(config.data.image_size, config.codec.factor * config.model.side_unit)
             train = Bucketed(train, sizes, config.data.workers)
         return train, heldout
+    if config.data.buckets:
+        raise ConfigError("data.buckets: is for sets of image files, not for an object")
     from ldit.data.user_set import open_user_set
 
     samples = open_user_set(experiment.data, config.data.image_size, decoding_of(config.data))

@@ -32,7 +32,12 @@ def check_buckets(run: "RunConfig") -> None:
         return
     if isinstance(run.model, OriginalDiTConfig):
         raise ConfigError("data.buckets: the original DiT has positions of one size")
-    for key, given in (("stages", run.stages), ("objective.augment", run.objective.augment)):
+    others = (
+        ("stages", run.stages),
+        ("objective.augment", run.objective.augment),
+        ("objective.route", run.objective.route),
+    )
+    for key, given in others:
         if given:
             raise ConfigError(f"data.buckets: does not go with {key}")
     if isinstance(run.model, TextModelConfig):

@@ -145,6 +145,8 @@ class BaseRun:
         if t.schedule == "inverse-sqrt" and not t.warmup_steps:
             raise ConfigError("train.warmup: schedule inverse-sqrt needs warm-up steps")
         # The training images.
+        if self.data.buckets and not isinstance(self, RunConfig):
+            raise ConfigError("data.buckets: is for diffusion models")
         if not self.data.path:
             raise ConfigError("data.path: name the folder of training images (--data.path DIR)")
         if not all(0 <= value <= 255 for value in self.data.background):
@@ -252,7 +254,8 @@ class RunConfig(BaseRun):
         side = self.data.image_size // self.codec.factor
         if isinstance(self.model, TextModelConfig):
             rows = side // self.model.patch_size
-            return replace(self, model=replace(self.model, max_seq_len=rows * (rows + 1)))
+            tokens = rows * rows + rows * (2 if self.data.buckets else 1)
+            return replace(self, model=replace(self.model, max_seq_len=tokens))
         return replace(self, model=replace(self.model, num_classes=num_classes, input_size=side))
 
     def _check_objective(self) -> None:

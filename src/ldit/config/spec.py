@@ -113,6 +113,8 @@ class TextConditionerConfig:
     """The text that stands for no prompt."""
     tokenizer: str | None = None
     """Folder or Hub id of the tokenizer. Default: that of the encoder."""
+    has_null: bool = True
+    """Whether training replaced some texts by the null one, as guidance needs."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens <= 1 << 16:

@@ -6,6 +6,7 @@ cropped at a random place. Numbers are drawn by (seed, epoch) and (seed, positio
 resume and on any number of processes.
 """
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,9 +19,11 @@ from ldit.data.images.image_set import ImageSet, normalise
 from ldit.data.images.transforms import random_crop
 from ldit.data.samples import Captioned, Samples, Unlabelled
 from ldit.errors import DataError
+from ldit.storage.shared_job import cut
 
 MOST_RATIO = 4.0
 CHOICES = 4  # buckets among which an image's is drawn
+_TOGETHER = 4096  # images whose sizes are read at once
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -47,6 +50,20 @@ def best_buckets(size: Size, sizes: Sequence[Size], count: int = CHOICES) -> tup
         return min(scales) / max(scales), sizes[place]
 
     return tuple(sorted(range(len(sizes)), key=share, reverse=True)[:count])
+
+
+def images_of(data: Samples) -> ImageSet | None:
+    """The images of a set, whatever is wrapped around them; None where it holds none."""
+    while isinstance(data, (Unlabelled, Bucketed)):
+        data = data.data
+    return data if isinstance(data, ImageSet) else None
+
+
+def _has_files(images: ImageSet) -> bool:
+    try:
+        return images.source(0) is not None
+    except DataError:  # a bad image
+        return True
 
 
 class BucketOrder:
@@ -109,8 +126,8 @@ class Bucketed:
     def __init__(self, data: Samples, sizes: Sequence[Size], workers: int = 4) -> None:
         """Reads the header of every image for its size. A bad image counts as square: reading it says what is wrong.
         DataError for a set that is not made of image files."""
-        images = data.data if isinstance(data, Unlabelled) else data
-        if not isinstance(images, ImageSet) or images.source(0) is None:
+        images = images_of(data)
+        if images is None or not _has_files(images):
             raise DataError(f"data.buckets: {data.root} is not made of image files")
         self.data, self.images, self.sizes = data, images, tuple(sizes)
         self.root, self.num_before_cap, self.cache = data.root, data.num_before_cap, None
@@ -121,7 +138,10 @@ class Bucketed:
         elif isinstance(data, Unlabelled):
             self._label = lambda index: 0
         with ThreadPoolExecutor(max(1, workers), "sizes") as pool:
-            own = list(pool.map(self._dimensions, range(len(images))))
+            # Some at a time: a future is larger than the size that it finds.
+            own: list[Size] = []
+            for rows in cut(len(images), _TOGETHER):
+                own += pool.map(self._dimensions, rows)
         best = {size: best_buckets(size, self.sizes) for size in dict.fromkeys(own)}
         self.choices = np.array([best[size] for size in own], np.int16)  # (N, 4)
 
@@ -152,7 +172,8 @@ class Bucketed:
         return self.data.where(index)
 
     def fingerprint(self) -> str:
-        return self.data.fingerprint()
+        """sha256 of the set and of the buckets of its images, on which the order depends."""
+        return hashlib.sha256(self.data.fingerprint().encode() + self.choices.tobytes()).hexdigest()
 
     def captions(self) -> Captions:
         return self.data.captions()
@@ -161,6 +182,9 @@ class Bucketed:
         return self.data.caption_row(index)
 
     def _dimensions(self, index: int) -> Size:
-        source = self.images.source(index)
-        assert source is not None
-        return dimensions(source, self.images.decoding) or (1, 1)
+        try:
+            source = self.images.source(index)
+            assert source is not None
+            return dimensions(source, self.images.decoding) or (1, 1)
+        except DataError:
+            return 1, 1

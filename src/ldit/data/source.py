@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ldit.config.assets import ASSETS
 from ldit.config.sections import DataConfig
+from ldit.data.buckets import images_of
 from ldit.data.formats.heldout import share_of
 from ldit.data.formats.recognise import has_tars, is_image_list
 from ldit.data.formats.table import Opening, format_of
@@ -99,6 +100,9 @@ def open_run_data(
         )
     if captions:
         return Captioned(train), None if heldout is None else Captioned(heldout)
+    # Labels of a cache with captions are rows of those.
+    if train.cache is not None and train.cache.captions:
+        train, heldout = Unlabelled(train), None if heldout is None else Unlabelled(heldout)
     if num_classes is None:
         return train, heldout
     return fit_classes(train, num_classes), None if heldout is None else fit_classes(heldout, num_classes)
@@ -106,9 +110,9 @@ def open_run_data(
 
 def keep_index(data: Samples, folder: Path) -> None:
     """Save the index of tar archives in `folder` for the next start; other sets have none."""
-    inner = data.data if isinstance(data, Unlabelled) else data
-    if isinstance(inner, ImageSet):
-        inner.keep_index(folder)
+    images = images_of(data)
+    if images is not None:
+        images.keep_index(folder)
 
 
 def open_whole_cache(

@@ -110,7 +110,9 @@ def _evaluate_several(
             if world.is_main:
                 check_outputs(request.json, None, (one.source, one.reference))
             samples = _open_samples(one)
-            _plan(one, extractor, samples, _open_reference(one, extractor, samples, share))
+            reference = _open_reference(one, extractor, samples, share)
+            _plan(one, extractor, samples, reference)
+            _open_matching(one, extractor, samples, reference)
 
     world.run_on_all(check)
     known: References = {}
@@ -181,8 +183,8 @@ def evaluate_with(
     against = world.run_on_all(lambda: _open_reference(request, extractor, samples, share))
     with report_once():
         plan, missing = _plan(request, extractor, samples, against)
-        matching = _open_matching(request, extractor, samples, against)
         shuffled = protocol_of(request.protocol).shuffled_splits
+    matching = world.run_on_all(lambda: _open_matching(request, extractor, samples, against))
     warnings = world.from_rank0(lambda: remarks(samples, against, pair, "is" in plan.metrics and not shuffled))
     if world.is_main:
         for line in missing:

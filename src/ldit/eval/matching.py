@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldit.codecs.text import TextEncoder
+from ldit.codecs.text import TextEncoder, check_text_encoder
 from ldit.config.assets import ASSETS
 from ldit.config.serial import from_dict, to_dict
 from ldit.config.spec import TextConditionerConfig
@@ -106,12 +106,14 @@ class Matching:
         """CodecError when the text encoder is missing."""
         self.matcher, config = matcher, matcher.config
         self.captions, self.others = captions, others
-        self._encoder = TextEncoder(TextConditionerConfig(config.encoder, config.max_tokens))
+        self._text = TextConditionerConfig(config.encoder, config.max_tokens)
+        check_text_encoder(self._text, config.text_width)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, width)."""
+        encoder = TextEncoder(self._text)
         parts = [texts[first : first + 64] for first in range(0, len(texts), 64)]
-        return torch.cat([self.matcher.embed_texts(self._encoder(part).mean().float()) for part in parts])
+        return torch.cat([self.matcher.embed_texts(encoder(part).mean().float()) for part in parts])
 
     def ranks(self, features: Tensor) -> Tensor:
         """The rank (N,) of each image's caption, 1 = best, among it and up to CANDIDATES - 1 of the others, which
@@ -119,7 +121,7 @@ class Matching:
         texts = list(dict.fromkeys([*self.captions, *self.others]))
         places = {text: place for place, text in enumerate(texts)}
         pool = [places[text] for text in dict.fromkeys(self.others)]
-        images, vectors = self.matcher.embed_images(features.float()), self.embed_texts(texts)
+        images, vectors = self.matcher.embed_images(features.float().cpu()), self.embed_texts(texts)
         ranks = []
         for row, caption in enumerate(self.captions):
             own = places[caption]

@@ -219,7 +219,7 @@ class ImageSampler:
         cond: Any = self.conditioner.encode(request.labels[rows.start : rows.stop], self._home)
         null: Any = self.conditioner.encode_null(len(rows), self._home)
         if isinstance(cond, TextCondition):
-            cond, null = cond.to(self.pipe.dtype), null.to(self.pipe.dtype)
+            cond, null = cond.to(self.pipe.dtype), None if null is None else null.to(self.pipe.dtype)
         settings, networks = request.settings, self._networks
         if self._small is not None:
             small = self._small[rows.start : rows.stop] if len(self._small) > 1 else self._small

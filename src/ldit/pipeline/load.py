@@ -61,7 +61,7 @@ class Pipeline(LoadedModel):
         if is_offloaded(self.model):
             raise RequestError("a model loaded with offload stays on its device and in its dtype; load it again")
         self.model.to(*args, **kwargs)
-        self._network = self._guide = None
+        self._network = self._guide = self._features = None
         if isinstance(self._codec, AutoencoderCodec):
             self._codec.to(self.device, self._codec_dtype)
         return self

@@ -87,7 +87,9 @@ class LoadedModel:
                 assert isinstance(model, TextModelConfig)
                 roots = codec_roots(self.codec_root, self.source)
                 check_text_encoder(config, model.cap_feat_dim, roots)
-                self._features = TextFeatures(lambda: TextEncoder(config, roots, self.device, self._codec_dtype))
+                offload = is_offloaded(self.model)
+                dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+                self._features = TextFeatures(lambda: TextEncoder(config, roots, self.device, dtype, offload))
             return replace(conditioner, features=self._features)
 
     @property

@@ -49,8 +49,9 @@ def checked_prompt(prompt: Any, name: str = "prompts") -> str:
     return prompt.strip()
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: str | Path) -> list[str]:
     """The lines of a UTF-8 file that are not blank. RequestError when it cannot be read."""
+    path = Path(path)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise RequestError(f"prompts_file: {path} has more than {MOST_BYTES:,} bytes")

@@ -103,7 +103,9 @@ def check_request(
     texts = () if prompts is None else tuple(dict.fromkeys(prompts))
     conditioner = build_conditioner(spec, texts, request.negative_prompt)
     images, seeds = _given_images(request.init_image), _listed_seeds(request.seeds)
-    labels = _labels(request, seeds, images, conditioner, None if prompts is None else tuple(map(texts.index, prompts)))
+    places = {text: place for place, text in enumerate(texts)}
+    numbers = None if prompts is None else tuple(places[prompt] for prompt in prompts)
+    labels = _labels(request, seeds, images, conditioner, numbers)
     # Everything that the spec's sampling section has a default for.
     steps = _steps(spec.sampling_defaults.steps if request.steps is None else request.steps)
     internal = request.guide == INTERNAL
@@ -238,7 +240,8 @@ def _check_guidance(conditioner: Conditioner, settings: SamplingConfig, has_guid
         raise RequestError(f"guidance: must be finite, got {settings.guidance}")
     if conditioner.null is None and settings.guidance != 1.0 and not has_guide:
         raise RequestError(
-            f"guidance {settings.guidance:g}: this model has no null class (class_dropout_prob 0); use guidance 1"
+            f"guidance {settings.guidance:g}: this model has no null class or text (class_dropout_prob or text.dropout "
+            "0); use guidance 1"
         )
 
 

@@ -69,35 +69,34 @@ def _beside(root: Path, image: str, files: Sequence[Path]) -> tuple[Caption, ...
 
 def captions_in_tars(index: TarIndex) -> Captions:
     """The captions of the images of archives, in the order of the index: KEY.txt, else KEY.json. DataError names an
-    image without one."""
-    found: list[dict[bytes, tuple[Caption, ...]]] = []
-    for tar in index.tars:
-        archive = Archive(tar)
-        texts: dict[bytes, tuple[Caption, ...]] = {}
-        objects: dict[bytes, tuple[Caption, ...]] = {}
-        for member in members(archive):
-            key, ending = split_name(member.name)
-            if ending not in (b"txt", b"json"):
-                continue
-            try:
-                if member.size > MOST_BYTES:
-                    raise ValueError(f"it has {member.size:,} bytes, the most are {MOST_BYTES:,}")
-                data = archive.read(member.offset, member.size)
-                if ending == b"txt":
-                    texts[key] = captions_of_text(data)
-                else:
-                    objects[key] = captions_of_object(json_object(data))
-            except ValueError as error:
-                if ending == b"txt" or key not in texts:
-                    raise archive.refusal(member.name, f"is no caption: {error}") from None
-        found.append(objects | texts)
-    table = CaptionTable()
-    for at in range(len(index.labels)):
-        key, _ = split_name(index.members[at])
-        own = found[index.shards[at]].get(key)
-        if own is None:
-            raise DataError(
-                f"{index.tars[index.shards[at]]}: {shown(index.members[at])} has no caption (.txt or .json)"
-            )
-        table.add(own)
+    image without one, or whose caption cannot be used; files of no image do not matter."""
+    table, at = CaptionTable(), 0
+    for number, tar in enumerate(index.tars):
+        found = _in_archive(Archive(tar))
+        while at < len(index.labels) and index.shards[at] == number:  # the images of an archive follow each other
+            key, _ = split_name(index.members[at])
+            own = found.get((key, b"txt"), found.get((key, b"json")))
+            if own is None:
+                raise DataError(f"{tar}: {shown(index.members[at])} has no caption (.txt or .json)")
+            if isinstance(own, ValueError):
+                raise DataError(f"{tar}: the caption of {shown(index.members[at])} cannot be used: {own}")
+            table.add(own)
+            at += 1
     return table.finish()
+
+
+def _in_archive(archive: Archive) -> dict[tuple[bytes, bytes], tuple[Caption, ...] | ValueError]:
+    """(key, ending) -> the captions in this file, or what is wrong with them."""
+    found: dict[tuple[bytes, bytes], tuple[Caption, ...] | ValueError] = {}
+    for member in members(archive):
+        key, ending = split_name(member.name)
+        if ending not in (b"txt", b"json"):
+            continue
+        try:
+            if member.size > MOST_BYTES:
+                raise ValueError(f"it has {member.size:,} bytes, the most are {MOST_BYTES:,}")
+            data = archive.read(member.offset, member.size)
+            found[key, ending] = captions_of_text(data) if ending == b"txt" else captions_of_object(json_object(data))
+        except ValueError as error:
+            found[key, ending] = error.with_traceback(None)
+    return found

@@ -25,6 +25,11 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith((".tar", *PACKED)) and not name.startswith(".")
 
 
+def is_table(name: str) -> bool:
+    """Whether a file of this name is a table of images, not a list of them."""
+    return name.lower().endswith(".parquet") and not name.startswith(".") and name not in OTHER_LISTS
+
+
 def is_image_list(path: Path) -> bool:
     """Whether a file is one of the original's lists of images, or names some."""
     return path.suffix.lower() in (*YAML, ".json", ".jsonl") and path.is_file()

@@ -15,13 +15,13 @@ from ldit.data.formats.heldout import Make, Pair, default_list, share_of, with_h
 from ldit.data.formats.image_folder import ImageFolder, LooseImages, entries, files_in, is_folder, is_image
 from ldit.data.formats.recognise import (
     IDX_HELDOUT,
-    OTHER_LISTS,
     PACKED,
     PARTS_OF_SET,
     STATE,
     has_idx,
     has_metadata,
     is_image_list,
+    is_table,
     other_metadata,
 )
 from ldit.data.images.decoding import Decoding
@@ -151,9 +151,9 @@ def _has_tars(contents: Contents) -> bool:
 
 
 def _has_tables(contents: Contents) -> bool:
-    """Parquet files, but for a list of images in that format, or what `datasets` saved."""
-    tables = (name for name in contents.files if name.lower().endswith(".parquet") and name not in OTHER_LISTS)
-    return next(tables, None) is not None or not contents.names.isdisjoint((STATE, PARTS_OF_SET))
+    """Parquet files, but for a list of images in that format, or what `datasets` saved, where there are no images."""
+    is_here = any(map(is_table, contents.files)) or not contents.names.isdisjoint((STATE, PARTS_OF_SET))
+    return is_here and contents.loose is None and contents.in_folder is None
 
 
 def _has_unread_list(contents: Contents) -> bool:

@@ -27,7 +27,7 @@ import numpy as np
 from ldit.data.captions import Captions, CaptionTable, checked
 from ldit.data.formats.labels import LABEL_KEYS, LabelTable, checked_label
 from ldit.data.formats.listed import ListedImages
-from ldit.data.formats.recognise import STATE
+from ldit.data.formats.recognise import STATE, is_table
 from ldit.data.images.limits import unread
 from ldit.errors import DataError
 
@@ -69,8 +69,8 @@ class TableImages(ListedImages[Tables]):
 
     def _name(self, at: int) -> str:
         group, row = self._place(at)
-        file = self.index.groups[group][0]
-        first = next(g for g, (own, _) in enumerate(self.index.groups) if own == file)
+        file, number = self.index.groups[group]
+        first = group - number  # the groups of a file follow each other
         return f"{self.index.files[file].name}[{int(self.index.starts[group] - self.index.starts[first]) + row}]"
 
     def _path(self, at: int) -> Path:
@@ -165,7 +165,7 @@ def _files(root: Path) -> list[Path]:
     """The files of a folder: those that state.json lists, else its parquet files in byte order."""
     state = root / STATE
     if not state.exists():
-        names = sorted((name for name in os.listdir(root) if name.lower().endswith(".parquet")), key=os.fsencode)
+        names = sorted(filter(is_table, os.listdir(root)), key=os.fsencode)
         return [root / name for name in names]
     try:
         listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"]

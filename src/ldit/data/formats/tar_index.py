@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldit.data.byte_strings import ByteStrings
+from ldit.data.captions import Captions
 from ldit.data.formats.image_folder import SUFFIXES
 from ldit.data.formats.labels import NAME_FILES, Label, LabelTable, json_object, label_of_object, label_of_text
 from ldit.data.formats.recognise import PACKED, is_tar
@@ -41,6 +42,8 @@ class TarIndex:
     sizes: np.ndarray  # (N,) int32
     shards: np.ndarray  # (N,) int32, place in `tars`
     labels: np.ndarray  # (N,) int32
+    captions: Captions | None = None
+    """Once they are read."""
 
     def where(self, at: int) -> str:
         """ "shard.tar/key.jpg"."""

@@ -45,8 +45,12 @@ class TarImages(ListedImages[TarIndex]):
         return index
 
     def captions(self) -> Captions:
-        """Read from the archives at each call: only text models need them."""
-        return captions_in_tars(self.index)
+        """Read from the archives at the first call, for training and held-out images together: only text models need
+        them."""
+        if self.index.captions is None:
+            object.__setattr__(self.index, "captions", captions_in_tars(self.index))
+        assert self.index.captions is not None
+        return self.index.captions
 
     def keep_index(self, folder: Path) -> None:
         """Write offsets and labels, the result of reading all headers, into `folder`."""

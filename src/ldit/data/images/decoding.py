@@ -62,8 +62,10 @@ from ldit.data.images.limits import BadImage as BadImage
 from ldit.data.images.png import SIGNATURE, pixels_only
 from ldit.data.images.transforms import center_crop
 from ldit.data.images.warned import warnings_named
+from ldit.errors import RunError
 from ldit.storage.strange import strange
 
+_BEGINNING = 1 << 16  # bytes that hold most headers
 _STRIP = 1 << 20  # pixels converted at once where the conversion needs copies
 _ORIENTATION = 0x0112
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -152,17 +154,23 @@ def orientation_of(source: Path | BinaryIO) -> int:
 
 def dimensions(source: Path | BinaryIO, decoding: Decoding) -> tuple[int, int] | None:
     """(width, height) of the image that `open_image` gives, from its header; None where that cannot be read."""
-    try:
-        data = _read(source)
-        reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
-        if reader is None:
-            return None
-        image = reader(HeaderLimit(data), "")
-        check_size(*image.size, decoding.max_pixels)
-        turned = decoding.exif and _orientation(image) > 4
-    except Exception:
-        return None
-    return image.size[::-1] if turned else image.size
+    # The beginning of a file is enough, unless its header is long or, as WebP's reader, it wants the whole.
+    parts: tuple[int | None, ...] = (_BEGINNING, None) if isinstance(source, os.PathLike) else (None,)
+    for most in parts:
+        try:
+            data = _read(source, most)
+            reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
+            if reader is None:
+                return None
+            image = reader(HeaderLimit(data), "")
+            check_size(*image.size, decoding.max_pixels)
+            turned = decoding.exif and _orientation(image) > 4
+        except RunError:  # the machine's fault: another start would find another size
+            raise
+        except Exception:
+            continue
+        return image.size[::-1] if turned else image.size
+    return None
 
 
 @contextmanager
@@ -200,11 +208,11 @@ def _decoded(source: Path | BinaryIO, decoding: Decoding) -> Iterator[tuple[Imag
         raise BadImage(_reason(error)) from None
 
 
-def _read(source: Path | BinaryIO) -> bytes:
-    """The bytes of the file. Errors here are the machine's fault; later errors are the image's."""
+def _read(source: Path | BinaryIO, most: int | None = None) -> bytes:
+    """The bytes of the file, at most the first `most`. Errors here are the machine's fault, later ones the image's."""
     if isinstance(source, os.PathLike):
         with opened(source) as file:
-            return _read(file)
+            return _read(file, most)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise unread(source, "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would pass unseen")
     try:
@@ -212,7 +220,7 @@ def _read(source: Path | BinaryIO) -> bytes:
         if size > MOST_BYTES:
             raise BadImage(f"the file is larger than {MOST_BYTES >> 20} MiB")
         source.seek(0)
-        data = source.read()
+        data = source.read() if most is None else source.read(most)
     except (OSError, MemoryError) as error:
         raise unread(source, _reason(error)) from None
     if not data:

@@ -3,6 +3,7 @@
 The description depends on no machine, so that any machine makes the same set, or notices that it would make another.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Labels:
         return tuple(self.choices[k % count] for k in rows)
 
 
-def assign_labels(request: ModelRequest, conditioner: Conditioner) -> Labels:
+def assign_labels(request: ModelRequest, conditioner: Conditioner, prompts: Sequence[str] | None = None) -> Labels:
     """The labels of a set, of a text model those of its prompts; RequestError for a class that the model lacks, or for
     labels of a model without classes."""
     if conditioner.is_unconditional:
@@ -62,8 +63,11 @@ def assign_labels(request: ModelRequest, conditioner: Conditioner) -> Labels:
             given = f"labels {request.labels}" if request.labels is not None else f"class {request.class_labels[0]!r}"
             raise RequestError(f"{given}: this model has no classes")
         return Labels(None, (0,), request.seed)
-    choices = conditioner.resolve(request.class_labels) if isinstance(conditioner, ClassConditioner) else ()
-    choices = choices or tuple(range(conditioner.count))
+    if prompts is not None:  # as often as they are listed
+        places = {text: place for place, text in enumerate(conditioner.names or ())}
+        return Labels(request.labels or "balanced", tuple(places[prompt] for prompt in prompts), request.seed)
+    assert isinstance(conditioner, ClassConditioner)
+    choices = conditioner.resolve(request.class_labels) or tuple(range(conditioner.count))
     return Labels(request.labels or "balanced", choices, request.seed)
 
 

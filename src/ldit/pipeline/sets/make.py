@@ -168,7 +168,7 @@ class SampleSet:
         # Check the request with the labels of the first block: the rest is the same for every block.
         prompts = request_prompts(spec, request)
         conditioner = build_conditioner(spec, tuple(dict.fromkeys(prompts or ())), request.negative_prompt)
-        self.labels = assign_labels(request, conditioner)
+        self.labels = assign_labels(request, conditioner, prompts)
         self.ranges = cut(num, request.batch_size)
         first = self.ranges[0]
         labels = self.labels.of(first)

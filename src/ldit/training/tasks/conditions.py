@@ -1,5 +1,6 @@
 """The conditioner of a text model in training: captions of the data, and the frozen text encoder or its cache."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,20 @@ def open_text_conditioner(
     config, model = text_config(spec), spec.model
     assert isinstance(model, TextModelConfig)
     cache = _open_cache(text, config, model.cap_feat_dim, verify) if text.cache else None
-    missing = len(captions.texts)
+    missing = 1
     if cache is not None:
-        missing = sum(cache.place(caption) is None for caption in [*captions.texts, config.null])
+        texts = chain(captions.texts, [config.null], text.prompts)
+        missing = sum(cache.place(one) is None for one in texts)
         if missing:
-            logger.warning("text.cache: %s lacks %s texts, which are encoded in the step", text.cache, f"{missing:,}")
+            logger.warning("text.cache: %s lacks %s texts, which are encoded here", text.cache, f"{missing:,}")
     if missing:
         check_text_encoder(config, model.cap_feat_dim)
     features = TextFeatures(lambda: TextEncoder(config, (), device, DTYPES[text.precision], text.offload), cache=cache)
     # Every batch has the same number of text tokens: compiled blocks and GPU kernels then see one shape.
     encoder = _fingerprint(config) if cache is None else cache.job.encoder
-    return TextConditioner(captions.texts, config.null, text.dropout, features, config.max_tokens, encoder)
+    return TextConditioner(
+        captions.texts, config.null, text.dropout, features, config.max_tokens, encoder, config.has_null
+    )
 
 
 def _fingerprint(config: TextConditionerConfig) -> str:

@@ -305,6 +305,7 @@ def model_spec(config: RunConfig, data: Samples, training: dict[str, Any] | None
     if isinstance(config.model, TextModelConfig):
         text = config.text
         tokenizer = portable_text_model(text.tokenizer) if text.tokenizer else None
-        conditioner = TextConditionerConfig(portable_text_model(text.encoder), text.max_tokens, tokenizer=tokenizer)
+        encoder = portable_text_model(text.encoder)
+        conditioner = TextConditionerConfig(encoder, text.max_tokens, "", tokenizer, text.dropout > 0)
     cascade = config.cascade if config.cascade.size else None
     return ModelSpec(config.model, config.process, codec, conditioner, config.sampling, training, cascade)
