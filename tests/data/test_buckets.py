@@ -141,3 +141,16 @@ def test_what_buckets_exclude(tmp_path: Path) -> None:
     changes = {"data.path": str(tmp_path), "data.buckets": True, "objective.augment": 0.1, "model.augment_labels": True}
     with pytest.raises(ConfigError, match=r"data\.buckets: does not go with objective\.augment"):
         small(changes).check()
+    changes = {
+        "data.path": str(tmp_path),
+        "data.buckets": True,
+        "objective.route": 0.5,
+        "objective.route_blocks": (1, 1),
+    }
+    with pytest.raises(ConfigError, match=r"data\.buckets: does not go with objective\.route"):
+        small({**changes, "objective.route_blocks": (1, 1)}).check()
+    base = small({"data.path": str(tmp_path), "data.buckets": True, "data.fit_model": True})
+    text = replace(base, model=TextModelConfig(patch_size=2, in_channels=3, dim=16, n_layers=1, n_heads=2))
+    side = SIDE // 2
+    assert isinstance(fitted := text.fitted(0).model, TextModelConfig) and fitted.max_seq_len == side * side + 2 * side
+    text.check()

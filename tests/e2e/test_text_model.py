@@ -220,6 +220,44 @@ def test_a_cache_takes_the_encoders_place(llama: Path, tmp_path: Path) -> None:
         train(config(2), tmp_path / "lacking")
 
 
+def test_prompts_that_are_listed_twice_and_models_without_a_null_text(llama: Path, tmp_path: Path) -> None:
+    data = save_captioned(tmp_path / "data", side=SIDE)
+    config = text_run(data, llama, {"train.steps": 1})
+    run = train(replace(config, text=replace(config.text, dropout=0.0)), tmp_path / "run")
+    lines = ["a red cat", "the sun", "a red cat", "a moon"]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    flags = [
+        "--prompts-file",
+        str(tmp_path / "prompts.txt"),
+        "--steps",
+        "1",
+        "--num",
+        "6",
+        "--out",
+        str(tmp_path / "set"),
+    ]
+    assert main(["sample", str(run), *flags]) == 2  # the published default is guided
+    assert main(["sample", str(run), *flags, "--guidance", "1", "--batch-size", "4"]) == 0
+    made = json.loads((tmp_path / "set" / "samples.json").read_text())
+    assert [made["class_names"][label] for label in made["labels"]] == [*lines, *lines[:2]]
+    with pytest.raises(RequestError, match="no null class or text"):
+        ldit.load(run)("a red cat", guidance=2, steps=1)
+
+
+def test_a_prompt_that_a_cache_lacks_needs_the_encoder(llama: Path, tmp_path: Path) -> None:
+    data, own = save_captioned(tmp_path / "data", side=SIDE), tmp_path / "own"
+    shutil.copytree(llama, own)
+    flags = ["--text", "--encoder", str(own), "--max-tokens", "8", "--image-size", str(SIDE)]
+    assert main(["encode", str(data), "--out", str(tmp_path / "texts"), *flags]) == 0
+    config = text_run(data, own, {"train.steps": 2, "train.sample_every": 1}, cache=str(tmp_path / "texts"))
+    train(config, tmp_path / "run")  # the captions from the cache, the prompts of the grid by the encoder
+    assert len(list((tmp_path / "run/samples").iterdir())) == 2
+    shutil.rmtree(own)
+    with pytest.raises(CodecError, match="own' was not found"):  # before the run is touched
+        train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_fine_tuning_starts_from_the_model(llama: Path, tmp_path: Path) -> None:
     data = save_captioned(tmp_path / "data", side=SIDE)
     base = train(text_run(data, llama, {"train.steps": 2}), tmp_path / "base")
