@@ -189,6 +189,14 @@ def test_captions_of_an_object() -> None:
             return np.zeros((4, 4, 3), np.uint8), None
 
     assert captions_of(open_user_set(Samples(), 4)) == {"sample 0": ["a"], "sample 1": ["b", "c"]}
+
+    class Labels(Samples):
+        captions = None
+
+        def read(self, index: int) -> tuple[np.ndarray, Any]:  # type: ignore[override]
+            return np.zeros((4, 4, 3), np.uint8), ["x", ["y", "z"]][index]
+
+    assert captions_of(open_user_set(Labels(), 4)) == {"sample 0": ["x"], "sample 1": ["y", "z"]}
     for wrong, said in ((["a"], "has 1 captions for 2 samples"), (["a", 3], "sample 1: its caption is a int")):
         Samples.captions = wrong
         with pytest.raises(DataError, match=said):

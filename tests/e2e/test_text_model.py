@@ -82,9 +82,13 @@ def test_the_originals_folder_samples_at_any_aspect(llama: Path, tmp_path: Path)
         return pipe.sample_latents(**{"prompts": "a red cat", "steps": 2, "seed": 4, "guidance": 4.0, **changes})
 
     base = sampled()
-    assert base.equal(sampled(negative_prompt=""))
-    for changes in ({"prompts": "the green dog"}, {"negative_prompt": "a moon"}):
+    assert base.equal(sampled(negative_prompts=""))
+    for changes in ({"prompts": "the green dog"}, {"negative_prompt": "a moon"}, {"negative_prompts": ["a moon"]}):
         assert not torch.allclose(base, sampled(**changes))
+    # Of several negative prompts each image has its own.
+    each = sampled(prompts=["a red cat", "a moon"], negative_prompts=["the sun", ""])
+    assert torch.allclose(each[0], sampled(negative_prompt="the sun")[0], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(each[1], sampled(prompts="a moon", seed=5)[0], rtol=1e-4, atol=1e-4)
     table = pipe.model.positions(torch.zeros(1, 4, 32, 32))
     assert table.equal(raster_table(288, 8, torch.device("cpu"), 2.0)) and not table.equal(
         raster_table(288, 8, torch.device("cpu"))
@@ -108,7 +112,8 @@ def test_what_a_text_model_refuses(llama: Path, tmp_path: Path) -> None:
         ({"prompts": "a", "num": 2}, "makes one image a prompt"),
         ({"prompts": "a", "prompts_file": tmp_path / "no"}, "not both"),
         ({"prompts_file": tmp_path / "no"}, "cannot read"),
-        ({"prompts": "a", "negative_prompt": 1}, "negative_prompt: expected a text"),
+        ({"prompts": "a", "negative_prompts": [1]}, "negative_prompts: expected a text"),
+        ({"prompts": "a", "negative_prompts": ["a", "b"]}, "2 for 1 prompts; give one, or one each"),
         ({"prompts": "a", "proportional_attention": True}, "not for text models"),
     ):
         with pytest.raises(RequestError, match=said):

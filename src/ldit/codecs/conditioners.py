@@ -101,9 +101,13 @@ class TextConditioner:
 
     def encode(self, labels: Sequence[int] | Tensor, device: torch.device | None = None) -> TextCondition:
         """What the network is given: features and mask of B texts."""
-        assert self.features is not None, "the text encoder is not open"
         numbers = labels.tolist() if isinstance(labels, Tensor) else labels
         texts = [self.null_text if number == self.null else self.texts[number] for number in numbers]
+        return self.encode_texts(texts, device)
+
+    def encode_texts(self, texts: Sequence[str], device: torch.device | None = None) -> TextCondition:
+        """The same for texts that need not be among those of this conditioner."""
+        assert self.features is not None, "the text encoder is not open"
         return stacked(self.features(texts), self.length, device)
 
     def encode_null(self, count: int, device: torch.device | None = None) -> TextCondition | None:

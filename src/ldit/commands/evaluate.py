@@ -34,7 +34,8 @@ class EvaluateKeywords(TypedDict, total=False):
     seed: int
     prompts: str | tuple[str, ...] | None
     prompts_file: Path | None
-    negative_prompt: str | None
+    negative_prompts: str | tuple[str, ...] | None
+    negative_prompt: str | tuple[str, ...] | None
     steps: int | str | None
     num_inference_steps: int | str | None
     num_sampling_steps: int | str | None

@@ -36,7 +36,7 @@ from ldit.pipeline.load import (
     own_process,
 )
 from ldit.pipeline.loaded import codec_roots
-from ldit.pipeline.prompts import request_prompts
+from ldit.pipeline.prompts import negative_prompts, request_prompts
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.make import make_set
 from ldit.storage.manifest import check_not_in_checkpoint
@@ -193,6 +193,9 @@ def _sampling(request: SampleRequest, spec: ModelSpec, published: bool) -> Sampl
     changes: dict[str, Any]
     if prompts is not None:
         changes = {"prompts": [prompt for prompt in prompts for _ in range(request.per_class)], "prompts_file": None}
+        negatives = negative_prompts(request, len(prompts))
+        if len(negatives) > 1:
+            changes["negative_prompts"] = [prompt for prompt in negatives for _ in range(request.per_class)]
     else:
         conditioner = build_conditioner(spec)
         assert isinstance(conditioner, ClassConditioner)
@@ -267,7 +270,7 @@ def _texts(resolved: ResolvedRequest, request: SampleRequest) -> dict[str, Any]:
     """The prompts by number, and the negative one where there is one."""
     if not isinstance(resolved.conditioner, TextConditioner):
         return {}
-    negative = {} if request.negative_prompt is None else {"negative_prompt": request.negative_prompt}
+    negative = {} if request.negative_prompts is None else {"negative_prompts": request.negative_prompts}
     return {"prompts": list(resolved.conditioner.texts), **negative}
 
 

@@ -16,6 +16,7 @@ from ldit.data.images.image_set import ImageSet
 from ldit.data.images.limits import BadImage, check_size
 from ldit.data.images.transforms import center_crop
 from ldit.errors import DataError, LditError
+from ldit.log import logger
 
 
 class UserData(Protocol):
@@ -34,8 +35,8 @@ class UserData(Protocol):
 
     def read(self, index: int) -> tuple[Image.Image | np.ndarray, int | None]:
         """(image, label) of sample `index`: a PIL image of any mode or uint8 (H, W, 3), and its class; None without
-        classes. Called from several threads at once. A sample for which it raises an exception is a bad image
-        (`data.bad`)."""
+        classes, for text models its caption or a list of captions. Called from several threads at once. A sample for
+        which it raises an exception is a bad image (`data.bad`)."""
         ...
 
 
@@ -93,10 +94,12 @@ class UserSet(ImageSet):
         return self._fingerprint
 
     def captions(self) -> Captions:
-        """Of the object's `captions`, a sequence with a text or a list of texts for each sample."""
+        """Of the object's `captions`, a sequence with a text or a list of texts for each sample; without one of the
+        labels, for which every sample is read."""
         given = getattr(self._data, "captions", None)
         if given is None:
-            raise DataError(f"data: {self._title} has no captions, which text models are trained on")
+            logger.info("data: reads all samples of %s for their captions (`captions` would list them)", self._title)
+            given = [self._data.read(index)[1] for index in range(len(self))]
         if len(given) != len(self):
             raise DataError(f"data: {self._title} has {len(given)} captions for {len(self)} samples")
         table = CaptionTable()
@@ -133,7 +136,7 @@ class UserSet(ImageSet):
     def _label(self, index: int, label: Any) -> int:
         """The class of a sample; DataError when it is none."""
         count = len(self.names)
-        if label is None and not count:
+        if not count and (label is None or isinstance(label, (str, list))):  # captions have no classes
             return 0
         try:
             number = operator.index(label)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ldit.codecs.conditioners import TextConditioner
 from ldit.codecs.pixels import to_pil, to_uint8
 from ldit.errors import RequestError
 from ldit.log import logger
@@ -218,6 +219,8 @@ class ImageSampler:
         request = self.request
         cond: Any = self.conditioner.encode(request.labels[rows.start : rows.stop], self._home)
         null: Any = self.conditioner.encode_null(len(rows), self._home)
+        if request.negatives and isinstance(self.conditioner, TextConditioner):
+            null = self.conditioner.encode_texts(request.negatives[rows.start : rows.stop], self._home)
         if isinstance(cond, TextCondition):
             cond, null = cond.to(self.pipe.dtype), None if null is None else null.to(self.pipe.dtype)
         settings, networks = request.settings, self._networks

@@ -21,7 +21,8 @@ class RequestKeywords(TypedDict, total=False):
     seeds: Iterable[int] | None
     prompts: str | Sequence[str] | None
     prompts_file: Path | None
-    negative_prompt: str | None
+    negative_prompts: str | Sequence[str] | None
+    negative_prompt: str | Sequence[str] | None
     steps: int | str | None
     num_inference_steps: int | str | None
     num_sampling_steps: int | str | None

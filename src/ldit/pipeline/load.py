@@ -91,7 +91,7 @@ class Pipeline(LoadedModel):
         (B, 3, H, W) tensor in [-1, 1], or latents.
 
         Keywords (None: the checkpoint's default, in `spec.sampling_defaults`):
-        prompts (texts, also as the first argument), negative_prompt: for text models.
+        prompts (texts, also as the first argument), negative_prompts (one, or one each): for text models.
         num: number of images of a model without classes (default 1, or as many as seeds).
         seed (images get seed, seed+1, …) or seeds (one an image).
         steps (or num_inference_steps), solver, grid, eta, diffusion, last_step, tolerance.

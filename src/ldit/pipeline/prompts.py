@@ -20,7 +20,7 @@ def is_text_model(spec: ModelSpec) -> bool:
 def request_prompts(spec: ModelSpec, request: Images) -> tuple[str, ...] | None:
     """The prompts of a request to a text model, one an image; None for other models. RequestError for prompts to a
     model that takes none, for a text model without prompts, and for what is no prompt."""
-    given = [name for name in ("prompts", "prompts_file", "negative_prompt") if getattr(request, name) is not None]
+    given = [name for name in ("prompts", "prompts_file", "negative_prompts") if getattr(request, name) is not None]
     if not is_text_model(spec):
         if given:
             raise RequestError(f"{given[0]}: this model takes no text (its classes: class_labels)")
@@ -30,12 +30,18 @@ def request_prompts(spec: ModelSpec, request: Images) -> tuple[str, ...] | None:
         raise RequestError("class_labels: this model takes prompts, not classes (--prompts TEXT …)")
     if "prompts" in given and "prompts_file" in given:
         raise RequestError("prompts_file: give prompts or a file of them, not both")
-    if request.negative_prompt is not None:
-        checked_prompt(request.negative_prompt, "negative_prompt")
     prompts = _listed(request.prompts) if request.prompts_file is None else read_prompts(request.prompts_file)
     if not prompts:
         raise RequestError("name at least one prompt (--prompts TEXT …)")
     return tuple(checked_prompt(prompt) for prompt in prompts)
+
+
+def negative_prompts(request: Images, count: int) -> tuple[str, ...]:
+    """The negative prompts of a request for `count` prompts: none, one, or one each; RequestError otherwise."""
+    given = tuple(checked_prompt(prompt, "negative_prompts") for prompt in _listed(request.negative_prompts))
+    if len(given) not in (0, 1, count):
+        raise RequestError(f"negative_prompts: {len(given)} for {count} prompts; give one, or one each")
+    return given
 
 
 def checked_prompt(prompt: Any, name: str = "prompts") -> str:

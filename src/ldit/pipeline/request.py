@@ -18,7 +18,7 @@ from ldit.errors import RequestError
 from ldit.pipeline.cascade import small_images
 from ldit.pipeline.guide import check_guide
 from ldit.pipeline.numbers import NO_NUMBER, as_float, as_int
-from ldit.pipeline.prompts import request_prompts
+from ldit.pipeline.prompts import negative_prompts, request_prompts
 from ldit.sampling.grids import build_grid, is_listed
 from ldit.sampling.guidance import check_schedule
 from ldit.sampling.resolution import check_scaling
@@ -46,7 +46,8 @@ class ResolvedRequest:
     `internal`: whether the model's own second head guides.
 
     `init` are the start images, one for all or one each, cropped to the requested size; then `levels` begin at
-    `strength`. `small` are the images that the second stage of a cascade enlarges, one for all or one each."""
+    `strength`. `small` are the images that the second stage of a cascade enlarges, one for all or one each.
+    `negatives`: a negative prompt for each image, where they are not the same."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -64,6 +65,7 @@ class ResolvedRequest:
     init: tuple[Image.Image, ...] | None = None
     strength: float | None = None
     small: tuple[Image.Image, ...] | None = None
+    negatives: tuple[str, ...] = ()
 
     @property
     def one_by_one(self) -> bool:
@@ -101,7 +103,8 @@ def check_request(
     # A label, or a prompt by its number, a seed and a start image for each image.
     prompts = request_prompts(spec, request)
     texts = () if prompts is None else tuple(dict.fromkeys(prompts))
-    conditioner = build_conditioner(spec, texts, request.negative_prompt)
+    negatives = () if prompts is None else negative_prompts(request, len(prompts))
+    conditioner = build_conditioner(spec, texts, negatives[0] if negatives else None)
     images, seeds = _given_images(request.init_image), _listed_seeds(request.seeds)
     places = {text: place for place, text in enumerate(texts)}
     numbers = None if prompts is None else tuple(places[prompt] for prompt in prompts)
@@ -148,6 +151,7 @@ def check_request(
         internal=internal,
         init=_init(spec, images, shape, len(labels)),
         strength=strength,
+        negatives=negatives if len(negatives) > 1 else (),
         small=small_images(spec, request.from_image, shape, len(labels)),
     )
 

@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
         source=args.ckpt,
         class_labels=args.class_labels,
         prompts=args.caption or None,
-        negative_prompt=args.negative_caption,
+        negative_prompts=None if args.negative_caption is None else (args.negative_caption,),
         width=width,
         height=height,
         solver="ddpm",

@@ -26,8 +26,8 @@ class Images:
     """Texts, for text models: one image each."""
     prompts_file: Path | None = None
     """File with a prompt a line, instead of --prompts."""
-    negative_prompt: str | None = None
-    """Text from which guidance leads away, instead of no text."""
+    negative_prompts: Any = field(default=None, metadata=flag("negative_prompt", command_line=tuple[str, ...] | None))
+    """Texts from which guidance leads away, instead of no text: one for all images, or one for each prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)

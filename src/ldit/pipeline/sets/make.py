@@ -40,7 +40,7 @@ from ldit.pipeline.load import (
     process_device,
 )
 from ldit.pipeline.loaded import codec_roots
-from ldit.pipeline.prompts import request_prompts
+from ldit.pipeline.prompts import negative_prompts, request_prompts
 from ldit.pipeline.request import ResolvedRequest, check_request
 from ldit.pipeline.sets.array import ArrayWriter
 from ldit.pipeline.sets.folder import Block, FolderWriter
@@ -167,7 +167,8 @@ class SampleSet:
         inference_options(request)  # raises for options that exclude each other
         # Check the request with the labels of the first block: the rest is the same for every block.
         prompts = request_prompts(spec, request)
-        conditioner = build_conditioner(spec, tuple(dict.fromkeys(prompts or ())), request.negative_prompt)
+        negatives = () if prompts is None else negative_prompts(request, 1)
+        conditioner = build_conditioner(spec, tuple(dict.fromkeys(prompts or ())), negatives[0] if negatives else None)
         self.labels = assign_labels(request, conditioner, prompts)
         self.ranges = cut(num, request.batch_size)
         first = self.ranges[0]
