@@ -25,6 +25,7 @@ VARIANTS = "tests/nn/test_variants.py"
 TRAIN, DATA, SHARED = "tests/training", "tests/data", "tests/distributed"
 CHECKPOINT = "tests/checkpoint tests/storage"
 EVAL = "tests/eval"
+TEXT = "tests/e2e/test_text_model.py"
 DIT = "tests/training/test_original_dit.py"
 STREAMS = " ".join(
     f"tests/{name}.py"
@@ -256,6 +257,19 @@ MUTANTS = [
     Mutant("diffusion/path.py", "-sigma.square() / (alpha * half)", "-sigma.square() / half", "tests/diffusion"),
     Mutant("diffusion/path.py", "alpha.square() * self._half_beta(t) / sigma", "alpha * self._half_beta(t) / sigma", "tests/diffusion"),
     Mutant("eval/extractors/protocol.py", "bicubic(images, SIZE).sub(128.0)", "tf1_bilinear(images, SIZE).sub(128.0)", "tests/eval/test_extractor.py"),
+    # text models
+    Mutant("data/captions.py", "u * float(sums[-1])", "u", f"{DATA}/test_metadata.py {DATA}/test_captions.py"),
+    Mutant("codecs/text.py", "[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:most]", "[tokenizer.bos_token_id, *ids][:most]", "tests/codecs/test_text.py"),
+    Mutant("codecs/text.py", "count = 1 if on_cpu else _ROWS", "count = _ROWS", f"tests/codecs/test_text.py {TEXT}"),
+    Mutant("codecs/text_cache.py", "place, self.job.shard_size)", "place, self.job.shard_size + 1)", "tests/codecs/test_text_cache.py"),
+    Mutant("codecs/conditioners.py", "torch.where(u < self.dropout, self.null, labels)\n\n    def name_of(self, label: int) -> str:\n        \"\"\"The text", "labels\n\n    def name_of(self, label: int) -> str:\n        \"\"\"The text", f"tests/codecs/test_text.py {TEXT}"),
+    Mutant("training/tasks/diffusion.py", "uniform(self.seed, \"caption\", 0, position)", "0.5", TEXT),
+    Mutant("training/tasks/diffusion.py", "return enlarged(small, x0.shape[2:])", "return enlarged(small.flip(3), x0.shape[2:])", "tests/e2e/test_cascade.py"),
+    Mutant("data/buckets.py", "drawn[shuffled]", "0", f"{DATA}/test_buckets.py"),
+    Mutant("data/loader.py", "generator(self.seed, \"crop\", 0, self.positions[row])", "generator(self.seed, \"crop\", 0, row)", f"{DATA}/test_buckets.py"),
+    Mutant("pipeline/generate.py", "request.negatives[rows.start : rows.stop]", "request.negatives[: len(rows)][::-1]", TEXT),
+    Mutant("eval/matching.py", "1 + (scores[1:] > scores[0]).sum()", "1 + (scores[1:] < scores[0]).sum()", f"{EVAL}/test_matching.py"),
+    Mutant("checkpoint/eight_bits.py", "rows.abs().amax(1)", "rows.abs().amax()", "tests/checkpoint/test_eight_bits.py"),
 ]  # fmt: skip
 
 
