@@ -1,8 +1,9 @@
 # Everything works on a bare machine with Python >= 3.11 and make: each target sets up .venv first if needed.
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPTS := "3d red apple" "noto tiger face" "flat rocket" "twemoji pizza" "3d firefighter, dark skin tone" \
-	"noto mermaid, medium skin tone" "flat grinning face" "twemoji flag of japan"
+PROMPTS := "3d firefighter, dark skin tone" "noto firefighter, light skin tone" "3d police officer, light skin tone" \
+	"noto cook, dark skin tone" "twemoji student, medium skin tone" "3d man with turban, medium skin tone" \
+	"3d grinning face" "3d green heart"
 
 .PHONY: demo test test-crash soak lint format clean
 

@@ -20,7 +20,7 @@ from ldit.config.presets import PRESETS, preset, text_preset
 from ldit.config.run import RunConfig
 from ldit.config.sections import DataConfig, OptimConfig, ParallelConfig, TextConfig, TrainConfig
 from ldit.config.spec import AutoencoderConfig, DDPMConfig, PixelCodecConfig
-from ldit.errors import ConfigError
+from ldit.errors import CodecError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--model", "DiT_Llama_600M_patch2", "--data_path", "/data", "--results_dir", "out"]
@@ -137,6 +137,8 @@ def test_flags_of_text_models(tmp_path: Path) -> None:
     assert large.text == TextConfig(str(lm), "", 64, 0.2, "bf16")
     assert large.model == replace(model, max_seq_len=1088, rope_scaling_factor=2.0, qk_norm=True)
     assert run_config(parsed("--tokenizer_path", str(lm))).text == TextConfig(str(lm), "", 128, 0.1, "bf16")
+    with pytest.raises(CodecError, match="the text encoder 'nowhere' was not found"):
+        run_config(parsed("--lm", "nowhere"))
     for flags in more[:2], more[2:4], more[4:6]:
         with pytest.raises(ConfigError, match=f"{flags[0]}: is for text models"):
             run_config(parsed(*flags))
@@ -195,7 +197,6 @@ def test_hybrid_sharding_follows_the_nodes(
         (["--precision", "fp8"], "fp8"),
         (["--data_parallel", "ddp"], "ddp"),
         (["--max_steps", "many"], "many"),
-        (["--lm", "llama"], "--lm"),
         (["--micro_batch_size", "3"], "--micro_batch_size: 3 does not divide batch_size 256"),
         (["--num_classes", "-1"], "--num_classes"),
     ],

@@ -118,7 +118,7 @@ def test_another_configuration_is_refused_with_its_difference(undisturbed: Path)
 
 
 def test_other_images_are_refused(tmp_path: Path) -> None:
-    data = shutil.copytree(ROOT / "src/ldit/assets/emoji64", tmp_path / "data")
+    data = shutil.copytree(ROOT / "src/ldit/assets/emoji64-styles/3d", tmp_path / "data")
     command = [*TRAIN, "--train.steps", "4", "--data.path", data, "--out", tmp_path / "run"]
     ldit(*command)
     train, _ = open_data(str(data), 16, max_per_class=20)
@@ -217,7 +217,7 @@ MISTAKES = [
     (["sample", "--ckpt", "{run}", "--out", "many.npz"], "many.npz"),
     (["sample", "--ckpt", "{run}", "--out", "{tmp}/bad/a/bad.png"], "bad.png"),
     (["sample", "--ckpt", "{run}", "--image-save-path", "{tmp}"], "is a folder"),
-    (["sample", "--ckpt", "{run}", "--prompts", "a cat"], "text-to-image"),
+    (["sample", "--ckpt", "{run}", "--prompts", "a cat"], "this model takes no text"),
     (["train", "tiny-cpu", "--out", "{tmp}/bad/a/bad.png"], "bad.png"),
     (["train", "tiny-cpu", "--out", "{tmp}/r", "--sampling.solver", "bogus"], "bogus"),
     (["train", "tiny-cpu", "--out", "{tmp}/r", "--optim.beta1", "2"], "optim.beta1"),
@@ -255,7 +255,7 @@ def make_folders(tmp: Path) -> None:
         for i in range(images):
             Image.new("RGB", (16, 16)).save(tmp / name / f"{i}.png")
     (tmp / "bad/a/bad.png").write_bytes(b"not a picture")
-    shutil.copytree(ROOT / "src/ldit/assets/emoji64", tmp / "renamed")
+    shutil.copytree(ROOT / "src/ldit/assets/emoji64-styles/3d", tmp / "renamed")
     (tmp / "renamed/travel").rename(tmp / "renamed/journeys")
 
 

@@ -39,7 +39,7 @@ def test_the_outputs_of_the_reference(network: Lite0) -> None:
 )
 def test_it_sees(emoji: str, label: str, network: Lite0) -> None:
     """Resize, normalisation and order of channels as in its training: images of 64 pixels get their names."""
-    image = np.asarray(Image.open(ASSETS / "emoji64" / "food" / f"{emoji}.webp").convert("RGB"))
+    image = np.asarray(Image.open(ASSETS / "emoji64-styles" / "3d" / "food" / f"{emoji}.webp").convert("RGB"))
     logits = network(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])["logits"]
     names = json.loads((ASSETS / "imagenet_classes.json").read_text())
     assert names[int(logits.argmax())] == label

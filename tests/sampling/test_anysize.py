@@ -134,8 +134,8 @@ def test_what_cannot_be_scaled() -> None:
     with pytest.raises(RequestError, match="rope_scaling: expected none, linear, ntk or time-aware, got 'yarn'"):
         positioned(Recorder(), DDPM(), CONFIG, 8, 8, "yarn")
     text = TextModelConfig(dim=32, n_layers=1, n_heads=2)
-    with pytest.raises(RequestError, match="rope_scaling ntk: positions of text models are not scaled yet"):
-        positioned(Recorder(), DDPM(), text, 8, 9, "ntk")
+    with pytest.raises(RequestError, match="proportional_attention: not for text models"):
+        positioned(Recorder(), DDPM(), text, 8, 9, "ntk", True)
 
 
 @pytest.mark.parametrize("scaling", ["linear", "ntk", "time-aware"])

@@ -277,7 +277,7 @@ def test_models_that_are_no_recipe(tmp_path: Path) -> None:
     assert (config.objective.augment, config.objective.times) == (0.15, "uniform")
     replace(config, data=replace(config.data, path="x", fit_model=False)).check()
     text = ModelSpec(TextModelConfig(2, 4, 16, 1, 2, cap_feat_dim=8), DDPMConfig(), AutoencoderConfig())
-    with pytest.raises(ConfigError, match="is a text model"):
+    with pytest.raises(ConfigError, match="does not say what its text encoder is"):
         finetune(text, "x")
 
 

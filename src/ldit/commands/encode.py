@@ -18,6 +18,7 @@ from ldit.commands.encode_text import make_text_cache
 from ldit.commands.finetune import experiment_of
 from ldit.config.requests.encode import EncodeRequest
 from ldit.config.requests.fields import from_keywords
+from ldit.config.sections import TextConfig
 from ldit.config.serial import to_dict
 from ldit.config.spec import AutoencoderConfig
 from ldit.data.images.decoding import Decoding
@@ -104,8 +105,12 @@ def make_cache(request: EncodeRequest) -> bool:
     if request.recipe:
         request = request.with_recipe(experiment_of(request.recipe).config)
     with stopped_by_signals():
+        if request.text and request.captions:
+            raise ConfigError("--text caches features of texts and no latents; leave out --captions")
         if request.text:
             return make_text_cache(request)
+        if (request.encoder, request.tokenizer) != (TextConfig.encoder, ""):
+            raise ConfigError("--encoder and --tokenizer go with --text")
         launch = launched()
         # Open and check everything before anything is written.
         source: Samples

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ldit.codecs.text import find_text_model
 from ldit.config.assets import ASSETS
 from ldit.config.experiment import Experiment
 from ldit.config.recipes.finetune import finetune
@@ -64,6 +63,8 @@ def _finetuning(name: str) -> Experiment:
 
 def _placed(name: str | None, beside: Path) -> str | None:
     """The path of a text model below a folder, else its name."""
+    from ldit.codecs.text import find_text_model  # imports torch, which help does not need
+
     folder = None if name is None else find_text_model(name, [beside])
     is_below = folder is not None and folder.resolve().is_relative_to(beside.resolve())
     return str(folder.resolve()) if folder is not None and is_below else name

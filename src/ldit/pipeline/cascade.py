@@ -22,6 +22,8 @@ def small_images(
     `shape` (C, h, w) is that of the latents to be sampled. RequestError where the images and the model do not go
     together."""
     if spec.cascade is None:
+        if spec.model.cond_channels:
+            raise RequestError("model.cond_channels: this model does not say what its further input channels are")
         if given is not None:
             raise RequestError("from_image: this model enlarges no images; image to image is init_image")
         return None

@@ -27,8 +27,8 @@ def check_guide(spec: ModelSpec, guide: ModelSpec, shape: Shape, trained: tuple[
         if own != other:
             raise RequestError(f"guide: its class {index} is {other!r}, the model's {own!r}")
     # The guide must be able to compute on latents of the requested size.
-    if spec.cascade != guide.cascade:
-        raise RequestError(f"guide: its cascade is {guide.cascade}, the model's {spec.cascade}")
+    if spec.cascade != guide.cascade or spec.model.cond_channels != guide.model.cond_channels:
+        raise RequestError("guide: model.cond_channels: the model and its guide are not of the same stage of a cascade")
     unit = guide.model.side_unit
     if shape[1] % unit or shape[2] % unit:
         raise RequestError(f"guide: latents of {shape[1]}x{shape[2]} are no multiples of its patch size {unit}")

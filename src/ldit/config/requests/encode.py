@@ -103,10 +103,6 @@ class EncodeRequest:
         for key, least in _LEAST.items():
             if getattr(self, key) < least:
                 raise ConfigError(f"--{key.replace('_', '-')}: must be at least {least}, got {getattr(self, key)}")
-        if self.text and self.captions:
-            raise ConfigError("--text caches features of texts and no latents; leave out --captions")
-        if not self.text and (self.encoder, self.tokenizer) != (TextConfig.encoder, ""):
-            raise ConfigError("--encoder and --tokenizer go with --text")
         if not self.timeout > 0:
             raise ConfigError(f"--timeout: must be more than 0, got {self.timeout}")
         if not all(0 <= value <= 255 for value in self.background):
