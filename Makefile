@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPTS := "3d firefighter, dark skin tone" "noto firefighter, light skin tone" "3d police officer, light skin tone" \
 	"noto cook, dark skin tone" "twemoji student, medium skin tone" "3d man with turban, medium skin tone" \
-	"3d grinning face" "3d green heart"
+	"flat princess, dark skin tone" "twemoji firefighter, medium-dark skin tone"
 
 .PHONY: demo test test-crash soak lint format clean
 
@@ -20,7 +20,7 @@ PROMPTS := "3d firefighter, dark skin tone" "noto firefighter, light skin tone" 
 
 demo: .venv/.runtime
 	$(BIN)/ldit sample --ckpt emoji64-class-xs --class-labels animals food smileys travel --per-class 4 --image-save-path demo.png
-	$(BIN)/ldit sample emoji64-text --prompts $(PROMPTS) --seed 1 --image-save-path demo-text.png
+	$(BIN)/ldit sample emoji64-text --prompts $(PROMPTS) --guidance 4 --seed 5 --image-save-path demo-text.png
 	@echo "$(CURDIR)/demo.png $(CURDIR)/demo-text.png"
 
 test: .venv/.dev

@@ -154,7 +154,7 @@ def emoji64_text() -> RunConfig:
         train=TrainConfig(
             steps=20_000,
             batch_size=64,
-            lr=1e-3,
+            lr=4e-3,
             warmup=200,
             cooldown=4000,
             precision="bf16",
@@ -163,7 +163,7 @@ def emoji64_text() -> RunConfig:
             checkpoint_every=250,
             sample_every=1000,
         ),
-        optim=OptimConfig(beta2=0.95),
+        optim=OptimConfig(kind="muon", beta2=0.95, chunked=True),
         ema=EMAConfig(0.999),
         heldout=HeldoutConfig(every=500, num=256),
         text=TextConfig("sentence-transformers/all-MiniLM-L6-v2", max_tokens=32),
