@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldit.codecs.text import check_text_encoder
 from ldit.codecs.text_features import TextFeatures, stacked
 from ldit.config.labels import resolve_labels
 from ldit.config.model import TextModelConfig
@@ -72,7 +74,7 @@ class ClassConditioner:
 class TextConditioner:
     """Texts. A label is the number of a text, and the null label that of `null_text`.
 
-    `features` gives the features of texts; None before an encoder is at hand, when nothing can be encoded yet.
+    `features` gives the features of texts; None where the encoder is not open, and nothing can be encoded.
     `length`: number of tokens to which every batch is padded; None = that of its longest text. `encoder`: fingerprint
     of the encoder, where it is known.
     """
@@ -140,3 +142,9 @@ def text_config(spec: ModelSpec) -> TextConditionerConfig:
     if isinstance(spec.conditioner, TextConditionerConfig):
         return spec.conditioner
     raise RequestError("conditioner: this text model does not say what its text encoder is")
+
+
+def check_conditioner(spec: ModelSpec, roots: Sequence[Path] = ()) -> None:
+    """CodecError when the encoder of a text model is missing or has another width; reads no weights."""
+    if isinstance(spec.model, TextModelConfig):
+        check_text_encoder(text_config(spec), spec.model.cap_feat_dim, roots)

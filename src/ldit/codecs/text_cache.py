@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldit.config.serial import from_dict, to_dict
 from ldit.errors import CodecError, ConfigError, RequestError, SourceError
+from ldit.precision import DTYPES
 from ldit.storage import manifest
 from ldit.storage.atomic import read_json, write_json
 from ldit.storage.manifest import Record
@@ -31,7 +32,6 @@ VERSION = 1
 KEY = "texts"  # of the manifest
 JOB = "texts.json"
 _KEY_BYTES = 16
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class TextCacheJob(SharedJob[TextBlock]):
         return self.out / _shard(number)
 
     def bytes_needed(self, items: int) -> int:
-        return items * (self.job.max_tokens * self.job.width * _DTYPES[self.job.precision].itemsize + _KEY_BYTES + 8)
+        return items * (self.job.max_tokens * self.job.width * DTYPES[self.job.precision].itemsize + _KEY_BYTES + 8)
 
     def is_complete(self) -> bool:
         if not is_text_cache(self.out):
@@ -122,7 +122,7 @@ class TextCacheJob(SharedJob[TextBlock]):
         tensors = {
             "keys": torch.frombuffer(bytearray(keys), dtype=torch.int64).view(-1, 2),
             "ends": torch.tensor([len(row) for row in block.features], dtype=torch.int64).cumsum(0),
-            "features": torch.cat([row.cpu().to(_DTYPES[self.job.precision]) for row in block.features]),
+            "features": torch.cat([row.cpu().to(DTYPES[self.job.precision]) for row in block.features]),
         }
         half = self._half(_shard(number))
         with ShardWriter(half, [(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]) as writer:

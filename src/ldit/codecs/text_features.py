@@ -30,7 +30,7 @@ class TextFeatures:
         with self._lock:
             found = {text: self._kept[text] for text in texts if text in self._kept}
             if self._cache is not None:
-                for text in dict.fromkeys(texts):
+                for text in dict.fromkeys(one for one in texts if one not in found):
                     if (features := self._cache.get(text)) is not None:
                         found[text] = features
             missing = [text for text in dict.fromkeys(texts) if text not in found]

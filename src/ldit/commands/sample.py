@@ -17,11 +17,15 @@ from torch import Tensor
 
 from ldit.checkpoint.run import trained_on
 from ldit.codecs.codec import check_codec
-from ldit.codecs.conditioners import ClassConditioner, Conditioner, TextConditioner, build_conditioner, text_config
+from ldit.codecs.conditioners import (
+    ClassConditioner,
+    Conditioner,
+    TextConditioner,
+    build_conditioner,
+    check_conditioner,
+)
 from ldit.codecs.pixels import labelled_grid, published_grid
-from ldit.codecs.text import check_text_encoder
 from ldit.config.assets import imagenet_names
-from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import SampleRequest, SamplingRequest
 from ldit.config.spec import ModelSpec
 from ldit.errors import RequestError
@@ -106,8 +110,7 @@ def make_images(request: SampleRequest, published: bool = False) -> Iterator[str
     )
     root, conditioner = request.local_diffusers_model_root, resolved.conditioner
     roots = codec_roots(root, opened.path)
-    if isinstance(opened.spec.model, TextModelConfig):
-        check_text_encoder(text_config(opened.spec), opened.spec.model.cap_feat_dim, roots)
+    check_conditioner(opened.spec, roots)
     if request.latents_out is None or resolved.init is not None:
         check_codec(opened.spec.codec, roots, opened.spec.model.in_channels)
     # Read the weights.

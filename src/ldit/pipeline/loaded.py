@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from ldit.codecs.codec import Codec, open_codec
-from ldit.codecs.conditioners import Conditioner, TextConditioner, text_config
-from ldit.codecs.text import TextEncoder, check_text_encoder
+from ldit.codecs.conditioners import Conditioner, TextConditioner, check_conditioner, text_config
+from ldit.codecs.text import TextEncoder
 from ldit.codecs.text_features import TextFeatures
-from ldit.config.model import TextModelConfig
 from ldit.config.spec import ModelSpec
 from ldit.diffusion.build import build_process
 from ldit.diffusion.process import Process
@@ -83,10 +82,9 @@ class LoadedModel:
             return conditioner
         with self._opening:
             if self._features is None:
-                config, model = text_config(self.spec), self.spec.model
-                assert isinstance(model, TextModelConfig)
+                config = text_config(self.spec)
                 roots = codec_roots(self.codec_root, self.source)
-                check_text_encoder(config, model.cap_feat_dim, roots)
+                check_conditioner(self.spec, roots)
                 offload = is_offloaded(self.model)
                 dtype = torch.float32 if self.device.type == "cpu" else self.dtype
                 self._features = TextFeatures(lambda: TextEncoder(config, roots, self.device, dtype, offload))

@@ -20,10 +20,8 @@ from torch import Tensor
 
 from ldit.checkpoint.run import trained_on
 from ldit.codecs.codec import check_codec
-from ldit.codecs.conditioners import build_conditioner, text_config
+from ldit.codecs.conditioners import build_conditioner, check_conditioner
 from ldit.codecs.pixels import to_uint8
-from ldit.codecs.text import check_text_encoder
-from ldit.config.model import TextModelConfig
 from ldit.config.requests.sampling import ModelRequest
 from ldit.errors import RequestError, RunError
 from ldit.log import logger
@@ -185,8 +183,7 @@ class SampleSet:
         self.resolved = replace(resolved, labels=labels, conditioner=conditioner)
         roots = codec_roots(request.local_diffusers_model_root, self.source.path)
         check_codec(spec.codec, roots, spec.model.in_channels)
-        if isinstance(spec.model, TextModelConfig):
-            check_text_encoder(text_config(spec), spec.model.cap_feat_dim, roots)
+        check_conditioner(spec, roots)
         # Describe the set, with fingerprints of the weights.
         self.dtype = request.dtype or ("fp32" if self.device.type == "cpu" else "bf16")
         self.description = describe(request, num, self.source, self.guide, self.resolved, self.labels, self.dtype)
